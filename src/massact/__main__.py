@@ -1,0 +1,5 @@
+"""`python -m massact` is `massact`."""
+
+from massact.cli import main
+
+main()

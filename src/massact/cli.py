@@ -1,0 +1,204 @@
+"""The command line: parse, call one function, print. Heavy imports happen only when a verb runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from massact.records.errors import MassactError, UserError
+
+app = typer.Typer(name="massact", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+                  pretty_exceptions_enable=False,
+                  help="Find, explain, remove and train away massive activations in transformers.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the records as JSON instead of tables.")]
+
+
+@app.callback()
+def _root() -> None:
+    """Find, explain, remove and train away massive activations in transformers."""
+
+
+@app.command()
+def scan(
+    model: Annotated[str | None, typer.Argument(help="Hub id or local folder; nothing: the embedded model.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory for tables and figures.")] = None,
+    corpus: Annotated[str | None, typer.Option(
+        help="Text, Markdown or JSONL file, a folder of them, or a data set name (wikitext-2, c4, pg19, redpajama, "
+             "any Hub id); nothing: the embedded text.")] = None,
+    seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence.")] = None,
+    n_sequences: Annotated[int | None, typer.Option(min=1, help="Number of sequences.")] = None,
+    criterion: Annotated[str, typer.Option(help="Published rule for what is massive, see docs/criteria.md.")] = "sun2024",
+    threshold: Annotated[list[str] | None, typer.Option(
+        help="Override a constant of the criterion: name=value. Can be repeated.")] = None,
+    bos: Annotated[str, typer.Option(help="auto (as the tokenizer does), always or never (as the paper).")] = "auto",
+    prompt: Annotated[str | None, typer.Option(help="Prompt of the 3-D figure and Table 1.")] = None,
+    batch_size: Annotated[str, typer.Option(help="Sequences per forward pass, or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    top_k: Annotated[int, typer.Option(min=3, help="Greatest |h| kept per sequence and layer.")] = 16,
+    null: Annotated[bool | None, typer.Option("--null/--no-null", help="Also scan a random-init twin (default: up to "
+                                              "500M parameters).")] = None,
+    bos_contrast: Annotated[bool, typer.Option(help="Also scan a few sequences with and without BOS.")] = True,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")] = False,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights, with weights_only=True.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted scan in --out.")] = False,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no tables.")] = False,
+) -> None:
+    """Has this model massive activations: where, how large, how constant, how close to overflow?"""
+    options: dict[str, Any] = {
+        "criterion": criterion, "thresholds": dict(_threshold(t) for t in threshold or ()), "seq_len": seq_len,
+        "n_sequences": n_sequences, "bos": bos, "seed": seed, "top_k": top_k, "bos_contrast": bos_contrast,
+        "batch_size": _batch_size(batch_size), "null": "auto" if null is None else null,
+    }  # fmt: skip
+    if prompt is not None:
+        options["prompt"] = prompt
+    if resume and out is None:
+        raise UserError("--resume needs the run directory.", do="Add --out DIR.")
+    _quiet_libraries()
+    from massact.models import load
+    from massact.reports import draw
+    from massact.scans import criterion as criterion_named
+    from massact.scans import scan as run_scan
+
+    criterion_named(criterion).resolved(options["thresholds"])  # before minutes are spent on loading
+    if out is not None:
+        _check_out(out, resume)
+    extra = {"trust_remote_code": True} if trust_remote_code else {}
+    with _progress(quiet or json) as progress:
+        progress("load", 0, 1)
+        loaded = load(model, device=device, dtype=dtype, revision=revision,
+                      options=extra | ({"allow_pickle": True} if allow_pickle else {}))
+        progress("load", 1, 1)
+        result = run_scan(loaded, corpus, out=out, resume=resume, progress=progress, **options)
+    if out is not None:
+        draw(result, out)
+    _print(result, json, quiet)
+    if not json and not quiet:
+        typer.echo(f"\nSaved in {out}: tables, run.json, figures/. Print it again: massact show {out}" if out else
+                   "\nNot saved. Keep tables and figures with --out DIR.")
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    json: Json = False,
+) -> None:
+    """Print a saved run again; needs neither the model nor torch."""
+    from massact.records.results import open_run
+
+    _print(open_run(run), json, quiet=False)
+
+
+def _print(result: Any, json: bool, quiet: bool) -> None:
+    from rich.console import Console
+
+    from massact.reports import show as show_result
+    from massact.reports import to_json
+
+    if json:
+        typer.echo(to_json(result))
+    elif not quiet:
+        show_result(result, Console())
+
+
+def _threshold(text: str) -> tuple[str, float]:
+    name, sign, value = text.partition("=")
+    try:
+        if sign and name:
+            return name.strip(), float(value)
+    except ValueError:
+        pass
+    raise UserError(f"--threshold {text!r} is not name=value.", do="For example: --threshold magnitude=50")
+
+
+def _batch_size(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if text.isdigit() and int(text) > 0:
+        return int(text)
+    raise UserError(f"--batch-size {text!r} is neither auto nor a number from 1 on.")
+
+
+def _check_out(out: Path, resume: bool) -> None:
+    """Refuse a directory that cannot be used before minutes are spent on the model."""
+    from massact.records.results import claim, read_info
+    from massact.records.runinfo import RunInfo
+
+    if resume and (out / "run.json").is_file():
+        read_info(out)
+        return
+    existed = out.exists()
+    claim(out, RunInfo("scan"))
+    if not existed:
+        out.rmdir()
+
+
+@contextmanager
+def _progress(off: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                  console=console, disable=off or not console.is_terminal, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield update
+
+
+def _quiet_libraries() -> None:
+    """Our errors say what went wrong; the libraries' own chatter would bury them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main() -> None:
+    """Entry point: every error is one message and an exit status, never a traceback."""
+    import click
+
+    try:
+        status = app(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(status if isinstance(status, int) else 0)
+    except MassactError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("Interrupted. What was finished is kept; go on with the same command and --resume.", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if os.environ.get("MASSACT_TRACEBACK"):
+            raise
+        _fail(f"massact failed: {type(error).__name__}: {error}\nThis is a defect of massact, or of a library under it. "
+              "Run again with MASSACT_TRACEBACK=1 and report what it prints.", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

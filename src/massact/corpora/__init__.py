@@ -1,0 +1,13 @@
+"""Named text, token ids and images as ready batches, made the same way every time.
+
+Takes: a name, a path, prompts, ids or tensors; a tokenizer.
+Gives: `Corpus`, read as `Batch`es, with BOS policy, packing, seed and content hash recorded; or a `Source`,
+which is text that still waits for a tokenizer.
+Knows: files, data sets and their protocols, tokenizers. Must not know: models, layers, or what is measured.
+"""
+
+from massact.corpora.batch import Batch, Corpus, Origin
+from massact.corpora.presets import PRESETS, Preset
+from massact.corpora.sources import Source, corpus
+
+__all__ = ["PRESETS", "Batch", "Corpus", "Origin", "Preset", "Source", "corpus"]

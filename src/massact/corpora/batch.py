@@ -1,0 +1,285 @@
+"""A ready set of model inputs, and the batches it is read in.
+
+Shapes: N sequences of the corpus, B rows of a batch, T positions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+
+from massact.corpora.spelling import Spelling
+from massact.records.errors import UserError
+
+PositionClass = Literal["start", "delimiter", "other"]
+Positions = slice | torch.Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one forward pass takes, and which of its positions count.
+
+    Args:
+        inputs: keyword arguments of the model; `attention_mask` (B, T) only when a position does not count.
+        sequences: index in the corpus, one per row.
+        rows: the positions that count, one entry per row: None = all, a slice = a contiguous run,
+            a LongTensor = any other set.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    sequences: tuple[int, ...]
+    rows: tuple[Positions, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the same batch on another device."""
+        return Batch(
+            {name: tensor.to(device) for name, tensor in self.inputs.items()},
+            self.sequences,
+            tuple(row.to(device) if isinstance(row, torch.Tensor) else row for row in self.rows),
+        )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How a corpus was made: what run.json needs in order to make it again.
+
+    Args:
+        bos: the resolved policy: 'never', 'always' (BOS in every window), 'tokenizer' (every window gets what
+            the tokenizer adds to a sequence), 'stream' (special tokens once, around the whole text) or
+            'given'.
+        bos_requested: the policy that was asked for.
+        special_tokens: what was added, as {'prefix': [...], 'suffix': [...]}.
+        seed: the seed that was given; it only matters where the source draws documents at random.
+        packing: method ('windows' | 'prompts' | 'given') and its numbers.
+        source: where the documents came from.
+    """
+
+    bos: str = "given"
+    bos_requested: str = "auto"
+    special_tokens: dict[str, list[str]] = field(default_factory=lambda: {"prefix": [], "suffix": []})
+    seed: int = 0
+    packing: dict[str, Any] = field(default_factory=lambda: {"method": "given"})
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """An immutable, ready set of model inputs: token ids, images, or any named tensors.
+
+    Args:
+        name: what the user called it.
+        kind: 'tokens' where `inputs` has `input_ids`, else 'tensors'.
+        inputs: keyword arguments of the model, each with N as its first dimension; no `attention_mask`.
+        mask: (N, T) bool, which positions count; None where all do.
+        origin: how it was made.
+        spelling: turns token ids into strings; None where no tokenizer is known.
+    """
+
+    name: str
+    kind: Literal["tokens", "tensors"]
+    inputs: Mapping[str, torch.Tensor]
+    mask: torch.Tensor | None = None
+    origin: Origin = field(default_factory=Origin)
+    spelling: Spelling | None = None
+
+    @property
+    def n_sequences(self) -> int:
+        """Number of sequences (or images)."""
+        return next(iter(self.inputs.values())).shape[0]
+
+    @property
+    def seq_len(self) -> int | None:
+        """Tokens per sequence; None where sequences differ in length or are not tokens."""
+        if self.kind != "tokens" or self.mask is not None:
+            return None
+        return self.inputs["input_ids"].shape[1]
+
+    @property
+    def n_tokens(self) -> int | None:
+        """Number of positions that count, over all sequences; None for tensors without a mask."""
+        if self.mask is not None:
+            return int(self.mask.sum())
+        return self.inputs["input_ids"].numel() if self.kind == "tokens" else None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the content: the same for every batch size, and for the same content under another name."""
+        return content_sha256(self.inputs, self.mask)
+
+    def __len__(self) -> int:
+        return self.n_sequences
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """Read the corpus in order.
+
+        Args:
+            batch_size: rows per batch; the last batch may be smaller.
+            start: first sequence (a resumed run); at or past the end nothing comes.
+
+        Raises:
+            UserError: `batch_size` below 1, `start` below 0.
+        """
+        if batch_size < 1:
+            raise UserError(
+                f"The batch size is {batch_size}.", "A batch has at least one sequence.", "Use 1 or more."
+            )
+        if start < 0:
+            raise UserError(
+                f"The first sequence is {start}.", "Sequences are numbered from 0.", "Use 0 or more."
+            )
+        last = self.n_sequences
+        return (self._batch(low, min(low + batch_size, last)) for low in range(start, last, batch_size))
+
+    def _batch(self, low: int, high: int) -> Batch:
+        # Cloned, so that a model or an edit that works in place cannot change the corpus.
+        inputs = {name: tensor[low:high].clone() for name, tensor in self.inputs.items()}
+        sequences = tuple(range(low, high))
+        if self.mask is None:
+            return Batch(inputs, sequences, (None,) * len(sequences))
+        mask = self.mask[low:high]
+        inputs, mask = trim_padding(inputs, mask)
+        if mask.all():
+            return Batch(inputs, sequences, (None,) * len(sequences))
+        return Batch(inputs | {"attention_mask": mask.long()}, sequences, tuple(counted(row) for row in mask))
+
+    def token_id(self, sequence: int, pos: int) -> int:
+        """Return the token id at a position; -1 where the corpus is not tokens."""
+        self._inside(sequence, pos)
+        return int(self.inputs["input_ids"][sequence, pos]) if self.kind == "tokens" else -1
+
+    def token(self, sequence: int, pos: int) -> str:
+        """Return a readable token, for example ' the', '\\n' or '<s>'; 'token 17' where there are no ids."""
+        token_id = self.token_id(sequence, pos)
+        if self.kind != "tokens":
+            return f"token {pos}"
+        return self.spelling.string(token_id) if self.spelling else f"id {token_id}"
+
+    def position_class(self, sequence: int, pos: int) -> PositionClass:
+        """Say whether a position is the first that counts, a delimiter, or another one (paper.md 2.1).
+
+        A delimiter is a punctuation mark, a run of newlines, or a separator token; no tokenizer, no
+        delimiter.
+        """
+        self._inside(sequence, pos)
+        first = 0 if self.mask is None else int(self.mask[sequence].to(torch.uint8).argmax())
+        if pos == first:
+            return "start"
+        if (
+            self.spelling
+            and self.kind == "tokens"
+            and self.spelling.is_delimiter(self.token_id(sequence, pos))
+        ):
+            return "delimiter"
+        return "other"
+
+    def _inside(self, sequence: int, pos: int) -> None:
+        # Negative indices would silently wrap around. How many positions an image has, the model decides.
+        width = self.inputs["input_ids"].shape[1] if self.kind == "tokens" else pos + 1
+        if not (0 <= sequence < self.n_sequences and 0 <= pos < width):
+            raise IndexError(
+                f"sequence {sequence}, position {pos} of a corpus of {self.n_sequences} x {width}"
+            )
+
+    def head(self, n: int) -> Corpus:
+        """Return the first `n` sequences.
+
+        Raises:
+            UserError: fewer than one, or more than there are.
+        """
+        if not 1 <= n <= self.n_sequences:
+            raise UserError(
+                f"The first {n} sequences of {self.name!r} were asked for.",
+                f"The corpus has {self.n_sequences}.",
+                f"Ask for 1 to {self.n_sequences}.",
+            )
+        inputs = {name: tensor[:n] for name, tensor in self.inputs.items()}
+        if self.mask is None:
+            return replace(self, inputs=inputs)
+        inputs, mask = trim_padding(inputs, self.mask[:n])
+        return replace(self, inputs=inputs, mask=None if mask.all() else mask)
+
+    def with_tokenizer(self, tokenizer: Any) -> Corpus:
+        """Return the same corpus with readable token strings (token ids that came without a tokenizer)."""
+        return replace(self, spelling=Spelling(tokenizer))
+
+    def require(self, vocabulary: int | None = None, context: int | None = None) -> None:
+        """Check the token ids against a model before it runs on them.
+
+        Args:
+            vocabulary: rows of the model's embedding.
+            context: most positions that the model takes.
+
+        Raises:
+            UserError: an id outside the vocabulary, or sequences longer than the context.
+        """
+        if self.kind != "tokens":
+            return
+        ids = self.inputs["input_ids"]
+        if vocabulary is not None and int(ids.max()) >= vocabulary:
+            row, pos = divmod(int(ids.argmax()), ids.shape[1])
+            raise UserError(
+                f"Token id {int(ids.max())} (sequence {row}, position {pos}) is outside the vocabulary.",
+                f"The model knows ids 0 to {vocabulary - 1}.",
+                "Tokenise the text with the tokenizer of this model.",
+            )
+        if context is not None and ids.shape[1] > context:
+            raise UserError(
+                f"The sequences are {ids.shape[1]} tokens long.",
+                f"The model takes at most {context}.",
+                f"Use --seq-len {context} or less.",
+            )
+
+    def info(self) -> dict[str, Any]:
+        """Return what run.json records about the corpus: plain JSON values only."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "sha256": self.sha256,
+            "seq_len": self.seq_len,
+            "n_sequences": self.n_sequences,
+            "n_tokens": self.n_tokens,
+            "tokenizer": self.spelling.info() if self.spelling else None,
+            **asdict(self.origin),
+        }
+
+
+def counted(mask_T: torch.Tensor) -> Positions:
+    """Return the positions that count: None = all, a slice = one contiguous run, else a LongTensor."""
+    positions = mask_T.nonzero().flatten()
+    first, last = int(positions[0]), int(positions[-1])
+    if len(positions) == len(mask_T):
+        return None
+    return slice(first, last + 1) if last - first + 1 == len(positions) else positions
+
+
+def content_sha256(inputs: Mapping[str, torch.Tensor], mask: torch.Tensor | None) -> str:
+    """Hash named tensors: for each, in name order, 'name dtype shape' and then the bytes (little endian).
+
+    Token ids are int64. An id that does not count (padding) is hashed as 0: which id a tokenizer pads with
+    does not change the content.
+    """
+    digest = hashlib.sha256()
+    parts = dict(inputs) if mask is None else {**inputs, "attention_mask": mask}
+    for name in sorted(parts):
+        tensor = parts[name].cpu().contiguous()
+        if name == "input_ids" and mask is not None:
+            tensor = tensor * mask
+        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}\n".encode())
+        # Through uint8: NumPy has no bfloat16. The buffer is read in place, not copied.
+        digest.update(tensor.view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def trim_padding(
+    inputs: dict[str, torch.Tensor], mask_BT: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Cut the columns at the end that no row counts, where the ids are the only input."""
+    if set(inputs) != {"input_ids"}:
+        return inputs, mask_BT
+    width = int(mask_BT.any(dim=0).nonzero().max()) + 1
+    return {"input_ids": inputs["input_ids"][:, :width]}, mask_BT[:, :width]

@@ -1,0 +1,178 @@
+"""Text, Markdown and JSONL files as documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from massact.records.errors import UserError, near
+
+JSONL_SUFFIXES = (".jsonl", ".ndjson")
+TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
+# A name that ends so is a path, also when nothing is there: the message is then about a missing file.
+PATH_SUFFIXES = (
+    *JSONL_SUFFIXES,
+    *TEXT_SUFFIXES,
+    ".json",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".gz",
+    ".zst",
+    ".pdf",
+    ".html",
+)
+
+
+def looks_like_path(spec: str) -> bool:
+    """Say whether a name can only be meant as a path: Hub names have one slash at most, and no such ending."""
+    lowered = spec.lower()
+    return (
+        spec.startswith((".", "~", "/", "\\"))
+        or spec.endswith(("/", "\\"))
+        or spec.count("/") > 1
+        or "\\" in spec
+        or lowered.endswith(PATH_SUFFIXES)
+    )
+
+
+def read_path(path: Path, text_column: str | None = None) -> list[str]:
+    """Read a file, or every text file below a folder in the order of their names, as documents.
+
+    Args:
+        path: a text, Markdown or JSONL file, or a folder of such.
+        text_column: the JSONL key that holds the text; 'text' if None.
+
+    Raises:
+        UserError: nothing there, unreadable, not text, no text, or a broken JSONL line.
+    """
+    if not path.exists():
+        raise _missing(path)
+    files = _text_files(path) if path.is_dir() else [path]
+    if text_column is not None and not any(_is_jsonl(file) for file in files):
+        raise UserError(
+            f"The text column {text_column!r} was asked for.",
+            f"{str(path)!r} holds plain text, which has no columns.",
+            "Leave it out, or give a JSONL file.",
+        )
+    documents: list[str] = []
+    for file in files:
+        text = read_text(file)
+        documents += _jsonl(file, text, text_column or "text") if _is_jsonl(file) else [text]
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise UserError(
+            f"There is no text in {str(path)!r}.",
+            "It is empty, or holds only white space.",
+            "Give a file with some text in it.",
+        )
+    return documents
+
+
+def read_text(file: Path) -> str:
+    """Read one UTF-8 file, with every line ending as a newline.
+
+    Raises:
+        UserError: unreadable, binary, or not UTF-8 (with the offset of the first bad byte).
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UserError(
+            f"The file {str(file)!r} cannot be read.", f"{why}.", "Check its permissions."
+        ) from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(
+            f"The file {str(file)!r} is not UTF-8 text.",
+            "It starts with the mark of UTF-16.",
+            "Save it as UTF-8.",
+        )
+    if (offset := data.find(b"\0")) >= 0:
+        raise UserError(
+            f"The file {str(file)!r} is not text.",
+            f"It is binary: byte {offset} is zero.",
+            "Give a text, Markdown or JSONL file.",
+        )
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"The file {str(file)!r} is not UTF-8 text.",
+            f"Byte {error.start} (0x{data[error.start]:02x}) is not valid there: {error.reason}.",
+            "Save it as UTF-8.",
+        ) from error
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _is_jsonl(file: Path) -> bool:
+    return file.suffix.lower() in JSONL_SUFFIXES
+
+
+def _text_files(folder: Path) -> list[Path]:
+    inside = [file for file in folder.rglob("*") if file.is_file()]
+    # Hidden files and folders (.git, .DS_Store) are not part of anybody's corpus.
+    shown = [f for f in inside if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+    texts = [file for file in shown if file.suffix.lower() in (*TEXT_SUFFIXES, *JSONL_SUFFIXES)]
+    if not texts:
+        found = sorted({file.suffix.lower() or "(no ending)" for file in shown})
+        raise UserError(
+            f"There are no text files in the folder {str(folder)!r}.",
+            f"It holds {len(shown)} files" + (f", ending in {', '.join(found[:8])}." if found else "."),
+            f"A folder is searched for {' '.join((*TEXT_SUFFIXES, *JSONL_SUFFIXES))}; else name one file.",
+        )
+    # As text with forward slashes, so that the order is the same on every system.
+    return sorted(texts, key=lambda file: file.relative_to(folder).as_posix())
+
+
+def _jsonl(file: Path, text: str, column: str) -> list[str]:
+    # Only "\n" ends a line: str.splitlines would also cut at U+2028, which JSON allows inside a string.
+    lines = enumerate(text.split("\n"), start=1)
+    return [_jsonl_text(file, number, line, column) for number, line in lines if line.strip()]
+
+
+def _jsonl_text(file: Path, number: int, line: str, column: str) -> str:
+    where = f"Line {number} of {str(file)!r}"
+    try:
+        record: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        what = str(error).replace("line 1 ", "")
+        raise UserError(f"{where} is not JSON.", f"{what}.", "Each line is one JSON object.") from error
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{where} is no JSON object.",
+            f"It is {_kind(record)}.",
+            f'Each line looks like {{"{column}": "some text"}}.',
+        )
+    if column not in record:
+        raise UserError(
+            f"{where} has no column {column!r}.",
+            f"Its columns: {', '.join(map(repr, record)) or 'none'}.",
+            "Name the one that holds the text (text_column).",
+        )
+    if not isinstance(record[column], str):
+        raise UserError(
+            f"{where} has no text in column {column!r}.",
+            f"It is {_kind(record[column])}.",
+            "Give a column of strings.",
+        )
+    return record[column]
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _missing(path: Path) -> UserError:
+    parent = path.parent
+    what = f"There is no file or folder {str(path)!r}."
+    if not parent.is_dir():
+        return UserError(what, f"The folder {str(parent)!r} does not exist either.", "Check the path.")
+    try:
+        names = [entry.name for entry in parent.iterdir()]
+    except OSError:
+        names = []
+    hint = near(path.name, names) if names else f"The folder {str(parent)!r} is empty."
+    return UserError(what, "Nothing has that name.", hint)

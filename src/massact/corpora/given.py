@@ -1,0 +1,162 @@
+"""Inputs that the user already has: token ids, images, any named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from massact.corpora.batch import Corpus, Origin, trim_padding
+from massact.corpora.packing import Request
+from massact.corpora.spelling import Spelling
+from massact.records.errors import UserError
+
+
+def from_ids(ids: torch.Tensor | np.ndarray, tokenizer: Any, request: Request) -> Corpus:
+    """Make a corpus of token ids, one sequence per row.
+
+    Args:
+        ids: (N, T), any integer type.
+        tokenizer: for readable tokens and for the size of the vocabulary; may be None.
+        request: may only repeat the shape, or ask for the first rows.
+
+    Raises:
+        UserError: not two-dimensional, not integers, empty, ids outside the vocabulary, or a request that the
+            ids cannot meet.
+    """
+    return from_tensors({"input_ids": ids}, tokenizer, request, name="ids")
+
+
+def from_tensors(
+    tensors: Mapping[str, Any], tokenizer: Any, request: Request, name: str | None = None
+) -> Corpus:
+    """Make a corpus of named tensors, for example {'pixel_values': (N, C, H, W)}.
+
+    Args:
+        tensors: keyword arguments of the model, each with N first; an `attention_mask` (N, T) says which
+            positions count. Tensors are held, not copied; token ids are copied.
+        tokenizer: for readable tokens where there are `input_ids`; may be None.
+        request: as for `from_ids`.
+        name: name of the corpus; 'ids' or 'tensors' if None.
+
+    Raises:
+        UserError: not tensors, different numbers of rows, no rows, a mask that does not fit; as `from_ids`.
+    """
+    parts = {key: _tensor(key, value) for key, value in tensors.items()}
+    if not parts or set(parts) == {"attention_mask"}:
+        raise UserError(
+            "The corpus is empty.", "The dict has no input tensor.", "Give {'pixel_values': ...} or so."
+        )
+    counts = {key: tensor.shape[0] for key, tensor in parts.items()}
+    if len(set(counts.values())) > 1 or any(tensor.numel() == 0 for tensor in parts.values()):
+        raise UserError(
+            "The tensors do not form a corpus.",
+            "Shapes: " + ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in parts.items()) + ".",
+            "Each needs one row per sequence, and at least one row.",
+        )
+    kind: Literal["tokens", "tensors"] = "tokens" if "input_ids" in parts else "tensors"
+    if kind == "tokens":
+        parts["input_ids"] = _ids(parts["input_ids"], tokenizer)
+    mask = _mask(parts.pop("attention_mask", None), parts.get("input_ids"))
+    if request.bos == "always":
+        raise UserError(
+            "bos='always' was asked for.",
+            "The inputs are given as they are.",
+            "Put the BOS id in, or leave it out.",
+        )
+    spelling = Spelling(tokenizer) if tokenizer is not None and kind == "tokens" else None
+    origin = Origin(bos_requested=request.bos, seed=int(request.seed))
+    if mask is not None:
+        parts, mask = trim_padding(parts, mask)
+    corpus = Corpus(name or {"tokens": "ids"}.get(kind, kind), kind, parts, mask, origin, spelling)
+    _meets(corpus, request)
+    n = request.n_sequences
+    return corpus if n in (None, "all", corpus.n_sequences) else corpus.head(n)
+
+
+def _tensor(name: str, value: Any) -> torch.Tensor:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        native = value.astype(value.dtype.newbyteorder("="), copy=False)
+        value = torch.from_numpy(np.ascontiguousarray(native))
+    if not isinstance(value, torch.Tensor) or value.ndim == 0 or value.layout is not torch.strided:
+        raise UserError(
+            f"{name!r} is no tensor.",
+            f"It is a {_described(value)}.",
+            "Give a tensor or array with one row per sequence.",
+        )
+    return value.detach()
+
+
+def _described(value: Any) -> str:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    return type(value).__name__ + (f" of {dtype}, shape {tuple(shape)}" if shape is not None else "")
+
+
+def _ids(ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
+    if ids.ndim != 2:
+        raise UserError(
+            "The token ids are not two-dimensional.",
+            f"Their shape is {tuple(ids.shape)}.",
+            "Give (sequences, tokens); one sequence is ids[None, :].",
+        )
+    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
+        raise UserError(
+            "The token ids are not integers.", f"They are {ids.dtype}.", "Convert them with .long()."
+        )
+    ids = ids.to("cpu", torch.long, copy=True)
+    if int(ids.min()) < 0:
+        raise UserError(
+            f"Token id {int(ids.min())} is negative.",
+            "Ids start at 0; -100 marks ignored labels, not inputs.",
+            "Pass input ids, and an attention_mask for padding.",
+        )
+    if tokenizer is not None:
+        # Not len(tokenizer): ids need not be contiguous, and added tokens may lie past the end.
+        size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+        if int(ids.max()) >= size:
+            row, pos = divmod(int(ids.argmax()), ids.shape[1])
+            raise UserError(
+                f"Token id {int(ids.max())} (sequence {row}, position {pos}) is outside the vocabulary.",
+                f"{type(tokenizer).__name__} knows ids 0 to {size - 1}.",
+                "Tokenise the text with the tokenizer of this model.",
+            )
+    return ids
+
+
+def _mask(mask: torch.Tensor | None, ids: torch.Tensor | None) -> torch.Tensor | None:
+    if mask is None:
+        return None
+    if mask.ndim != 2 or (ids is not None and mask.shape != ids.shape):
+        wanted = f"like the ids, {tuple(ids.shape)}" if ids is not None else "(sequences, positions)"
+        raise UserError(
+            "The attention_mask does not fit.", f"Its shape is {tuple(mask.shape)}.", f"It must be {wanted}."
+        )
+    mask = mask.to("cpu") != 0
+    if not mask.any(dim=1).all():
+        row = int((~mask.any(dim=1)).nonzero()[0])
+        raise UserError(
+            f"Sequence {row} has no position that counts.", "Its attention_mask is all 0.", "Leave it out."
+        )
+    return None if mask.all() else mask
+
+
+def _meets(corpus: Corpus, request: Request) -> None:
+    """Refuse a request that given inputs cannot meet; they are never cut or filled silently."""
+    width = corpus.inputs["input_ids"].shape[1] if corpus.kind == "tokens" else None
+    if request.seq_len not in (None, width):
+        raise UserError(
+            f"--seq-len {request.seq_len} was asked for.",
+            f"The ids are {width} tokens long." if width else "The corpus is tensors, which have no tokens.",
+            "Leave it out"
+            + (f", or pass ids[:, :{request.seq_len}]." if width and request.seq_len < width else "."),
+        )
+    n = request.n_sequences
+    if n not in (None, "all") and n > corpus.n_sequences:
+        raise UserError(
+            f"{n} sequences were asked for.",
+            f"There are {corpus.n_sequences}.",
+            f"Use --n-sequences {corpus.n_sequences} or less.",
+        )
+    corpus.require(context=request.context)

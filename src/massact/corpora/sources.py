@@ -1,0 +1,212 @@
+"""What the user names -> documents or ready inputs: `corpus()`, the door of this room."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from massact.corpora.batch import Corpus
+from massact.corpora.files import looks_like_path, read_path
+from massact.corpora.given import from_ids, from_tensors
+from massact.corpora.hub import read_dataset, read_preset
+from massact.corpora.packing import Request, pack_prompts, pack_windows
+from massact.corpora.presets import PRESETS
+from massact.records.errors import UserError
+
+EMBEDDED_BREAK = "\n* * *\n"
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Named documents, not yet tokenised; the model brings the tokenizer.
+
+    Args:
+        name: what the user called it.
+        read: the documents, given the seed (only a random draw depends on it).
+        join: what stands between two documents when they are packed.
+        prompts: True where each document is one sequence unless a length is asked for.
+        protocol: what bos='auto' means for this source: 'never', 'stream', or None (what the tokenizer does).
+        request: what `corpus()` was asked for; `encode` falls back on it.
+        origin: where the documents come from, for run.json.
+    """
+
+    name: str
+    read: Callable[[int], Sequence[str]]
+    join: str = "\n\n"
+    prompts: bool = False
+    protocol: str | None = None
+    request: Request = field(default_factory=Request)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def documents(self) -> list[str]:
+        """Return the texts, in order."""
+        return list(self.read(self.request.seed))
+
+    def encode(
+        self,
+        tokenizer: Any,
+        *,
+        seq_len: int | None = None,
+        n_sequences: int | Literal["all"] | None = None,
+        bos: str | None = None,
+        seed: int | None = None,
+        context: int | None = None,
+    ) -> Corpus:
+        """Tokenise: windows of `seq_len`, or one sequence per prompt.
+
+        Args:
+            tokenizer: a transformers tokenizer.
+            seq_len: tokens per sequence; None: as given to `corpus()`, else min(1024, context, what there
+                is).
+            n_sequences: how many, 'all' for all; None: as given to `corpus()`, else up to 32 windows, all
+                prompts.
+            bos: 'auto', 'always' or 'never'; None: what `corpus()` was given.
+            seed: for a source that draws documents at random; None: what `corpus()` was given.
+            context: most positions that the model takes.
+
+        Raises:
+            UserError: no tokenizer, or text and request do not fit together (`massact.corpora.packing`).
+        """
+        if tokenizer is None:
+            raise UserError(
+                f"The corpus {self.name!r} is text.",
+                "The model has no tokenizer.",
+                "Give a (B, T) tensor of token ids, or a dict of tensors such as {'pixel_values': ...}.",
+            )
+        given = {"seq_len": seq_len, "n_sequences": n_sequences, "bos": bos, "seed": seed, "context": context}
+        request = replace(self.request, **{key: value for key, value in given.items() if value is not None})
+        documents = self.read(request.seed)
+        if self.prompts and request.seq_len is None:
+            return pack_prompts(self.name, documents, tokenizer, request, self.origin)
+        return pack_windows(self.name, documents, tokenizer, request, self.join, self.protocol, self.origin)
+
+
+def corpus(
+    spec: Any = None,
+    *,
+    tokenizer: Any = None,
+    seq_len: int | None = None,
+    n_sequences: int | Literal["all"] | None = None,
+    bos: str = "auto",
+    seed: int = 0,
+    split: str | None = None,
+    text_column: str | None = None,
+) -> Source | Corpus:
+    """Name or give the inputs to measure on.
+
+    Args:
+        spec: None or 'embedded' (the text in the package); a preset of the paper ('wikitext-2', 'c4', 'pg19',
+            'redpajama'); a text, Markdown or JSONL file, or a folder of such; any data set of the Hub, as
+            'name' or 'name:configuration'; a list of prompts; a (B, T) tensor or array of token ids; a dict
+            of tensors.
+        tokenizer: a transformers tokenizer; text without one stays a `Source` until the model brings it.
+        seq_len: tokens per sequence, special tokens included. A list of prompts is packed only if it is
+            given.
+        n_sequences: how many sequences, 'all' for all; None: up to 32 windows of text, all of anything else.
+        bos: 'auto', 'always' (BOS in front of every sequence) or 'never'; see `resolve_specials`.
+        seed: for a source that draws documents at random (added to the paper's own seed).
+        split: split of a data set.
+        text_column: key or column that holds the text, for JSONL and data sets.
+
+    Returns:
+        A `Corpus` where the inputs are ready or a tokenizer is given, else a `Source`.
+
+    Raises:
+        UserError: what is wrong with the input, why, and what to do.
+    """
+    request = Request(seq_len, n_sequences, bos, seed)
+    if isinstance(spec, torch.Tensor | np.ndarray | Mapping):
+        _no_text_options("given tensors", split, text_column)
+        if isinstance(spec, Mapping):
+            return from_tensors(spec, tokenizer, request)
+        return from_ids(spec, tokenizer, request)
+    source = replace(_source(spec, split, text_column), request=request)
+    if tokenizer is not None:
+        return source.encode(tokenizer)
+    source.documents()  # what cannot be read fails here, before a model is loaded
+    return source
+
+
+def _source(spec: Any, split: str | None, text_column: str | None) -> Source:
+    if spec is None or spec == "embedded":
+        _no_text_options("the embedded text", split, text_column)
+        return Source("embedded", _once(_embedded), origin={"kind": "embedded"})
+    if isinstance(spec, Path):
+        return _path_source(spec, split, text_column)
+    if isinstance(spec, str):
+        return _named_source(spec, split, text_column)
+    if isinstance(spec, Sequence) and spec and all(isinstance(text, str) for text in spec):
+        _no_text_options("a list of prompts", split, text_column)
+        prompts = tuple(spec)
+        return Source("prompts", lambda seed: prompts, prompts=True, origin={"kind": "prompts"})
+    if isinstance(spec, Sequence) and not spec:
+        raise UserError("The corpus is empty.", "The list has no prompts.", "Give at least one text.")
+    raise UserError(
+        f"A {type(spec).__name__} is no corpus.",
+        "A list must hold only strings." if isinstance(spec, Sequence) else "It is nothing that can be read.",
+        "Give a name, a path, a list of strings, a (B, T) tensor of ids, or a dict of tensors.",
+    )
+
+
+def _named_source(spec: str, split: str | None, text_column: str | None) -> Source:
+    preset = PRESETS.get(spec)
+    if preset is not None:
+        origin = {
+            "kind": "preset",
+            "dataset": preset.dataset,
+            "config": preset.config,
+            "split": split or preset.split,
+            "column": text_column or preset.column,
+            "first": preset.first,
+            "random": preset.random,
+            "random_seed": preset.random_seed if preset.random else None,
+        }
+        read = _once(lambda seed: read_preset(preset, split, text_column, seed))
+        return Source(spec, read, preset.join, protocol=preset.special_tokens, origin=origin)
+    if not spec.strip():
+        raise UserError("The name of the corpus is empty.", "", "Name a file, a folder or a data set.")
+    path = Path(spec)
+    if looks_like_path(spec) or path.exists():
+        return _path_source(path, split, text_column)
+    documents, where = read_dataset(spec, split, text_column)
+    return Source(spec, lambda seed: documents, origin={"kind": "dataset"} | where)
+
+
+def _path_source(path: Path, split: str | None, text_column: str | None) -> Source:
+    _no_text_options("a file or folder", split, None)
+    path = path.expanduser()
+    # The name alone: a full path says more about the user's machine than about the text, which has its hash.
+    origin = {"kind": "folder" if path.is_dir() else "file", "text_column": text_column}
+    read = _once(lambda seed: read_path(path, text_column))
+    return Source(path.resolve().name, read, origin=origin)
+
+
+def _no_text_options(kind: str, split: str | None, text_column: str | None) -> None:
+    for option, value in (("split", split), ("text_column", text_column)):
+        if value is not None:
+            raise UserError(
+                f"{option}={value!r} was given.", f"It means nothing for {kind}.", "Leave it out."
+            )
+
+
+def _embedded(seed: int) -> list[str]:
+    text = (resources.files("massact.corpora") / "embedded.txt").read_text(encoding="utf-8")
+    return [piece.strip() for piece in text.split(EMBEDDED_BREAK) if piece.strip()]
+
+
+def _once(read: Callable[[int], Sequence[str]]) -> Callable[[int], Sequence[str]]:
+    """Remember what was read, per seed: a data set is read once, however often the source is encoded."""
+    seen: dict[int, Sequence[str]] = {}
+
+    def remembered(seed: int) -> Sequence[str]:
+        if seed not in seen:
+            seen[seed] = read(seed)
+        return seen[seed]
+
+    return remembered

@@ -1,0 +1,13 @@
+"""Load a model; find its anatomy; prove it.
+
+Takes a Hub id, a folder or a live module; gives a `Model` whose every site is proved. Knows how
+transformers are built. Must not know statistics, criteria or corpora.
+"""
+
+from massact.models.discover import discover
+from massact.models.inputs import example_inputs
+from massact.models.load import EMBEDDED, Model, check_finite, load, random_twin, weights_hash
+from massact.models.prove import Proof, prove
+
+__all__ = ["EMBEDDED", "Model", "Proof", "check_finite", "discover", "example_inputs", "load", "prove",
+           "random_twin", "weights_hash"]

@@ -1,0 +1,94 @@
+"""A short example input for any model: what to run while a model is watched and proved."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from massact.records.errors import UserError
+
+N_TOKENS = 13  # a prime that is no usual width, so that a product over tokens is told from one over features
+
+
+def _first(config: Any, *names: str) -> Any:
+    for holder in (config, *(getattr(config, k, None) for k in getattr(config, "sub_configs", {}))):
+        for name in names:
+            value = getattr(holder, name, None)
+            if value is not None:
+                return value
+    return None
+
+
+def _ids(config: Any, n_tokens: int, generator: torch.Generator) -> Tensor:
+    size = int(_first(config, "vocab_size") or 0)
+    if size < 2:
+        raise UserError("The model's vocabulary size is unknown.", do="Give inputs={...} to load().")
+    special = {getattr(config, f"{k}_token_id", None) for k in ("pad", "bos", "eos", "sep", "cls", "mask", "unk")}
+    allowed = torch.tensor([i for i in range(min(size, 512)) if i not in special] or [0])
+    return allowed[torch.randint(len(allowed), (2, n_tokens), generator=generator)]
+
+
+def _pixels(config: Any, generator: torch.Generator) -> Tensor:
+    size = _first(config, "image_size") or 224
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    return torch.rand(2, int(_first(config, "num_channels") or 3), height, width, generator=generator)
+
+
+def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
+    """Keyword arguments for one short forward pass of a transformers model, from its configuration.
+
+    Args:
+        model: a transformers model of any modality.
+        seed: of the random tokens, pixels or features.
+
+    Raises:
+        UserError: the model is not a transformers model, so its inputs must be given.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "main_input_name"):
+        raise UserError(f"massact does not know what {type(model).__name__} takes.", "It is not a transformers model.",
+                        "Give one short example: load(model, inputs={'name': tensor, ...}).")
+    generator = torch.Generator().manual_seed(seed)
+    accepted = inspect.signature(model.forward).parameters
+    main = model.main_input_name
+    given: dict[str, Any] = {}
+    if "pixel_values" in accepted and (main == "pixel_values" or "vision_config" in getattr(config, "sub_configs", {})):
+        given["pixel_values"] = _pixels(config, generator)
+    if main == "input_features":
+        frames = 2 * int(_first(config, "max_source_positions") or 1500)
+        given["input_features"] = torch.randn(2, int(_first(config, "num_mel_bins") or 80), frames, generator=generator)
+    if main == "input_ids":
+        given["input_ids"] = _ids(config, N_TOKENS, generator)
+    if "decoder_input_ids" in accepted:
+        given["decoder_input_ids"] = _ids(config, N_TOKENS - 2, generator)
+    if not given:
+        raise UserError(f"massact does not know how to make {main!r} for {type(model).__name__}.",
+                        do="Give one short example: load(model, inputs={'name': tensor, ...}).")
+    return given | fixed_arguments(model) | _places(model, given)
+
+
+def fixed_arguments(model: nn.Module) -> dict[str, Any]:
+    """Arguments that never change a hidden state but cost time and memory: no key-value cache."""
+    parameters = inspect.signature(model.forward).parameters
+    by_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    cached = hasattr(getattr(model, "config", None), "use_cache") and getattr(model, "main_input_name", "") != "pixel_values"
+    return {"use_cache": False} if "use_cache" in parameters or (by_keyword and cached) else {}
+
+
+def _places(model: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+    """Masked autoencoders shuffle their patches by random noise: fix it, so that two runs can be compared."""
+    if "noise" not in inspect.signature(model.forward).parameters:
+        return {}
+    patch = int(_first(model.config, "patch_size") or 16)
+    batch, _, height, width = given["pixel_values"].shape
+    n = (height // patch) * (width // patch)
+    return {"noise": torch.rand(batch, n, generator=torch.Generator().manual_seed(0))}
+
+
+def to_device(inputs: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Inputs on the model's device, floating ones in its dtype."""
+    return {k: (v.to(device, dtype if v.is_floating_point() else v.dtype) if isinstance(v, Tensor) else v)
+            for k, v in inputs.items()}

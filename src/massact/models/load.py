@@ -1,0 +1,264 @@
+"""Load a model from a name, a folder or a live module, and hand it out only when it is proved."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import resources
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from massact.models.discover import discover
+from massact.models.inputs import example_inputs, fixed_arguments, to_device
+from massact.models.prove import Proof, prove
+from massact.records.anatomy import Anatomy, Place, Stack
+from massact.records.errors import UserError
+from massact.records.runinfo import ModelInfo
+
+EMBEDDED = "embedded"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
+          "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # fmt: skip
+
+
+@dataclass
+class Model:
+    """A model that massact understands: the module, where everything is in it, and the proof.
+
+    Args:
+        module: the live module, in evaluation mode; never modified.
+        anatomy: stacks, blocks and sites.
+        proof: what was checked, with the numbers.
+        tokenizer: of a text model, or None.
+        name: the id, path or class name it was loaded by.
+        revision: of a Hub model, or None.
+    """
+
+    module: nn.Module
+    anatomy: Anatomy
+    proof: Proof
+    tokenizer: Any = None
+    name: str = ""
+    revision: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.module.parameters()), torch.float32)
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence in tokens, where the configuration says."""
+        config = getattr(self.module, "config", None)
+        for holder in (config, getattr(config, "text_config", None)):
+            for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
+                value = getattr(holder, name, None)
+                if isinstance(value, int) and value > 0:
+                    # RoBERTa keeps two positions for padding: its table is longer than its context.
+                    offset = 2 if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert") else 0
+                    return value - offset
+        return None
+
+    def run(self, inputs: dict[str, Any], *, places: Iterable[Place]) -> Any:
+        """One forward pass through the smallest part of the model that reaches all `places`.
+
+        The language-model head is skipped unless a place is in it: it costs 30 % of a GPT-2 forward pass.
+        """
+        part = self._part([p.module for p in places])
+        given = to_device(inputs, self.device, self.dtype)
+        if "input_ids" in given and "decoder_input_ids" not in given and _needs_decoder(part):
+            given["decoder_input_ids"] = _shifted(given["input_ids"], part)
+        return part(**(given | self._arguments(part)))
+
+    def _part(self, modules: list[str]) -> nn.Module:
+        names = {id(m): n for n, m in self.module.named_modules()}
+        base = getattr(self.module, "base_model", self.module)
+        candidates = [base] if isinstance(base, nn.Module) and id(base) in names else []
+        for name in {m.split(".")[0] for m in modules}:  # one tower of a two-tower model
+            tower = getattr(self.module, name, None)
+            if hasattr(tower, "main_input_name"):
+                candidates.insert(0, tower)
+        for part in candidates:
+            prefix = names[id(part)]
+            if prefix and all(m == prefix or m.startswith(prefix + ".") for m in modules):
+                return part
+        return self.module
+
+    def _arguments(self, part: nn.Module) -> dict[str, Any]:
+        if part is self.module:
+            return self.arguments
+        return fixed_arguments(part) if hasattr(part, "config") else {}
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Rows of the input embedding, for models of tokens."""
+        embedding = getattr(self.module, "get_input_embeddings", lambda: None)()
+        return getattr(embedding, "num_embeddings", None)
+
+    def inputs_accepted(self) -> set[str]:
+        """Names of the inputs that the model's forward takes."""
+        return set(inspect.signature(self.module.forward).parameters)
+
+    def reaches(self, stack: Stack, inputs: Iterable[str]) -> bool:
+        """Whether inputs of these names run through a stack (one tower of two needs only its own)."""
+        part = self._part([stack.path])
+        needed = getattr(part, "main_input_name", None)
+        return needed is None or needed in set(inputs)
+
+    def info(self) -> ModelInfo:
+        config = getattr(self.module, "config", None)
+        stacks = self.anatomy.stacks
+        return ModelInfo(
+            id=self.name, revision=self.revision, architecture=type(self.module).__name__,
+            model_type=getattr(config, "model_type", None),
+            n_layers={s.name: s.n_layers for s in stacks}, d_model={s.name: s.d_model for s in stacks},
+            stacks={s.name: s.path for s in stacks}, post_norm={s.name: s.post_norm for s in stacks},
+            dtype=str(self.dtype).removeprefix("torch."), n_parameters=sum(p.numel() for p in self.module.parameters()),
+            weights_sha256=weights_hash(self.module), proof=self.proof.as_dict(),
+            attention=getattr(config, "_attn_implementation", None))
+
+
+def load(
+    spec: str | os.PathLike[str] | nn.Module | None = None,
+    *,
+    tokenizer: Any = None,
+    blocks: str | Iterable[str] | None = None,
+    inputs: dict[str, Any] | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> Model:
+    """Load a model, find its anatomy and prove it.
+
+    Args:
+        spec: a Hub id, a local folder, a live module, or None for the embedded model.
+        tokenizer: of a live module; loaded beside the weights otherwise.
+        blocks: dotted path(s) of the list(s) of blocks, where the search does not find them.
+        inputs: one short example input (name -> tensor) for a module that is not from transformers.
+        device: "auto" (CUDA where there is one), or any torch device.
+        dtype: "auto" (as stored), "float32", "float16", "bfloat16".
+        revision: of a Hub model.
+        options: more keyword arguments for `from_pretrained` (for example trust_remote_code=True, or
+            allow_pickle=True to read `.bin` weights with weights_only=True).
+
+    Raises:
+        UserError: the model cannot be found or read.
+        ProofError: the model was read but cannot be proved to be understood.
+    """
+    if isinstance(spec, nn.Module):
+        module, name = spec.eval(), type(spec).__name__
+    else:
+        from massact.models.pretrained import read_pretrained  # transformers is slow to import
+
+        where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else _device(device)
+        name = EMBEDDED if spec is None else os.fspath(spec)
+        module, found = read_pretrained(_folder(name), _dtype(dtype), revision, dict(options or {}))
+        module = module.to(where).eval()
+        tokenizer = tokenizer or found
+    check_finite(module)
+    paths = (blocks,) if isinstance(blocks, str) else blocks
+    arguments = fixed_arguments(module) if inputs is None and hasattr(module, "config") else {}
+    first, second = (example_inputs(module, 0), example_inputs(module, 1)) if inputs is None else (inputs, inputs)
+    place = _placer(module)
+    anatomy = discover(module, place(first), paths)
+
+    def run(given: dict[str, Any]) -> Any:
+        with torch.inference_mode():
+            return module(**given)
+
+    proof = prove(module, anatomy, place(second), run)
+    return Model(module, anatomy, proof, tokenizer, name, revision, arguments)
+
+
+def _placer(module: nn.Module) -> Any:
+    param = next(module.parameters(), torch.zeros(()))
+    return lambda given: to_device(given, param.device, param.dtype)
+
+
+def _folder(name: str) -> str:
+    if name != EMBEDDED:
+        return name
+    return str(resources.files("massact.models") / "embedded")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+        return device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"Device {name!r} cannot be used.", str(error).splitlines()[0],
+                        "Use --device cpu, or auto.") from None
+
+
+def _dtype(name: str) -> torch.dtype | str:
+    if name == "auto":
+        return "auto"
+    if name not in DTYPES:
+        raise UserError(f"Unknown dtype {name!r}.", do=f"Known: auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _needs_decoder(part: nn.Module) -> bool:
+    return bool(getattr(getattr(part, "config", None), "is_encoder_decoder", False))
+
+
+def _shifted(ids: Tensor, part: nn.Module) -> Tensor:
+    """Teacher forcing: the decoder sees the same text, one position later."""
+    start = getattr(part.config, "decoder_start_token_id", None)  # type: ignore[union-attr]
+    shifted = ids.roll(1, dims=1)
+    shifted[:, 0] = start if start is not None else (getattr(part.config, "pad_token_id", None) or 0)
+    return shifted
+
+
+def check_finite(module: nn.Module) -> None:
+    """Refuse weights with NaN or Inf.
+
+    Raises:
+        UserError: names the first such tensor and how many values of it are not finite.
+    """
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
+            bad = int((~torch.isfinite(tensor)).sum())
+            if bad:
+                raise UserError(f"Weight {name!r} holds {bad} values that are NaN or Inf.",
+                                "Nothing measured with such weights would mean anything.",
+                                "Load the original checkpoint, or a dtype with more range (--dtype bfloat16).")
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        data = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(memoryview(data.view(torch.uint8).numpy()) if data.numel() else b"")
+    return digest.hexdigest()
+
+
+
+
+def random_twin(model: Model, seed: int = 0) -> Model | str:
+    """The same architecture with its own random initialisation: the null of every claim of "massive".
+
+    Returns:
+        The twin, or the reason why there is none.
+    """
+    config = getattr(model.module, "config", None)
+    if config is None or not hasattr(model.module, "_init_weights"):
+        return "the model is not from transformers, so it does not say how it is initialised"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        twin = type(model.module)(copy.deepcopy(config)).to(model.device, model.dtype).eval()
+    return Model(twin, model.anatomy, model.proof, model.tokenizer, f"random twin of {model.name}", None, model.arguments)

@@ -1,0 +1,145 @@
+"""Read a transformers model and its tokenizer, and say plainly why one cannot be read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import errors as hub_errors
+from torch import nn
+
+from massact.records.errors import UserError
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf")
+
+
+def read_pretrained(
+    spec: str, dtype: torch.dtype | str, revision: str | None, options: dict[str, Any]
+) -> tuple[nn.Module, Any]:
+    """Read a model and its tokenizer from a local folder or the Hub, from safetensors.
+
+    Args:
+        spec: path of a folder, or a Hub id.
+        dtype: of the weights, or "auto" for the stored one.
+        revision: branch, tag or commit of a Hub model.
+        options: for `from_pretrained`; `allow_pickle` (ours) reads `.bin` files with weights_only=True.
+
+    Raises:
+        UserError: no such model, no network, gated, corrupt, or pickle-only weights.
+    """
+    allow_pickle = bool(options.pop("allow_pickle", False))
+    path = Path(spec)
+    looks_local = path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") > 1
+    if looks_local:
+        _check_folder(path, allow_pickle)
+    common = {"revision": revision, **options} if revision else dict(options)
+    try:
+        config = transformers.AutoConfig.from_pretrained(spec, **common)
+        cls = _model_class(config)
+        module, report = cls.from_pretrained(
+            spec, config=config, dtype=dtype, use_safetensors=False if allow_pickle else True,
+            output_loading_info=True, **common)
+    except Exception as error:
+        raise _explained(spec, error, looks_local) from error
+    _check_report(spec, report)
+    return module, _tokenizer(spec, config, common)
+
+
+def _check_folder(path: Path, allow_pickle: bool) -> None:
+    if not path.exists():
+        raise UserError(f"No such model folder: {path}", do="Give a Hub id, a local folder, or nothing (embedded model).")
+    if not path.is_dir():
+        raise UserError(f"{path} is a file, not a model folder.", do="Give the folder that holds config.json.")
+    config = path / "config.json"
+    if not config.is_file():
+        raise UserError(f"{path} is no model folder: it has no config.json.",
+                        do="Save the model there with save_pretrained().")
+    try:
+        parsed = json.loads(config.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{config} is not valid JSON.", str(error), "Copy or download it again.") from None
+    if not isinstance(parsed, dict) or "model_type" not in parsed:
+        raise UserError(f"{config} names no model_type.", do="Save the model with save_pretrained().")
+    if any(path.glob("*.safetensors")):
+        return
+    others = sorted(f.name for pattern in _WEIGHTS for f in path.glob(pattern))
+    if not others:
+        raise UserError(f"{path} holds no weights.", do="It needs *.safetensors files.")
+    if not allow_pickle:
+        raise UserError(f"{path} holds only pickle weights ({', '.join(others[:3])}).",
+                        "Pickle files can run code when they are read.",
+                        "Convert them with save_pretrained() (safetensors), or pass --allow-pickle to read them with "
+                        "weights_only=True.")
+
+
+def _model_class(config: Any) -> Any:
+    """The class that the checkpoint was saved from, else the bare model of its type."""
+    for name in getattr(config, "architectures", None) or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
+        if type(config) in auto._model_mapping:
+            return auto
+    return transformers.AutoModel
+
+
+def _explained(spec: str, error: Exception, looks_local: bool) -> UserError:
+    """One clear message for whatever transformers, the Hub or safetensors raised."""
+    chain = [error]
+    while chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)  # type: ignore[arg-type]
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    kinds = tuple(type(e).__name__ for e in chain)
+    everything = " ".join(str(e) for e in chain)
+    if any(isinstance(e, hub_errors.GatedRepoError) for e in chain) or "gated repo" in everything:
+        return UserError(f"Model {spec!r} is gated: you are not allowed to read it yet.", text,
+                         "Accept its terms on its page, then log in with `hf auth login`.")
+    if any(isinstance(e, hub_errors.RepositoryNotFoundError) for e in chain):
+        return UserError(f"There is no model {spec!r} on the Hub, or it is private.", text,
+                         "Check the spelling, or log in with `hf auth login`.")
+    if any(isinstance(e, hub_errors.RevisionNotFoundError) for e in chain):
+        return UserError(f"Model {spec!r} has no such revision.", text, "Check --revision.")
+    if "SafetensorError" in kinds:
+        return UserError(f"The weights of {spec!r} are corrupt.", text, "Copy or download them again.")
+    if "model type" in everything and "not recognize" in everything.lower():
+        return UserError(f"Transformers {transformers.__version__} does not know the model type of {spec!r}.", text,
+                         "Install a newer transformers; for a model with its own code pass --trust-remote-code.")
+    if "trust_remote_code" in everything:
+        return UserError(f"Model {spec!r} needs code of its own to run.", text,
+                         "Read that code; if you trust it, pass --trust-remote-code.")
+    no_safetensors = "safetensors" in everything and ("does not appear to have" in everything or "use_safetensors" in everything)
+    if not looks_local and not no_safetensors and any(
+            isinstance(e, (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled, OSError)) for e in chain):
+        offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        return UserError(f"Model {spec!r} is neither a local folder nor in the cache, and the Hub cannot be reached"
+                         f"{offline}.", text, "Check the name and the network, or give a local folder.")
+    if no_safetensors:
+        return UserError(f"Model {spec!r} offers only pickle weights.", "Pickle files can run code when they are read.",
+                         "Convert them with save_pretrained(), or pass --allow-pickle (weights_only=True).")
+    return UserError(f"Model {spec!r} cannot be read.", f"{type(error).__name__}: {text}",
+                     "Check that the folder or id holds a complete transformers model.")
+
+
+def _check_report(spec: str, report: dict[str, Any]) -> None:
+    """Weights that were not in the files would be random: refuse, nothing measured on them is true."""
+    missing = sorted(report.get("missing_keys", ()))
+    mismatched = sorted(str(k) for k in report.get("mismatched_keys", ()))
+    # Pooler and classification heads are not on the residual stream; checkpoints often come without them.
+    missing = [k for k in missing if not any(w in k for w in ("pooler", "classifier", "score", "head", "predictions"))]
+    if missing or mismatched:
+        first = (missing or mismatched)[0]
+        raise UserError(f"The weights of {spec!r} do not fit its config.json: {len(missing)} missing, "
+                        f"{len(mismatched)} of another shape (first: {first}).",
+                        "Missing weights would be filled with random numbers.", "Copy or download the model again.")
+
+
+def _tokenizer(spec: str, config: Any, common: dict[str, Any]) -> Any:
+    """The tokenizer beside the weights; None for models without text, and where there is none."""
+    try:
+        return transformers.AutoTokenizer.from_pretrained(spec, **common)
+    except Exception:
+        return None  # asked for only when a text corpus is used, which then says that there is none

@@ -1,0 +1,143 @@
+"""The anatomy of a model: its stacks of blocks, and where in each block every site is seen.
+
+Plain records, found by `discover` and proved by `prove`; nothing here runs a model.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from massact.records.errors import UserError, near
+from massact.records.sites import POINTS, Site
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor at the border of a module call.
+
+    Args:
+        module: dotted name inside the model ("" is the model itself).
+        side: "in" (arguments) or "out" (return value).
+        path: how to reach the tensor inside them; () is the value itself, a leading string a keyword.
+        call: which call of that module in one forward pass (only shared modules have more than one).
+        scale: factor between this tensor and the site (Granite-like residual multipliers), or the name
+            of the parameter that multiplies it (a layer scale written inline).
+    """
+
+    module: str
+    side: str
+    path: tuple[int | str, ...] = ()
+    call: int = 0
+    scale: float | str = 1.0
+
+    def __str__(self) -> str:
+        inside = "".join(f"[{step!r}]" for step in self.path)
+        nth = f" (call {self.call})" if self.call else ""
+        factor = f" * {self.scale}" if self.scale != 1.0 else ""
+        return f"{self.module or 'model'} {self.side}put{inside}{nth}{factor}"
+
+
+@dataclass(frozen=True)
+class Sum:
+    """One equation of a block: `start + sum(writes) = end`, all of them sites of that block."""
+
+    start: str
+    writes: tuple[str, ...]
+    end: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block: its module, the place of every point, and the equations that must hold."""
+
+    layer: int
+    module: str
+    call: int
+    places: dict[str, Place]
+    sums: tuple[Sum, ...]
+    unavailable: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A row of blocks that share one residual stream.
+
+    Args:
+        name: "" when the model has one stack, else the word that tells it apart ("encoder", "vision_model").
+        path: dotted path of the list of blocks.
+        blocks: layers 1..L in the order they run.
+        d_model: width of the residual stream.
+    """
+
+    name: str
+    path: str
+    blocks: tuple[Block, ...]
+    d_model: int
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def post_norm(self) -> bool:
+        """Whether the blocks normalise after the addition (BERT), so that the sum is a site of its own."""
+        return any("resid_post_prenorm" in b.places for b in self.blocks)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """All stacks of a model, and the place of every site in it."""
+
+    stacks: tuple[Stack, ...]
+    logits: Place | None = None
+
+    def stack(self, name: str) -> Stack:
+        for stack in self.stacks:
+            if stack.name == name:
+                return stack
+        raise UserError(f"The model has no stack {name!r}.", do=near(name, [s.name for s in self.stacks]))
+
+    def sites(self) -> dict[Site, Place]:
+        """Every site that can be seen, with its place. Layer 0 is the input of the first block."""
+        found: dict[Site, Place] = {}
+        for stack in self.stacks:
+            found[Site(stack.name, 0, "resid_post")] = stack.blocks[0].places["resid_pre"]
+            for block in stack.blocks:
+                for point in POINTS:
+                    for name in (point, f"{point}_2", f"{point}_3"):
+                        if name in block.places:
+                            found[Site(stack.name, block.layer, name)] = block.places[name]
+        if self.logits is not None:
+            found[Site("", 0, "logits")] = self.logits
+        return found
+
+    def unavailable(self) -> Iterator[tuple[Site, str]]:
+        """Every site that the model does not offer, with the reason."""
+        for stack in self.stacks:
+            for block in stack.blocks:
+                for point, reason in block.unavailable.items():
+                    yield Site(stack.name, block.layer, point), reason
+
+    def select(self, pattern: str) -> dict[Site, Place]:
+        """The sites whose printed name matches a glob such as `*.resid_post`, `3.mlp_*`, `encoder/*.attn_out`.
+
+        In a model with several stacks a pattern without "/" means every stack.
+
+        Raises:
+            UserError: nothing matches; says which names are near, or why the site is unavailable.
+        """
+        sites = self.sites()
+        chosen = {s: p for s, p in sites.items() if _matches(s, pattern)}
+        if chosen:
+            return chosen
+        for site, reason in self.unavailable():
+            if _matches(site, pattern):
+                raise UserError(f"Site {pattern!r} is unavailable in this model.", f"{site}: {reason}.")
+        raise UserError(f"No site matches {pattern!r}.", do=near(pattern, [str(s) for s in sites]))
+
+
+def _matches(site: Site, pattern: str) -> bool:
+    name = str(site)
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name.split("/")[-1], pattern)

@@ -1,0 +1,53 @@
+"""Errors that a user sees: what happened, why, what to do about it.
+
+    MassactError
+    ├── UserError      bad usage or bad input        exit status 2
+    │   └── ProofError   the model could not be proved to be understood
+    └── WorkError      the work itself failed        exit status 1
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MassactError(Exception):
+    """An error with three parts: what happened, why, and what to do.
+
+    Args:
+        what: one sentence, with the user's own value in it.
+        why: the cause, where it is known.
+        do: the next step for the user.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str = "", do: str = "") -> None:
+        self.what, self.why, self.do = what, why, do
+        super().__init__("\n".join(part for part in (what, why, do) if part))
+
+
+class UserError(MassactError, ValueError):
+    """Bad usage or bad input."""
+
+    exit_code = 2
+
+
+class ProofError(UserError):
+    """The model could not be proved to be understood, so nothing is measured on it."""
+
+
+class WorkError(MassactError, RuntimeError):
+    """The input was fine, the work failed."""
+
+    exit_code = 1
+
+
+def near(name: str, names: Iterable[str]) -> str:
+    """Say which known names resemble `name`, and list them all when they are few."""
+    known = sorted(names)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    listing = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+    return f"{hint}Known: {listing}."

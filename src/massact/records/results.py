@@ -1,0 +1,129 @@
+"""The result of a scan, in memory and as a run directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from massact.records.errors import UserError
+from massact.records.runinfo import RunInfo, jsonable
+from massact.records.tables import frame, load_arrays, read_table, save_arrays, write_atomic, write_table
+
+SCAN_TABLES = ("layers", "findings", "near_misses", "coordinates", "dims", "ranks")
+
+
+@dataclass
+class ScanResult:
+    """What a scan found.
+
+    Args:
+        info: what was asked, of which model, on which corpus, and the answer in numbers.
+        layers, findings, near_misses, coordinates, dims, ranks: tables, see `massact.records.tables`.
+        portrait: |h| of one prompt for the 3-D figure: "magnitude" (P, T, D), "layers" (P,), "tokens" (T,).
+    """
+
+    info: RunInfo
+    layers: pd.DataFrame = field(default_factory=lambda: frame("layers"))
+    findings: pd.DataFrame = field(default_factory=lambda: frame("findings"))
+    near_misses: pd.DataFrame = field(default_factory=lambda: frame("near_misses"))
+    coordinates: pd.DataFrame = field(default_factory=lambda: frame("coordinates"))
+    dims: pd.DataFrame = field(default_factory=lambda: frame("dims"))
+    ranks: pd.DataFrame = field(default_factory=lambda: frame("ranks"))
+    portrait: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def found(self) -> bool:
+        """Whether anything passed the criterion."""
+        return len(self.findings) > 0
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the run directory; run.json last, so that its status speaks for the rest.
+
+        Raises:
+            UserError: the directory cannot be written, or holds another run.
+        """
+        path = claim(directory, self.info)
+        for table in SCAN_TABLES:
+            write_table(path, table, getattr(self, table))
+        if self.portrait:
+            save_arrays(path / "portrait.npz", self.portrait)
+        write_info(path, self.info)
+        return path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but dims and the portrait, as JSON-able records: what --json prints."""
+        record: dict[str, Any] = jsonable(vars(self.info))
+        for table in ("layers", "findings", "near_misses", "coordinates", "ranks"):
+            record[table] = jsonable(getattr(self, table).to_dict(orient="records"))
+        return record
+
+
+def open_run(directory: str | Path) -> ScanResult:
+    """Read a run directory.
+
+    Raises:
+        UserError: no such directory, no run in it, damaged, or made by a newer massact.
+    """
+    path = Path(directory)
+    info = read_info(path)
+    if info.status in ("running", "interrupted"):
+        raise UserError(f"The run in {path} is not finished (status: {info.status}).",
+                        do=f"Go on with it: massact scan ... --out {path} --resume")
+    if info.status != "ok":
+        raise UserError(f"The run in {path} failed.", info.error or "", "Scan again into another directory.")
+    portrait = path / "portrait.npz"
+    return ScanResult(info, **{t: read_table(path, t) for t in SCAN_TABLES},
+                      portrait=load_arrays(portrait) if portrait.is_file() else {})
+
+
+def read_info(directory: str | Path) -> RunInfo:
+    """Read run.json of a run directory.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    path = Path(directory)
+    if not path.is_dir():
+        raise UserError(f"No such run directory: {path}", do="Make one with: massact scan MODEL --out DIR")
+    file = path / "run.json"
+    if not file.is_file():
+        raise UserError(f"{path} is no run directory: it has no run.json.", do="Make one with: massact scan MODEL --out DIR")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read.", str(error)) from None
+    return RunInfo.from_json(text, str(file))
+
+
+def write_info(directory: Path, info: RunInfo) -> None:
+    write_atomic(directory / "run.json", lambda p: p.write_text(info.to_json(), encoding="utf-8"))
+
+
+def claim(directory: str | Path, info: RunInfo) -> Path:
+    """Make a directory ours, or refuse.
+
+    Raises:
+        UserError: it cannot be written, is a file, or holds the run of other inputs or options.
+    """
+    path = Path(directory)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} is a file.", do="Give a directory.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".massact-write-test"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--out {path} cannot be written.", error.strerror or str(error), "Give another directory.") from None
+    if (path / "run.json").exists():
+        other = read_info(path)
+        if other.verb != info.verb or other.started != info.started:
+            raise UserError(f"--out {path} already holds a run ({other.verb} of {other.model.get('id', '?')}, "
+                            f"status {other.status}).", do="Give another directory, or remove that one.")
+    elif any(p.name not in ("state.npz",) for p in path.iterdir()):
+        raise UserError(f"--out {path} is not empty and holds no massact run.", do="Give a new or empty directory.")
+    return path

@@ -1,0 +1,150 @@
+"""What a run was: the record that goes into run.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from massact.records.errors import UserError
+
+SCHEMA_VERSION = 1
+STATUSES = ("running", "ok", "failed", "interrupted")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Which model was measured. Dictionaries are keyed by the name of the stack ("" for a single one).
+
+    Args:
+        id: the name it was loaded by; revision: of a Hub model.
+        architecture: class name; model_type: family name of transformers, or None.
+        n_layers, d_model, stacks (path of the list of blocks), post_norm: per stack.
+        dtype: of the weights; attention: implementation in use.
+        weights_sha256: over names, dtypes, shapes and bytes of all weights.
+        proof: numbers of the closure proof.
+    """
+
+    id: str
+    revision: str | None
+    architecture: str
+    model_type: str | None
+    n_layers: dict[str, int]
+    d_model: dict[str, int]
+    stacks: dict[str, str]
+    post_norm: dict[str, bool]
+    dtype: str
+    n_parameters: int
+    weights_sha256: str
+    proof: dict[str, Any]
+    attention: str | None = None
+
+
+@dataclass
+class RunInfo:
+    """The record of a run: what was asked, of what, on what, and how it ended.
+
+    Args:
+        verb: which command made the directory ("scan").
+        status: running, ok, failed or interrupted.
+        config: every option as it was resolved, thresholds included.
+        model, corpus: what was measured, on what; with hashes.
+        criterion: name, formula, thresholds and source of the rule behind the findings.
+        answer: the result in numbers, from which the words are made.
+        notes: what a reader must know (unavailable statistics, skipped parts), one sentence each.
+        wall_s: seconds from start to end; error: the message of a failed run.
+    """
+
+    verb: str
+    config: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    corpus: dict[str, Any] = field(default_factory=dict)
+    criterion: dict[str, Any] = field(default_factory=dict)
+    answer: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    device: str = ""
+    seed: int = 0
+    status: str = "running"
+    error: str | None = None
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    wall_s: float = 0.0
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    git: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(jsonable(asdict(self)), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "run.json") -> RunInfo:
+        """Parse a run.json.
+
+        Raises:
+            UserError: not JSON, not a run, or written by a newer massact.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where} is not valid JSON.", str(error), "The run directory is damaged: scan again.") from None
+        if not isinstance(data, dict) or "schema_version" not in data or "verb" not in data:
+            raise UserError(f"{where} is not the record of a massact run.", do="Give a directory that massact wrote.")
+        version = data["schema_version"]
+        if not isinstance(version, int) or version < 1 or version > SCHEMA_VERSION:
+            raise UserError(f"{where} has schema version {version!r}; this massact reads 1 to {SCHEMA_VERSION}.",
+                            do="Install a newer massact, or scan again.")
+        known = {f.name for f in fields(cls)}
+        return cls(**{k: v for k, v in data.items() if k in known})
+
+
+def jsonable(value: Any) -> Any:
+    """A copy that JSON can hold: NaN and Inf become the strings "nan", "inf", "-inf"."""
+    if isinstance(value, dict):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    for name in ("massact", "torch", "transformers", "numpy", "pandas", "pyarrow"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the checkout that massact runs from, and whether it is modified; {} outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def ask(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, timeout=5, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    top = ask("rev-parse", "--show-toplevel")
+    if not top or not (Path(top) / "src" / "massact").is_dir():
+        return {}
+    return {"commit": ask("rev-parse", "HEAD"), "modified": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+
+
+def command_line() -> str:
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

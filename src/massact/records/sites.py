@@ -1,0 +1,43 @@
+"""Where a tensor is seen: a stack, a layer, a point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# What each point is, and its shape (B batch, T tokens, D d_model, F d_mlp, V vocabulary).
+POINTS: dict[str, str] = {
+    "resid_pre": "residual stream before the block (B, T, D)",
+    "attn_in": "input of attention, after its norm where there is one before it (B, T, D)",
+    "attn_out": "what attention adds to the residual stream (B, T, D)",
+    "resid_mid": "residual stream between attention and MLP (B, T, D)",
+    "resid_mid_prenorm": "post-LN blocks: the sum before the norm that makes resid_mid (B, T, D)",
+    "cross_attn_in": "input (queries) of cross-attention, after its norm (B, T, D)",
+    "cross_attn_out": "what cross-attention adds to the residual stream (B, T, D)",
+    "resid_cross": "residual stream between cross-attention and MLP (B, T, D)",
+    "resid_cross_prenorm": "post-LN blocks: the sum before the norm that makes resid_cross (B, T, D)",
+    "mlp_in": "input of the MLP, after its norm where there is one before it (B, T, D)",
+    "mlp_act": "input of the MLP's last projection, down_proj (B, T, F)",
+    "mlp_out": "what the MLP adds to the residual stream (B, T, D)",
+    "resid_post": "residual stream after the block; layer 0: the embedding output (B, T, D)",
+    "resid_post_prenorm": "post-LN blocks: the sum before the norm that makes resid_post (B, T, D)",
+    "logits": "output of the language-model head (B, T, V)",
+}
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """An address inside a model: `layer.point`, or `stack/layer.point` where a model has several stacks.
+
+    Args:
+        stack: name of the stack of blocks; "" for a model with one.
+        layer: 1..L for what is in or after block l, 0 for the embedding output.
+        point: one of `POINTS`.
+    """
+
+    stack: str
+    layer: int
+    point: str
+
+    def __str__(self) -> str:
+        head = f"{self.stack}/" if self.stack else ""
+        return f"{head}{self.layer}.{self.point}" if self.point != "logits" else f"{head}logits"

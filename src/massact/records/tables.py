@@ -1,0 +1,167 @@
+"""The tables of a run directory: their columns, types and meaning, and safe reading and writing.
+
+Every file is written under a temporary name and renamed, so that a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from massact.records.errors import UserError
+
+# name of the table -> {column: (dtype, meaning)}. The order is the order in the file.
+TABLES: dict[str, dict[str, tuple[str, str]]] = {
+    "layers": {
+        "stack": ("string", "name of the stack of blocks; empty for a model with one"),
+        "site": ("string", "point of the hidden state: resid_post, or resid_post_prenorm in post-LN models"),
+        "layer": ("int64", "1..L after block l; 0 the embedding output"),
+        "module": ("string", "dotted path of the block"),
+        "top1": ("float64", "greatest |h|, mean over sequences"),
+        "top2": ("float64", "second greatest |h|, mean over sequences"),
+        "top3": ("float64", "third greatest |h|, mean over sequences"),
+        "median": ("float64", "median |h| of a sequence's hidden state, mean over sequences"),
+        "ratio": ("float64", "top1 / median of each sequence, mean over sequences"),
+        "ratio_max": ("float64", "greatest top1 / median of any sequence"),
+        "max": ("float64", "greatest |h| of all sequences"),
+        "mean": ("float64", "mean of h"),
+        "mean_abs": ("float64", "mean of |h|"),
+        "std": ("float64", "standard deviation of h, mean over sequences"),
+        "rms": ("float64", "root mean square of h, mean over sequences"),
+        "kurtosis": ("float64", "fourth standardised moment of h (Gaussian: 3), mean over sequences"),
+        "rms_kurtosis": ("float64", "kurtosis of the per-dim RMS, 1 (even) to D (one dim): He 2024"),
+        "token_max_median": ("float64", "mean over tokens of max|h| over the median |h|: He 2024's MMR"),
+        "token_kurtosis": ("float64", "mean over tokens of relu(mean(x^4) / std(x)^4 - 3): OSP 2025"),
+        "norm_first": ("float64", "mean L2 norm of the token at position 0"),
+        "norm_rest": ("float64", "mean L2 norm of all other tokens"),
+        "norm_max": ("float64", "greatest L2 norm of any token"),
+        "headroom_fp16": ("float64", "65,504 / max: below 1 the layer overflows in fp16"),
+        "headroom_bf16": ("float64", "3.39e38 / max"),
+        "headroom_fp8_e4m3": ("float64", "448 / max: below 1 it needs a scale in fp8-e4m3"),
+        "nonfinite": ("int64", "count of NaN and Inf values"),
+        "n_findings": ("int64", "findings at this layer, all sequences"),
+        "n_sequences": ("int64", "sequences measured"),
+    },
+    "findings": {
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
+        "sequence": ("int64", "index in the corpus"),
+        "layer": ("int64", "layer"),
+        "pos": ("int64", "token position, 0-based"),
+        "dim": ("int64", "coordinate of the residual stream, 0-based; -1 for criteria of whole tokens"),
+        "value": ("float64", "signed value"),
+        "magnitude": ("float64", "|value|; for criteria of whole tokens their L2 norm"),
+        "median": ("float64", "median |h| of that sequence's hidden state"),
+        "ratio": ("float64", "magnitude / median"),
+        "token_id": ("int64", "-1 where there are no tokens"),
+        "token": ("string", "readable token"),
+        "position_class": ("string", "start, delimiter or other"),
+        "criterion": ("string", "name of the rule"),
+        "rank": ("int64", "rank of the magnitude in that hidden state, 1 is the greatest"),
+    },
+    "coordinates": {
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
+        "layer": ("int64", "layer"),
+        "dim": ("int64", "coordinate"),
+        "position_class": ("string", "start, delimiter or other"),
+        "count": ("int64", "findings"),
+        "share": ("float64", "share of sequences with at least one"),
+        "mean": ("float64", "mean signed value: the constant of set-to-mean"),
+        "std": ("float64", "its standard deviation over findings"),
+        "spread": ("float64", "std / |mean|: how far from constant"),
+        "n_tokens": ("int64", "different token strings"),
+        "tokens": ("string", "most frequent token strings, as a JSON list"),
+    },
+    "dims": {
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
+        "layer": ("int64", "layer"),
+        "dim": ("int64", "coordinate"),
+        "max": ("float64", "greatest |h|"),
+        "mean_abs": ("float64", "mean |h|"),
+        "mean": ("float64", "mean h"),
+        "std": ("float64", "standard deviation of h"),
+        "hit_rate": ("float64", "share of tokens with |h| >= 6 (outlier features, Dettmers 2022)"),
+    },
+    "ranks": {
+        "stack": ("string", "name of the stack"),
+        "layer": ("int64", "layer"),
+        "source": ("string", "prompt (Table 1: one hidden state) or corpus (Table 2: mean and std over sequences)"),
+        "rank": ("string", "top 1, top 2, ..., top 1%, top 10%, median"),
+        "magnitude": ("float64", "|h| at that rank, mean over sequences"),
+        "value_mean": ("float64", "signed value at that rank, mean over sequences"),
+        "value_std": ("float64", "its standard deviation over sequences"),
+        "same_dim": ("float64", "share of sequences in which it sits at the most frequent dim"),
+    },
+}  # fmt: skip
+TABLES["near_misses"] = TABLES["findings"]
+
+
+def frame(table: str, rows: dict[str, object] | list[dict[str, object]] | None = None) -> pd.DataFrame:
+    """A data frame with exactly the declared columns and types, empty when there are no rows."""
+    columns = TABLES[table]
+    given = pd.DataFrame(rows if rows else {c: [] for c in columns})
+    missing = set(columns) - set(given.columns)
+    if missing:
+        raise KeyError(f"table {table} lacks {sorted(missing)}")
+    return pd.DataFrame({c: given[c].astype(dtype) for c, (dtype, _) in columns.items()})
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_table(directory: Path, table: str, data: pd.DataFrame) -> None:
+    write_atomic(directory / f"{table}.parquet", lambda p: data.to_parquet(p, index=False))
+
+
+def read_table(directory: Path, table: str) -> pd.DataFrame:
+    """Read one table of a run.
+
+    Raises:
+        UserError: the file is missing, is not parquet, or lacks a column.
+    """
+    path = directory / f"{table}.parquet"
+    if not path.is_file():
+        raise UserError(f"{directory} has no {path.name}.", do="The run did not finish: scan again with --resume.")
+    try:
+        data = pd.read_parquet(path)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read.", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                        "The file is damaged: scan again.") from None
+    missing = [c for c in TABLES[table] if c not in data.columns]
+    if missing:
+        raise UserError(f"{path} lacks the column(s) {', '.join(missing)}.", do="The file is damaged: scan again.")
+    return data
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+    write_atomic(path, write)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read arrays written by `save_arrays`; never unpickles.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+    except Exception as error:
+        raise UserError(f"{path} cannot be read.", str(error).splitlines()[0] if str(error) else type(error).__name__,
+                        "The file is damaged: scan again.") from None

@@ -1,0 +1,13 @@
+"""A scan, readable: sentences, terminal tables, JSON and figures.
+
+Takes a `ScanResult`, fresh or read from a run directory. Gives sentences (`answer_in_words`), tables in a terminal
+(`show`), JSON (`to_json`) and the paper's figures (`draw`). Knows how numbers and strange tokens are spelled, and
+what each figure of Sun 2024 looks like. Must not know torch, models, or how anything was measured; it measures
+nothing, and nothing that it writes is read back.
+"""
+
+from massact.reports.figures import draw
+from massact.reports.terminal import show, to_json
+from massact.reports.words import answer_in_words
+
+__all__ = ["answer_in_words", "draw", "show", "to_json"]

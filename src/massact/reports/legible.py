@@ -1,0 +1,138 @@
+"""How numbers, lists and tokens are spelled, in sentences and in tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# Escapes that everybody who met a programming language can read.
+NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+
+# What must not reach a page as it is: controls, formats (among them the marks that turn text around), surrogates,
+# private and unassigned characters, line and paragraph separators.
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def real(value: Any) -> float:
+    """A float of what a table or run.json holds there; NaN for what is missing or no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def number(value: Any, digits: int = 3, whole: bool = False) -> str:
+    """Spell a number with thousands separators and a given number of significant digits.
+
+    Args:
+        value: a number, or the words that JSON has for one ("nan", "inf"), or None.
+        digits: significant digits.
+        whole: never round digits before the point away; for tables, whose numbers are copied.
+    """
+    if value is None:
+        return "n/a"
+    x = real(value)
+    if math.isnan(x):
+        return "NaN"
+    if math.isinf(x):
+        return "inf" if x > 0 else "-inf"
+    if x == 0:
+        return "0"
+    if not 1e-3 <= abs(x) < 1e7:
+        mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
+        return f"{_trim(mantissa)}e{int(exponent)}"
+    decimals = digits - 1 - math.floor(math.log10(abs(x)))
+    rounded = round(x, max(decimals, 0) if whole else decimals)
+    return _trim(f"{rounded:,.{max(decimals, 0)}f}")
+
+
+def _trim(digits: str) -> str:
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+
+
+def cell(value: Any) -> str:
+    """A number for a table: four significant digits, and all of those before the point."""
+    return number(value, 4, whole=True)
+
+
+def signed(value: Any) -> str:
+    """A number of which the sign matters."""
+    return ("+" if real(value) > 0 else "") + number(value)
+
+
+def percent(share: Any, digits: int = 3) -> str:
+    x = real(share)
+    return f"{number(100 * x, digits)}%"
+
+
+def counted(n: int, noun: str, nouns: str = "") -> str:
+    """'1 layer', '2 layers', '12,000 findings'."""
+    return f"{n:,} {noun if n == 1 else nouns or noun + 's'}"
+
+
+def listed(items: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
+
+
+def ranges(values: Iterable[int]) -> str:
+    """'2-30, 32' of the whole numbers in any order."""
+    runs: list[list[int]] = []
+    for value in sorted(set(values)):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def visible(text: Any, encoding: str = "utf-8") -> str:
+    """Text on one line with everything that does not show itself escaped; `\\n` for a newline.
+
+    Args:
+        text: what a tokenizer, a user or a file gave us; a missing value is empty.
+        encoding: characters that it lacks are escaped too, so that printing never fails.
+    """
+    if not isinstance(text, str):
+        return ""
+    shown = []
+    for place, character in enumerate(text):
+        category = unicodedata.category(character)
+        if character in NAMED:
+            shown.append(NAMED[character])
+        elif category in HIDDEN or (category == "Zs" and character != " ") or (category[0] == "M" and place == 0):
+            shown.append(escaped(character))
+        else:
+            shown.append(character)
+    return "".join(shown).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def escaped(character: str) -> str:
+    """`\\x1b`, `\\u4e2d`, `\\U0001f600`: Python's own spelling."""
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def shortened(text: str, limit: int) -> str:
+    """At most `limit` characters, the cut shown by three dots."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def quoted(token: Any, limit: int = 24, encoding: str = "utf-8") -> str:
+    """A token in quotes, so that its spaces show; 'no token' where the input has none (images)."""
+    if not isinstance(token, str) or token == "":
+        return "no token"
+    mark = '"' if "'" in token and '"' not in token else "'"
+    return f"{mark}{shortened(visible(token, encoding), limit)}{mark}"
+
+
+def token_list(text: Any) -> list[str]:
+    """The tokens of a coordinate, which its table holds as a JSON list."""
+    try:
+        tokens = json.loads(text)
+    except (TypeError, ValueError):
+        return [text] if isinstance(text, str) and text else []
+    return [t for t in tokens if isinstance(t, str)] if isinstance(tokens, list) else [str(tokens)]

@@ -1,0 +1,195 @@
+"""A scan result cut into its stacks of blocks, and its criterion read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from massact.records.answer import Answer, Peak, StackAnswer
+from massact.records.results import ScanResult
+from massact.reports.legible import number, ranges, real, visible
+
+# What formats can hold: their name in the tables, their name in words, their largest finite value.
+FORMATS = (("fp16", "fp16", 65_504.0), ("bf16", "bf16", 3.39e38), ("fp8_e4m3", "fp8-e4m3", 448.0))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The criterion of a run.
+
+    Args:
+        name, formula, source: as recorded.
+        magnitude, ratio: its thresholds on |h| (must exceed) and on |h| / median (must reach), where it has them.
+    """
+
+    name: str
+    formula: str
+    source: str
+    magnitude: float | None
+    ratio: float | None
+
+    def failed(self, magnitude: float, ratio: float) -> list[str]:
+        """The names of the thresholds that an activation misses."""
+        missed = []
+        if self.magnitude is not None and not magnitude > self.magnitude:
+            missed.append("magnitude")
+        if self.ratio is not None and not ratio >= self.ratio:
+            missed.append("ratio")
+        return missed
+
+    def in_words(self) -> str:
+        """'sun2024 (|h| > 100 and ...)'; from the thresholds where no formula is recorded."""
+        parts = []
+        if self.magnitude is not None:
+            parts.append(f"|h| > {number(self.magnitude)}")
+        if self.ratio is not None:
+            parts.append(f"|h| >= {number(self.ratio)} x the median |h| of its hidden state")
+        formula = self.formula or " and ".join(parts)
+        return f"{self.name} ({formula})" if formula else self.name
+
+
+def rule_of(result: ScanResult) -> Rule:
+    """The criterion behind the findings."""
+    record = result.info.criterion or {}
+    thresholds = record.get("thresholds")
+    known: dict[str, Any] = thresholds if isinstance(thresholds, dict) else {}
+
+    def threshold(name: str) -> float | None:
+        value = real(known.get(name, record.get(name)))
+        return None if math.isnan(value) else value
+
+    return Rule(visible(record.get("name")) or "the criterion", visible(record.get("formula")),
+                visible(record.get("source")), threshold("magnitude"), threshold("ratio"))
+
+
+@dataclass(frozen=True)
+class StackView:
+    """One stack of blocks seen at one point: its rows of every table, and its part of the answer.
+
+    Args:
+        stack, site: which.
+        label: how to call it; "" where there is only one.
+        answer: its part of the answer; None for a run without one.
+        layers, findings, near_misses, coordinates, ranks: its rows; layers in order, near misses largest first.
+    """
+
+    stack: str
+    site: str
+    label: str
+    answer: StackAnswer | None
+    layers: pd.DataFrame
+    findings: pd.DataFrame
+    near_misses: pd.DataFrame
+    coordinates: pd.DataFrame
+    ranks: pd.DataFrame
+
+    @property
+    def n_layers(self) -> int:
+        """L."""
+        if self.answer:
+            return int(self.answer.n_layers)
+        return int(self.layers["layer"].max()) if len(self.layers) else 0
+
+    @property
+    def n_findings(self) -> int:
+        return int(self.answer.n_findings) if self.answer else len(self.findings)
+
+    @property
+    def n_sequences(self) -> int:
+        return int(self.layers["n_sequences"].max()) if len(self.layers) else 0
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """First and last layer with findings (E5)."""
+        if self.answer and self.answer.onset is not None and self.answer.offset is not None:
+            return int(self.answer.onset), int(self.answer.offset)
+        if len(self.findings):
+            return int(self.findings["layer"].min()), int(self.findings["layer"].max())
+        return None
+
+    @property
+    def peak_layer(self) -> int | None:
+        """The layer of the largest finding; None without findings."""
+        if self.answer and self.answer.peak:
+            return int(self.answer.peak.layer)
+        if not len(self.findings):
+            return None
+        magnitude = self.findings["magnitude"].to_numpy(float)
+        best = int(np.argmax(np.where(np.isnan(magnitude), -1.0, magnitude)))
+        return int(self.findings["layer"].iloc[best])
+
+    @property
+    def shown_layer(self) -> int | None:
+        """The layer that tables of one layer show: the peak, else that of the largest ratio."""
+        if self.peak_layer is not None:
+            return self.peak_layer
+        if self.answer and self.answer.largest:
+            return int(self.answer.largest.layer)
+        return int(self.layers["layer"].iloc[0]) if len(self.layers) else None
+
+    @property
+    def largest(self) -> Peak | None:
+        """The activation with the largest ratio, whether it passes or not."""
+        if self.answer:
+            return self.answer.largest
+        return peak_of(self.near_misses.iloc[0]) if len(self.near_misses) else None
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the layers table as floats."""
+        return self.layers[name].to_numpy(float, na_value=np.nan)
+
+    def nonfinite_layers(self) -> list[int]:
+        return [int(x) for x in self.layers.loc[self.layers["nonfinite"] > 0, "layer"]]
+
+    def layers_below_one(self, format_name: str) -> list[int]:
+        """Layers whose largest |h| a number format cannot hold."""
+        return [int(x) for x in self.layers["layer"][self.column(f"headroom_{format_name}") < 1]]
+
+
+def peak_of(row: pd.Series) -> Peak:
+    """A row of findings or near_misses as the answer has it."""
+    names = ("layer", "pos", "dim", "value", "magnitude", "median", "ratio", "token", "sequence", "position_class")
+    return Peak(**{n: row[n] for n in names})
+
+
+def answer_of(result: ScanResult) -> Answer | None:
+    """The answer of a run; None for a run that has none (failed, or interrupted)."""
+    return Answer.from_dict(result.info.answer) if result.info.answer.get("stacks") is not None else None
+
+
+def views(result: ScanResult) -> list[StackView]:
+    """Cut a result into its stacks, in the order of the answer, then of the layers table."""
+    answer = answer_of(result)
+    parts = {(s.stack or "", s.site): s for s in answer.stacks} if answer else {}
+    keys = list(dict.fromkeys([*parts, *_keys(result.layers)]))
+    stacks, sites = {k[0] for k in keys}, {k[1] for k in keys}
+    out = []
+    for stack, site in keys:
+        label = ", ".join([visible(stack)] * (len(stacks) > 1) + [site] * (len(sites) > 1))
+        rows = {t: _rows(getattr(result, t), stack, site)
+                for t in ("layers", "findings", "near_misses", "coordinates", "ranks")}
+        rows["layers"] = rows["layers"].sort_values("layer", kind="stable", ignore_index=True)
+        rows["near_misses"] = rows["near_misses"].sort_values("ratio", ascending=False, kind="stable", ignore_index=True)
+        out.append(StackView(stack, site, label, parts.get((stack, site)), **rows))
+    return out
+
+
+def _keys(table: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(zip(table["stack"].fillna(""), table["site"].fillna(""), strict=True))
+
+
+def _rows(table: pd.DataFrame, stack: str, site: str) -> pd.DataFrame:
+    mine = table["stack"].fillna("") == stack
+    if "site" in table.columns:
+        mine &= table["site"].fillna("") == site
+    return table[mine.to_numpy(bool)].reset_index(drop=True)
+
+
+def nonfinite_note(view: StackView) -> str:
+    """Which layers hold NaN or Inf; "" when none does."""
+    layers = view.nonfinite_layers()
+    return f"NaN or Inf at layer{'s' * (len(layers) > 1)} {ranges(layers)}" if layers else ""

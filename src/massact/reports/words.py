@@ -1,0 +1,233 @@
+"""The answer of a scan in English.
+
+Says what was measured: how large, where, how constant, how close to overflow. It never names a cause: a scan has none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from massact.records.answer import Peak
+from massact.records.results import ScanResult
+from massact.reports.legible import counted, listed, number, percent, quoted, ranges, real, signed, visible
+from massact.reports.views import FORMATS, Rule, StackView, answer_of, rule_of, views
+
+# The groups of models of Sun 2024, section 2.2, and the one that it did not meet.
+GROUPS = {
+    "start": "at the start of the sequence only",
+    "start and first delimiter": "at the start of the sequence and at the first delimiter",
+    "start, delimiters and others": "at the start of the sequence, at delimiters and at other tokens",
+    "not at the start": "never at the start of the sequence",
+}
+MOST_DIMS, MOST_TOKENS = 6, 6
+
+
+def answer_in_words(result: ScanResult) -> list[str]:
+    """Put the answer of a scan into sentences, the most important first.
+
+    Args:
+        result: of a scan, or of a run directory.
+    Source: the questions are those of Sun 2024, sections 2 to 3.
+    """
+    answer, rule, stacks = answer_of(result), rule_of(result), views(result)
+    if answer is None:
+        return [f"This run holds no answer (status: {visible(result.info.status)}).", *_notes(result)]
+    said = [_headline(result, rule, stacks)]
+    for view in stacks:
+        sentences = _found(view) if view.n_findings else _below(view, rule)
+        sentences += [s for s in (_range(view), _nonfinite(view)) if s]
+        said += [f"{view.label}: {s}" if view.label else s for s in sentences]
+    return said + _null(answer.null) + _bos(answer.bos) + _notes(result)
+
+
+def _headline(result: ScanResult, rule: Rule, stacks: list[StackView]) -> str:
+    name = visible(result.info.model.get("id")) or "The model"
+    sequences = max((v.n_sequences for v in stacks), default=0)
+    if not sequences:
+        return f"Nothing was measured on {name}: no sequences."
+    over = f"in {counted(sequences, 'sequence')}"
+    having = [v for v in stacks if v.n_findings]
+    total = counted(sum(v.n_findings for v in stacks), "finding")
+    if not having:
+        return f"No: {name} has no massive activations {over} under {rule.in_words()}."
+    where = ""
+    if len(stacks) > 1:
+        without = [v.label for v in stacks if not v.n_findings]
+        where = f" in {listed([v.label for v in having])}" + (f", not in {listed(without)}" if without else "")
+    return f"Yes: {name} has massive activations{where}: {total} {over} under {rule.in_words()}."
+
+
+def _found(view: StackView) -> list[str]:
+    """Where the findings are, how large, how constant."""
+    said = [_layers(view)]
+    if view.answer:
+        dims = [f"{_dim(d)} ({percent(share)} of the findings)" for d, share in view.answer.dims[:MOST_DIMS]]
+        more = len(view.answer.dims) - len(dims)
+        if dims:
+            said.append(f"They sit in {listed(dims + [counted(more, 'further dim')] * (more > 0))}.")
+        said += _tokens(view)
+    if view.answer and view.answer.peak:
+        said.append(f"The largest finding is {_place(view.answer.peak)}.")
+    constant = _constancy(view)
+    return said + ([constant] if constant else [])
+
+
+def _layers(view: StackView) -> str:
+    answer, span = view.answer, view.span
+    if span is None:
+        return "The layers of the findings are not recorded."
+    module = f" ({visible(answer.onset_module)})" if answer and answer.onset_module else ""
+    first = f"layer {span[0]} of {view.n_layers}{module}" if span[0] else "layer 0, the embedding output"
+    jump = ""
+    if answer and not math.isnan(real(answer.onset_jump)):
+        jump = f", where the largest |h| is {number(answer.onset_jump)} times that of the layer before"
+    if span[0] == span[1]:
+        return f"They are at {first} only{jump}."
+    sentence = f"They appear at {first}{jump}, and are last seen at layer {span[1]}"
+    held = answer.layers if answer else sorted(set(view.findings["layer"]))
+    gaps = sorted(set(range(span[0], span[1] + 1)) - {int(x) for x in held}) if held else []
+    missing = f", but not at {'layers' if len(gaps) > 1 else 'layer'} {ranges(gaps)}" if gaps else ""
+    return f"{sentence}{missing}."
+
+
+def _tokens(view: StackView) -> list[str]:
+    answer = view.answer
+    if answer is None or not answer.tokens or view.peak_layer is None:
+        return []
+    named = [f"{quoted(t)} ({c}, {n:,})" for t, c, n in answer.tokens[:MOST_TOKENS]]
+    more = len(answer.tokens) - len(named)
+    group = GROUPS.get(answer.group, visible(answer.group))
+    tokens = listed(named + [f"{more:,} more"] * (more > 0))
+    rate = number(answer.per_sequence)
+    return [f"At layer {view.peak_layer} they are {group}, {rate} per sequence; tokens: {tokens}."]
+
+
+def _constancy(view: StackView) -> str:
+    """Mean and spread of the most frequent coordinate at the peak layer (Sun 2024, Table 2)."""
+    at_peak = view.coordinates[view.coordinates["layer"] == view.peak_layer]
+    spread = real(view.answer.spread) if view.answer else math.nan
+    if not len(at_peak):
+        known = f"The most frequent coordinate at layer {view.peak_layer} has a spread (std / |mean|) of {percent(spread)}."
+        return "" if math.isnan(spread) else known
+    ties = at_peak[at_peak["count"] == at_peak["count"].max()]
+    off = (ties["spread"] - spread).abs().fillna(math.inf)
+    row = ties.loc[off.idxmin()] if not math.isnan(spread) else ties.iloc[0]
+    share = f"in {percent(row['share'])} of the sequences"
+    if row["count"] == 1:
+        return f"{_dim(row['dim']).capitalize()} ({row['position_class']}) has a single finding, {share}."
+    return (f"The most frequent coordinate at layer {view.peak_layer}, {_dim(row['dim'])} ({row['position_class']}, {share}), "
+            f"is {signed(row['mean'])} ± {number(row['std'])} over {counted(int(row['count']), 'finding')}: "
+            f"a spread of {percent(row['spread'])}.")
+
+
+def _below(view: StackView, rule: Rule) -> list[str]:
+    """How far from the criterion the nearest activation is, and which threshold it misses."""
+    largest = view.largest
+    if largest is None:
+        return ["No largest ratio is recorded."] if view.n_sequences else []
+    said = [f"The largest ratio is {_ratio_place(largest)}; {_failure(largest, rule)}."]
+    strongest = view.answer.largest_magnitude if view.answer else None
+    if strongest and (strongest.layer, strongest.pos, strongest.dim, strongest.sequence) != (
+            largest.layer, largest.pos, largest.dim, largest.sequence):
+        said.append(f"The largest |h| is {_place(strongest)}; {_failure(strongest, rule)}.")
+    return said
+
+
+def _failure(peak: Peak, rule: Rule) -> str:
+    magnitude, ratio = real(peak.magnitude), real(peak.ratio)
+    missed = rule.failed(magnitude, ratio)
+    said = []
+    if "magnitude" in missed:
+        said.append(f"magnitude ({number(magnitude)}, needs more than {number(rule.magnitude)})")
+    if "ratio" in missed:
+        said.append(f"ratio ({number(ratio)}, needs {number(rule.ratio)})")
+    return f"it fails on {listed(said)}" if said else f"it does not pass {rule.name}"
+
+
+def _dim(dim: Any) -> str:
+    """Criteria of whole tokens have no dim."""
+    return f"dim {int(dim)}" if int(dim) >= 0 else "whole tokens"
+
+
+def _where(peak: Peak) -> str:
+    """'layer 2, position 0, dim 17, on 'x' (start) of sequence 3'."""
+    token = f"on {quoted(peak.token)} " if peak.token else ""
+    return (f"layer {int(peak.layer)}, position {int(peak.pos)}, {_dim(peak.dim)}, "
+            f"{token}({peak.position_class}) of sequence {int(peak.sequence)}")
+
+
+def _place(peak: Peak) -> str:
+    return (f"{signed(peak.value)} at {_where(peak)}: {number(peak.ratio)} times the median |h| of {number(peak.median)}")
+
+
+def _ratio_place(peak: Peak) -> str:
+    return f"{number(peak.ratio)} (|h| {number(peak.magnitude)}, median {number(peak.median)}) at {_where(peak)}"
+
+
+def _range(view: StackView) -> str:
+    """How close each number format is to overflow, and at which layers it would."""
+    said = []
+    for column, name, limit in FORMATS:
+        factors = view.column(f"headroom_{column}")
+        if not len(factors) or all(math.isnan(f) for f in factors):
+            continue
+        tight = min((f, int(x)) for f, x in zip(factors, view.layers["layer"], strict=True) if not math.isnan(f))
+        over = view.layers_below_one(column)
+        most = f"{number(limit, 5)} / max|h| is {number(tight[0])} at layer {tight[1]}"
+        if over:
+            said.append(f"{name} overflows at {counted(len(over), 'layer')} ({ranges(over)}; {most})")
+        else:
+            said.append(f"{name} holds every layer ({most})")
+    return "Without scaling, " + "; ".join(said) + "." if said else ""
+
+
+def _nonfinite(view: StackView) -> str:
+    count = int(view.answer.nonfinite) if view.answer else int(view.layers["nonfinite"].sum())
+    if not count:
+        return "All measured values are finite." if view.n_sequences else ""
+    layers = view.nonfinite_layers()
+    where = f", at {'layers' if len(layers) > 1 else 'layer'} {ranges(layers)}" if layers else ""
+    return f"{counted(count, 'value')} {'is' if count == 1 else 'are'} NaN or Inf{where}."
+
+
+def _null(null: dict[str, Any]) -> list[str]:
+    if not null:
+        return []
+    if "unavailable" in null:
+        return [f"There is no random-init twin to compare with: {_reason(null)}"]
+    count = int(real(null.get("n_findings", 0)))
+    has = counted(count, "finding") if count else "no findings"
+    return [f"A random-init twin of the same architecture has {has} (largest ratio {number(null.get('largest_ratio'))}, "
+            f"largest |h| {number(null.get('largest_magnitude'))})."]
+
+
+def _bos(bos: dict[str, Any]) -> list[str]:
+    if not bos:
+        return []
+    if "unavailable" in bos:
+        return [f"There is no comparison with and without BOS: {_reason(bos)}"]
+    said = []
+    for name, side in bos.items():
+        if not isinstance(side, dict):
+            continue
+        label = f"{visible(name).replace('_', ' ').capitalize()}{'' if 'bos' in name.lower() else ' BOS'}"
+        ratio = f"largest ratio {number(side.get('largest_ratio'))}"
+        count = int(real(side.get("n_findings", 0)))
+        if "unavailable" in side:
+            said.append(f"{label}: not available: {_reason(side)}")
+        elif not count:
+            said.append(f"{label}: no findings; {ratio}.")
+        else:
+            dims = listed([str(d) for d in side.get("dims") or []]) or "none"
+            at = listed([visible(c) for c in side.get("classes") or []]) or "no class"
+            said.append(f"{label}: {counted(count, 'finding')}, onset at layer {side.get('onset')}, dims {dims}, at {at}; {ratio}.")
+    return said
+
+
+def _reason(record: dict[str, Any]) -> str:
+    return visible(str(record["unavailable"])).rstrip(".") + "."
+
+
+def _notes(result: ScanResult) -> list[str]:
+    return [f"Note: {visible(str(note))}" for note in result.info.notes]

@@ -1,0 +1,152 @@
+"""From measured statistics to the tables that criteria look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from massact.records.sites import Site
+from massact.records.tables import frame
+from massact.scans.criteria import Evidence
+from massact.stats import HiddenResult, TokenMaxResult
+
+# Largest finite values: IEEE half, bfloat16, OCP fp8 E4M3.
+MAXIMA = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp8_e4m3": 448.0}
+
+Results = Mapping[Site, HiddenResult]
+
+
+def candidates_table(results: Results) -> pd.DataFrame:
+    """One row per (site, sequence, rank): the greatest |h| with their place and what they are compared with."""
+    parts = [_candidates(site, r) for site, r in results.items()]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _candidates(site: Site, r: HiddenResult) -> pd.DataFrame:
+    n, k = r.top_value.shape
+    magnitude = np.abs(r.top_value)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = magnitude / r.median[:, None]
+    columns = {
+        "sequence": np.repeat(r.sequence, k), "pos": r.top_pos.reshape(-1), "dim": r.top_dim.reshape(-1),
+        "value": r.top_value.reshape(-1), "magnitude": magnitude.reshape(-1), "ratio": ratio.reshape(-1),
+        "rank": np.tile(np.arange(1, k + 1), n), "median": np.repeat(r.median, k),
+        "mean_abs": np.repeat(r.mean_abs, k), "mad": np.repeat(r.mad, k),
+        "token_rms": _token_rms(r).reshape(-1),
+    }  # fmt: skip
+    table = pd.DataFrame({"stack": site.stack, "site": site.point, "layer": site.layer, **columns})
+    return table[table.pos >= 0]
+
+
+def _token_rms(r: HiddenResult) -> np.ndarray:
+    """RMS of the hidden vector that each top entry sits in: (N, K)."""
+    rms = np.full(r.top_value.shape, np.nan)
+    for i in range(len(r.sequence)):
+        positions, norms, _ = r.tokens(i)
+        where = np.searchsorted(positions, r.top_pos[i])
+        known = (r.top_pos[i] >= 0) & (where < len(positions))
+        rms[i, known] = norms[where[known]] / np.sqrt(len(r.dim_max))
+    return rms
+
+
+def layers_table(results: Results, modules: Mapping[Site, str]) -> pd.DataFrame:
+    """One row per site: the table `layers`, without the count of findings."""
+    return frame("layers", [_layer_row(site, r, modules[site]) for site, r in results.items()])
+
+
+def _layer_row(site: Site, r: HiddenResult, module: str) -> dict[str, object]:
+    magnitude = np.abs(r.top_value)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = r.max / r.median
+    first, rest, norm_max = _norms(r)
+    greatest = _max(r.max)
+    row = {
+        "stack": site.stack, "site": site.point, "layer": site.layer, "module": module,
+        **{f"top{k + 1}": _mean(magnitude[:, k]) if magnitude.shape[1] > k else np.nan for k in range(3)},
+        "median": _mean(r.median), "ratio": _mean(ratio), "ratio_max": _max(ratio), "max": greatest,
+        "mean": _mean(r.mean), "mean_abs": _mean(r.mean_abs), "std": _mean(r.std), "rms": _mean(r.rms),
+        "kurtosis": _mean(r.kurtosis), "rms_kurtosis": _rms_kurtosis(r),
+        "token_max_median": _token_max_median(r), "token_kurtosis": _mean(r.osp_kurtosis),
+        "norm_first": first, "norm_rest": rest, "norm_max": norm_max,
+        "nonfinite": int(r.n_nan.sum() + r.n_inf.sum()), "n_findings": 0, "n_sequences": len(r.sequence),
+    }  # fmt: skip
+    overflow = bool(r.n_inf.sum())
+    for name, largest in MAXIMA.items():
+        row[f"headroom_{name}"] = 0.0 if overflow else (largest / greatest if greatest else np.inf)
+    return row
+
+
+def _mean(x: np.ndarray) -> float:
+    """Mean of what is available; NaN when nothing is."""
+    known = x[~np.isnan(x)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def _max(x: np.ndarray) -> float:
+    known = x[~np.isnan(x)]
+    return float(known.max()) if len(known) else float("nan")
+
+
+def _rms_kurtosis(r: HiddenResult) -> float:
+    """Kurtosis of the per-dim RMS s_j: mean(s^4) / mean(s^2)^2, 1 when all dims are alike, D when one holds all."""
+    squares = r.dim_mean**2 + r.dim_std**2
+    total = float(np.mean(squares))
+    return float(np.mean(squares**2) / total**2) if total > 0 else float("nan")
+
+
+def _token_max_median(r: HiddenResult) -> float:
+    medians = np.repeat(r.median, np.diff(r.token_offsets))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _mean(r.token_max / medians)
+
+
+def _norms(r: HiddenResult) -> tuple[float, float, float]:
+    """Mean L2 norm of the first token that counts, of all others, and the greatest."""
+    starts = r.token_offsets[:-1][np.diff(r.token_offsets) > 0]
+    first = np.zeros(len(r.token_norm), bool)
+    first[starts] = True
+    return _mean(r.token_norm[first]), _mean(r.token_norm[~first]), _max(r.token_norm)
+
+
+def dims_table(results: Results) -> pd.DataFrame:
+    """One row per (site, dim): the table `dims`."""
+    parts = []
+    for site, r in results.items():
+        n = max(r.n_tokens_total, 1)
+        parts.append(pd.DataFrame({
+            "stack": site.stack, "site": site.point, "layer": site.layer, "dim": np.arange(len(r.dim_max)),
+            "max": r.dim_max, "mean_abs": r.dim_mean_abs, "mean": r.dim_mean, "std": r.dim_std,
+            "hit_rate": r.dim_hits / n}))  # fmt: skip
+    return frame("dims", pd.concat(parts, ignore_index=True).to_dict("series")) if parts else frame("dims")
+
+
+def norms_table(results: Results) -> pd.DataFrame:
+    """One row per token of the last layer of each stack: its L2 norm."""
+    last: dict[tuple[str, str], Site] = {}
+    for site in results:
+        key = (site.stack, site.point)
+        last[key] = max(last.get(key, site), site)
+    parts = []
+    for site in last.values():
+        r = results[site]
+        parts.append(pd.DataFrame({
+            "stack": site.stack, "site": site.point, "layer": site.layer,
+            "sequence": np.repeat(r.sequence, np.diff(r.token_offsets)), "pos": r.token_pos, "norm": r.token_norm}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def spikes_table(results: Mapping[Site, TokenMaxResult]) -> pd.DataFrame:
+    """One row per token of the input of down_proj: max|x|."""
+    parts = [pd.DataFrame({
+        "stack": site.stack, "site": site.point, "layer": site.layer,
+        "sequence": np.repeat(r.sequence, np.diff(r.token_offsets)), "pos": r.token_pos, "max": r.token_max})
+        for site, r in results.items()]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def evidence(results: Results, modules: Mapping[Site, str], spikes: Mapping[Site, TokenMaxResult]) -> Evidence:
+    """Everything that criteria look at."""
+    return Evidence(candidates_table(results), layers_table(results, modules), dims_table(results),
+                    norms_table(results), spikes_table(spikes))

@@ -1,0 +1,133 @@
+"""From evidence and a criterion to findings, coordinates and the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from massact.corpora import Corpus
+from massact.records.answer import Peak, StackAnswer
+from massact.records.tables import frame
+from massact.scans.criteria import Criterion, Evidence
+from massact.scans.evidence import MAXIMA
+
+
+def findings_table(rows: pd.DataFrame, rule: Criterion, corpus: Corpus) -> pd.DataFrame:
+    """Rows that pass (or nearly pass) a criterion, as the table `findings`.
+
+    Criteria of whole tokens have no dim, those of dims and layers no sequence and position: -1 stands there.
+    """
+    if not len(rows):
+        return frame("findings")
+    data = rows.copy()
+    data["criterion"] = rule.name
+    if rule.kind == "token":
+        size = "norm" if "norm" in data else "max"
+        data = data.assign(dim=-1, value=data[size], magnitude=data[size], median=np.nan, ratio=np.nan, rank=0)
+    elif rule.kind == "dim":
+        data = data.assign(sequence=-1, pos=-1, value=data["max"], magnitude=data["max"], median=np.nan, ratio=np.nan,
+                           rank=0)
+    elif rule.kind == "layer":
+        size = next(iter(rule.thresholds))
+        data = data.assign(sequence=-1, pos=-1, dim=-1, value=data[size], magnitude=data[size], rank=0)
+    places = list(zip(data.sequence.astype(int), data.pos.astype(int), strict=True))
+    data["token_id"] = [corpus.token_id(s, p) if s >= 0 else -1 for s, p in places]
+    data["token"] = [corpus.token(s, p) if s >= 0 else "" for s, p in places]
+    data["position_class"] = [corpus.position_class(s, p) if s >= 0 else "other" for s, p in places]
+    order = ["stack", "site", "layer", "sequence", "rank", "pos", "dim"]
+    return frame("findings", data.sort_values(order, kind="stable").to_dict("list"))
+
+
+def coordinates_table(findings: pd.DataFrame, n_sequences: int) -> pd.DataFrame:
+    """Findings grouped by (layer, dim, position class): how often, how large, how constant (Sun 2024, Table 2)."""
+    rows = []
+    keys = ["stack", "site", "layer", "dim", "position_class"]
+    for key, group in findings.groupby(keys, sort=True):
+        mean, std = float(group.value.mean()), float(group.value.std(ddof=0))
+        tokens = group.token.value_counts()
+        rows.append(dict(zip(keys, key, strict=True)) | {
+            "count": len(group), "share": group.sequence.nunique() / n_sequences, "mean": mean, "std": std,
+            "spread": std / abs(mean) if mean else float("inf"), "n_tokens": len(tokens),
+            "tokens": json.dumps(list(tokens.index[:8]), ensure_ascii=False)})
+    return frame("coordinates", rows)
+
+
+def stack_answer(
+    stack: str, site: str, evidence: Evidence, findings: pd.DataFrame, coordinates: pd.DataFrame, corpus: Corpus
+) -> StackAnswer:
+    """The answer for one stack at one site, in numbers."""
+    def here(table: pd.DataFrame) -> pd.DataFrame:
+        return table[(table.stack == stack) & (table.site == site)] if len(table) else table
+
+    layers, found, tops = here(evidence.layers).set_index("layer"), here(findings), here(evidence.candidates)
+    with_findings = sorted(int(layer) for layer in found.layer.unique())
+    onset = with_findings[0] if with_findings else None
+    peak = found.loc[found.magnitude.idxmax()] if len(found) else None
+    at_peak = found[found.layer == peak.layer] if peak is not None else found
+    before = layers["max"].get(onset - 1) if onset else None
+    coords = here(coordinates)
+    if peak is not None:
+        coords = coords[coords.layer == peak.layer].sort_values("count", ascending=False, kind="stable")
+    dims = found.dim.value_counts(sort=True)
+    census = at_peak.groupby(["token", "position_class"]).size().sort_values(ascending=False, kind="stable")
+    return StackAnswer(
+        stack=stack, site=site, n_layers=int(layers.index.max()), n_findings=len(found), layers=with_findings,
+        onset=onset, offset=with_findings[-1] if with_findings else None,
+        onset_module=str(layers.module[onset]) if onset is not None else None,
+        onset_jump=float(layers["max"][onset] / before) if onset is not None and before else None,
+        dims=[(int(d), int(n) / len(found)) for d, n in dims.items()][:10],
+        tokens=[(str(t), str(c), int(n)) for (t, c), n in census.items()][:12],
+        group=position_group(at_peak), per_sequence=len(at_peak) / max(corpus.n_sequences, 1),
+        peak=_peak(peak, corpus) if peak is not None else None,
+        spread=float(coords.spread.iloc[0]) if peak is not None and len(coords) else None,
+        largest=_largest(tops, "ratio", corpus), largest_magnitude=_largest(tops, "magnitude", corpus),
+        headroom={name: _headroom(layers[f"headroom_{name}"]) for name in MAXIMA},
+        nonfinite=int(layers.nonfinite.sum()))
+
+
+def _headroom(column: pd.Series) -> tuple[float, int]:
+    known = column.dropna()
+    return (float(known.min()), int(known.idxmin())) if len(known) else (float("nan"), -1)
+
+
+def _largest(tops: pd.DataFrame, by: str, corpus: Corpus) -> Peak | None:
+    finite = tops[np.isfinite(tops[by])] if len(tops) else tops
+    return _peak(finite.loc[finite[by].idxmax()], corpus) if len(finite) else None
+
+
+def _peak(row: pd.Series, corpus: Corpus) -> Peak:
+    sequence, pos = int(row["sequence"]), int(row["pos"])
+    token, place = ("", "other") if sequence < 0 else (corpus.token(sequence, pos), corpus.position_class(sequence, pos))
+    return Peak(int(row["layer"]), pos, int(row["dim"]), float(row["value"]), float(row["magnitude"]),
+                float(row["median"]), float(row["ratio"]), token, sequence, place)
+
+
+def position_group(findings: pd.DataFrame) -> str:
+    """Which of the paper's three groups of models (Sun 2024, Section 2.2) the positions of one layer make."""
+    if not len(findings) or (findings.sequence < 0).all():
+        return "none"
+    classes = set(findings.position_class)
+    if classes == {"start"}:
+        return "start"
+    if "start" not in classes:
+        return "not at the start"
+    elsewhere = findings[findings.position_class != "start"]
+    one_each = elsewhere.groupby("sequence").pos.nunique().max() <= 1
+    if classes == {"start", "delimiter"} and one_each:
+        return "start and first delimiter"
+    return "start, delimiters and others"
+
+
+def short_answer(findings: pd.DataFrame, evidence: Evidence) -> dict[str, object]:
+    """What the null twin and the BOS contrast report: a few numbers over all stacks."""
+    tops = evidence.candidates
+    ratio = tops.ratio[np.isfinite(tops.ratio)]
+    classes = findings.position_class.value_counts()
+    dims: Sequence[int] = [int(d) for d in findings.dim.value_counts().index[:5]]
+    return {"n_findings": len(findings), "onset": int(findings.layer.min()) if len(findings) else None,
+            "dims": list(dims), "classes": {str(k): int(v) for k, v in classes.items()},
+            "largest_ratio": float(ratio.max()) if len(ratio) else float("nan"),
+            "largest_magnitude": float(tops.magnitude.max()) if len(tops) else float("nan")}

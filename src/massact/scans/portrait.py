@@ -1,0 +1,85 @@
+"""One prompt and one layer looked at closely: the paper's Fig. 1, Table 1 and Table 2."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from massact.corpora import Corpus, Source
+from massact.corpora import corpus as make_corpus
+from massact.models import Model
+from massact.records.answer import Answer, StackAnswer
+from massact.records.sites import Site
+from massact.records.tables import frame
+from massact.stats import Keep, Ranks
+from massact.trace import Probe, measure
+
+RANKS = {"top 1": 1, "top 2": 2, "top 3": 3, "top 4": 4, "top 5": 5, "top 10": 10, "top 100": 100,
+         "top 1%": 0.01, "top 10%": 0.1, "median": 0.5}  # fmt: skip
+
+
+def layer_to_show(answer: StackAnswer) -> int:
+    """The layer of the largest finding, else of the largest ratio."""
+    best = answer.peak if answer.peak is not None and answer.peak.layer >= 0 else answer.largest
+    return best.layer if best is not None else answer.n_layers
+
+
+def prompt_corpus(model: Model, corpus: Corpus, source: Corpus | Source, config: Any) -> Corpus:
+    """The prompt as a corpus of one sequence; without a tokenizer, the first sequence of the corpus."""
+    if model.tokenizer is None or corpus.kind != "tokens":
+        return corpus.head(1)
+    bos = config.bos if isinstance(source, Source) else "auto"
+    made = make_corpus([config.prompt], tokenizer=model.tokenizer, bos=bos)
+    assert isinstance(made, Corpus)
+    return made
+
+
+def ranks_table(model: Model, corpus: Corpus, answer: Answer, config: Any) -> Any:
+    """Values at fixed ranks of |h|: of the prompt (Table 1), and over sequences with their spread (Table 2).
+
+    Top k is the k-th greatest |h|; top p the value at rank ceil(p T D); the signed value is kept, with its dim
+    (paper.md 2.1, E2 and E8).
+    """
+    rows: list[dict[str, object]] = []
+    few = corpus.head(min(config.rank_sequences, corpus.n_sequences))
+    first = corpus if model.tokenizer is None or corpus.kind != "tokens" else prompt_corpus(model, corpus, corpus, config)
+    for stack in answer.stacks:
+        site = Site(stack.stack, layer_to_show(stack), stack.site)
+        for source, text in (("prompt", first.head(1)), ("corpus", few)):
+            measured = measure(model, text, [Probe("ranks", str(site), Ranks)])
+            rows += _rank_rows(site, source, measured.result("ranks", site))
+    return frame("ranks", rows)
+
+
+def _rank_rows(site: Site, source: str, result: Any) -> list[dict[str, object]]:
+    rows = []
+    for i, name in enumerate(RANKS):
+        value, dim = result.value[:, i], result.dim[:, i]
+        known = ~np.isnan(value)
+        if not known.any():
+            continue
+        value, dim = value[known], dim[known]
+        rows.append({"stack": site.stack, "layer": site.layer, "source": source, "rank": name,
+                     "magnitude": float(np.abs(value).mean()), "value_mean": float(value.mean()),
+                     "value_std": float(value.std()),
+                     "same_dim": Counter(dim.tolist()).most_common(1)[0][1] / len(dim)})
+    return rows
+
+
+def portrait(model: Model, corpus: Corpus, source: Corpus | Source, answer: Answer, config: Any) -> dict[str, np.ndarray]:
+    """|h| of the prompt before, at and after the layer to show, of the stack with the largest ratio (Fig. 1)."""
+    best = max(answer.stacks, key=lambda s: s.largest.ratio if s.largest else 0.0)
+    shown = layer_to_show(best)
+    before = (best.onset or shown) - 1
+    layers = sorted({layer for layer in (before, shown, best.n_layers)
+                     if layer >= (1 if best.site != "resid_post" else 0)})
+    text = prompt_corpus(model, corpus, source, config)
+    probes = [Probe("keep", str(Site(best.stack, layer, best.site)), Keep) for layer in layers]
+    measured = measure(model, text, probes)
+    values = [measured.result("keep", Site(best.stack, layer, best.site)).values[0] for layer in layers]
+    n_tokens = values[0].shape[0]
+    tokens = [text.token(0, t) for t in range(n_tokens)]
+    return {"magnitude": np.abs(np.stack(values)).astype(np.float32), "layers": np.array(layers),
+            "tokens": np.array(tokens, dtype=str), "stack": np.array(best.stack), "site": np.array(best.site)}

@@ -1,0 +1,394 @@
+"""`scan`: default probes and a criterion give findings."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from massact.corpora import Corpus, Source
+from massact.corpora import corpus as make_corpus
+from massact.models import Model, load, random_twin
+from massact.records.answer import Answer
+from massact.records.errors import MassactError, UserError, near
+from massact.records.results import ScanResult, claim, open_run, read_info, write_info
+from massact.records.runinfo import RunInfo, git_state, jsonable
+from massact.records.sites import Site
+from massact.records.tables import frame, load_arrays, save_arrays
+from massact.scans.criteria import Criterion, Evidence, criterion
+from massact.scans.evidence import evidence
+from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer
+from massact.scans.portrait import portrait, ranks_table
+from massact.stats import HiddenStats, TokenMax
+from massact.trace import Measurements, Probe, measure
+
+Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences in all
+
+PROMPT = "The kettle sings. The lamp is low.\n"
+TWIN_PARAMETERS = 500_000_000  # above this a random-init twin is built only when asked for
+CONTRAST_SEQUENCES = 4
+SAVE_EVERY_S = 30.0
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """The options of a scan.
+
+    Args:
+        criterion, thresholds: the rule, and constants of it that differ from the published ones.
+        seq_len, n_sequences, bos, seed: of a corpus that is not tokenised yet, see `corpora`.
+        batch_size: sequences per forward pass, or "auto".
+        top_k: greatest |h| kept per sequence and layer; raised by itself where all of them pass.
+        prompt: of the 3-D figure and Table 1.
+        rank_sequences: sequences for Table 2 (signed values at fixed ranks).
+        null: also scan a random-init twin; "auto": up to 500 million parameters.
+        bos_contrast: also scan a few sequences with and without BOS.
+    """
+
+    criterion: str = "sun2024"
+    thresholds: dict[str, float] = field(default_factory=dict)
+    seq_len: int | None = None
+    n_sequences: int | None = None
+    bos: str = "auto"
+    seed: int = 0
+    batch_size: int | str = "auto"
+    top_k: int = 16
+    prompt: str = PROMPT
+    rank_sequences: int = 32
+    null: bool | str = "auto"
+    bos_contrast: bool = True
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> ScanConfig:
+        """Options by name.
+
+        Raises:
+            UserError: an unknown option; says which are near.
+        """
+        known = {f.name for f in fields(cls)}
+        for name in options:
+            if name not in known:
+                raise UserError(f"scan has no option {name!r}.", do=near(name, known))
+        return cls(**options)
+
+
+def scan(
+    model: Any = None,
+    corpus: Any = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> ScanResult:
+    """Find massive activations: run a model over a corpus once and apply a criterion.
+
+    Args:
+        model: a loaded `Model`, or anything that `load` takes; None for the embedded model.
+        corpus: a `Corpus`, a `Source`, or anything that `corpora.corpus` takes; None for the embedded text.
+        out: run directory to write; an interrupted scan leaves its finished work there.
+        resume: go on with the interrupted scan in `out`.
+        progress: called with (stage, sequences done, sequences in all).
+        **options: see `ScanConfig`.
+
+    Returns:
+        The result; saved in `out` if that was given.
+
+    Raises:
+        UserError: bad options, unreadable input, or a directory that holds another run.
+        WorkError: the model could not be run on the corpus.
+    """
+    config = ScanConfig.of(options)
+    rule = criterion(config.criterion)
+    thresholds = rule.resolved(config.thresholds)
+    if out is not None and resume and _is_done(Path(out)):
+        return open_run(out)
+    loaded = model if isinstance(model, Model) else load(model)
+    source = _source(loaded, corpus, config)
+    ready = _ready(loaded, source, config, config.bos)
+    info = RunInfo("scan", jsonable(asdict(config)), jsonable(asdict(loaded.info())), jsonable(ready.info()),
+                   rule.as_dict(thresholds), device=str(loaded.device), seed=config.seed, git=git_state())
+    saved = _Saved(out, info, resume)
+    began = time.perf_counter()
+    try:
+        job = _Job(loaded, ready, source, config, rule, thresholds, progress or (lambda *_: None))
+        result = job.run(info, saved)
+        info.status, info.wall_s = "ok", saved.earlier_s + time.perf_counter() - began
+        if saved.path is not None:
+            result.save(saved.path)
+            saved.forget()
+        return result
+    except KeyboardInterrupt:
+        saved.stop("interrupted", None, time.perf_counter() - began)
+        raise
+    except Exception as error:
+        saved.stop("failed", str(error) or type(error).__name__, time.perf_counter() - began)
+        raise
+
+
+# ---------------------------------------------------------------------------- inputs
+def _source(model: Model, corpus: Any, config: ScanConfig) -> Corpus | Source:
+    if isinstance(corpus, (Corpus, Source)):
+        return corpus
+    return make_corpus(corpus, seed=config.seed)
+
+
+def _ready(model: Model, source: Corpus | Source, config: ScanConfig, bos: str) -> Corpus:
+    """A corpus that fits the model.
+
+    Raises:
+        UserError: no tokenizer, another modality, or ids and lengths that the model does not take.
+    """
+    accepted = model.inputs_accepted()
+    if isinstance(source, Source):
+        if "input_ids" not in accepted:
+            raise UserError(f"{model.name or 'The model'} takes {', '.join(sorted(accepted)[:3])}, not text.",
+                            do="Give a corpus of tensors: corpus({'pixel_values': tensor}).")
+        if model.tokenizer is None:
+            raise UserError(f"{model.name or 'The model'} comes without a tokenizer, so it cannot read text.",
+                            do="Give token ids (a (sequences, tokens) tensor), or load(..., tokenizer=...).")
+        source = source.encode(model.tokenizer, seq_len=config.seq_len, n_sequences=config.n_sequences, bos=bos,
+                               seed=config.seed, context=model.context)
+    elif source.spelling is None and model.tokenizer is not None and source.kind == "tokens":
+        source = source.with_tokenizer(model.tokenizer)
+    for name in source.inputs:
+        if name not in accepted:
+            raise UserError(f"The corpus holds {name!r}, which {model.name or 'the model'} does not take.",
+                            do=near(name, accepted))
+    source.require(model.vocabulary, model.context)
+    return source
+
+
+def _is_done(path: Path) -> bool:
+    return (path / "run.json").is_file() and read_info(path).status == "ok"
+
+
+# ---------------------------------------------------------------------------- what is kept on disk while running
+class _Saved:
+    """The run directory while the work goes on: run.json says how it stands, state.npz what is finished."""
+
+    def __init__(self, out: str | os.PathLike[str] | None, info: RunInfo, resume: bool) -> None:
+        self.path = None if out is None else Path(out)
+        self.info, self.earlier_s = info, 0.0
+        self._last = time.monotonic()
+        self._measured: Measurements | None = None
+        if self.path is None:
+            return
+        if resume and (self.path / "run.json").is_file():
+            self._take_over(read_info(self.path))
+        self.path = claim(self.path, info)
+        write_info(self.path, info)
+
+    def _take_over(self, other: RunInfo) -> None:
+        for what in ("verb", "config", "model", "corpus", "criterion"):
+            ours, theirs = getattr(self.info, what), getattr(other, what)
+            if jsonable(ours) != theirs:
+                raise UserError(f"The run in {self.path} has another {what}; it cannot be resumed with this one.",
+                                _difference(jsonable(ours), theirs), "Use the same options, or another --out.")
+        self.info.started, self.earlier_s = other.started, float(other.wall_s or 0)
+
+    def restore(self, fresh: Measurements, kinds: dict[str, type]) -> Measurements:
+        """Measurements of an earlier, interrupted run, or the fresh ones."""
+        file = self.path / "state.npz" if self.path is not None else None
+        if file is None or not file.is_file():
+            return fresh
+        arrays = load_arrays(file)
+        for i, (name, site) in enumerate(fresh.statistics):
+            mine = {k.split(":", 1)[1]: v for k, v in arrays.items() if k.startswith(f"{i}:")}
+            fresh.statistics[name, site] = kinds[name].from_state(mine)
+        fresh.n_sequences, fresh.batch_size = int(arrays["n_sequences"]), int(arrays["batch_size"])
+        return fresh
+
+    def keep(self, measured: Measurements) -> None:
+        """Remember finished work; write it now and then."""
+        self._measured = measured
+        if self.path is not None and time.monotonic() - self._last > SAVE_EVERY_S:
+            self._write()
+            self._last = time.monotonic()
+
+    def _write(self) -> None:
+        assert self.path is not None and self._measured is not None
+        arrays = {f"{i}:{k}": v for i, s in enumerate(self._measured.statistics.values()) for k, v in s.state().items()}
+        arrays |= {"n_sequences": np.array(self._measured.n_sequences), "batch_size": np.array(self._measured.batch_size)}
+        save_arrays(self.path / "state.npz", arrays)
+
+    def stop(self, status: str, error: str | None, seconds: float) -> None:
+        if self.path is None:
+            return
+        if self._measured is not None:
+            self._write()
+        self.info.status, self.info.error, self.info.wall_s = status, error, self.earlier_s + seconds
+        write_info(self.path, self.info)
+
+    def forget(self) -> None:
+        assert self.path is not None
+        (self.path / "state.npz").unlink(missing_ok=True)
+
+
+def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    changed = [k for k in sorted(set(ours) | set(theirs)) if ours.get(k) != theirs.get(k)] if isinstance(theirs, dict) else []
+    return "; ".join(f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} here" for k in changed[:3])
+
+
+# ---------------------------------------------------------------------------- the work
+@dataclass
+class _Job:
+    """One scan: the measurements, and the tables made of them."""
+
+    model: Model
+    corpus: Corpus
+    source: Corpus | Source
+    config: ScanConfig
+    rule: Criterion
+    thresholds: dict[str, float]
+    progress: Progress
+
+    def run(self, info: RunInfo, saved: _Saved) -> ScanResult:
+        stacks, unreached = self.stacks(self.corpus)
+        info.notes += [f"Stack {name!r} was not scanned: this corpus does not reach it." for name in unreached]
+        seen, rows = self.complete(self.model, self.corpus, stacks, saved)
+        found = findings_table(rows, self.rule, self.corpus)
+        coordinates = coordinates_table(found, self.corpus.n_sequences)
+        layers = _count(seen.layers, found)
+        near_rows = self.rule.near_misses(seen, self.thresholds)
+        answers = [stack_answer(stack, site, seen, found, coordinates, self.corpus) for stack, site in _pairs(seen)]
+        answer = Answer(len(found) > 0, answers, self.null(stacks, info), self.bos(stacks))
+        info.answer = jsonable(answer.as_dict())
+        info.notes += self.notes(seen)
+        result = ScanResult(info, layers, found, findings_table(near_rows, self.rule, self.corpus), coordinates, seen.dims)
+        self.show_prompt(result, answer, saved)
+        return result
+
+    def stacks(self, corpus: Corpus) -> tuple[list[str], list[str]]:
+        """Names of the stacks that the inputs of a corpus reach, and of those that they do not."""
+        reached = {s.name: self.model.reaches(s, corpus.inputs) for s in self.model.anatomy.stacks}
+        if not any(reached.values()):
+            raise UserError("The corpus reaches no stack of the model.", do="Give the inputs that the model takes: "
+                            + ", ".join(sorted(self.model.inputs_accepted())) + ".")
+        return [n for n, ok in reached.items() if ok], [n for n, ok in reached.items() if not ok]
+
+    def probes(self, stacks: list[str], top_k: int) -> list[Probe]:
+        mad = "mad" in self.rule.needs
+        probes = []
+        for name in stacks:
+            head = f"{name}/" if name else ""
+            points = ["resid_post"] + ["resid_post_prenorm"] * self.model.anatomy.stack(name).post_norm
+            probes += [Probe("hidden", f"{head}*.{p}", lambda: HiddenStats(top_k=top_k, mad=mad)) for p in points]
+            if "mlp_act" in self.rule.needs:
+                probes.append(Probe("spikes", f"{head}*.mlp_act", TokenMax))
+        return probes
+
+    def evidence(self, measured: Measurements, model: Model) -> Evidence:
+        hidden = {site: measured.result("hidden", site) for site in measured.sites("hidden")}
+        spikes = {site: measured.result("spikes", site) for site in measured.sites("spikes")}
+        return evidence(hidden, {site: module_of(model, site) for site in hidden}, spikes)
+
+    def complete(self, model: Model, corpus: Corpus, stacks: list[str], saved: _Saved | None) -> tuple[Evidence, Any]:
+        """Measure, with more entries kept wherever all that were kept pass, so that no finding is lost."""
+        top_k, stage = self.config.top_k, "scan" if model is self.model else "null twin"
+        largest = 1 << 16
+        while True:
+            probes = self.probes(stacks, top_k)
+            start = None
+            if saved is not None and top_k == self.config.top_k:
+                start = saved.restore(_fresh(model, probes), {"hidden": HiddenStats, "spikes": TokenMax})
+
+            def on_batch(done: Measurements, keep: bool = start is not None) -> None:
+                if keep and saved is not None:
+                    saved.keep(done)
+                self.progress(stage, done.n_sequences, corpus.n_sequences)
+
+            measured = measure(model, corpus, probes, batch_size=self.config.batch_size, resume=start, on_batch=on_batch)
+            seen = self.evidence(measured, model)
+            rows = self.rule.passing(seen, self.thresholds)
+            full = self.rule.kind == "element" and len(rows) and bool((rows["rank"] == top_k).any())
+            if not full or top_k >= largest:
+                return seen, rows
+            top_k, stage = min(top_k * 16, largest), f"scan (more than {top_k} findings in one hidden state)"
+
+    # ---- controls
+    def null(self, stacks: list[str], info: RunInfo) -> dict[str, Any]:
+        """The same scan of a random-init twin: what the criterion finds where there can be nothing to find."""
+        if self.config.null is False:
+            return {"unavailable": "not asked for"}
+        size = info.model["n_parameters"]
+        if self.config.null == "auto" and size > TWIN_PARAMETERS:
+            return {"unavailable": f"the model has {size:,} parameters; ask for it with --null"}
+        twin = random_twin(self.model, seed=self.config.seed)
+        if isinstance(twin, str):
+            return {"unavailable": twin}
+        return self.short(twin, self.corpus, stacks)
+
+    def short(self, model: Model, corpus: Corpus, stacks: list[str]) -> dict[str, Any]:
+        few = corpus.head(min(CONTRAST_SEQUENCES, corpus.n_sequences))
+        seen, rows = self.complete(model, few, stacks, None)
+        return short_answer(findings_table(rows, self.rule, few), seen) | {"n_sequences": few.n_sequences}
+
+    def bos(self, stacks: list[str]) -> dict[str, Any]:
+        """A few sequences with and without BOS (Sun 2024, App. A.3)."""
+        if not self.config.bos_contrast:
+            return {"unavailable": "not asked for"}
+        if not isinstance(self.source, Source):
+            return {"unavailable": "the corpus came as ids or tensors"}
+        tokenizer = self.model.tokenizer
+        if getattr(tokenizer, "bos_token_id", None) is None and getattr(tokenizer, "cls_token_id", None) is None:
+            return {"unavailable": "the tokenizer has no BOS token"}
+        both = {}
+        for name, policy in (("with", "always"), ("without", "never")):
+            try:
+                text = _ready(self.model, self.source, self.config, policy)
+            except UserError as error:
+                return {"unavailable": error.what}
+            both[name] = self.short(self.model, text, stacks)
+        return both
+
+    def notes(self, seen: Evidence) -> list[str]:
+        notes = []
+        bad = int(seen.layers.nonfinite.sum())
+        if bad:
+            worst = seen.layers[seen.layers.nonfinite > 0].layer.min()
+            notes.append(f"{bad:,} values are NaN or Inf, first at layer {worst}: statistics there are over the others.")
+        for site, reason in self.model.anatomy.unavailable():
+            if "mlp_act" in self.rule.needs and site.point == "mlp_act":
+                notes.append(f"{site} is unavailable: {reason}.")
+        return notes
+
+    def show_prompt(self, result: ScanResult, answer: Answer, saved: _Saved) -> None:
+        """Tables 1 and 2 and the 3-D figure, at the layer that shows most; a failure here loses no findings."""
+        try:
+            self.progress("portrait", 0, 1)
+            result.ranks = ranks_table(self.model, self.corpus, answer, self.config)
+            result.portrait = portrait(self.model, self.corpus, self.source, answer, self.config)
+            self.progress("portrait", 1, 1)
+        except MassactError as error:
+            result.info.notes.append(f"No portrait: {error.what} {error.why}".strip())
+            if not len(result.ranks):
+                result.ranks = frame("ranks")
+
+
+def module_of(model: Model, site: Site) -> str:
+    """Dotted path of the block whose output a site is."""
+    blocks = model.anatomy.stack(site.stack).blocks
+    return f"input of {blocks[0].module}" if site.layer == 0 else blocks[site.layer - 1].module
+
+
+def _fresh(model: Model, probes: list[Probe]) -> Measurements:
+    return Measurements({(p.name, s): p.statistic() for p in probes for s in model.anatomy.select(p.site)})
+
+
+def _pairs(seen: Evidence) -> list[tuple[str, str]]:
+    pairs = seen.layers[["stack", "site"]].drop_duplicates().itertuples(index=False)
+    return [(str(stack), str(site)) for stack, site in pairs]
+
+
+def _count(layers: Any, found: Any) -> Any:
+    """The table `layers` with the number of findings of each."""
+    keys = ["stack", "site", "layer"]
+    counts = found.groupby(keys).size()
+    index = layers.set_index(keys).index
+    return layers.assign(n_findings=[int(counts.get(key, 0)) for key in index])

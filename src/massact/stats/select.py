@@ -1,0 +1,179 @@
+"""Exact order statistics of magnitudes: the k greatest, and the lower median.
+
+Shapes: N values, K top, T tokens, D dims, S sample, C chunk.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from massact.stats.scratch import scratch
+
+SMALL = 1 << 15  # values; below this a plain partition is cheaper than sampling and bracketing
+_CHUNK = 1 << 22  # values per histogram update on an accelerator: their int64 index takes 32 MB
+_LANES = 8  # copies of the histogram, so that equal values do not all wait for one counter
+_INT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_LEVELS = {2: (0,), 4: (16, 0), 8: (48, 32, 16, 0)}
+
+
+# ------------------------------------------------------------------------------------------------ top k
+def top_k_stable(v_N: np.ndarray, k: int) -> np.ndarray:
+    """Indices of the k greatest values, descending; equal values in order of their index. No NaN."""
+    n = len(v_N)
+    if k >= n:
+        return np.argsort(-v_N, kind="stable")
+    kth = np.partition(v_N, n - k)[n - k]
+    greater = np.flatnonzero(v_N > kth)
+    index = np.concatenate([greater, np.flatnonzero(v_N == kth)[: k - len(greater)]])
+    return index[np.argsort(-v_N[index], kind="stable")]
+
+
+def top_of_rows(h_TD: Tensor, row_max_T: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, dims) of the k greatest |h|, descending, ties by flat index, on the CPU.
+
+    If an element is among the k greatest, its row's maximum is among the k greatest row maxima (else k other rows
+    each hold a greater element). So only k rows are searched, and they are contiguous.
+    """
+    D = h_TD.shape[1]
+    rows_K = np.sort(top_k_stable(row_max_T, k))  # sorted, so that flat order is kept
+    near_N = h_TD[torch.from_numpy(rows_K)].abs().to(_searchable(h_TD)).numpy().reshape(-1)
+    best_K = top_k_stable(near_N, k)
+    return rows_K[best_K // D], best_K % D
+
+
+def _searchable(h_TD: Tensor) -> torch.dtype:
+    return torch.float64 if h_TD.dtype == torch.float64 else torch.float32
+
+
+def top_of_rows_device(mag_TD: Tensor, row_max_T: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same without a synchronisation: (rows, dims), min(k, T*D) each; sorted stably, so ties agree too."""
+    T, D = mag_TD.shape
+    order_T = torch.sort(row_max_T, descending=True, stable=True).indices
+    rows_K = torch.sort(order_T[: min(k, T)]).values
+    near_N = mag_TD.index_select(0, rows_K).flatten()
+    best_K = torch.sort(near_N, descending=True, stable=True).indices[:k]
+    return rows_K.index_select(0, best_K // D), best_K % D
+
+
+# --------------------------------------------------------------------------------------- median, on the CPU
+def strided_sample(h_TD: Tensor, size: int) -> np.ndarray:
+    """About `size` magnitudes, float32 (S,), at a stride that visits every dim evenly. h must be contiguous."""
+    n, D = h_TD.numel(), h_TD.shape[1]
+    step = max(1, n // max(1, size))
+    while math.gcd(step, D) != 1:
+        step += 1
+    return h_TD.view(-1)[::step].abs().float().numpy()
+
+
+def sample_size(n: int) -> int:
+    """The size that balances the cost of sampling (~ S) and of what the bracket lets through (~ n / sqrt S)."""
+    return n if n <= SMALL else int(n ** (2 / 3))
+
+
+class MedianBracket:
+    """The exact lower median of a stream of blocks, without keeping the stream.
+
+    A sample gives lo < hi that hold the median with near certainty (4 standard errors of its rank). Every block then
+    counts what lies below and keeps what lies between (1 to 5 %), and the median is selected among those. When
+    the bracket misses (a sample that is not representative), `median()` is None and the caller must select among
+    all values: the answer is exact either way.
+
+    Args:
+        sample_S: magnitudes from the stream, without NaN for a useful bracket.
+        n: number of values in the stream.
+    """
+
+    def __init__(self, sample_S: np.ndarray, n: int) -> None:
+        m = len(sample_S)
+        margin = int(2 * math.sqrt(m)) + 1
+        first, last = max(0, m // 2 - margin), min(m - 1, m // 2 + margin)
+        part_S = np.partition(sample_S, [first, last])
+        self.lo, self.hi = part_S[first], part_S[last]
+        self.rank = (n - 1) // 2
+        self.n_low = self.n_below_high = 0
+        self.between: list[np.ndarray] = []
+
+    def add(self, mag_N: np.ndarray) -> None:
+        """Take one block of magnitudes, float32 (N,)."""
+        low_N = scratch("below lo", mag_N.shape, torch.bool).numpy()
+        high_N = scratch("below hi", mag_N.shape, torch.bool).numpy()
+        if self.lo == self.hi:  # ties around the middle, for instance half of the values are zero
+            np.less(mag_N, self.lo, out=low_N)
+            np.less_equal(mag_N, self.hi, out=high_N)
+        else:
+            np.less_equal(mag_N, self.lo, out=low_N)
+            np.less(mag_N, self.hi, out=high_N)
+        self.n_low += np.count_nonzero(low_N)
+        self.n_below_high += np.count_nonzero(high_N)
+        if self.lo != self.hi:
+            inside_N = np.not_equal(low_N, high_N, out=low_N)
+            self.between.append(mag_N.take(np.flatnonzero(inside_N)))
+
+    def median(self) -> float | None:
+        """The value of rank (n - 1) // 2 of the stream, or None if the bracket missed it."""
+        if not self.n_low <= self.rank < self.n_below_high:
+            return None
+        if self.lo == self.hi:
+            return float(self.lo)
+        inside_N = np.concatenate(self.between)
+        index = self.rank - self.n_low
+        inside_N.partition(index)
+        return float(inside_N[index])
+
+
+def lower_median(mag_N: np.ndarray) -> float:
+    """The value of rank (N - 1) // 2; reorders its input. NaN if there is none."""
+    if not len(mag_N):
+        return math.nan
+    rank = (len(mag_N) - 1) // 2
+    mag_N.partition(rank)
+    return float(mag_N[rank])
+
+
+# --------------------------------------------------------------------------------- median, on an accelerator
+def magnitude_bits(x: Tensor) -> Tensor:
+    """The bits of x without the sign: integers of the same width that order like |x|, with Inf and NaN last."""
+    dtype = _INT[x.element_size()]
+    return x.contiguous().view(dtype) & torch.iinfo(dtype).max
+
+
+def lower_median_device(x: Tensor, n_valid: Tensor) -> Tensor:
+    """Exact lower median of the n_valid smallest |x|, 0-d and of the dtype of x, with no synchronisation.
+
+    Histograms of 16 bits of the magnitude at a time, from the top: the bin that holds the rank gives the next 16
+    bits. One level for 16-bit types, two for fp32, four for fp64.
+
+    Args:
+        x: any shape; what must not count (NaN, Inf) has to be Inf or NaN.
+        n_valid: 0-d int64, number of finite values; the result is NaN where it is 0.
+    """
+    bits_N = magnitude_bits(x).flatten()
+    rank = ((n_valid - 1) // 2).clamp(min=0).view(1)
+    prefix = torch.zeros(1, dtype=torch.int64, device=x.device)
+    for shift in _LEVELS[x.element_size()]:
+        count_B = _histogram(bits_N, prefix, shift).cumsum(0)
+        bin_ = (count_B <= rank).sum(dtype=torch.int64).view(1)
+        before = torch.where(bin_ > 0, count_B.gather(0, (bin_ - 1).clamp(min=0)), torch.zeros_like(rank))
+        rank, prefix = rank - before, (prefix << 16) | bin_
+    value = prefix.to(bits_N.dtype).view(x.dtype)[0]
+    return torch.where(n_valid > 0, value, torch.full_like(value, math.nan))
+
+
+def _histogram(bits_N: Tensor, prefix: Tensor, shift: int) -> Tensor:
+    """Counts (65536,) of the 16 bits at `shift`, of the values whose bits above them equal `prefix` (1,)."""
+    count_LB = torch.zeros(_LANES, 1 << 16, dtype=torch.int64, device=bits_N.device)
+    top_level = shift == max(_LEVELS[bits_N.element_size()])
+    for chunk_C in bits_N.split(_CHUNK):
+        whole = len(chunk_C) // _LANES * _LANES
+        for part, n_lanes in ((chunk_C[:whole], _LANES), (chunk_C[whole:], 1)):
+            if not len(part):
+                continue
+            key_LC = part.to(torch.int64).view(n_lanes, -1) >> shift
+            # Values of other bins add 0, spread over all counters, instead of piling up on one.
+            one_LC = torch.ones_like(key_LC) if top_level else (key_LC >> 16 == prefix).to(torch.int64)
+            count_LB[:n_lanes].scatter_add_(1, key_LC & 0xFFFF, one_LC)
+    return count_LB.sum(0)

@@ -1,0 +1,12 @@
+"""The only hooks in the library, and `measure`, which everything else calls.
+
+Takes a model with its anatomy, batches, probes and edits; gives measurements. Knows where tensors pass and
+how a forward pass is watched. Must not know criteria, findings, files or what a statistic computes.
+"""
+
+from massact.trace.hooks import Taps, tapped
+from massact.trace.measure import Edit, Fired, Measurements, Probe, feed, measure, plan
+from massact.trace.watch import Watch, follow, tensors_in
+
+__all__ = ["Edit", "Fired", "Measurements", "Probe", "Taps", "Watch", "feed", "follow", "measure", "plan",
+           "tapped", "tensors_in"]

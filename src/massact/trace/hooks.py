@@ -1,0 +1,120 @@
+"""Taps: functions that see, and may replace, tensors at the borders of module calls.
+
+Every hook of the library is installed here or in `watch`, inside a `with`, and removed in `finally`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from massact.records.anatomy import Place
+from massact.trace.watch import follow
+
+# Sees a tensor; gives None to leave it, or the tensor to put in its place.
+Tap = Callable[[Tensor], Tensor | None]
+
+
+class Taps:
+    """Installed taps, and how often each of them fired since `begin`."""
+
+    def __init__(self, n: int) -> None:
+        self.fired = [0] * n
+        self._calls: dict[str, int] = defaultdict(int)
+
+    def begin(self) -> None:
+        """To be called before every forward pass."""
+        self._calls.clear()
+        self.fired = [0] * len(self.fired)
+
+
+@dataclass(frozen=True)
+class _Tap:
+    index: int
+    place: Place
+    see: Tap
+    scale: Any
+
+    def __call__(self, value: Any) -> tuple[bool, Any]:
+        """Whether the value was replaced, and the value."""
+        tensor = follow(value, self.place.path)
+        seen = tensor if self.scale is None else tensor * self.scale
+        new = self.see(seen)
+        if new is None:
+            return False, value
+        return True, _put(value, self.place.path, new if self.scale is None else new / self.scale)
+
+
+@contextmanager
+def tapped(root: nn.Module, taps: Iterable[tuple[Place, Tap]]) -> Iterator[Taps]:
+    """Install taps on a model for the length of a `with`.
+
+    Args:
+        root: the model that the places were found in.
+        taps: places, each with the function that sees its tensor; several at one place run in the given
+            order, and a later one sees what an earlier one put there.
+    """
+    by_border: dict[tuple[str, str], list[_Tap]] = defaultdict(list)
+    params = dict(root.named_parameters())
+    all_taps = list(taps)
+    state = Taps(len(all_taps))
+    for i, (place, see) in enumerate(all_taps):
+        scale = params[place.scale] if isinstance(place.scale, str) else place.scale
+        by_border[place.module, place.side].append(
+            _Tap(i, place, see, None if isinstance(scale, float) and scale == 1.0 else scale))
+    modules = dict(root.named_modules())
+    handles = []
+    try:
+        for (name, side), here in by_border.items():
+            handles.append(_install(modules[name], name, side, here, state))
+        yield state
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _install(module: nn.Module, name: str, side: str, taps: list[_Tap], state: Taps) -> Any:
+    border = f"{side}:{name}"
+
+    def run(value: Any, mine: list[_Tap]) -> tuple[bool, Any]:
+        call, changed = state._calls[border], False
+        for tap in mine:
+            if tap.place.call == call:
+                state.fired[tap.index] += 1
+                new, value = tap(value)
+                changed = changed or new
+        return changed, value
+
+    if side == "out":
+        def after(_: nn.Module, args: tuple, output: Any) -> Any:
+            changed, output = run(output, taps)
+            state._calls[border] += 1
+            return output if changed else None
+        return module.register_forward_hook(after)
+
+    by_position = [t for t in taps if isinstance(t.place.path[0], int)]
+    by_keyword = [t for t in taps if isinstance(t.place.path[0], str)]
+
+    def before(_: nn.Module, args: tuple, kwargs: dict) -> Any:
+        changed_args, args = run(args, by_position)
+        changed_kwargs, kwargs = run(kwargs, by_keyword)
+        state._calls[border] += 1
+        return (args, kwargs) if changed_args or changed_kwargs else None
+    return module.register_forward_pre_hook(before, with_kwargs=True)
+
+
+def _put(value: Any, path: tuple[int | str, ...], tensor: Tensor) -> Any:
+    """A copy of `value` with the tensor at `path` replaced; the original is left as it was."""
+    if not path:
+        return tensor
+    step, rest = path[0], path[1:]
+    inner = _put(value[step], rest, tensor)
+    if isinstance(value, dict):  # transformers' outputs are dictionaries too, and copy as what they are
+        return type(value)(**{**value, step: inner}) if type(value) is not dict else {**value, step: inner}
+    items = [inner if i == step else item for i, item in enumerate(value)]
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

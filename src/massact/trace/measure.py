@@ -1,0 +1,284 @@
+"""`measure`: the one primitive. Run a model over batches and let statistics see the sites they ask for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from massact.corpora import Batch, Corpus
+from massact.records.anatomy import Anatomy, Place
+from massact.records.errors import UserError, WorkError
+from massact.records.sites import Site
+from massact.stats import Statistic, Where
+from massact.trace.hooks import tapped
+
+TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
+
+
+class Traceable(Protocol):
+    """What `measure` needs of a model; `massact.models.Model` is one."""
+
+    module: nn.Module
+    anatomy: Anatomy
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def run(self, inputs: dict[str, Any], *, places: Iterable[Place]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Where to look and what to keep.
+
+    Args:
+        name: the key under which the results are found.
+        site: a glob over printed site names, such as `*.resid_post`.
+        statistic: makes a fresh, empty statistic.
+    """
+
+    name: str
+    site: str
+    statistic: Callable[[], Statistic]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Where to change a tensor, and the pure function that does it.
+
+    Args:
+        name: shown in results and errors.
+        site: a glob over printed site names.
+        apply: takes the tensor (B, T, D) and the batch, gives a new tensor of that shape.
+    """
+
+    name: str
+    site: str
+    apply: Callable[[Tensor, Batch], Tensor]
+
+
+@dataclass
+class Fired:
+    """Proof that an edit did something: how often it ran, how many elements it changed."""
+
+    name: str
+    n_calls: int = 0
+    n_elements: int = 0
+
+
+@dataclass
+class Measurements:
+    """What `measure` found: one statistic for each probe and site.
+
+    Args:
+        statistics: (probe name, site) -> statistic; call `result` for its numbers.
+        edits: what each edit did.
+        n_sequences: sequences finished; a resumed run goes on from here.
+        batch_size: sequences per forward pass, after any back-off.
+        forward_s: seconds spent in forward passes with the taps installed.
+    """
+
+    statistics: dict[tuple[str, Site], Statistic]
+    edits: list[Fired] = field(default_factory=list)
+    n_sequences: int = 0
+    batch_size: int = 0
+    forward_s: float = 0.0
+
+    def sites(self, probe: str) -> list[Site]:
+        return [site for name, site in self.statistics if name == probe]
+
+    def result(self, probe: str, site: Site) -> Any:
+        return self.statistics[probe, site].result()
+
+
+@dataclass
+class _Plan:
+    """Which statistics and edits sit at which places; made once, before anything runs."""
+
+    probes: list[tuple[str, Site, Place, Callable[[], Statistic]]]
+    edits: list[tuple[int, Edit, Site, Place]]
+
+    @property
+    def places(self) -> list[Place]:
+        return [p[2] for p in self.probes] + [e[3] for e in self.edits]
+
+
+def plan(model: Traceable, probes: Sequence[Probe], edits: Sequence[Edit] = ()) -> _Plan:
+    """Resolve every selector.
+
+    Raises:
+        UserError: a selector matches nothing, or two probes have one name at one site.
+    """
+    chosen: dict[tuple[str, Site], tuple[Place, Callable[[], Statistic]]] = {}
+    for probe in probes:
+        for site, place in model.anatomy.select(probe.site).items():
+            if (probe.name, site) in chosen:
+                raise UserError(f"Two probes are called {probe.name!r} at site {site}.", do="Name them apart.")
+            chosen[probe.name, site] = (place, probe.statistic)
+    resolved = [(i, e, s, p) for i, e in enumerate(edits) for s, p in model.anatomy.select(e.site).items()]
+    return _Plan([(name, site, place, make) for (name, site), (place, make) in chosen.items()], resolved)
+
+
+def measure(
+    model: Traceable,
+    batches: Corpus | Iterable[Batch],
+    probes: Sequence[Probe],
+    edits: Sequence[Edit] = (),
+    *,
+    batch_size: int | str = "auto",
+    resume: Measurements | None = None,
+    on_batch: Callable[[Measurements], None] | None = None,
+) -> Measurements:
+    """Run a model over batches, under edits, and feed what the probes ask for into their statistics.
+
+    Args:
+        model: a loaded model.
+        batches: a corpus, or batches of one's own.
+        probes: what to look at; every site must fire in every forward pass.
+        edits: what to change; applied before any probe at the same place sees the tensor.
+        batch_size: sequences per forward pass of a corpus; "auto" starts from the device and halves
+            when memory runs out.
+        resume: measurements of an interrupted run over the same corpus; goes on where it stopped.
+        on_batch: called after each finished batch, to show progress or to save; its time is not counted.
+
+    Raises:
+        UserError: a selector matches nothing or names an unavailable site.
+        WorkError: a site did not fire, an edit changed nothing, or one sequence does not fit into memory.
+    """
+    planned = plan(model, probes, edits)
+    done = resume or Measurements({(n, s): make() for n, s, _, make in planned.probes})
+    if not done.edits:
+        done.edits = [Fired(e.name) for e in edits]
+    queue = _Queue(model, batches, batch_size, done)
+    with torch.inference_mode():
+        while (batch := queue.take()) is not None:
+            began = time.perf_counter()
+            try:
+                fresh, fired = _forward(model, planned, batch.to(model.device), len(edits))
+            except Exception as error:
+                if not _out_of_memory(error):
+                    raise
+                queue.split(batch, error)
+                continue
+            for key, statistic in fresh.items():
+                done.statistics[key].merge(statistic)
+            for total, now in zip(done.edits, fired, strict=True):
+                total.n_calls += now[0]
+                total.n_elements += int(now[1])
+            done.n_sequences += len(batch.sequences)
+            done.batch_size = queue.size
+            done.forward_s += time.perf_counter() - began
+            if on_batch is not None:
+                on_batch(done)
+    _check_edits(done)
+    return done
+
+
+def _forward(model: Traceable, planned: _Plan, batch: Batch, n_edits: int) -> tuple[dict, list[list[Any]]]:
+    """One forward pass into fresh statistics, so that a pass that fails half-way leaves no trace."""
+    fresh = {(name, site): make() for name, site, _, make in planned.probes}
+    fired: list[list[Any]] = [[0, 0] for _ in range(n_edits)]
+
+    def changer(i: int, edit: Edit) -> Callable[[Tensor], Tensor]:
+        def change(h: Tensor) -> Tensor:
+            new = edit.apply(h, batch)
+            if new.shape != h.shape:
+                raise WorkError(f"Edit {edit.name!r} gave shape {tuple(new.shape)} for {tuple(h.shape)}.")
+            fired[i][0] += 1
+            fired[i][1] = fired[i][1] + (new != h).sum()  # a tensor on the device: no synchronisation here
+            return new
+        return change
+
+    def seer(statistic: Statistic) -> Callable[[Tensor], None]:
+        def see(h: Tensor) -> None:
+            feed(statistic, h, batch)
+        return see
+
+    taps = [(place, changer(i, edit)) for i, edit, _, place in planned.edits]
+    taps += [(place, seer(fresh[name, site])) for name, site, place, _ in planned.probes]  # type: ignore[misc]
+    with tapped(model.module, taps) as state:
+        state.begin()
+        model.run(batch.inputs, places=planned.places)
+    sites = [s for _, _, s, _ in planned.edits] + [s for _, s, _, _ in planned.probes]
+    silent = [str(s) for s, n in zip(sites, state.fired, strict=True) if n == 0]
+    if silent:
+        raise WorkError(f"Site {silent[0]} did not fire ({len(silent)} of {len(sites)} sites did not).",
+                        "The model took another path than when it was proved.",
+                        "Choose sites of the part of the model that these inputs run through.")
+    return fresh, fired
+
+
+def feed(statistic: Statistic, h_BTD: Tensor, batch: Batch) -> None:
+    """Give each sequence's valid rows to a statistic."""
+    if h_BTD.ndim == 2:  # some modules see tokens of all sequences in one row
+        h_BTD = h_BTD.reshape(len(batch.sequences), -1, h_BTD.shape[-1])
+    ids = batch.inputs.get("input_ids")
+    masked = ids is not None and ids.shape[1] == h_BTD.shape[1]  # the mask is about the text, not about patches
+    for b, sequence in enumerate(batch.sequences):
+        rows = batch.rows[b] if masked else None
+        if rows is None:
+            statistic.update(h_BTD[b], Where(sequence))
+        elif isinstance(rows, slice):
+            statistic.update(h_BTD[b, rows], Where(sequence, start=rows.start or 0))
+        else:
+            statistic.update(h_BTD[b].index_select(0, rows), Where(sequence, positions=rows))
+
+
+class _Queue:
+    """Batches still to do; a batch that did not fit comes back as two halves."""
+
+    def __init__(self, model: Traceable, batches: Corpus | Iterable[Batch], size: int | str, done: Measurements) -> None:
+        self.retry: list[Batch] = []
+        self.corpus = batches if isinstance(batches, Corpus) else None
+        self.size = self._first_size(model, size) if self.corpus else 0
+        self.next = done.n_sequences
+        self.given: Iterator[Batch] = iter(()) if self.corpus else iter(batches)
+
+    def _first_size(self, model: Traceable, size: int | str) -> int:
+        assert self.corpus is not None
+        if size != "auto":
+            if not isinstance(size, int) or size < 1:
+                raise UserError(f"Batch size {size!r} is not 'auto' or a number from 1 on.")
+            return size
+        budget = TOKENS_PER_BATCH.get(model.device.type, 4096)
+        return max(1, min(budget // max(self.corpus.seq_len or 256, 1), 64))
+
+    def take(self) -> Batch | None:
+        if self.retry:
+            return self.retry.pop()
+        if self.corpus is None:
+            return next(self.given, None)
+        if self.next >= self.corpus.n_sequences:
+            return None
+        batch = next(iter(self.corpus.batches(self.size, start=self.next)))
+        self.next += len(batch.sequences)
+        return batch
+
+    def split(self, batch: Batch, error: Exception) -> None:
+        n = len(batch.sequences)
+        if n == 1:
+            raise WorkError("One sequence does not fit into memory.", str(error).splitlines()[0],
+                            "Use a shorter --seq-len, a smaller dtype (--dtype bfloat16) or another device.") from error
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.size = max(1, n // 2)
+        self.retry += [batch.part(n // 2, n), batch.part(0, n // 2)]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def _check_edits(done: Measurements) -> None:
+    for fired in done.edits:
+        if fired.n_calls == 0 or fired.n_elements == 0:
+            raise WorkError(f"Edit {fired.name!r} changed nothing ({fired.n_calls} calls, {fired.n_elements} elements).",
+                            do="Check its site and what it matches: a table of its effect would be about nothing.")

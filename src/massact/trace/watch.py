@@ -1,0 +1,179 @@
+"""Watch one short forward pass: which tensor was made from which, and which module saw it.
+
+Module names tell little about a model that nobody has seen before; the dataflow tells all. A dispatch
+mode sees every tensor operation, hooks see every module call, and both speak of tensors by identity, so
+"what is added to the residual stream" is a question about a graph, not about names.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Key = tuple[int, int]  # (identity of a tensor, how often it was written in place)
+
+# Operations whose result holds the same values in the same (row-major) order as their input.
+_SAME_VALUES = {
+    "view", "_unsafe_view", "reshape", "alias", "detach", "clone", "contiguous", "_to_copy", "to", "squeeze",
+    "unsqueeze", "flatten", "unflatten", "dropout", "native_dropout", "slice", "expand", "lift_fresh", "narrow",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Node:
+    """How one tensor was made: the operation, its tensor inputs, and what the analysis asks of them."""
+
+    op: str
+    inputs: tuple[Key, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    args: tuple[Any, ...]  # positional arguments; tensors are replaced by their keys
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One tensor at the border of a module call: `path` leads to it inside the arguments or the output."""
+
+    path: tuple[int | str, ...]
+    key: Key
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Call:
+    """One call of one module."""
+
+    name: str
+    module: nn.Module
+    number: int  # how many calls of this module came before, in this forward pass
+    depth: int
+    parent: Call | None
+    inputs: list[Seen] = field(default_factory=list)
+    outputs: list[Seen] = field(default_factory=list)
+
+    def inside(self, other: Call) -> bool:
+        call = self.parent
+        while call is not None:
+            if call is other:
+                return True
+            call = call.parent
+        return False
+
+
+def tensors_in(value: Any, path: tuple[int | str, ...] = (), depth: int = 0) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:
+    """All floating tensors in arguments or an output, with the path that leads to each.
+
+    Layer outputs are tensors in some models, tuples or records in others: this is the one place that knows.
+    """
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield path, value
+    elif depth < 3 and isinstance(value, dict):
+        for name, item in value.items():
+            yield from tensors_in(item, (*path, name), depth + 1)
+    elif depth < 3 and isinstance(value, (tuple, list)):
+        for i, item in enumerate(value):
+            yield from tensors_in(item, (*path, i), depth + 1)
+
+
+def follow(value: Any, path: tuple[int | str, ...]) -> Any:
+    """The object that `path` leads to inside `value`."""
+    for step in path:
+        value = value[step]
+    return value
+
+
+class Watch(TorchDispatchMode):
+    """Records every tensor operation and every module call of the forward passes run inside it.
+
+    Holds on to all intermediate tensors, so it is for one short input.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self.root = root
+        self.calls: list[Call] = []
+        self.made: dict[Key, Node] = {}
+        self._alias: dict[Key, Key] = {}
+        self._writes: dict[int, int] = defaultdict(int)
+        self._alive: list[Tensor] = []  # an identity is only unique while its tensor lives
+        self._open: list[Call] = []
+        self._counts: dict[str, int] = defaultdict(int)
+
+    # ---- tensors
+    def key(self, tensor: Tensor) -> Key:
+        return (id(tensor), self._writes[id(tensor)])
+
+    def canon(self, key: Key) -> Key:
+        """The key of the tensor that first held these values."""
+        while key in self._alias:
+            key = self._alias[key]
+        return key
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        keys = tuple(self.key(t) for t in given)
+        shown = tuple(self.key(a) if isinstance(a, Tensor) else a for a in args)
+        out = func(*args, **kwargs)
+        for spec, value in zip(func._schema.arguments, args, strict=False):
+            if spec.alias_info is not None and spec.alias_info.is_write and isinstance(value, Tensor):
+                self._writes[id(value)] += 1
+        op = func._schema.name.split("::")[1].rstrip("_") if "::" in func._schema.name else func._schema.name
+        if func._schema.name.startswith("aten::_"):
+            op = func._schema.name.split("::")[1]
+        for tensor in tree_leaves(out):
+            if not isinstance(tensor, Tensor):
+                continue
+            self._alive.append(tensor)
+            key = self.key(tensor)
+            if key in keys:
+                continue
+            if op in _SAME_VALUES and given and tensor.numel() == given[0].numel():
+                self._alias[key] = keys[0]
+            else:
+                self.made[key] = Node(op, keys, tuple(tuple(t.shape) for t in given), shown)
+        self._alive.extend(given)
+        return out
+
+    # ---- modules
+    def _seen(self, value: Any) -> list[Seen]:
+        found = []
+        for path, tensor in tensors_in(value):
+            self._alive.append(tensor)
+            found.append(Seen(path, self.key(tensor), tuple(tensor.shape)))
+        return found
+
+    def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        parent = self._open[-1] if self._open else None
+        call = Call(name, module, self._counts[name], len(self._open), parent)
+        self._counts[name] += 1
+        call.inputs = self._seen(args) + self._seen(kwargs)
+        self._open.append(call)
+        self.calls.append(call)
+
+    def _leave(self, output: Any) -> None:
+        self._open.pop().outputs = self._seen(output)
+
+    @contextmanager
+    def watching(self) -> Iterator[Watch]:
+        """Hooks on every module of the root, and the dispatch mode, for the length of a `with`."""
+        handles = []
+        try:
+            for name, module in self.root.named_modules():
+                handles.append(module.register_forward_pre_hook(
+                    lambda m, args, kwargs, name=name: self._enter(name, m, args, kwargs),
+                    with_kwargs=True, prepend=True))
+                handles.append(module.register_forward_hook(lambda m, args, out: self._leave(out)))
+            with torch.no_grad(), self:
+                yield self
+        finally:
+            for handle in handles:
+                handle.remove()
