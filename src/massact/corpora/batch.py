@@ -43,6 +43,11 @@ class Batch:
             tuple(row.to(device) if isinstance(row, torch.Tensor) else row for row in self.rows),
         )
 
+    def part(self, start: int, stop: int) -> Batch:
+        """Return the rows from `start` to before `stop`, for when the whole does not fit into memory."""
+        inputs = {name: tensor[start:stop] for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.sequences[start:stop], self.rows[start:stop])
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -50,8 +55,7 @@ class Origin:
 
     Args:
         bos: the resolved policy: 'never', 'always' (BOS in every window), 'tokenizer' (every window gets what
-            the tokenizer adds to a sequence), 'stream' (special tokens once, around the whole text) or
-            'given'.
+            the tokenizer adds to a sequence), 'stream' (once, around the whole text) or 'given'.
         bos_requested: the policy that was asked for.
         special_tokens: what was added, as {'prefix': [...], 'suffix': [...]}.
         seed: the seed that was given; it only matters where the source draws documents at random.
@@ -162,20 +166,15 @@ class Corpus:
     def position_class(self, sequence: int, pos: int) -> PositionClass:
         """Say whether a position is the first that counts, a delimiter, or another one (paper.md 2.1).
 
-        A delimiter is a punctuation mark, a run of newlines, or a separator token; no tokenizer, no
-        delimiter.
+        A delimiter is a punctuation mark, a run of newlines, or a separator token. Without a tokenizer no
+        position is known to be one.
         """
         self._inside(sequence, pos)
         first = 0 if self.mask is None else int(self.mask[sequence].to(torch.uint8).argmax())
         if pos == first:
             return "start"
-        if (
-            self.spelling
-            and self.kind == "tokens"
-            and self.spelling.is_delimiter(self.token_id(sequence, pos))
-        ):
-            return "delimiter"
-        return "other"
+        known = self.spelling is not None and self.kind == "tokens"
+        return "delimiter" if known and self.spelling.is_delimiter(self.token_id(sequence, pos)) else "other"
 
     def _inside(self, sequence: int, pos: int) -> None:
         # Negative indices would silently wrap around. How many positions an image has, the model decides.

@@ -26,7 +26,7 @@ PATH_SUFFIXES = (
 
 
 def looks_like_path(spec: str) -> bool:
-    """Say whether a name can only be meant as a path: Hub names have one slash at most, and no such ending."""
+    """Say whether a name can only be meant as a path: a Hub name has one slash at most, no such ending."""
     lowered = spec.lower()
     return (
         spec.startswith((".", "~", "/", "\\"))

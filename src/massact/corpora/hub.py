@@ -193,10 +193,11 @@ def _refused(dataset: str, error: Exception) -> UserError:
         "ConnectError",
     }
     if kinds & offline or any("Timeout" in kind for kind in kinds):
+        hint = f" {near(dataset, [*PRESETS, 'embedded'])}" if "/" not in dataset else ""
         return UserError(
             f"The data set {dataset!r} cannot be reached.",
             f"There is no network, or offline mode is on ({why}).",
-            "Go online, or give a local file or folder, or use the built-in corpus 'embedded'.",
+            f"Go online, or give a local file or folder, or use the built-in corpus 'embedded'.{hint}",
         )
     if "FileNotFoundError" in kinds:
         do = f"Check the name. {near(dataset, [*PRESETS, 'embedded'])}"

@@ -1,8 +1,7 @@
 """Text -> token ids: which special tokens, and where the text is cut.
 
-Two ways. Windows: the documents are joined, tokenised once and cut into consecutive windows; the incomplete
-tail is dropped (the protocol of the paper, official code lib/load_data.py). Prompts: each text is one
-sequence.
+Windows: the documents are joined, tokenised once and cut into consecutive windows; the incomplete tail is
+dropped (the protocol of the paper, official code lib/load_data.py). Prompts: each text is one sequence.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ DEFAULT_SEQUENCES = 32
 POLICIES = ("auto", "always", "never")
 # Text beyond this is tokenised only as far as the windows reach, plus a margin. A token depends on the text
 # after it over a few dozen characters; the margin is thousands of tokens.
-WHOLE_TEXT_CHARACTERS = 4_000_000
+WHOLE_TEXT_CHARACTERS = 2_000_000
 MARGIN_TOKENS = 4096
 # `model_max_length` is 1e30 where a tokenizer does not know it.
 KNOWN_LENGTH = 10_000_000
@@ -50,7 +49,7 @@ class Request:
     def __post_init__(self) -> None:
         if self.bos not in POLICIES:
             raise UserError(
-                f"The BOS policy is {self.bos!r}.", "There is none of that name.", near(self.bos, POLICIES)
+                f"The BOS policy is {self.bos!r}.", "It is none of the policies.", near(self.bos, POLICIES)
             )
         for option, value in (("--seq-len", self.seq_len), ("--n-sequences", self.n_sequences)):
             if value is None or (value == "all" and option == "--n-sequences"):

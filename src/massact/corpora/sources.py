@@ -62,10 +62,8 @@ class Source:
 
         Args:
             tokenizer: a transformers tokenizer.
-            seq_len: tokens per sequence; None: as given to `corpus()`, else min(1024, context, what there
-                is).
-            n_sequences: how many, 'all' for all; None: as given to `corpus()`, else up to 32 windows, all
-                prompts.
+            seq_len: tokens per sequence; None: as given to `corpus()`, else min(1024, context, the text).
+            n_sequences: how many; None: as given to `corpus()`, else up to 32 windows, or all prompts.
             bos: 'auto', 'always' or 'never'; None: what `corpus()` was given.
             seed: for a source that draws documents at random; None: what `corpus()` was given.
             context: most positions that the model takes.
@@ -102,12 +100,10 @@ def corpus(
 
     Args:
         spec: None or 'embedded' (the text in the package); a preset of the paper ('wikitext-2', 'c4', 'pg19',
-            'redpajama'); a text, Markdown or JSONL file, or a folder of such; any data set of the Hub, as
-            'name' or 'name:configuration'; a list of prompts; a (B, T) tensor or array of token ids; a dict
-            of tensors.
+            'redpajama'); a text, Markdown or JSONL file, or a folder of such; a data set of the Hub, as
+            'name' or 'name:configuration'; a list of prompts; (B, T) token ids; a dict of tensors.
         tokenizer: a transformers tokenizer; text without one stays a `Source` until the model brings it.
-        seq_len: tokens per sequence, special tokens included. A list of prompts is packed only if it is
-            given.
+        seq_len: tokens per sequence, special tokens included. If it is given, a list of prompts is packed.
         n_sequences: how many sequences, 'all' for all; None: up to 32 windows of text, all of anything else.
         bos: 'auto', 'always' (BOS in front of every sequence) or 'never'; see `resolve_specials`.
         seed: for a source that draws documents at random (added to the paper's own seed).
@@ -170,10 +166,18 @@ def _named_source(spec: str, split: str | None, text_column: str | None) -> Sour
         read = _once(lambda seed: read_preset(preset, split, text_column, seed))
         return Source(spec, read, preset.join, protocol=preset.special_tokens, origin=origin)
     if not spec.strip():
-        raise UserError("The name of the corpus is empty.", "", "Name a file, a folder or a data set.")
+        raise UserError(
+            "The name of the corpus is empty.", f"It is {spec!r}.", "Name a file, a folder or a data set."
+        )
     path = Path(spec)
-    if looks_like_path(spec) or path.exists():
+    if looks_like_path(spec) or _exists(path):
         return _path_source(path, split, text_column)
+    if any(char.isspace() for char in spec):
+        raise UserError(
+            f"There is no file, folder or data set {spec[:60]!r}.",
+            "A name of a data set has no white space in it.",
+            "If it is a prompt, put it in a list: corpus(['...']).",
+        )
     documents, where = read_dataset(spec, split, text_column)
     return Source(spec, lambda seed: documents, origin={"kind": "dataset"} | where)
 
@@ -185,6 +189,13 @@ def _path_source(path: Path, split: str | None, text_column: str | None) -> Sour
     origin = {"kind": "folder" if path.is_dir() else "file", "text_column": text_column}
     read = _once(lambda seed: read_path(path, text_column))
     return Source(path.resolve().name, read, origin=origin)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a prompt given as a name is too long for a path
+        return False
 
 
 def _no_text_options(kind: str, split: str | None, text_column: str | None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +42,25 @@ def read_pretrained(
     try:
         config = transformers.AutoConfig.from_pretrained(spec, **common)
         cls = _model_class(config)
-        module, report = cls.from_pretrained(
-            spec, config=config, dtype=dtype, use_safetensors=False if allow_pickle else True,
-            output_loading_info=True, **common)
+        with _without_bars():
+            module, report = cls.from_pretrained(
+                spec, config=config, dtype=dtype, use_safetensors=not allow_pickle, output_loading_info=True, **common)
     except Exception as error:
         raise _explained(spec, error, looks_local) from error
     _check_report(spec, report)
     return module, _tokenizer(spec, config, common)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Reading a local folder takes a moment; the library's own progress bar would fill the terminal."""
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def _check_folder(path: Path, allow_pickle: bool) -> None:

@@ -97,6 +97,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "value_mean": ("float64", "signed value at that rank, mean over sequences"),
         "value_std": ("float64", "its standard deviation over sequences"),
         "same_dim": ("float64", "share of sequences in which it sits at the most frequent dim"),
+        "n_sequences": ("int64", "sequences it is over"),
     },
 }  # fmt: skip
 TABLES["near_misses"] = TABLES["findings"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Escapes that everybody who met a programming language can read.
-NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 # What must not reach a page as it is: controls, formats (among them the marks that turn text around), surrogates,
 # private and unassigned characters, line and paragraph separators.
@@ -24,13 +24,14 @@ def real(value: Any) -> float:
         return math.nan
 
 
-def number(value: Any, digits: int = 3, whole: bool = False) -> str:
+def number(value: Any, digits: int = 3, table: bool = False) -> str:
     """Spell a number with thousands separators and a given number of significant digits.
 
     Args:
         value: a number, or the words that JSON has for one ("nan", "inf"), or None.
         digits: significant digits.
-        whole: never round digits before the point away; for tables, whose numbers are copied.
+        table: keep all digits before the point, because tables are copied from, and zeros at the end, because
+            their columns are read from top to bottom.
     """
     if value is None:
         return "n/a"
@@ -43,10 +44,11 @@ def number(value: Any, digits: int = 3, whole: bool = False) -> str:
         return "0"
     if not 1e-3 <= abs(x) < 1e7:
         mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
-        return f"{_trim(mantissa)}e{int(exponent)}"
+        return f"{mantissa if table else _trim(mantissa)}e{int(exponent)}"
     decimals = digits - 1 - math.floor(math.log10(abs(x)))
-    rounded = round(x, max(decimals, 0) if whole else decimals)
-    return _trim(f"{rounded:,.{max(decimals, 0)}f}")
+    if table:
+        return f"{x:,.{max(decimals, 0)}f}"
+    return _trim(f"{round(x, decimals):,.{max(decimals, 0)}f}")
 
 
 def _trim(digits: str) -> str:
@@ -55,7 +57,7 @@ def _trim(digits: str) -> str:
 
 def cell(value: Any) -> str:
     """A number for a table: four significant digits, and all of those before the point."""
-    return number(value, 4, whole=True)
+    return number(value, 4, table=True)
 
 
 def signed(value: Any) -> str:
@@ -103,6 +105,8 @@ def visible(text: Any, encoding: str = "utf-8") -> str:
         category = unicodedata.category(character)
         if character in NAMED:
             shown.append(NAMED[character])
+        elif character == "\\" and text[place + 1 : place + 2] in ("n", "r", "t", "\\"):
+            shown.append("\\\\")  # the two characters \n are another token than a newline; \xe2 is a token's byte
         elif category in HIDDEN or (category == "Zs" and character != " ") or (category[0] == "M" and place == 0):
             shown.append(escaped(character))
         else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,32 @@ class Rule:
 
     Args:
         name, formula, source: as recorded.
-        magnitude, ratio: its thresholds on |h| (must exceed) and on |h| / median (must reach), where it has them.
+        kind: what a finding is: element (one scalar), token, dim or layer.
+        thresholds: its constants.
     """
 
     name: str
     formula: str
     source: str
-    magnitude: float | None
-    ratio: float | None
+    kind: str
+    thresholds: dict[str, float]
+
+    @property
+    def magnitude(self) -> float | None:
+        """What |h| must exceed, for rules of that form."""
+        return self.thresholds.get("magnitude") if self.kind == "element" else None
+
+    @property
+    def ratio(self) -> float | None:
+        """What |h| / median must reach; None where the ratio of the rule is to something else (An 2025: the mean)."""
+        to_median = self.kind == "element" and (not self.formula or "median" in self.formula)
+        return self.thresholds.get("ratio") if to_median else None
+
+    @property
+    def noun(self) -> str:
+        """What the rule finds."""
+        return {"token": "outlier tokens", "dim": "outlier dims", "layer": "outlier layers"}.get(
+            self.kind, "massive activations")
 
     def failed(self, magnitude: float, ratio: float) -> list[str]:
         """The names of the thresholds that an activation misses."""
@@ -42,28 +61,24 @@ class Rule:
         return missed
 
     def in_words(self) -> str:
-        """'sun2024 (|h| > 100 and ...)'; from the thresholds where no formula is recorded."""
-        parts = []
-        if self.magnitude is not None:
-            parts.append(f"|h| > {number(self.magnitude)}")
-        if self.ratio is not None:
-            parts.append(f"|h| >= {number(self.ratio)} x the median |h| of its hidden state")
-        formula = self.formula or " and ".join(parts)
-        return f"{self.name} ({formula})" if formula else self.name
+        """'sun2024 (|h| > 100 and |h| >= 1,000 x median|h| ...)': the formula with the constants in force."""
+        text, left = self.formula, []
+        for name, value in self.thresholds.items():
+            text, n = re.subn(rf"(?<=[<>=] ){re.escape(name)}\b", number(value, 6), text, count=1)
+            if not n:
+                left.append(f"{name} {number(value, 6)}")
+        inside = "; ".join(part for part in (text, ", ".join(left)) if part)
+        return f"{self.name} ({inside})" if inside else self.name
 
 
 def rule_of(result: ScanResult) -> Rule:
     """The criterion behind the findings."""
     record = result.info.criterion or {}
-    thresholds = record.get("thresholds")
-    known: dict[str, Any] = thresholds if isinstance(thresholds, dict) else {}
-
-    def threshold(name: str) -> float | None:
-        value = real(known.get(name, record.get(name)))
-        return None if math.isnan(value) else value
-
+    recorded = record.get("thresholds")
+    thresholds = {visible(k): real(v) for k, v in recorded.items()} if isinstance(recorded, dict) else {}
     return Rule(visible(record.get("name")) or "the criterion", visible(record.get("formula")),
-                visible(record.get("source")), threshold("magnitude"), threshold("ratio"))
+                visible(record.get("source")), visible(record.get("kind")) or "element",
+                {k: v for k, v in thresholds.items() if not math.isnan(v)})
 
 
 @dataclass(frozen=True)
@@ -167,15 +182,34 @@ def views(result: ScanResult) -> list[StackView]:
     parts = {(s.stack or "", s.site): s for s in answer.stacks} if answer else {}
     keys = list(dict.fromkeys([*parts, *_keys(result.layers)]))
     stacks, sites = {k[0] for k in keys}, {k[1] for k in keys}
-    out = []
+    out: list[StackView] = []
     for stack, site in keys:
-        label = ", ".join([visible(stack)] * (len(stacks) > 1) + [site] * (len(sites) > 1))
+        label = ", ".join([visible(stack)] * (len(stacks) > 1) + [visible(site)] * (len(sites) > 1))
         rows = {t: _rows(getattr(result, t), stack, site)
                 for t in ("layers", "findings", "near_misses", "coordinates", "ranks")}
         rows["layers"] = rows["layers"].sort_values("layer", kind="stable", ignore_index=True)
         rows["near_misses"] = rows["near_misses"].sort_values("ratio", ascending=False, kind="stable", ignore_index=True)
-        out.append(StackView(stack, site, label, parts.get((stack, site)), **rows))
+        view = StackView(stack, site, label, parts.get((stack, site)), **rows)
+        out.append(replace(view, ranks=_ranks(view, out)))
     return out
+
+
+def _ranks(view: StackView, earlier: list[StackView]) -> pd.DataFrame:
+    """The ranks of one stack at the shown layer, each once.
+
+    Post-LN stacks are seen at two sites, and the table does not say which; its rows are in the order of the answer.
+    """
+    place = sum(v.stack == view.stack and v.shown_layer == view.shown_layer for v in earlier)
+    rows = view.ranks[view.ranks["layer"] == view.shown_layer]
+    rows = rows[(rows.groupby(["source", "rank"]).cumcount() == place).to_numpy(bool)]
+    names = [visible(name) for name in rows["rank"]]
+    return rows.iloc[sorted(range(len(names)), key=lambda i: _depth(names[i]))].reset_index(drop=True)
+
+
+def _depth(rank: str) -> tuple[int, float]:
+    """Order of 'top 1', ..., 'top 100', 'top 1%', 'top 10%', 'median'."""
+    digits = re.search(r"[\d.]+", rank)
+    return (2 if rank == "median" else 1 if rank.endswith("%") else 0), real(digits.group()) if digits else math.inf
 
 
 def _keys(table: pd.DataFrame) -> list[tuple[str, str]]:

@@ -50,22 +50,23 @@ def _headline(result: ScanResult, rule: Rule, stacks: list[StackView]) -> str:
     having = [v for v in stacks if v.n_findings]
     total = counted(sum(v.n_findings for v in stacks), "finding")
     if not having:
-        return f"No: {name} has no massive activations {over} under {rule.in_words()}."
+        return f"No: {name} has no {rule.noun} {over} under {rule.in_words()}."
     where = ""
     if len(stacks) > 1:
         without = [v.label for v in stacks if not v.n_findings]
         where = f" in {listed([v.label for v in having])}" + (f", not in {listed(without)}" if without else "")
-    return f"Yes: {name} has massive activations{where}: {total} {over} under {rule.in_words()}."
+    return f"Yes: {name} has {rule.noun}{where}: {total} {over} under {rule.in_words()}."
 
 
 def _found(view: StackView) -> list[str]:
     """Where the findings are, how large, how constant."""
     said = [_layers(view)]
     if view.answer:
-        dims = [f"{_dim(d)} ({percent(share)} of the findings)" for d, share in view.answer.dims[:MOST_DIMS]]
-        more = len(view.answer.dims) - len(dims)
+        shares = [(d, percent(share)) for d, share in view.answer.dims[:MOST_DIMS] if d >= 0]
+        dims = [f"{d} ({share}{'' if i else ' of the findings'})" for i, (d, share) in enumerate(shares)]
+        more = max(len(view.answer.dims), view.findings["dim"].nunique()) - len(dims)  # the answer keeps ten
         if dims:
-            said.append(f"They sit in {listed(dims + [counted(more, 'further dim')] * (more > 0))}.")
+            said.append(f"They sit in {'dim' if len(dims) == 1 else 'dims'} {listed(dims + [f'{more:,} more'] * (more > 0))}.")
         said += _tokens(view)
     if view.answer and view.answer.peak:
         said.append(f"The largest finding is {_place(view.answer.peak)}.")
@@ -93,10 +94,11 @@ def _layers(view: StackView) -> str:
 
 def _tokens(view: StackView) -> list[str]:
     answer = view.answer
-    if answer is None or not answer.tokens or view.peak_layer is None:
+    if answer is None or not answer.tokens or view.peak_layer is None or answer.group == "none":
         return []
     named = [f"{quoted(t)} ({c}, {n:,})" for t, c, n in answer.tokens[:MOST_TOKENS]]
-    more = len(answer.tokens) - len(named)
+    here = view.findings.loc[view.findings["layer"] == view.peak_layer, ["token", "position_class"]]
+    more = max(len(answer.tokens), len(here.drop_duplicates())) - len(named)  # the answer keeps twelve
     group = GROUPS.get(answer.group, visible(answer.group))
     tokens = listed(named + [f"{more:,} more"] * (more > 0))
     rate = number(answer.per_sequence)
@@ -126,6 +128,8 @@ def _below(view: StackView, rule: Rule) -> list[str]:
     largest = view.largest
     if largest is None:
         return ["No largest ratio is recorded."] if view.n_sequences else []
+    if rule.kind != "element":
+        return [f"The largest ratio of |h| to the median is {_ratio_place(largest)}; {rule.name} does not look at it."]
     said = [f"The largest ratio is {_ratio_place(largest)}; {_failure(largest, rule)}."]
     strongest = view.answer.largest_magnitude if view.answer else None
     if strongest and (strongest.layer, strongest.pos, strongest.dim, strongest.sequence) != (
@@ -151,14 +155,23 @@ def _dim(dim: Any) -> str:
 
 
 def _where(peak: Peak) -> str:
-    """'layer 2, position 0, dim 17, on 'x' (start) of sequence 3'."""
-    token = f"on {quoted(peak.token)} " if peak.token else ""
-    return (f"layer {int(peak.layer)}, position {int(peak.pos)}, {_dim(peak.dim)}, "
-            f"{token}({peak.position_class}) of sequence {int(peak.sequence)}")
+    """'layer 2, position 0, dim 17, on 'x' (start) of sequence 3', without what a rule does not have (-1)."""
+    parts = [f"layer {int(peak.layer)}"]
+    if peak.pos >= 0:
+        parts.append(f"position {int(peak.pos)}")
+    if peak.dim >= 0:
+        parts.append(f"dim {int(peak.dim)}")
+    if peak.sequence >= 0:
+        where, sequence = visible(peak.position_class), f"sequence {int(peak.sequence)}"
+        parts.append(f"on {quoted(peak.token)} ({where}) of {sequence}" if peak.token else f"{sequence} ({where})")
+    return ", ".join(parts)
 
 
 def _place(peak: Peak) -> str:
-    return (f"{signed(peak.value)} at {_where(peak)}: {number(peak.ratio)} times the median |h| of {number(peak.median)}")
+    place = f"{signed(peak.value)} at {_where(peak)}"
+    if math.isnan(real(peak.ratio)):
+        return place
+    return f"{place}: {number(peak.ratio)} times the median |h| of {number(peak.median)}"
 
 
 def _ratio_place(peak: Peak) -> str:
@@ -174,11 +187,10 @@ def _range(view: StackView) -> str:
             continue
         tight = min((f, int(x)) for f, x in zip(factors, view.layers["layer"], strict=True) if not math.isnan(f))
         over = view.layers_below_one(column)
-        most = f"{number(limit, 5)} / max|h| is {number(tight[0])} at layer {tight[1]}"
-        if over:
-            said.append(f"{name} overflows at {counted(len(over), 'layer')} ({ranges(over)}; {most})")
-        else:
-            said.append(f"{name} holds every layer ({most})")
+        verdict = f"overflows at {counted(len(over), 'layer')} ({ranges(over)})" if over else "holds every layer"
+        most = (f"its maximum of {number(limit, 5)} being {number(tight[0])} times the largest |h|" if tight[0]
+                else "the largest |h| being Inf")
+        said.append(f"{name} {verdict}, {most} (layer {tight[1]})")
     return "Without scaling, " + "; ".join(said) + "." if said else ""
 
 

@@ -60,7 +60,7 @@ def stack_answer(
 ) -> StackAnswer:
     """The answer for one stack at one site, in numbers."""
     def here(table: pd.DataFrame) -> pd.DataFrame:
-        return table[(table.stack == stack) & (table.site == site)] if len(table) else table
+        return table[(table["stack"] == stack) & (table.site == site)] if len(table) else table
 
     layers, found, tops = here(evidence.layers).set_index("layer"), here(findings), here(evidence.candidates)
     with_findings = sorted(int(layer) for layer in found.layer.unique())

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from massact.corpora import Corpus, Source
+from massact.corpora import Corpus
 from massact.corpora import corpus as make_corpus
 from massact.models import Model
 from massact.records.answer import Answer, StackAnswer
 from massact.records.sites import Site
 from massact.records.tables import frame
+from massact.scans.criteria import Evidence
 from massact.stats import Keep, Ranks
 from massact.trace import Probe, measure
 
@@ -26,56 +27,59 @@ def layer_to_show(answer: StackAnswer) -> int:
     return best.layer if best is not None else answer.n_layers
 
 
-def prompt_corpus(model: Model, corpus: Corpus, source: Corpus | Source, config: Any) -> Corpus:
+def prompt_corpus(model: Model, corpus: Corpus, prompt: str, bos: str) -> Corpus:
     """The prompt as a corpus of one sequence; without a tokenizer, the first sequence of the corpus."""
     if model.tokenizer is None or corpus.kind != "tokens":
         return corpus.head(1)
-    bos = config.bos if isinstance(source, Source) else "auto"
-    made = make_corpus([config.prompt], tokenizer=model.tokenizer, bos=bos)
+    made = make_corpus([prompt], tokenizer=model.tokenizer, bos=bos)
     assert isinstance(made, Corpus)
     return made
 
 
-def ranks_table(model: Model, corpus: Corpus, answer: Answer, config: Any) -> Any:
+def ranks_table(model: Model, corpus: Corpus, first: Corpus, seen: Evidence, answer: Answer, n: int) -> Any:
     """Values at fixed ranks of |h|: of the prompt (Table 1), and over sequences with their spread (Table 2).
 
     Top k is the k-th greatest |h|; top p the value at rank ceil(p T D); the signed value is kept, with its dim
-    (paper.md 2.1, E2 and E8).
+    (paper.md 2.1, E2 and E8). The greatest were kept for every sequence by the scan; the other ranks need a sort,
+    so they are taken from the first `n` sequences, in a pass that ends at the layer shown.
     """
     rows: list[dict[str, object]] = []
-    few = corpus.head(min(config.rank_sequences, corpus.n_sequences))
-    first = corpus if model.tokenizer is None or corpus.kind != "tokens" else prompt_corpus(model, corpus, corpus, config)
     for stack in answer.stacks:
         site = Site(stack.stack, layer_to_show(stack), stack.site)
-        for source, text in (("prompt", first.head(1)), ("corpus", few)):
-            measured = measure(model, text, [Probe("ranks", str(site), Ranks)])
-            rows += _rank_rows(site, source, measured.result("ranks", site))
+        here = {"stack": site.stack, "layer": site.layer}
+        rows += [here | {"source": "prompt"} | r for r in _measured_ranks(model, first.head(1), site)]
+        tops = seen.candidates
+        tops = tops[(tops["stack"] == site.stack) & (tops.site == site.point) & (tops.layer == site.layer)]
+        kept = {name: (t.value.to_numpy(), t.dim.to_numpy()) for name, r in RANKS.items()
+                if r >= 1 and len(t := tops[tops["rank"] == r])}
+        rows += [here | {"source": "corpus"} | _rank_row(name, *vd) for name, vd in kept.items()]
+        if n > 0:
+            few = corpus.head(min(n, corpus.n_sequences))
+            rows += [here | {"source": "corpus"} | r for r in _measured_ranks(model, few, site) if r["rank"] not in kept]
     return frame("ranks", rows)
 
 
-def _rank_rows(site: Site, source: str, result: Any) -> list[dict[str, object]]:
-    rows = []
-    for i, name in enumerate(RANKS):
-        value, dim = result.value[:, i], result.dim[:, i]
-        known = ~np.isnan(value)
-        if not known.any():
-            continue
-        value, dim = value[known], dim[known]
-        rows.append({"stack": site.stack, "layer": site.layer, "source": source, "rank": name,
-                     "magnitude": float(np.abs(value).mean()), "value_mean": float(value.mean()),
-                     "value_std": float(value.std()),
-                     "same_dim": Counter(dim.tolist()).most_common(1)[0][1] / len(dim)})
-    return rows
+def _measured_ranks(model: Model, corpus: Corpus, site: Site) -> list[dict[str, object]]:
+    result = measure(model, corpus, [Probe("ranks", str(site), Ranks)]).result("ranks", site)
+    return [_rank_row(name, result.value[:, i], result.dim[:, i]) for i, name in enumerate(RANKS)
+            if not np.isnan(result.value[:, i]).all()]
 
 
-def portrait(model: Model, corpus: Corpus, source: Corpus | Source, answer: Answer, config: Any) -> dict[str, np.ndarray]:
+def _rank_row(name: str, value: np.ndarray, dim: np.ndarray) -> dict[str, object]:
+    known = ~np.isnan(value)
+    value, dim = value[known], dim[known]
+    return {"rank": name, "magnitude": float(np.abs(value).mean()), "value_mean": float(value.mean()),
+            "value_std": float(value.std()), "same_dim": Counter(dim.tolist()).most_common(1)[0][1] / len(dim),
+            "n_sequences": len(value)}
+
+
+def portrait(model: Model, text: Corpus, answer: Answer) -> dict[str, np.ndarray]:
     """|h| of the prompt before, at and after the layer to show, of the stack with the largest ratio (Fig. 1)."""
     best = max(answer.stacks, key=lambda s: s.largest.ratio if s.largest else 0.0)
     shown = layer_to_show(best)
     before = (best.onset or shown) - 1
     layers = sorted({layer for layer in (before, shown, best.n_layers)
                      if layer >= (1 if best.site != "resid_post" else 0)})
-    text = prompt_corpus(model, corpus, source, config)
     probes = [Probe("keep", str(Site(best.stack, layer, best.site)), Keep) for layer in layers]
     measured = measure(model, text, probes)
     values = [measured.result("keep", Site(best.stack, layer, best.site)).values[0] for layer in layers]

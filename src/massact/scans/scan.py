@@ -19,11 +19,11 @@ from massact.records.errors import MassactError, UserError, near
 from massact.records.results import ScanResult, claim, open_run, read_info, write_info
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
-from massact.records.tables import frame, load_arrays, save_arrays
+from massact.records.tables import load_arrays, save_arrays
 from massact.scans.criteria import Criterion, Evidence, criterion
 from massact.scans.evidence import evidence
 from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer
-from massact.scans.portrait import portrait, ranks_table
+from massact.scans.portrait import portrait, prompt_corpus, ranks_table
 from massact.stats import HiddenStats, TokenMax
 from massact.trace import Measurements, Probe, measure
 
@@ -45,7 +45,7 @@ class ScanConfig:
         batch_size: sequences per forward pass, or "auto".
         top_k: greatest |h| kept per sequence and layer; raised by itself where all of them pass.
         prompt: of the 3-D figure and Table 1.
-        rank_sequences: sequences for Table 2 (signed values at fixed ranks).
+        rank_sequences: sequences sorted for the lower ranks of Table 2 (the greatest are kept for all).
         null: also scan a random-init twin; "auto": up to 500 million parameters.
         bos_contrast: also scan a few sequences with and without BOS.
     """
@@ -59,7 +59,7 @@ class ScanConfig:
     batch_size: int | str = "auto"
     top_k: int = 16
     prompt: str = PROMPT
-    rank_sequences: int = 32
+    rank_sequences: int = 4
     null: bool | str = "auto"
     bos_contrast: bool = True
 
@@ -261,7 +261,7 @@ class _Job:
         info.answer = jsonable(answer.as_dict())
         info.notes += self.notes(seen)
         result = ScanResult(info, layers, found, findings_table(near_rows, self.rule, self.corpus), coordinates, seen.dims)
-        self.show_prompt(result, answer, saved)
+        self.show_prompt(result, answer, seen)
         return result
 
     def stacks(self, corpus: Corpus) -> tuple[list[str], list[str]]:
@@ -298,7 +298,7 @@ class _Job:
             if saved is not None and top_k == self.config.top_k:
                 start = saved.restore(_fresh(model, probes), {"hidden": HiddenStats, "spikes": TokenMax})
 
-            def on_batch(done: Measurements, keep: bool = start is not None) -> None:
+            def on_batch(done: Measurements, keep: bool = start is not None, stage: str = stage) -> None:
                 if keep and saved is not None:
                     saved.keep(done)
                 self.progress(stage, done.n_sequences, corpus.n_sequences)
@@ -358,17 +358,17 @@ class _Job:
                 notes.append(f"{site} is unavailable: {reason}.")
         return notes
 
-    def show_prompt(self, result: ScanResult, answer: Answer, saved: _Saved) -> None:
+    def show_prompt(self, result: ScanResult, answer: Answer, seen: Evidence) -> None:
         """Tables 1 and 2 and the 3-D figure, at the layer that shows most; a failure here loses no findings."""
+        self.progress("portrait", 0, 1)
         try:
-            self.progress("portrait", 0, 1)
-            result.ranks = ranks_table(self.model, self.corpus, answer, self.config)
-            result.portrait = portrait(self.model, self.corpus, self.source, answer, self.config)
-            self.progress("portrait", 1, 1)
+            bos = self.config.bos if isinstance(self.source, Source) else "auto"
+            text = prompt_corpus(self.model, self.corpus, self.config.prompt, bos)
+            result.ranks = ranks_table(self.model, self.corpus, text, seen, answer, self.config.rank_sequences)
+            result.portrait = portrait(self.model, text, answer)
         except MassactError as error:
             result.info.notes.append(f"No portrait: {error.what} {error.why}".strip())
-            if not len(result.ranks):
-                result.ranks = frame("ranks")
+        self.progress("portrait", 1, 1)
 
 
 def module_of(model: Model, site: Site) -> str:

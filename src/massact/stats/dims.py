@@ -5,6 +5,7 @@ Shapes: T tokens, D dims, R rows of one block, N blocks.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -12,19 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from massact.stats.blocks import Block, block_rows, blocks_of, scratch
 from massact.stats.protocol import Where, check_2d, to_numpy
-from massact.stats.scratch import scratch
 
-BLOCK_VALUES = 3 << 15  # measured: a block and its three buffers stay in a 1 MB L2 and its neighbourhood
-MAX_ROWS = 255  # a block's hits are counted in uint8
+_JOIN_VALUES = 1 << 15  # float64 values of one step of the join: its few temporaries stay in L2
 
 
 @dataclass
 class Columns:
     """Per-dim sums of some tokens; `n` counts the finite values, the others are left out of the rest.
 
-    Every field is (D,): n, mean, m2 (sum of squared deviations), abs_sum and max float64, hits int64. The maximum
-    of no value is -1.
+    Every field is (D,): n, mean, m2 (sum of squared deviations), abs_sum and max float64, hits int64. The
+    maximum of no value is -1.
     """
 
     n: Tensor
@@ -55,13 +55,8 @@ class Columns:
         return Columns(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def block_rows(D: int) -> int:
-    """Rows of a block of about BLOCK_VALUES values."""
-    return max(1, min(MAX_ROWS, BLOCK_VALUES // max(1, D)))
-
-
 def round_up(threshold: float) -> float:
-    """The least float32 >= threshold: x >= threshold and x >= round_up(threshold) agree for every float32 x."""
+    """The least float32 >= threshold; every float32 compares alike with both."""
     near = np.float32(threshold)
     return float(near if float(near) >= threshold else np.nextafter(near, np.float32(np.inf)))
 
@@ -69,8 +64,8 @@ def round_up(threshold: float) -> float:
 class ColumnBlocks:
     """The `Columns` of one sequence on the CPU, from row blocks in L2.
 
-    Each block is centred on the mean of a few of its own rows before it is squared, so neither a huge mean nor a
-    drifting one costs digits; blocks are joined in float64.
+    Each block is centred on the mean of a few of its own rows before it is squared, so neither a huge mean
+    nor a drifting one costs digits; blocks are joined in float64.
 
     Args:
         T, D: shape of the sequence.
@@ -78,46 +73,55 @@ class ColumnBlocks:
     """
 
     def __init__(self, T: int, D: int, hit: float | None) -> None:
-        rows = block_rows(D)
-        self.starts = list(range(0, T, rows))
-        self.ends = [min(T, start + rows) for start in self.starts]
-        self.sums_SND = scratch("column sums", (5, len(self.starts), D), torch.float32)
+        rows = min(T, block_rows(D))
+        self.sizes: list[int] = []
+        self.sums_SND = scratch("column sums", (5, -(-T // rows), D), torch.float32)
         self.hits_D = torch.zeros(D, dtype=torch.int64)
-        self.hit = None if hit is None else round_up(hit)
+        self.hit = None if hit is None else np.float32(round_up(hit))
 
-    def add(self, block: int, x_RD: Tensor, mag_RD: Tensor) -> None:
-        """Take block number `block`: its values and its magnitudes, float32."""
-        shift_D, sum_D, square_D, abs_D, max_D = self.sums_SND[:, block]
-        torch.mean(x_RD[:: max(1, len(x_RD) // 16)], 0, out=shift_D)
-        d_RD = torch.sub(x_RD, shift_D, out=scratch("spare", x_RD.shape, torch.float32))
+    def add(self, block: Block) -> None:
+        """Take the next block."""
+        shift_D, sum_D, square_D, abs_D, max_D = self.sums_SND[:, len(self.sizes)]
+        self.sizes.append(len(block.x))
+        few_RD = block.x[:: max(1, len(block.x) // 16)]
+        np.multiply(np.add.reduce(few_RD, axis=0), np.float32(1 / len(few_RD)), out=shift_D.numpy())
+        d_RD = torch.sub(block.x_RD, shift_D, out=block.spare_RD)
         torch.sum(d_RD, 0, out=sum_D)
         torch.sum(d_RD.mul_(d_RD), 0, out=square_D)
-        torch.sum(mag_RD, 0, out=abs_D)
-        torch.amax(mag_RD, 0, out=max_D)
+        torch.sum(block.mag_RD, 0, out=abs_D)
+        torch.amax(block.mag_RD, 0, out=max_D)
         if self.hit is not None and not max_D.max().item() < self.hit:
-            hit_RD = scratch("hits", mag_RD.shape, torch.bool).numpy()
-            np.greater_equal(mag_RD.numpy(), self.hit, out=hit_RD)
-            self.hits_D += torch.from_numpy(np.add.reduce(hit_RD.view(np.uint8), axis=0, dtype=np.uint8))
+            hit_RD = np.greater_equal(block.mag, self.hit, out=block.low).view(np.uint8)
+            self.hits_D += torch.from_numpy(np.add.reduce(hit_RD, axis=0, dtype=np.uint8))
 
     def total(self) -> Columns:
         """The sums of the whole sequence, if all of its values were finite."""
-        shift_ND, sum_ND, square_ND, abs_ND, max_ND = self.sums_SND
-        n_N1 = torch.tensor(self.ends, dtype=torch.float64).sub_(torch.tensor(self.starts))[:, None]
-        n, D = self.ends[-1], self.sums_SND.shape[2]
-        # float64 from the first operation on: mean = shift + off, sum of squares about it = square - n off^2
-        off_ND = sum_ND / n_N1
-        mean_ND = off_ND + shift_ND
-        mean_D = (mean_ND * n_N1).sum(0) / n
-        m2_D = (square_ND - n_N1 * off_ND.square_()).clamp_(min=0).sum(0)
-        m2_D += mean_ND.sub_(mean_D).square_().mul_(n_N1).sum(0)
-        return Columns(
-            n=torch.full((D,), float(n), dtype=torch.float64),
-            mean=mean_D,
-            m2=m2_D,
-            abs_sum=abs_ND.sum(0, dtype=torch.float64),
-            max=max_ND.amax(0).double(),
-            hits=self.hits_D,
-        )
+        D = self.sums_SND.shape[2]
+        several = max(1, _JOIN_VALUES // D)
+        parts_SND = self.sums_SND.split(several, dim=1)
+        sizes_N = torch.tensor(self.sizes, dtype=torch.float64).split(several)
+        columns = functools.reduce(Columns.joined, map(_joined_blocks, parts_SND, sizes_N))
+        columns.hits = self.hits_D
+        return columns
+
+
+def _joined_blocks(sums_SND: Tensor, n_N: Tensor) -> Columns:
+    """Blocks of n_N rows as one: mean_b = shift + off, m2_b = square - n off^2, in float64."""
+    shift_ND, sum_ND, square_ND, abs_ND, max_ND = sums_SND
+    n, n_N1 = n_N.sum(), n_N[:, None]
+    off_ND = sum_ND / n_N1
+    mean_ND = off_ND + shift_ND
+    m2_D = off_ND.square_().mul_(n_N1).neg_().add_(square_ND).clamp_(min=0).sum(0)
+    mean_D = (mean_ND * n_N1).sum(0) / n
+    m2_D += mean_ND.sub_(mean_D).square_().mul_(n_N1).sum(0)
+    return Columns(
+        n=n.expand(len(mean_D)).clone(),
+        mean=mean_D,
+        m2=m2_D,
+        abs_sum=abs_ND.sum(0, dtype=torch.float64),
+        max=max_ND.amax(0).double(),
+        hits=torch.zeros(len(mean_D), dtype=torch.int64),
+    )
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
@@ -183,11 +187,12 @@ class DimTotals:
 
     def add(self, columns: Columns, n_tokens: int) -> None:
         """Join the sums of one sequence, or of another statistic."""
-        self.n_tokens += n_tokens
         if self.columns is None:
             self.columns = columns
         else:
-            self.columns = self.columns.joined(columns.to(self.columns.n.device))
+            # towards the new sums: loaded ones come from the CPU, and nothing may go back there in a hook
+            self.columns = self.columns.to(columns.n.device).joined(columns)
+        self.n_tokens += n_tokens
 
     def merge(self, other: DimTotals) -> None:
         """Join all that another one has seen."""
@@ -229,7 +234,7 @@ class DimTotals:
 
 
 class DimMoments:
-    """Mean, std, max and mean magnitude per dim, and nothing else: about a third of the cost of `HiddenStats`."""
+    """Mean, std, max and mean magnitude per dim, and nothing else; a third of the cost of `HiddenStats`."""
 
     def __init__(self) -> None:
         self.totals = DimTotals()
@@ -264,23 +269,15 @@ class DimMoments:
 def columns_of(h_TD: Tensor) -> Columns:
     """The `Columns` of one sequence on any device, without hits."""
     if h_TD.device.type == "cpu" and h_TD.dtype != torch.float64:
-        blocks = ColumnBlocks(*h_TD.shape, hit=None)
-        for block, (start, end) in enumerate(zip(blocks.starts, blocks.ends, strict=True)):
-            x_RD = as_float32(h_TD[start:end])
-            blocks.add(block, x_RD, torch.abs(x_RD, out=scratch("magnitude", x_RD.shape, torch.float32)))
-        columns = blocks.total()
+        sums = ColumnBlocks(*h_TD.shape, hit=None)
+        for block in blocks_of(h_TD.contiguous()):
+            sums.add(block)
+        columns = sums.total()
         # A square overflows above 1.8e19; NaN and Inf fail the comparison too.
         if bool((columns.max < 1e18).all()):
             return columns
     v_TD, finite_TD, scale = scaled(h_TD, torch.float64 if h_TD.device.type == "cpu" else compute_dtype(h_TD))
     return columns_whole(v_TD, finite_TD, scale, hit=None)
-
-
-def as_float32(x_RD: Tensor) -> Tensor:
-    """A block as contiguous float32: itself, or a copy in the reused buffer."""
-    if x_RD.dtype == torch.float32 and x_RD.is_contiguous():
-        return x_RD
-    return scratch("float32", x_RD.shape, torch.float32).copy_(x_RD)
 
 
 def compute_dtype(h_TD: Tensor) -> torch.dtype:

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from massact.stats.dims import DimTotals
 from massact.stats.passes import SCALARS, Ask, Measured, measured
-from massact.stats.protocol import Where, check_2d, check_same, concatenated, offsets_of, stacked, to_numpy
+from massact.stats.protocol import Where, check_2d, check_same, concatenated, offsets_of, stacked
 
 
 @dataclass(frozen=True)
 class HiddenResult:
     """What `HiddenStats` measured at one site; sequences in order of their index.
 
-    All magnitudes and moments are over the finite values; `n_nan` and `n_inf` say how many were left out. NaN (and
-    -1 for places) where there was no finite value, or fewer than k.
+    All magnitudes and moments are over the finite values; `n_nan` and `n_inf` say how many were left out.
+    NaN (and -1 for places) where there was no finite value, or fewer than k.
 
     Args:
         sequence, n_tokens: (N,) int64.
@@ -32,7 +32,8 @@ class HiddenResult:
         mad: (N,) lower median of | |h| - median |; NaN unless asked for.
         mean, std, rms, mean_abs, max: (N,) over all values; std is the population's, max is max|h|.
         kurtosis: (N,) Pearson, m4 / m2^2, 3 for a Gaussian; NaN for a constant.
-        osp_kurtosis: (N,) mean over tokens of relu(mean(x^4) / std(x)^4 - 3), as OSP (Park et al. 2025), whose
+        osp_kurtosis: (N,) mean over tokens of relu(mean(x^4) / std(x)^4 - 3), as OSP (Park et al. 2025),
+        whose
             fourth moment is not centred; population std; tokens with no variance are left out.
         n_nan, n_inf: (N,) int64.
         token_offsets: (N + 1,) where each sequence begins in the next three.
@@ -99,15 +100,11 @@ class _Row:
     max_T: Tensor
 
 
-_SEQUENCE_ARRAYS = ("sequence", "top_value", "top_pos", "top_dim", "token_offsets", "token_pos", "token_norm",
-                    "token_max")  # fmt: skip
-
-
 class HiddenStats:
     """Top magnitudes with their place, median, moments, per-token and per-dim statistics, in one exact pass.
 
-    On a CPU the pass runs in row blocks that stay in L2; NaN and Inf there send a sequence down a slow float64
-    path. On an accelerator nothing synchronises or branches on a value.
+    On a CPU the pass runs in row blocks that stay in L2; NaN and Inf there send a sequence down a slow
+    float64 path. On an accelerator nothing synchronises or branches on a value.
 
     Exact: everything selected or counted. To about 1e-6: float sums (float32 in a block, float64 beyond).
 
@@ -118,7 +115,9 @@ class HiddenStats:
         blocked: False forces the path of accelerators on a CPU (for tests); None chooses by device.
     """
 
-    def __init__(self, top_k: int = 16, hit: float = 6.0, mad: bool = False, *, blocked: bool | None = None) -> None:
+    def __init__(
+        self, top_k: int = 16, hit: float = 6.0, mad: bool = False, *, blocked: bool | None = None
+    ) -> None:
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; keep at least one entry")
         self.ask = Ask(int(top_k), float(hit), bool(mad))
@@ -183,12 +182,14 @@ class HiddenStats:
     def state(self) -> dict[str, np.ndarray]:
         """Everything, for `np.savez`."""
         options = {"top_k": self.ask.top_k, "hit": self.ask.hit, "mad": self.ask.mad}
+        options["blocked"] = self.blocked is not False
         return {k: np.asarray(v) for k, v in options.items()} | self._arrays() | self.totals.state()
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Self:
         """The statistic that `state()` came from."""
-        self = cls(int(state["top_k"]), float(state["hit"]), bool(state["mad"]))
+        options = {"top_k": int(state["top_k"]), "hit": float(state["hit"]), "mad": bool(state["mad"])}
+        self = cls(**options, blocked=None if state["blocked"] else False)
         self.totals = DimTotals.from_state(state)
         ends = state["token_offsets"]
         for i, sequence in enumerate(state["sequence"]):
@@ -202,17 +203,11 @@ class HiddenStats:
 
 def _row_of(m: Measured, where: Where, k: int) -> _Row:
     """One measured sequence, its rows turned into positions and padded to k."""
-    if where.positions is None:
-        top_pos_K = torch.where(m.top_row_K >= 0, m.top_row_K + where.start, -1)
-    else:
-        pos_T = where.rows(len(m.token_max_T)).to(m.top_row_K.device, non_blocking=True)
-        found_K = pos_T.index_select(0, m.top_row_K.clamp(min=0))
-        top_pos_K = torch.where(m.top_row_K >= 0, found_K, -1)
     return _Row(
         where.sequence,
         m.scalars,
         _padded(m.top_value_K, k, float("nan")),
-        _padded(top_pos_K, k, -1),
+        _padded(where.positions_of(m.top_row_K), k, -1),
         _padded(m.top_dim_K, k, -1),
         where.rows(len(m.token_max_T)),
         m.token_norm_T,

@@ -1,7 +1,8 @@
 """One sequence of a hidden state, measured in one pass: in blocks on a CPU, whole on an accelerator.
 
-`blocked_pass` is the fast one for finite fp16, bf16 and fp32 values on a CPU. `whole_pass` takes anything on any
-device, without a branch on a value; on a CPU it computes in float64 and serves what the fast one declines.
+`blocked_pass` is the fast one for finite fp16, bf16 and fp32 values on a CPU. `whole_pass` takes anything on
+any device, without a branch on a value; on a CPU it computes in float64 and serves what the fast one
+declines.
 
 Shapes: T tokens, D dims, K top, R rows of one block, N values.
 """
@@ -16,20 +17,21 @@ import torch
 from torch import Tensor
 
 from massact.stats import select
+from massact.stats.blocks import Block, blocks_of, scratch
 from massact.stats.dims import (
     ColumnBlocks,
     Columns,
-    as_float32,
-    block_rows,
     columns_whole,
     compute_dtype,
     scaled,
     sum_dtype,
 )
-from massact.stats.scratch import scratch
 
 # One number per sequence each, in the order of `Measured.scalars`.
-SCALARS = ("median", "mad", "mean", "std", "rms", "mean_abs", "max", "kurtosis", "osp_kurtosis", "n_nan", "n_inf")
+SCALARS = (
+    *("median", "mad", "mean", "std", "rms", "mean_abs", "max"),
+    *("kurtosis", "osp_kurtosis", "n_nan", "n_inf"),
+)
 # Fourth powers stay finite and normal in float32 between these; outside, the float64 path measures.
 _LEAST, _GREATEST = 1e-6, 1e8
 # Below this ratio of variance to mean square, float32 values differ by their rounding only.
@@ -95,34 +97,32 @@ class _TokenSums:
         self.max_T, self.one_T, self.two_T, self.four_T = torch.empty(4, T)
         self.three = 0.0
 
-    def add(self, rows: slice, x_RD: Tensor, mag_RD: Tensor) -> None:
-        torch.amax(mag_RD, 1, out=self.max_T[rows])
-        torch.sum(x_RD, 1, out=self.one_T[rows])
-        square_RD = torch.mul(x_RD, x_RD, out=scratch("spare", x_RD.shape, torch.float32))
+    def add(self, block: Block) -> None:
+        rows, square_RD = block.rows, torch.mul(block.x_RD, block.x_RD, out=block.spare_RD)
+        torch.amax(block.mag_RD, 1, out=self.max_T[rows])
+        torch.sum(block.x_RD, 1, out=self.one_T[rows])
         torch.sum(square_RD, 1, out=self.two_T[rows])
         torch.linalg.vector_norm(square_RD, dim=1, out=self.four_T[rows])
-        self.three += torch.dot(square_RD.view(-1), x_RD.view(-1)).item()
+        self.three += torch.dot(square_RD.view(-1), block.x_RD.view(-1)).item()
 
 
 def blocked_pass(h_TD: Tensor, ask: Ask) -> Measured | None:
-    """Everything from row blocks that stay in L2; None if a value is not finite or out of float32's fourth powers."""
+    """Everything from row blocks in cache; None for values that are not finite or too great or small."""
     h_TD = h_TD.detach().contiguous()
     T, D = h_TD.shape
-    blocks, tokens = ColumnBlocks(T, D, ask.hit), _TokenSums(T)
+    sums, tokens = ColumnBlocks(T, D, ask.hit), _TokenSums(T)
     bracket = select.MedianBracket(select.strided_sample(h_TD, select.sample_size(T * D)), T * D)
-    for block, (start, end) in enumerate(zip(blocks.starts, blocks.ends, strict=True)):
-        x_RD = as_float32(h_TD[start:end])
-        mag_RD = torch.abs(x_RD, out=scratch("magnitude", x_RD.shape, torch.float32))
-        blocks.add(block, x_RD, mag_RD)
-        tokens.add(slice(start, end), x_RD, mag_RD)
-        bracket.add(mag_RD.view(-1).numpy())
+    for block in blocks_of(h_TD):
+        sums.add(block)
+        tokens.add(block)
+        bracket.add(block.mag, block.low, block.high)
     top = tokens.max_T.max().item()
     if not (_LEAST <= top <= _GREATEST or top == 0):  # NaN and Inf land here too
         return None
     median = bracket.median()
     if median is None:
         median = _median_of_all(h_TD)
-    columns = blocks.total()
+    columns = sums.total()
     mean, std, rms, kurtosis = _moments(h_TD, columns, tokens)
     scalars = {
         "median": median,
@@ -152,8 +152,9 @@ def blocked_pass(h_TD: Tensor, ask: Ask) -> Measured | None:
 def _moments(h_TD: Tensor, columns: Columns, tokens: _TokenSums) -> tuple[float, float, float, float]:
     """Mean, std, rms and Pearson kurtosis m4 / m2^2 of all values, from the sums of the pass.
 
-    m2 joins the dims (no cancellation); m4 = S4 - 4 mean S3 + 6 mean^2 S2 - 3 mean^4 (S = mean of powers) loses
-    digits only where the mean exceeds the std; then the powers are taken about the mean in another pass.
+    m2 joins the dims (no cancellation); m4 = S4 - 4 mean S3 + 6 mean^2 S2 - 3 mean^4 (S = mean of powers)
+    loses digits only where the mean exceeds the std; then the powers are taken about the mean in another
+    pass.
     """
     n, D = h_TD.numel(), h_TD.shape[1]
     mean = columns.mean.sum().item() / D
@@ -167,9 +168,8 @@ def _moments(h_TD: Tensor, columns: Columns, tokens: _TokenSums) -> tuple[float,
         m4 = s4 - 4 * mean * tokens.three / n + 6 * mean**2 * s2 - 3 * mean**4
     else:
         m4 = 0.0
-        for rows_RD in h_TD.split(block_rows(D)):
-            x_RD = as_float32(rows_RD)
-            d_RD = torch.sub(x_RD, mean, out=scratch("spare", x_RD.shape, torch.float32))
+        for block in blocks_of(h_TD):
+            d_RD = torch.sub(block.x_RD, mean, out=block.spare_RD)
             m4 += torch.linalg.vector_norm(d_RD.mul_(d_RD)).item() ** 2 / n
     return mean, math.sqrt(m2), rms, m4 / m2**2
 
@@ -179,7 +179,8 @@ def _osp_blocked(h_TD: Tensor, tokens: _TokenSums) -> float:
     D = h_TD.shape[1]
     one_T, two_T, four_T = (s.numpy().astype(np.float64) for s in (tokens.one_T, tokens.two_T, tokens.four_T))
     variance_T, square_T = two_T / D - (one_T / D) ** 2, two_T / D
-    # Where the mean of a token dwarfs its std the difference has lost its digits: these few again, in float64.
+    # Where the mean of a token dwarfs its std the difference has lost its digits: these few again, in
+    # float64.
     lost_T = np.flatnonzero(variance_T < 0.02 * square_T)
     if len(lost_T):
         variance_T[lost_T] = h_TD[torch.from_numpy(lost_T)].double().var(1, correction=0).numpy()
@@ -199,9 +200,9 @@ def _mad_blocked(h_TD: Tensor, median: float) -> float:
     """Lower median of | |h| - median |, differences rounded to float32."""
     sample_S = np.abs(select.strided_sample(h_TD, select.sample_size(h_TD.numel())) - np.float32(median))
     bracket = select.MedianBracket(sample_S, h_TD.numel())
-    for rows_RD in h_TD.split(block_rows(h_TD.shape[1])):
-        off_RD = torch.abs(as_float32(rows_RD), out=scratch("magnitude", rows_RD.shape, torch.float32))
-        bracket.add(off_RD.sub_(median).abs_().view(-1).numpy())
+    for block in blocks_of(h_TD):
+        block.mag_RD.sub_(median).abs_()
+        bracket.add(block.mag, block.low, block.high)
     mad = bracket.median()
     if mad is None:
         mag_N = scratch("all magnitudes", (h_TD.numel(),), torch.float32).copy_(h_TD.view(-1))

@@ -41,13 +41,23 @@ class Where:
         # A copy: the caller may reuse its buffer, and we read the positions only in result().
         return self.positions.detach().to(torch.int64, copy=True)
 
+    def positions_of(self, rows_K: Tensor) -> Tensor:
+        """Positions (K,) of some rows, -1 where the row is -1, on the device of the rows."""
+        if self.positions is None:
+            found_K = rows_K + self.start
+        else:
+            pos_T = self.positions.detach().to(rows_K.device, torch.int64, non_blocking=True)
+            found_K = pos_T.index_select(0, rows_K.clamp(min=0))
+        return torch.where(rows_K >= 0, found_K, -1)
+
 
 @runtime_checkable
 class Statistic(Protocol):
     """A streaming statistic of one site.
 
-    A sequence is given whole, in one update. Any split of the sequences over several statistics and any order of
-    merges gives the same result: exactly for counts and order statistics, to rounding for floating sums.
+    A sequence is given whole, in one update. Any split of the sequences over several statistics and any
+    order of merges gives the same result: exactly for counts and order statistics, to rounding for floating
+    sums.
     """
 
     def update(self, h_TD: Tensor, where: Where) -> None:

@@ -20,12 +20,25 @@ from massact.trace.watch import follow
 Tap = Callable[[Tensor], Tensor | None]
 
 
+class AllSeen(Exception):
+    """Raised inside a forward pass when every tap has fired and the rest of the pass is not wanted."""
+
+
 class Taps:
     """Installed taps, and how often each of them fired since `begin`."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, stop: bool = False) -> None:
         self.fired = [0] * n
+        self.stop = stop
         self._calls: dict[str, int] = defaultdict(int)
+
+    def hit(self, index: int) -> None:
+        self.fired[index] += 1
+
+    def check(self) -> None:
+        """End the forward pass where nobody looks at the rest of it."""
+        if self.stop and all(self.fired):
+            raise AllSeen
 
     def begin(self) -> None:
         """To be called before every forward pass."""
@@ -51,18 +64,19 @@ class _Tap:
 
 
 @contextmanager
-def tapped(root: nn.Module, taps: Iterable[tuple[Place, Tap]]) -> Iterator[Taps]:
+def tapped(root: nn.Module, taps: Iterable[tuple[Place, Tap]], stop: bool = False) -> Iterator[Taps]:
     """Install taps on a model for the length of a `with`.
 
     Args:
         root: the model that the places were found in.
         taps: places, each with the function that sees its tensor; several at one place run in the given
             order, and a later one sees what an earlier one put there.
+        stop: end a forward pass by raising `AllSeen` once every tap has fired.
     """
     by_border: dict[tuple[str, str], list[_Tap]] = defaultdict(list)
     params = dict(root.named_parameters())
     all_taps = list(taps)
-    state = Taps(len(all_taps))
+    state = Taps(len(all_taps), stop)
     for i, (place, see) in enumerate(all_taps):
         scale = params[place.scale] if isinstance(place.scale, str) else place.scale
         by_border[place.module, place.side].append(
@@ -85,7 +99,7 @@ def _install(module: nn.Module, name: str, side: str, taps: list[_Tap], state: T
         call, changed = state._calls[border], False
         for tap in mine:
             if tap.place.call == call:
-                state.fired[tap.index] += 1
+                state.hit(tap.index)
                 new, value = tap(value)
                 changed = changed or new
         return changed, value
@@ -94,6 +108,7 @@ def _install(module: nn.Module, name: str, side: str, taps: list[_Tap], state: T
         def after(_: nn.Module, args: tuple, output: Any) -> Any:
             changed, output = run(output, taps)
             state._calls[border] += 1
+            state.check()
             return output if changed else None
         return module.register_forward_hook(after)
 
@@ -104,6 +119,7 @@ def _install(module: nn.Module, name: str, side: str, taps: list[_Tap], state: T
         changed_args, args = run(args, by_position)
         changed_kwargs, kwargs = run(kwargs, by_keyword)
         state._calls[border] += 1
+        state.check()
         return (args, kwargs) if changed_args or changed_kwargs else None
     return module.register_forward_pre_hook(before, with_kwargs=True)
 

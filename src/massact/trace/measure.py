@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from massact.records.anatomy import Anatomy, Place
 from massact.records.errors import UserError, WorkError
 from massact.records.sites import Site
 from massact.stats import Statistic, Where
-from massact.trace.hooks import tapped
+from massact.trace.hooks import AllSeen, tapped
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
 
@@ -201,9 +202,10 @@ def _forward(model: Traceable, planned: _Plan, batch: Batch, n_edits: int) -> tu
 
     taps = [(place, changer(i, edit)) for i, edit, _, place in planned.edits]
     taps += [(place, seer(fresh[name, site])) for name, site, place, _ in planned.probes]  # type: ignore[misc]
-    with tapped(model.module, taps) as state:
+    with tapped(model.module, taps, stop=True) as state, suppress(AllSeen):
         state.begin()
         model.run(batch.inputs, places=planned.places)
+    # From here on the device may still be at work; nothing above waited for it.
     sites = [s for _, _, s, _ in planned.edits] + [s for _, s, _, _ in planned.probes]
     silent = [str(s) for s, n in zip(sites, state.fired, strict=True) if n == 0]
     if silent:

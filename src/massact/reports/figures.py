@@ -1,0 +1,68 @@
+"""All figures of a scan, as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from massact.records.errors import UserError
+from massact.records.results import ScanResult
+from massact.records.tables import write_atomic
+from massact.reports.census import draw_census
+from massact.reports.curves import draw_headroom, draw_layers, draw_norms
+from massact.reports.lettering import style
+from massact.reports.portrait import draw_magnitudes
+
+FIGURES: dict[str, Callable[[ScanResult], Figure | None]] = {
+    "layers": draw_layers,
+    "magnitudes": draw_magnitudes,
+    "census": draw_census,
+    "headroom": draw_headroom,
+    "norms": draw_norms,
+}
+DPI = 160
+
+# No dates and no versions: the same result gives the same bytes.
+METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+
+
+def draw(result: ScanResult, directory: Path) -> list[Path]:
+    """Write every figure of a scan as PNG and SVG into `directory/figures/`.
+
+    Args:
+        result: of a scan, or of a run directory.
+        directory: the run directory; made if it is not there.
+
+    Returns:
+        The files, in the order of `FIGURES`; "magnitudes" is missing for a run without a portrait.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    folder = Path(directory) / "figures"
+    written: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with style():
+            for name, make in FIGURES.items():
+                figure = make(result)
+                if figure is not None:
+                    written += _save(figure, folder, name)
+    except OSError as error:
+        raise UserError(f"Figures cannot be written to {folder}.", error.strerror or str(error),
+                        "Give another directory.") from None
+    return written
+
+
+def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write one figure in both formats; no window, no state of pyplot."""
+    canvas, paths = FigureCanvasAgg(figure), []
+    for kind, metadata in METADATA.items():
+        path = folder / f"{name}.{kind}"
+        write_atomic(path, lambda p, kind=kind, metadata=metadata: canvas.print_figure(
+            p, format=kind, dpi=DPI, facecolor="white", metadata=metadata))
+        paths.append(path)
+    return paths

@@ -1,0 +1,208 @@
+"""The answer of a scan in a terminal, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from massact.records.results import ScanResult
+from massact.reports.legible import cell, percent, quoted, token_list, visible
+from massact.reports.views import Rule, StackView, rule_of, views
+from massact.reports.words import answer_in_words
+
+MOST_LAYERS, MOST_COORDINATES, MOST_NEAR_MISSES = 38, 16, 5
+
+
+def show(result: ScanResult, console: Console) -> None:
+    """Print the answer in words, then its tables.
+
+    Args:
+        result: of a scan, or of a run directory.
+        console: where to; colours and width are its own. Nothing in a result is read as rich markup.
+    """
+    rule = rule_of(result)
+    console.print(_headline(result, console.encoding))
+    for view in views(result):
+        if view.label:
+            console.print(_plain(f"\n{view.label}", console.encoding, "bold underline"))
+        for section in (_layers(view), _coordinates(view, console.encoding), _prompt_ranks(view), _corpus_ranks(view, console.encoding),
+                      _near_misses(view, rule, console.encoding)):
+            if section is not None:
+                console.print()
+                console.print(section)
+
+
+def to_json(result: ScanResult) -> str:
+    """What `--json` prints: `result.as_dict()`, with NaN and Inf as strings; ASCII, so that any pipe takes it."""
+    return json.dumps(result.as_dict(), indent=2, allow_nan=False, default=_missing)
+
+
+def _missing(value: Any) -> None:
+    """Pandas' missing value is null; anything else that JSON lacks is a mistake of ours."""
+    if value is pd.NA or value is pd.NaT:
+        return None
+    raise TypeError(f"{type(value).__name__} in a result cannot be JSON")
+
+
+def _plain(text: str, encoding: str, style: str = "") -> Text:
+    """Text that rich prints as it is, with what the terminal cannot encode escaped."""
+    return Text(text.encode(encoding, "backslashreplace").decode(encoding), style=style)
+
+
+def _headline(result: ScanResult, encoding: str) -> Panel:
+    """The words in a frame, one line of them each, the first in bold."""
+    lines = answer_in_words(result)
+    body = Table.grid(padding=(0, 1))
+    body.add_column(width=1)
+    body.add_column()
+    body.add_row("", _plain(lines[0], encoding, "bold"))
+    for line in lines[1:]:
+        body.add_row("-", _plain(line, encoding))
+    corpus, model = result.info.corpus or {}, result.info.model or {}
+    title = " on ".join(visible(str(x), encoding) for x in (model.get("id"), corpus.get("name")) if x)
+    return Panel(body, title=Text(f" {title} ") if title else None, title_align="left", border_style="dim",
+                 box=box.SQUARE)
+
+
+@dataclass
+class _Section:
+    """A table under its title."""
+
+    title: str
+    table: Table
+
+    def __rich__(self) -> Group:
+        return Group(Text(self.title, style="bold"), self.table)
+
+
+def _table(*columns: str, left: tuple[str, ...] = (), folding: tuple[str, ...] = ()) -> Table:
+    """A table of numbers: right-aligned but for the columns named in `left`; those in `folding` wrap, none is cut."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for name in columns:
+        table.add_column(Text(name), justify="left" if name in left else "right", overflow="fold",
+                         no_wrap=name not in folding)
+    return table
+
+
+def _layers(view: StackView) -> _Section | None:
+    """Fig. 4 of Sun 2024 in numbers."""
+    if not len(view.layers):
+        return None
+    table = _table("", "layer", "top 1", "top 2", "top 3", "median", "ratio", "fp16\nheadroom", "findings", left=("",))
+    previous, span = -1, view.span
+    for i in kept_rows(view):
+        if i > previous + 1:
+            between = int(view.layers["n_findings"][previous + 1 : i].sum())
+            table.add_row("", "...", *[""] * 6, f"{between:,}", style="dim")
+        row, previous = view.layers.iloc[i], i
+        values = [cell(row[c]) for c in ("top1", "top2", "top3", "median", "ratio", "headroom_fp16")]
+        overflows = row["headroom_fp16"] < 1 or row["nonfinite"] > 0
+        table.add_row(_mark(int(row["layer"]), span, view.peak_layer), str(row["layer"]), *values,
+                      f"{int(row['n_findings']):,}", style="red" if overflows else "" if row["n_findings"] else "dim")
+    mean = f", mean over {view.n_sequences:,} sequences" if view.n_sequences > 1 else ""
+    return _Section(f"Largest and median |h| of each layer{mean}", table)
+
+
+def _mark(layer: int, span: tuple[int, int] | None, peak: int | None) -> str:
+    """Where a layer is between onset and offset."""
+    if span is None or not span[0] <= layer <= span[1]:
+        return ""
+    if layer in span:
+        return "only" if span[0] == span[1] else "onset" if layer == span[0] else "offset"
+    return "peak" if layer == peak else "|"
+
+
+def kept_rows(view: StackView) -> list[int]:
+    """The rows of the layers table to print: all, or for deep models the ends and what is near onset, peak and offset."""
+    n, numbers = len(view.layers), [int(x) for x in view.layers["layer"]]
+    if n <= MOST_LAYERS + 2:
+        return list(range(n))
+    wanted = [x for x in (*(view.span or ()), view.peak_layer, view.shown_layer) if x is not None]
+    marked = [numbers.index(x) for x in wanted if x in numbers]
+    # In order of importance: the marked rows, both ends, their neighbours ever further away.
+    order = [*marked, 0, n - 1]
+    for distance in range(1, n):
+        order += [i + side * distance for i in dict.fromkeys([*marked, 0, n - 1]) for side in (-1, 1)]
+    kept: set[int] = set()
+    for i in order:
+        if 0 <= i < n and len(kept) < MOST_LAYERS - 4:  # at most five gaps, one row each
+            kept.add(i)
+    return sorted(kept)
+
+
+def _coordinates(view: StackView, encoding: str) -> _Section | None:
+    """Where the findings of the peak layer are, and how constant (Sun 2024, section 2.2 and Table 2)."""
+    rows = view.coordinates[view.coordinates["layer"] == view.peak_layer].sort_values(
+        "count", ascending=False, kind="stable")
+    if not len(rows):
+        return None
+    spread = _spread("mean", "std", encoding)
+    table = _table("layer", "dim", "class", "findings", "share", spread, "spread", "tokens", left=("class", "tokens"),
+                   folding=("tokens",))
+    for _, row in rows.head(MOST_COORDINATES).iterrows():
+        tokens = token_list(row["tokens"])
+        named = ", ".join(quoted(t, 16, encoding) for t in tokens[:3])
+        left = int(row["n_tokens"]) - min(len(tokens), 3)
+        table.add_row(str(row["layer"]), _index(row["dim"]), Text(visible(row["position_class"], encoding)),
+                      f"{int(row['count']):,}", percent(row["share"]),
+                      _spread(cell(row["mean"]), cell(row["std"]), encoding), percent(row["spread"]),
+                      Text(named + (f", {left:,} more" if left > 0 and named else "")))
+    more = f", the {MOST_COORDINATES} most frequent of {len(rows):,}" if len(rows) > MOST_COORDINATES else ""
+    return _Section(f"Coordinates at layer {view.peak_layer}, that of the largest finding{more}", table)
+
+
+def _spread(mean: str, std: str, encoding: str) -> str:
+    return f"{mean} {'±' if encoding.lower().startswith('utf') else '+-'} {std}"
+
+
+def _index(value: Any) -> str:
+    """-1 stands for 'has none' in the tables."""
+    return str(int(value)) if int(value) >= 0 else "-"
+
+
+def _prompt_ranks(view: StackView) -> _Section | None:
+    """Table 1 of Sun 2024."""
+    rows = view.ranks[view.ranks["source"] == "prompt"]
+    if not len(rows):
+        return None
+    table = _table("rank", "|h|", "signed value", left=("rank",))
+    for _, row in rows.iterrows():
+        table.add_row(Text(visible(row["rank"])), cell(row["magnitude"]), cell(row["value_mean"]))
+    return _Section(f"Ranks of |h| in the hidden state of the prompt, layer {view.shown_layer}", table)
+
+
+def _corpus_ranks(view: StackView, encoding: str) -> _Section | None:
+    """Table 2 of Sun 2024, with the share of sequences whose value sits at the same dim (paper.md 2.1, E8)."""
+    rows = view.ranks[view.ranks["source"] == "corpus"]
+    if not len(rows):
+        return None
+    table = _table("rank", "mean |h|", _spread("mean value", "std", encoding), "at the same dim", "sequences", left=("rank",))
+    for _, row in rows.iterrows():
+        table.add_row(Text(visible(row["rank"])), cell(row["magnitude"]),
+                      _spread(cell(row["value_mean"]), cell(row["value_std"]), encoding), percent(row["same_dim"]),
+                      f"{int(row['n_sequences']):,}")
+    return _Section(f"Ranks of |h| over the sequences of the corpus, layer {view.shown_layer}", table)
+
+
+def _near_misses(view: StackView, rule: Rule, encoding: str) -> _Section | None:
+    """The activations that come nearest to the criterion without passing."""
+    rows = view.near_misses
+    if not len(rows):
+        return None
+    table = _table("layer", "sequence", "pos", "dim", "class", "value", "ratio", "fails on", "token",
+                   left=("class", "fails on", "token"), folding=("fails on", "token"))
+    for _, row in rows.head(MOST_NEAR_MISSES).iterrows():
+        missed = ", ".join(rule.failed(row["magnitude"], row["ratio"])) or "-"
+        table.add_row(str(row["layer"]), _index(row["sequence"]), _index(row["pos"]), _index(row["dim"]),
+                      Text(visible(row["position_class"], encoding)), cell(row["value"]), cell(row["ratio"]), missed,
+                      Text(quoted(row["token"], 16, encoding)))
+    shown = f"{min(len(rows), MOST_NEAR_MISSES)} of {len(rows):,}, the largest ratio first"
+    return _Section(f"Near misses: {shown}", table)

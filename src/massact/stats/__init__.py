@@ -1,0 +1,27 @@
+"""Accumulators: what is measured of a tensor, streamed and merged.
+
+Takes the (T, D) values of one sequence at one site at a time, and where they come from.
+Gives named NumPy results per sequence, per token and per dim, whatever the split and the order of merges.
+Knows arithmetic: order statistics exactly, moments without cancellation, NaN and Inf counted and left out.
+Must not know models, sites, layers, criteria, or files.
+"""
+
+from massact.stats.dims import DimMoments, DimResult
+from massact.stats.hidden import HiddenResult, HiddenStats
+from massact.stats.protocol import Statistic, Where
+from massact.stats.small import Keep, KeepResult, Ranks, RanksResult, TokenMax, TokenMaxResult
+
+__all__ = [
+    "DimMoments",
+    "DimResult",
+    "HiddenResult",
+    "HiddenStats",
+    "Keep",
+    "KeepResult",
+    "Ranks",
+    "RanksResult",
+    "Statistic",
+    "TokenMax",
+    "TokenMaxResult",
+    "Where",
+]
