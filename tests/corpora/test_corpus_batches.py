@@ -11,6 +11,8 @@ import torch
 from corpus_words import IDS, WORDS, word_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from massact.corpora import corpus
 from massact.corpora.batch import content_sha256, counted
@@ -150,6 +152,12 @@ class TestGivenIds:
     def test_outside_the_vocabulary(self, plain, refused):
         error = refused(corpus, torch.tensor([[1, 2], [3, 99]]), tokenizer=plain)
         assert "99 (sequence 1, position 1)" in error.what and f"0 to {len(WORDS) - 1}" in error.why
+
+    def test_a_vocabulary_with_gaps(self, refused):
+        core = Tokenizer(models.WordLevel({"a": 0, "b": 7}, unk_token="a"))
+        gaps = PreTrainedTokenizerFast(tokenizer_object=core)
+        assert corpus(torch.tensor([[0, 7]]), tokenizer=gaps).token(0, 1) == "b"
+        assert "0 to 7" in refused(corpus, torch.tensor([[8]]), tokenizer=gaps).why
 
     def test_requests_that_cannot_be_met(self, refused):
         error = refused(corpus, IDS_23, seq_len=2)

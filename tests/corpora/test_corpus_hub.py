@@ -143,6 +143,10 @@ class TestAnyName:
         }
         assert made.info()["source"] == source and made.n_tokens == 3
 
+    def test_the_column_text_is_preferred(self, fake):
+        fake({"me/x": {"test": [{"title": "t", "text": "a"}]}})
+        assert corpus("me/x").documents() == ["a"]
+
     def test_only_the_first_documents_are_read(self, fake, monkeypatch):
         module = fake({"big": {"train": rows(*["abcde"] * 100)}})
         monkeypatch.setattr(hub, "MAX_CHARACTERS", 20)

@@ -106,6 +106,20 @@ class TestWindows:
         everything = text_source(*documents).encode(bytes_bpe, seq_len=16, n_sequences="all")
         assert everything.info()["packing"]["text_complete"]
 
+    @pytest.mark.parametrize("size", [40, 41, 42, 43])
+    def test_what_is_kept_of_a_prefix_is_what_the_whole_gives(self, bytes_bpe, monkeypatch, size):
+        text = "the cat and the hat, the dog. " * 40
+        monkeypatch.setattr(packing, "WHOLE_TEXT_CHARACTERS", size)
+        monkeypatch.setattr(packing, "MARGIN_TOKENS", 4)
+        kept, complete = packing._stream(bytes_bpe, text, 2, special=False)
+        assert not complete and 2 <= len(kept) and kept == packing.token_ids(bytes_bpe, text)[: len(kept)]
+
+    def test_the_end_token_of_a_prefix_is_not_kept(self, bert, monkeypatch):
+        monkeypatch.setattr(packing, "WHOLE_TEXT_CHARACTERS", 60)
+        monkeypatch.setattr(packing, "MARGIN_TOKENS", 4)
+        kept, complete = packing._stream(bert, TEXT * 30, 5, special=True)
+        assert not complete and kept[0] == IDS["[CLS]"] and IDS["[SEP]"] not in kept
+
     def test_no_warning_about_long_text(self, bytes_bpe, caplog, recwarn):
         logger = logging.getLogger("transformers")
         logger.addHandler(caplog.handler)
@@ -186,6 +200,10 @@ class TestRefusals:
     def test_longer_than_the_context(self, plain, refused):
         error = refused(text_source(TEXT).encode, plain, seq_len=12, context=8)
         assert "--seq-len 12" in error.what and "8 positions" in error.why and "--seq-len 8" in error.do
+
+    def test_exactly_the_context_is_fine(self, plain):
+        assert text_source(TEXT).encode(plain, seq_len=8, context=8).seq_len == 8
+        assert corpus(["a b"]).encode(plain, context=2).seq_len == 2
 
     def test_no_room_beside_special_tokens(self, bert, refused):
         error = refused(text_source(TEXT).encode, bert, seq_len=2)

@@ -148,8 +148,7 @@ def pack_windows(
             f"The corpus {name!r} is empty.", "It holds no text.", "Give a text with some words in it."
         )
     cap = _longest(tokenizer, request)
-    wanted = None if request.n_sequences == "all" else request.n_sequences or DEFAULT_SEQUENCES
-    reach = None if wanted is None else wanted * cap
+    reach = None if request.n_sequences == "all" else (request.n_sequences or DEFAULT_SEQUENCES) * cap
     ids, complete = _stream(tokenizer, text, reach, special=specials.policy == "stream")
     if not ids:
         raise UserError(
@@ -165,9 +164,8 @@ def pack_windows(
         )
     available = len(ids) // room
     n = _how_many(request, available, len(ids), seq_len, specials)
-    windows = [ids[i * room : (i + 1) * room] for i in range(n)]
-    if specials.size:
-        windows = [specials.around(window) for window in windows]
+    windows = (ids[i * room : (i + 1) * room] for i in range(n))
+    rows = [specials.around(window) if specials.size else window for window in windows]
     packing = {
         "method": "windows",
         "join": join,
@@ -177,7 +175,7 @@ def pack_windows(
         "text_tokens_per_window": room,
     }
     origin = _origin(tokenizer, request, specials, packing, source)
-    inputs = {"input_ids": torch.tensor(windows, dtype=torch.long)}
+    inputs = {"input_ids": torch.tensor(rows, dtype=torch.long)}
     return Corpus(name, "tokens", inputs, None, origin, Spelling(tokenizer))
 
 
