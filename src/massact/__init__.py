@@ -1,9 +1,9 @@
 """Find, explain, remove and train away massive activations in transformers.
 
-    import massact as ma
-    model = ma.load("openai-community/gpt2")
-    result = ma.scan(model, ma.corpus("wikitext-2", seq_len=1024, n_sequences=64))
-    result.findings
+import massact as ma
+model = ma.load("openai-community/gpt2")
+result = ma.scan(model, ma.corpus("wikitext-2", seq_len=1024, n_sequences=64))
+result.findings
 """
 
 from __future__ import annotations

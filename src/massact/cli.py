@@ -13,9 +13,14 @@ import typer
 
 from massact.records.errors import MassactError, UserError
 
-app = typer.Typer(name="massact", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
-                  pretty_exceptions_enable=False,
-                  help="Find, explain, remove and train away massive activations in transformers.")
+app = typer.Typer(
+    name="massact",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Find, explain, remove and train away massive activations in transformers.",
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the records as JSON instead of tables.")]
 
@@ -29,14 +34,21 @@ def _root() -> None:
 def scan(
     model: Annotated[str | None, typer.Argument(help="Hub id or local folder; nothing: the embedded model.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory for tables and figures.")] = None,
-    corpus: Annotated[str | None, typer.Option(
-        help="Text, Markdown or JSONL file, a folder of them, or a data set name (wikitext-2, c4, pg19, redpajama, "
-             "any Hub id); nothing: the embedded text.")] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            help="Text, Markdown or JSONL file, a folder of them, or a data set name (wikitext-2, c4, pg19, redpajama, "
+            "any Hub id); nothing: the embedded text."
+        ),
+    ] = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence.")] = None,
     n_sequences: Annotated[int | None, typer.Option(min=1, help="Number of sequences.")] = None,
-    criterion: Annotated[str, typer.Option(help="Published rule for what is massive, see docs/criteria.md.")] = "sun2024",
-    threshold: Annotated[list[str] | None, typer.Option(
-        help="Override a constant of the criterion: name=value. Can be repeated.")] = None,
+    criterion: Annotated[
+        str, typer.Option(help="Published rule for what is massive, see docs/criteria.md.")
+    ] = "sun2024",
+    threshold: Annotated[
+        list[str] | None, typer.Option(help="Override a constant of the criterion: name=value. Can be repeated.")
+    ] = None,
     bos: Annotated[str, typer.Option(help="auto (as the tokenizer does), always or never (as the paper).")] = "auto",
     prompt: Annotated[str | None, typer.Option(help="Prompt of the 3-D figure and Table 1.")] = None,
     batch_size: Annotated[str, typer.Option(help="Sequences per forward pass, or auto.")] = "auto",
@@ -44,12 +56,18 @@ def scan(
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     top_k: Annotated[int, typer.Option(min=3, help="Greatest |h| kept per sequence and layer.")] = 16,
-    null: Annotated[bool | None, typer.Option("--null/--no-null", help="Also scan a random-init twin (default: up to "
-                                              "500M parameters).")] = None,
+    null: Annotated[
+        bool | None,
+        typer.Option("--null/--no-null", help="Also scan a random-init twin (default: up to 500M parameters)."),
+    ] = None,
     bos_contrast: Annotated[bool, typer.Option(help="Also scan a few sequences with and without BOS.")] = True,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")] = False,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights, with weights_only=True.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .bin weights, with weights_only=True.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted scan in --out.")] = False,
     json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no tables.")] = False,
@@ -76,16 +94,24 @@ def scan(
     extra = {"trust_remote_code": True} if trust_remote_code else {}
     with _progress(quiet or json) as progress:
         progress("load", 0, 1)
-        loaded = load(model, device=device, dtype=dtype, revision=revision,
-                      options=extra | ({"allow_pickle": True} if allow_pickle else {}))
+        loaded = load(
+            model,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            options=extra | ({"allow_pickle": True} if allow_pickle else {}),
+        )
         progress("load", 1, 1)
         result = run_scan(loaded, corpus, out=out, resume=resume, progress=progress, **options)
     if out is not None:
         draw(result, out)
     _print(result, json, quiet)
     if not json and not quiet:
-        typer.echo(f"\nSaved in {out}: tables, run.json, figures/. Print it again: massact show {out}" if out else
-                   "\nNot saved. Keep tables and figures with --out DIR.")
+        typer.echo(
+            f"\nSaved in {out}: tables, run.json, figures/. Print it again: massact show {out}"
+            if out
+            else "\nNot saved. Keep tables and figures with --out DIR."
+        )
 
 
 @app.command()
@@ -150,8 +176,15 @@ def _progress(off: bool) -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                  console=console, disable=off or not console.is_terminal, transient=True) as bar:
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=off or not console.is_terminal,
+        transient=True,
+    ) as bar:
         tasks: dict[str, Any] = {}
 
         def update(stage: str, done: int, total: int) -> None:
@@ -171,17 +204,17 @@ def _quiet_libraries() -> None:
 
 def main() -> None:
     """Entry point: every error is one message and an exit status, never a traceback."""
-    import click
-
+    # The click that typer brings is not always the package of that name: ask typer for its error.
+    usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()
         sys.exit(status if isinstance(status, int) else 0)
     except MassactError as error:
         _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _fail("Interrupted. What was finished is kept; go on with the same command and --resume.", 130)
-    except click.ClickException as error:
+    except usage_error as error:
         error.show()
         sys.exit(error.exit_code)
     except BrokenPipeError:
@@ -190,8 +223,11 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("MASSACT_TRACEBACK"):
             raise
-        _fail(f"massact failed: {type(error).__name__}: {error}\nThis is a defect of massact, or of a library under it. "
-              "Run again with MASSACT_TRACEBACK=1 and report what it prints.", 1)
+        _fail(
+            f"massact failed: {type(error).__name__}: {error}\nThis is a defect of massact, or of a library under it. "
+            "Run again with MASSACT_TRACEBACK=1 and report what it prints.",
+            1,
+        )
 
 
 def _fail(message: str, status: int) -> None:

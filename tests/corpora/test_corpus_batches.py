@@ -37,9 +37,7 @@ class TestBatches:
         start=st.integers(0, 9),
     )
     def test_any_batch_size_reads_the_same(self, lengths, batch_size, start):
-        made = corpus(
-            [" ".join(["a", "b", "c", "d", "e", "x"][:n]) for n in lengths], tokenizer=word_tokenizer()
-        )
+        made = corpus([" ".join(["a", "b", "c", "d", "e", "x"][:n]) for n in lengths], tokenizer=word_tokenizer())
         expected = [(i, list(range(6, 6 + min(n, 5))) + [IDS["x"]] * (n == 6)) for i, n in enumerate(lengths)]
         assert read(made, batch_size, start) == expected[start:]
         for batch in made.batches(batch_size):
@@ -190,9 +188,7 @@ class TestTensors:
         made.require(vocabulary=1, context=1)
 
     def test_mask(self):
-        made = corpus(
-            {"input_values": torch.randn(2, 8), "attention_mask": np.array([[1] * 5 + [0] * 3, [1] * 8])}
-        )
+        made = corpus({"input_values": torch.randn(2, 8), "attention_mask": np.array([[1] * 5 + [0] * 3, [1] * 8])})
         (batch,) = made.batches(2)
         assert batch.inputs["input_values"].shape == (2, 8) and batch.rows == (slice(0, 5), None)
         assert made.n_tokens == 13
@@ -287,8 +283,4 @@ def test_info_is_json(bert):
     ):
         info = json.loads(json.dumps(made.info()))
         assert {"name", "kind", "sha256", "bos", "seq_len", "n_sequences", "n_tokens", "seed"} <= set(info)
-        assert (
-            {"tokenizer", "packing"} <= set(info)
-            and len(info["sha256"]) == 64
-            and len(made) == made.n_sequences
-        )
+        assert {"tokenizer", "packing"} <= set(info) and len(info["sha256"]) == 64 and len(made) == made.n_sequences

@@ -96,10 +96,7 @@ class TestPresets:
         names = PRESETS["redpajama"].files
         texts = [f"doc {number}" for number in range(per_file * len(names))]
         for number, name in enumerate(names):
-            lines = [
-                json.dumps({"text": t, "meta": {}})
-                for t in texts[number * per_file : (number + 1) * per_file]
-            ]
+            lines = [json.dumps({"text": t, "meta": {}}) for t in texts[number * per_file : (number + 1) * per_file]]
             (tmp_path / name).write_text("\n".join(lines) + "\n")
         downloads = types.ModuleType("huggingface_hub")
         downloads.hf_hub_download = lambda dataset, file, repo_type: str(tmp_path / file)
@@ -185,9 +182,7 @@ class TestRefusals:
         error = refused(corpus, "wikitext-22")
         assert "no data set 'wikitext-22'" in error.what and "Did you mean 'wikitext-2'" in error.do
 
-    @pytest.mark.parametrize(
-        "kind", [ConnectionError, TimeoutError, type("OfflineModeIsEnabled", (Exception,), {})]
-    )
+    @pytest.mark.parametrize("kind", [ConnectionError, TimeoutError, type("OfflineModeIsEnabled", (Exception,), {})])
     @pytest.mark.parametrize("late", [False, True])
     def test_no_network(self, fake, refused, monkeypatch, kind, late):
         module = fake({"emozilla/pg19": {"validation": rows("a")}})
@@ -230,9 +225,7 @@ class TestRefusals:
         module = fake({})
 
         def fail(*args, **kwargs):
-            raise FileNotFoundError(
-                "Dataset 'me/x' is a gated dataset on the Hub. Visit its page to ask for access."
-            )
+            raise FileNotFoundError("Dataset 'me/x' is a gated dataset on the Hub. Visit its page to ask for access.")
 
         module.load_dataset = module.get_dataset_split_names = fail
         error = refused(corpus, "me/x")

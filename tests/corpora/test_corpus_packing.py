@@ -73,9 +73,7 @@ class TestWindows:
         room = seq_len - specials.size
         if room < 1 or n < room:
             return
-        rows = ids_of(
-            text_source(" ".join(words)).encode(tokenizer, seq_len=seq_len, bos=bos, n_sequences="all")
-        )
+        rows = ids_of(text_source(" ".join(words)).encode(tokenizer, seq_len=seq_len, bos=bos, n_sequences="all"))
         assert {len(row) for row in rows} == {seq_len}
         front, back = len(specials.prefix), len(specials.suffix)
         stream = sum((row[front : seq_len - back] for row in rows), [])

@@ -149,9 +149,7 @@ class TestNames:
             "always",
             1,
         )
-        assert (
-            corpus("embedded", tokenizer=llama, seq_len=16, n_sequences=3, bos="never").sha256 == made.sha256
-        )
+        assert corpus("embedded", tokenizer=llama, seq_len=16, n_sequences=3, bos="never").sha256 == made.sha256
 
     def test_info_does_not_tell_where_the_file_was(self, tmp_path, plain):
         (tmp_path / "n.txt").write_text("a b c")

@@ -50,8 +50,12 @@ def test_sites_equal_hidden_states(name: str) -> None:
     inputs = example_inputs(module, seed=5)
     seen: dict[Site, torch.Tensor] = {}
     places = model.anatomy.select("*.resid_post")
-    with torch.no_grad(), tapped(module, [
-            (place, lambda h, s=site: seen.__setitem__(s, h.clone())) for site, place in places.items()]) as taps:
+    with (
+        torch.no_grad(),
+        tapped(
+            module, [(place, lambda h, s=site: seen.__setitem__(s, h.clone())) for site, place in places.items()]
+        ) as taps,
+    ):
         taps.begin()
         hidden = module(**inputs, output_hidden_states=True).hidden_states
     last = model.anatomy.stacks[0].n_layers
@@ -64,9 +68,16 @@ def test_attn_out_and_mlp_out_are_what_is_added() -> None:
     module = build("gpt2")
     model = load(module)
     seen: dict[Site, torch.Tensor] = {}
-    with torch.no_grad(), tapped(module, [
-            (place, lambda h, s=site: seen.__setitem__(s, h.clone())) for site, place in model.anatomy.sites().items()
-    ]) as taps:
+    with (
+        torch.no_grad(),
+        tapped(
+            module,
+            [
+                (place, lambda h, s=site: seen.__setitem__(s, h.clone()))
+                for site, place in model.anatomy.sites().items()
+            ],
+        ) as taps,
+    ):
         taps.begin()
         module(**example_inputs(module, seed=5))
         block = module.transformer.h[1]
@@ -75,8 +86,10 @@ def test_attn_out_and_mlp_out_are_what_is_added() -> None:
         mid = h + attn
         mlp_in = block.ln_2(mid)
         act = block.mlp.act(block.mlp.c_fc(mlp_in))
+
     def at(point: str) -> torch.Tensor:
         return seen[Site("", 2, point)]
+
     # Equal but for the causal mask, which this call of attn does not get: compare what does not depend on it.
     assert torch.equal(at("attn_in"), block.ln_1(h))
     assert torch.allclose(at("resid_mid"), at("resid_pre") + at("attn_out"), atol=1e-7)
@@ -90,9 +103,16 @@ def test_post_norm_sum_is_a_site_of_its_own() -> None:
     module = build("bert")
     model = load(module)
     seen: dict[Site, torch.Tensor] = {}
-    with torch.no_grad(), tapped(module, [
-            (place, lambda h, s=site: seen.__setitem__(s, h.clone())) for site, place in model.anatomy.sites().items()
-    ]) as taps:
+    with (
+        torch.no_grad(),
+        tapped(
+            module,
+            [
+                (place, lambda h, s=site: seen.__setitem__(s, h.clone()))
+                for site, place in model.anatomy.sites().items()
+            ],
+        ) as taps,
+    ):
         taps.begin()
         module(**example_inputs(module, seed=5))
         norm = module.bert.encoder.layer[1].output.LayerNorm
@@ -195,8 +215,10 @@ def test_no_hook_is_left_behind() -> None:
     module = build("llama")
     load(module)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
-    with pytest.raises(RuntimeError, match="stop"), tapped(module, [
-            (place, _stop) for place in load(module).anatomy.sites().values()]):
+    with (
+        pytest.raises(RuntimeError, match="stop"),
+        tapped(module, [(place, _stop) for place in load(module).anatomy.sites().values()]),
+    ):
         module(**example_inputs(module))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
     assert list(tensors_in(module(**example_inputs(module))))

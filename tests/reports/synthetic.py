@@ -7,133 +7,153 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from synthetic_tables import coordinates_rows, finding, findings_rows, layers_rows, portrait, ranks_rows
 
 from massact.records.answer import Answer, Peak, StackAnswer
 from massact.records.results import ScanResult
 from massact.records.runinfo import RunInfo, jsonable
-from massact.records.tables import TABLES, frame
+from massact.records.tables import frame
 
-HOSTILE = ["<script>alert(1)</script>", "[red]", "[/]", "$x$", "\n", "\\n", "\t", "a" * 300, "\U0001f600", "\u0634\u0643\u0631\u0627",
-           "\u202egnp.exe", "\u4e2d\u6587", "\u0301", "\x1b[31mred\x1b[0m", " and", "", "%d{}", ":smile:", "\xa0"]  # fmt: skip
+HOSTILE = ["<script>alert(1)</script>", "[red]", "[/]", "$x$", "\n", "\\n", "\t", "a" * 300, "\U0001f600"]
+HOSTILE += [
+    "\u0634\u0643\u0631\u0627",
+    "\u202egnp.exe",
+    "\u4e2d\u6587",
+    "\u0301",
+    "\x1b[31mred\x1b[0m",
+    " and",
+    "",
+]
+HOSTILE += ["%d{}", ":smile:", "\xa0"]
 WORDS = ["Summer", " is", " warm", ".", " Winter", " is", " cold", ".", "\n"]
-SUN = {"name": "sun2024", "kind": "element", "source": "Sun et al. 2024, arXiv 2402.17762, Section 2",
-       "formula": "|h| > magnitude and |h| >= ratio x median|h| of that hidden state (all its tokens and dims)",
-       "thresholds": {"magnitude": 100.0, "ratio": 1000.0}}  # fmt: skip
-RANKS = {"top 1": 1.0, "top 2": 0.59, "top 3": 0.306, "top 4": 0.182, "top 5": 0.06, "top 10": 0.0174,
-         "top 100": 0.004, "top 1%": 0.00042, "top 10%": 0.00023, "median": 0.00008}  # fmt: skip
-
-
-def layers_rows(n_layers: int, span: tuple[int, int] | None, height: float, stack: str = "", n_sequences: int = 8,
-                per_layer: int = 16) -> list[dict[str, object]]:
-    """Rows of `layers` for a stack whose |h| is `height` inside span and small elsewhere."""
-    rows = []
-    for layer in range(n_layers + 1):
-        massive = span is not None and span[0] <= layer <= span[1]
-        top = height * (1 + 0.002 * layer) if massive else 1.5 + 0.9 * layer
-        median = 0.02 + 0.012 * layer
-        row: dict[str, object] = {name: 1.0 for name in TABLES["layers"]}
-        row |= {"stack": stack, "site": "resid_post", "layer": layer,
-                "module": f"{stack or 'model'}.layers.{layer - 1}" if layer else "input of layers.0",
-                "top1": top, "top2": top * 0.59, "top3": top * 0.306, "median": median, "ratio": top / median,
-                "ratio_max": top / median * 1.1, "max": top * 1.05, "norm_first": top * 1.2, "norm_rest": 2.0 + layer,
-                "norm_max": top * 1.3, "headroom_fp16": 65504 / (top * 1.05), "headroom_bf16": 3.39e38 / (top * 1.05),
-                "headroom_fp8_e4m3": 448 / (top * 1.05), "nonfinite": 0, "n_findings": per_layer if massive else 0,
-                "n_sequences": n_sequences}
-        rows.append(row)
-    return rows
-
-
-def finding(layer: int, sequence: int, pos: int, dim: int, value: float, median: float, token: str,
-            position_class: str, stack: str = "", rank: int = 1) -> dict[str, object]:
-    return {"stack": stack, "site": "resid_post", "sequence": sequence, "layer": layer, "pos": pos, "dim": dim,
-            "value": value, "magnitude": abs(value), "median": median, "ratio": abs(value) / median, "token_id": 5,
-            "token": token, "position_class": position_class, "criterion": "sun2024", "rank": rank}  # fmt: skip
-
-
-def ranks_rows(layer: int, height: float, stack: str = "") -> list[dict[str, object]]:
-    rows = []
-    for source in ("prompt", "corpus"):
-        for i, (name, share) in enumerate(RANKS.items()):
-            value = height * share * (-1) ** i
-            rows.append({"stack": stack, "layer": layer, "source": source, "rank": name, "magnitude": abs(value),
-                         "value_mean": value, "value_std": 0.0 if source == "prompt" else abs(value) * 0.055,
-                         "same_dim": 1.0 if i < 4 else 0.25,
-                         "n_sequences": 1 if source == "prompt" else 8})
-    return rows
+SUN = {
+    "name": "sun2024",
+    "kind": "element",
+    "source": "Sun et al. 2024, arXiv 2402.17762, Section 2",
+    "formula": "|h| > magnitude and |h| >= ratio x median|h| of that hidden state (all its tokens and dims)",
+    "thresholds": {"magnitude": 100.0, "ratio": 1000.0},
+}
 
 
 def peak_of(row: dict[str, Any]) -> Peak:
     return Peak(**{name: row[name] for name in Peak.__dataclass_fields__})
 
 
-def portrait(tokens: list[str], n_dims: int, layers: tuple[int, ...], spikes: list[tuple[int, int, float]]) -> dict[str, np.ndarray]:
-    """|h| of a prompt: noise, and from the second layer on the spikes (pos, dim, height)."""
-    magnitude = np.abs(np.random.default_rng(0).standard_normal((len(layers), len(tokens), n_dims))) * 0.3
-    for pos, dim, height in spikes:
-        magnitude[1:2, pos, dim] = height
-    return {"magnitude": magnitude.astype(np.float32), "layers": np.array(layers), "tokens": np.array(tokens, dtype=str),
-            "stack": np.array(""), "site": np.array("resid_post")}  # fmt: skip
-
-
 def info(answer: Answer, name: str = "acme/tiny-llama") -> RunInfo:
-    return RunInfo("scan", {"seq_len": 128}, {"id": name, "architecture": "LlamaForCausalLM"},
-                   {"name": "wikitext-2", "n_sequences": 8}, dict(SUN), jsonable(answer.as_dict()), status="ok",
-                   started="2026-01-01T00:00:00+00:00", versions={"massact": "0"})
+    return RunInfo(
+        "scan",
+        {"seq_len": 128},
+        {"id": name, "architecture": "LlamaForCausalLM"},
+        {"name": "wikitext-2", "n_sequences": 8},
+        dict(SUN),
+        jsonable(answer.as_dict()),
+        status="ok",
+        started="2026-01-01T00:00:00+00:00",
+        versions={"massact": "0"},
+    )
 
 
-def massive(tokens: tuple[str, str] = ("Summer", "."), n_layers: int = 32, span: tuple[int, int] = (2, 30),
-            stack: str = "") -> ScanResult:
+def massive(
+    tokens: tuple[str, str] = ("Summer", "."),
+    n_layers: int = 32,
+    span: tuple[int, int] = (2, 30),
+    stack: str = "",
+) -> ScanResult:
     """Like LLaMA2-7B: two dims, the start token and the first delimiter, from layer 2 to layer 30."""
-    rows, peak_layer = [], span[1]
-    for layer in range(span[0], span[1] + 1):
-        for s in range(8):
-            for pos, dim, height, token, where in (
-                    (0, 1415, -500.0, tokens[0], "start"), (0, 2533, 812.0, tokens[0], "start"),
-                    (3, 1415, -1500.0, tokens[1], "delimiter"), (3, 2533, 2540.0 + 20 * s, tokens[1], "delimiter")):
-                rows.append(finding(layer, s, pos, dim, height * (1 + 0.001 * layer), 0.38, token, where, stack))
-    top = max(rows, key=lambda r: r["magnitude"])
-    coordinates = []
-    for layer in range(span[0], span[1] + 1):
-        for dim in (1415, 2533):
-            for where, token in (("start", tokens[0]), ("delimiter", tokens[1])):
-                values = [r["value"] for r in rows if (r["layer"], r["dim"], r["position_class"]) == (layer, dim, where)]
-                mean, std = float(np.mean(values)), float(np.std(values))
-                coordinates.append({"stack": stack, "site": "resid_post", "layer": layer, "dim": dim,
-                                    "position_class": where, "count": 8, "share": 1.0, "mean": mean, "std": std,
-                                    "spread": std / abs(mean), "n_tokens": 1, "tokens": json.dumps([token])})
-    layers = layers_rows(n_layers, span, 2600.0, stack, per_layer=32)
-    spread = next(c["spread"] for c in coordinates if (c["layer"], c["dim"], c["position_class"]) ==
-                  (peak_layer, 2533, "delimiter"))
-    stack_answer = StackAnswer(
-        stack, "resid_post", n_layers, len(rows), list(range(span[0], span[1] + 1)), span[0], span[1],
-        f"model.layers.{span[0] - 1}", 814.2, [(2533, 0.5), (1415, 0.5)],
-        [(tokens[0], "start", 16), (tokens[1], "delimiter", 16)], "start and first delimiter", 4.0, peak_of(top), spread,
-        peak_of(top), peak_of(top), {"fp16": (22.6, 30), "bf16": (1.17e35, 30), "fp8_e4m3": (0.155, 30)}, 0)
-    side = {"n_findings": 464, "onset": 2, "dims": [2533, 1415], "classes": {"start": 232, "delimiter": 232},
-            "largest_ratio": 13421.0, "largest_magnitude": 2760.0}  # fmt: skip
-    answer = Answer(True, [stack_answer], {"n_findings": 0, "largest_ratio": 6.21, "largest_magnitude": 0.0931},
-                    {"with": side, "without": side | {"largest_ratio": 13300.0}})
-    near = [finding(layer, 1, 3, 1512, 160.0, 0.2, tokens[1], "delimiter", stack, 5) for layer in range(10, 17)]
-    return ScanResult(info(answer), frame("layers", layers), frame("findings", rows), frame("near_misses", near),
-                      frame("coordinates", coordinates), ranks=frame("ranks", ranks_rows(peak_layer, 2600.0, stack)),
-                      portrait=portrait(WORDS, 4096, (1, peak_layer, n_layers), [
-                          (0, 1415, 470.0), (0, 2533, 800.0), (3, 1415, 1500.0), (3, 2533, 2600.0)]))
+    rows, last = findings_rows(span, tokens, stack), span[1]
+    coordinates = coordinates_rows(rows, stack)
+    near = [
+        finding(layer, 1, 3, 1512, 160.0, 0.2, tokens[1], "delimiter", stack, 5) for layer in range(10, 17)
+    ]
+    spikes = [(0, 1415, 470.0), (0, 2533, 800.0), (3, 1415, 1500.0), (3, 2533, 2600.0)]
+    return ScanResult(
+        info(_massive_answer(rows, coordinates, n_layers, span, stack)),
+        frame("layers", layers_rows(n_layers, span, 2600.0, stack, per_layer=32)),
+        frame("findings", rows),
+        frame("near_misses", near),
+        frame("coordinates", coordinates),
+        ranks=frame("ranks", ranks_rows(last, 2600.0, stack)),
+        portrait=portrait(WORDS, 4096, (1, last, n_layers), spikes),
+    )
+
+
+def _massive_answer(
+    rows: list[dict[str, Any]],
+    coordinates: list[dict[str, Any]],
+    n_layers: int,
+    span: tuple[int, int],
+    stack: str,
+) -> Answer:
+    top = peak_of(max(rows, key=lambda row: row["magnitude"]))
+    place = (top.layer, top.dim, top.position_class)
+    (spread,) = [c["spread"] for c in coordinates if (c["layer"], c["dim"], c["position_class"]) == place]
+    tokens = dict.fromkeys((row["token"], row["position_class"]) for row in rows)
+    mine = StackAnswer(
+        stack=stack,
+        site="resid_post",
+        n_layers=n_layers,
+        n_findings=len(rows),
+        layers=list(range(span[0], span[1] + 1)),
+        onset=span[0],
+        offset=span[1],
+        onset_module=f"model.layers.{span[0] - 1}",
+        onset_jump=814.2,
+        dims=[(2533, 0.5), (1415, 0.5)],
+        tokens=[(token, where, 16) for token, where in tokens],
+        group="start and first delimiter",
+        per_sequence=4.0,
+        peak=top,
+        spread=spread,
+        largest=top,
+        largest_magnitude=top,
+        headroom={"fp16": (22.6, 30), "bf16": (1.17e35, 30), "fp8_e4m3": (0.155, 30)},
+        nonfinite=0,
+    )
+    side = {"n_findings": 464, "onset": 2, "dims": [2533, 1415], "classes": {"start": 232, "delimiter": 232}}
+    side |= {"largest_ratio": 13421.0, "largest_magnitude": 2760.0}
+    null = {"n_findings": 0, "largest_ratio": 6.21, "largest_magnitude": 0.0931}
+    return Answer(True, [mine], null, {"with": side, "without": side | {"largest_ratio": 13300.0}})
 
 
 def quiet(stack: str = "", near: bool = True) -> ScanResult:
     """Nothing passes; the largest ratio is 44, at layer 3."""
     best = finding(3, 1, 0, 17, 12.32, 0.28, " the", "start", stack)
     strongest = finding(11, 2, 40, 5, -41.0, 1.9, "", "other", stack)
-    stack_answer = StackAnswer(stack, "resid_post", 12, 0, [], None, None, None, None, [], [], "none", 0.0, None, None,
-                               peak_of(best), peak_of(strongest), {"fp16": (1500.0, 12), "bf16": (1e37, 12),
-                                                                   "fp8_e4m3": (10.3, 12)}, 0)
-    answer = Answer(False, [stack_answer], {"unavailable": "the model has 6,738,415,616 parameters; ask for it with --null"},
-                    {"unavailable": "the tokenizer has no BOS token"})
+    stack_answer = StackAnswer(
+        stack,
+        "resid_post",
+        12,
+        0,
+        [],
+        None,
+        None,
+        None,
+        None,
+        [],
+        [],
+        "none",
+        0.0,
+        None,
+        None,
+        peak_of(best),
+        peak_of(strongest),
+        {"fp16": (1500.0, 12), "bf16": (1e37, 12), "fp8_e4m3": (10.3, 12)},
+        0,
+    )
+    answer = Answer(
+        False,
+        [stack_answer],
+        {"unavailable": "the model has 6,738,415,616 parameters; ask for it with --null"},
+        {"unavailable": "the tokenizer has no BOS token"},
+    )
     rows = [best, finding(4, 0, 0, 17, 11.0, 0.28, "\n", "start", stack)]
-    return ScanResult(info(answer, "acme/quiet"), frame("layers", layers_rows(12, None, 0.0, stack)),
-                      near_misses=frame("near_misses", rows if near else None),
-                      ranks=frame("ranks", ranks_rows(3, 12.32, stack)),
-                      portrait=portrait(WORDS, 768, (1, 3, 12), [(0, 17, 12.32)]))
+    return ScanResult(
+        info(answer, "acme/quiet"),
+        frame("layers", layers_rows(12, None, 0.0, stack)),
+        near_misses=frame("near_misses", rows if near else None),
+        ranks=frame("ranks", ranks_rows(3, 12.32, stack)),
+        portrait=portrait(WORDS, 768, (1, 3, 12), [(0, 17, 12.32)]),
+    )
 
 
 def two_stacks() -> ScanResult:
@@ -163,7 +183,9 @@ def broken() -> ScanResult:
     stack = replace(answer.stacks[0], onset_jump=float("inf"), spread=float("nan"), nonfinite=13 * 4096)
     result.info.answer = jsonable(replace(answer, stacks=[stack]).as_dict())
     result.coordinates[["std", "spread"]] = np.nan
-    result.info.notes = ["53,248 values are NaN or Inf, first at layer 20: statistics there are over the others."]
+    result.info.notes = [
+        "53,248 values are NaN or Inf, first at layer 20: statistics there are over the others."
+    ]
     result.portrait["magnitude"][2] = np.nan
     result.portrait["magnitude"][1, 0, 7] = np.inf
     return result
@@ -177,7 +199,9 @@ def hostile() -> ScanResult:
     result.near_misses["token"] = HOSTILE[: len(result.near_misses)]
     result.coordinates["tokens"] = json.dumps(HOSTILE[:8])
     result.coordinates["n_tokens"] = 40
-    result.portrait = portrait(HOSTILE, 512, (1, 2, 32), [(0, 3, 900.0), (1, 200, 700.0), (3, 200, 800.0), (4, 3, 2000.0)])
+    result.portrait = portrait(
+        HOSTILE, 512, (1, 2, 32), [(0, 3, 900.0), (1, 200, 700.0), (3, 200, 800.0), (4, 3, 2000.0)]
+    )
     result.info.answer["stacks"][0]["tokens"] = [[t, "other", 3] for t in HOSTILE[:12]]
     result.info.model["id"] = "[bold]evil[/bold]\x1b[31m <b> $x$"
     result.info.notes = ["[link=http://x]note[/link]\nsecond line"]
@@ -186,8 +210,27 @@ def hostile() -> ScanResult:
 
 def empty() -> ScanResult:
     """A scan of zero sequences."""
-    nothing = StackAnswer("", "resid_post", 12, 0, [], None, None, None, None, [], [], "none", 0.0, None, None, None, None,
-                          {"fp16": (float("nan"), -1)}, 0)
+    nothing = StackAnswer(
+        "",
+        "resid_post",
+        12,
+        0,
+        [],
+        None,
+        None,
+        None,
+        None,
+        [],
+        [],
+        "none",
+        0.0,
+        None,
+        None,
+        None,
+        None,
+        {"fp16": (float("nan"), -1)},
+        0,
+    )
     return ScanResult(info(Answer(False, [nothing])))
 
 
@@ -196,5 +239,14 @@ def unanswered() -> ScanResult:
     return ScanResult(RunInfo("scan", status="failed", started="2026-01-01T00:00:00+00:00", versions={}))
 
 
-EVERY = {"massive": massive, "quiet": quiet, "no near misses": lambda: quiet(near=False), "two stacks": two_stacks,
-         "one layer": one_layer, "broken": broken, "hostile": hostile, "empty": empty, "unanswered": unanswered}  # fmt: skip
+EVERY = {
+    "massive": massive,
+    "quiet": quiet,
+    "no near misses": lambda: quiet(near=False),
+    "two stacks": two_stacks,
+    "one layer": one_layer,
+    "broken": broken,
+    "hostile": hostile,
+    "empty": empty,
+    "unanswered": unanswered,
+}

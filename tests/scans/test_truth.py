@@ -28,7 +28,9 @@ def rows(result: ScanResult, site: str = "resid_post") -> set[tuple[int, int, in
 # ------------------------------------------------------------------------------------------------ (a) planted
 @st.composite
 def plants(draw: st.DrawFn) -> list[Plant]:
-    places = draw(st.lists(st.tuples(st.integers(0, T - 1), st.integers(0, D - 1)), min_size=1, max_size=25, unique=True))
+    places = draw(
+        st.lists(st.tuples(st.integers(0, T - 1), st.integers(0, D - 1)), min_size=1, max_size=25, unique=True)
+    )
     made = []
     for pos, dim in places:
         first = draw(st.integers(1, L))
@@ -89,8 +91,15 @@ def test_tables_equal_the_naive_scan(name: str, dtype: torch.dtype, tmp_path: Pa
         corpus = torch.randint(5, 90, (5, 40), generator=generator)  # type: ignore[assignment]
         inputs = {"input_ids": corpus}  # type: ignore[dict-item]
     magnitude, ratio = THRESHOLDS[name]
-    result = ma.scan(ma.load(module), corpus, thresholds={"magnitude": magnitude, "ratio": ratio}, top_k=8,
-                     batch_size=5, out=tmp_path / "run", **OFF)
+    result = ma.scan(
+        ma.load(module),
+        corpus,
+        thresholds={"magnitude": magnitude, "ratio": ratio},
+        top_k=8,
+        batch_size=5,
+        out=tmp_path / "run",
+        **OFF,
+    )
     saved = ma.open_run(tmp_path / "run")
     states = naive.hidden_states(module, module.get_submodule(BLOCKS[name]), inputs)
     layers = saved.layers[saved.layers.site == "resid_post"].set_index("layer")
@@ -160,7 +169,7 @@ def test_real_llama_has_none(real_data: Path) -> None:
 # --------------------------------------------------------------------------------------------------- (d) null
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bert", "vit", "qwen3", "opt", "modernbert"])
 def test_random_models_have_none(name: str) -> None:
-    corpus = ({"pixel_values": torch.rand(4, 3, 20, 20)} if name == "vit" else torch.randint(5, 90, (4, 40)))
+    corpus = {"pixel_values": torch.rand(4, 3, 20, 20)} if name == "vit" else torch.randint(5, 90, (4, 40))
     result = ma.scan(ma.load(build(name, seed=7)), corpus, bos_contrast=False)
     assert not result.found and not len(result.near_misses)
     null = result.info.answer["null"]

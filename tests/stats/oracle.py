@@ -131,7 +131,7 @@ def hidden_oracle(stream: list[Seen], top_k: int, hit: float, mad: bool) -> dict
     return fields | {f"dim_{k}": v for k, v in dims.items()} | {"n_tokens_total": n_tokens}
 
 
-# Selected or counted: must be equal. Sums: float32 within a block, so to about 1e-6 of the size of the values.
+# Selected or counted: must be equal. Sums: float32 within a block, so to about 1e-6 of the size of values.
 TOLERANCE = {
     "mean": 2e-6,
     "std": 2e-6,
@@ -159,8 +159,3 @@ def check_hidden(result: Any, expected: dict[str, Any]) -> None:
         size = np.abs(scale.get(name, want))
         close = np.abs(got - want) <= TOLERANCE[name] * size + 1e-300
         assert np.all(close | (np.isnan(got) & np.isnan(want))), f"{name}: got {got}, want {want}"
-
-
-def check_std(std: np.ndarray, expected_std: np.ndarray, mean: np.ndarray) -> None:
-    """A std relative to itself: 1e-5, however huge the mean (down to the rounding of float32)."""
-    np.testing.assert_allclose(std, expected_std, rtol=1e-5, atol=2e-7 * np.abs(mean).max())

@@ -150,3 +150,20 @@ def test_start_and_positions(case):
         by_positions.update(seen.h_TD, Where(seen.sequence, start=99, positions=positions))
     check(by_start.result(), stream)
     check(by_positions.result(), stream)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_update_on_an_accelerator_never_synchronises(case, dtype):
+    """A meta tensor has no values: reading one, or a shape that depends on values, is an error."""
+    h_TD = torch.empty(20, 9, dtype=dtype, device="meta")
+    statistic = CASES[case][0]()
+    for where in (Where(0), Where(1, start=5), Where(2, positions=torch.arange(20))):
+        statistic.update(h_TD, where)
+
+
+def test_the_meta_device_does_refuse_to_be_read():
+    x = torch.empty(3, device="meta")
+    for read in (lambda: x.max().item(), lambda: x[x > 0], lambda: bool((x > 0).all()), lambda: x.cpu()):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            read()

@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from massact.records.errors import UserError
-from massact.stats import Keep, Ranks, TokenMax, Where
+from massact.stats import Keep, Ranks, TokenMax, Where, small
 from tests.stats.oracle import DTYPES
 
 
@@ -85,3 +87,17 @@ def test_options_are_checked():
         Ranks(tops=(0,))
     with pytest.raises(ValueError, match="options"):
         Ranks().merge(Ranks(tops=(1,)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 60), levels=st.integers(1, 40))
+def test_places_are_those_of_a_stable_sort_on_every_device(seed, n, levels):
+    rng = np.random.default_rng(seed)
+    mag_V = torch.from_numpy(rng.integers(0, levels, n).astype(np.float32))
+    rank_R = torch.from_numpy(rng.integers(0, n, 5))
+    expected = np.argsort(-mag_V.numpy(), kind="stable")[rank_R.numpy()]
+    with pytest.MonkeyPatch.context() as patch:
+        for near_top in (0, 7, 1000):
+            patch.setattr(small, "_NEAR_TOP", near_top)
+            np.testing.assert_array_equal(small._places_cpu(mag_V, rank_R).numpy(), expected)
+    np.testing.assert_array_equal(small._places_sorted(mag_V, rank_R).numpy(), expected)

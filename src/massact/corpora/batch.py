@@ -129,13 +129,9 @@ class Corpus:
             UserError: `batch_size` below 1, `start` below 0.
         """
         if batch_size < 1:
-            raise UserError(
-                f"The batch size is {batch_size}.", "A batch has at least one sequence.", "Use 1 or more."
-            )
+            raise UserError(f"The batch size is {batch_size}.", "A batch has at least one sequence.", "Use 1 or more.")
         if start < 0:
-            raise UserError(
-                f"The first sequence is {start}.", "Sequences are numbered from 0.", "Use 0 or more."
-            )
+            raise UserError(f"The first sequence is {start}.", "Sequences are numbered from 0.", "Use 0 or more.")
         last = self.n_sequences
         return (self._batch(low, min(low + batch_size, last)) for low in range(start, last, batch_size))
 
@@ -180,9 +176,7 @@ class Corpus:
         # Negative indices would silently wrap around. How many positions an image has, the model decides.
         width = self.inputs["input_ids"].shape[1] if self.kind == "tokens" else pos + 1
         if not (0 <= sequence < self.n_sequences and 0 <= pos < width):
-            raise IndexError(
-                f"sequence {sequence}, position {pos} of a corpus of {self.n_sequences} x {width}"
-            )
+            raise IndexError(f"sequence {sequence}, position {pos} of a corpus of {self.n_sequences} x {width}")
 
     def head(self, n: int) -> Corpus:
         """Return the first `n` sequences.

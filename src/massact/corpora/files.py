@@ -80,9 +80,7 @@ def read_text(file: Path) -> str:
         data = file.read_bytes()
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise UserError(
-            f"The file {str(file)!r} cannot be read.", f"{why}.", "Check its permissions."
-        ) from error
+        raise UserError(f"The file {str(file)!r} cannot be read.", f"{why}.", "Check its permissions.") from error
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(
             f"The file {str(file)!r} is not UTF-8 text.",

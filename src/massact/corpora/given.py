@@ -29,9 +29,7 @@ def from_ids(ids: torch.Tensor | np.ndarray, tokenizer: Any, request: Request) -
     return from_tensors({"input_ids": ids}, tokenizer, request, name="ids")
 
 
-def from_tensors(
-    tensors: Mapping[str, Any], tokenizer: Any, request: Request, name: str | None = None
-) -> Corpus:
+def from_tensors(tensors: Mapping[str, Any], tokenizer: Any, request: Request, name: str | None = None) -> Corpus:
     """Make a corpus of named tensors, for example {'pixel_values': (N, C, H, W)}.
 
     Args:
@@ -46,9 +44,7 @@ def from_tensors(
     """
     parts = {key: _tensor(key, value) for key, value in tensors.items()}
     if not parts or set(parts) == {"attention_mask"}:
-        raise UserError(
-            "The corpus is empty.", "The dict has no input tensor.", "Give {'pixel_values': ...} or so."
-        )
+        raise UserError("The corpus is empty.", "The dict has no input tensor.", "Give {'pixel_values': ...} or so.")
     counts = {key: tensor.shape[0] for key, tensor in parts.items()}
     if len(set(counts.values())) > 1 or any(tensor.numel() == 0 for tensor in parts.values()):
         raise UserError(
@@ -102,9 +98,7 @@ def _ids(ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
             "Give (sequences, tokens); one sequence is ids[None, :].",
         )
     if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
-        raise UserError(
-            "The token ids are not integers.", f"They are {ids.dtype}.", "Convert them with .long()."
-        )
+        raise UserError("The token ids are not integers.", f"They are {ids.dtype}.", "Convert them with .long().")
     ids = ids.to("cpu", torch.long, copy=True)
     if int(ids.min()) < 0:
         raise UserError(
@@ -136,9 +130,7 @@ def _mask(mask: torch.Tensor | None, ids: torch.Tensor | None) -> torch.Tensor |
     mask = mask.to("cpu") != 0
     if not mask.any(dim=1).all():
         row = int((~mask.any(dim=1)).nonzero()[0])
-        raise UserError(
-            f"Sequence {row} has no position that counts.", "Its attention_mask is all 0.", "Leave it out."
-        )
+        raise UserError(f"Sequence {row} has no position that counts.", "Its attention_mask is all 0.", "Leave it out.")
     return None if mask.all() else mask
 
 
@@ -149,8 +141,7 @@ def _meets(corpus: Corpus, request: Request) -> None:
         raise UserError(
             f"--seq-len {request.seq_len} was asked for.",
             f"The ids are {width} tokens long." if width else "The corpus is tensors, which have no tokens.",
-            "Leave it out"
-            + (f", or pass ids[:, :{request.seq_len}]." if width and request.seq_len < width else "."),
+            "Leave it out" + (f", or pass ids[:, :{request.seq_len}]." if width and request.seq_len < width else "."),
         )
     n = request.n_sequences
     if n not in (None, "all") and n > corpus.n_sequences:

@@ -102,12 +102,8 @@ def _texts(rows: Iterable[Mapping[str, Any]], column: str, dataset: str) -> list
 
 def _text(row: Mapping[str, Any], column: str, dataset: str) -> str:
     if not isinstance(row.get(column), str):
-        why = (
-            f"It holds {type(row[column]).__name__}." if column in row else f"Its columns: {', '.join(row)}."
-        )
-        raise UserError(
-            f"{dataset!r} has no text column {column!r}.", why, "Name one that holds text (text_column)."
-        )
+        why = f"It holds {type(row[column]).__name__}." if column in row else f"Its columns: {', '.join(row)}."
+        raise UserError(f"{dataset!r} has no text column {column!r}.", why, "Name one that holds text (text_column).")
     return row[column]
 
 
@@ -201,8 +197,6 @@ def _refused(dataset: str, error: Exception) -> UserError:
         )
     if "FileNotFoundError" in kinds:
         do = f"Check the name. {near(dataset, [*PRESETS, 'embedded'])}"
-        return UserError(
-            f"There is no data set {dataset!r} on the Hub (nor a file or folder of that name).", why, do
-        )
+        return UserError(f"There is no data set {dataset!r} on the Hub (nor a file or folder of that name).", why, do)
     do = "Check the split and the configuration ('name:configuration'), or give a local file."
     return UserError(f"The data set {dataset!r} cannot be read.", why, do)

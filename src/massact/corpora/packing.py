@@ -48,9 +48,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.bos not in POLICIES:
-            raise UserError(
-                f"The BOS policy is {self.bos!r}.", "It is none of the policies.", near(self.bos, POLICIES)
-            )
+            raise UserError(f"The BOS policy is {self.bos!r}.", "It is none of the policies.", near(self.bos, POLICIES))
         for option, value in (("--seq-len", self.seq_len), ("--n-sequences", self.n_sequences)):
             if value is None or (value == "all" and option == "--n-sequences"):
                 continue
@@ -144,16 +142,12 @@ def pack_windows(
     specials = resolve_specials(tokenizer, request.bos, protocol)
     text = join.join(documents)
     if not text.strip():
-        raise UserError(
-            f"The corpus {name!r} is empty.", "It holds no text.", "Give a text with some words in it."
-        )
+        raise UserError(f"The corpus {name!r} is empty.", "It holds no text.", "Give a text with some words in it.")
     cap = _longest(tokenizer, request)
     reach = None if request.n_sequences == "all" else (request.n_sequences or DEFAULT_SEQUENCES) * cap
     ids, complete = _stream(tokenizer, text, reach, special=specials.policy == "stream")
     if not ids:
-        raise UserError(
-            f"The corpus {name!r} is empty.", "The tokenizer makes no token of it.", "Give another text."
-        )
+        raise UserError(f"The corpus {name!r} is empty.", "The tokenizer makes no token of it.", "Give another text.")
     seq_len = request.seq_len or min(cap, len(ids) + specials.size)
     room = seq_len - specials.size
     if room < 1:
@@ -196,9 +190,7 @@ def pack_prompts(
     """
     n = len(prompts) if request.n_sequences in (None, "all") else request.n_sequences
     if n > len(prompts):
-        raise UserError(
-            f"{n} prompts were asked for.", f"There are {len(prompts)}.", "Leave --n-sequences out."
-        )
+        raise UserError(f"{n} prompts were asked for.", f"There are {len(prompts)}.", "Leave --n-sequences out.")
     specials = resolve_specials(tokenizer, request.bos)
     rows = []
     for number, prompt in enumerate(prompts[:n]):
@@ -246,9 +238,7 @@ def _longest(tokenizer: Any, request: Request) -> int:
                 f"Use --seq-len {context} or less.",
             )
         return request.seq_len
-    if (
-        context is None
-    ):  # a tokenizer often knows it, but not reliably enough to refuse what the user asks for
+    if context is None:  # a tokenizer often knows it, but not reliably enough to refuse what the user asks for
         length = getattr(tokenizer, "model_max_length", None)
         context = length if isinstance(length, int) and 0 < length < KNOWN_LENGTH else DEFAULT_SEQ_LEN
     return min(DEFAULT_SEQ_LEN, context)
@@ -273,8 +263,7 @@ def _how_many(request: Request, available: int, n_text: int, seq_len: int, speci
     if available == 0:
         raise UserError(
             f"The text is too short for one sequence of {seq_len} tokens.",
-            f"It has {n_text} tokens"
-            + (f", and special tokens take {specials.size} more." if specials.size else "."),
+            f"It has {n_text} tokens" + (f", and special tokens take {specials.size} more." if specials.size else "."),
             f"Use --seq-len {n_text + specials.size} or less, or a longer text.",
         )
     if asked not in (None, "all") and asked > available:

@@ -166,9 +166,7 @@ def _named_source(spec: str, split: str | None, text_column: str | None) -> Sour
         read = _once(lambda seed: read_preset(preset, split, text_column, seed))
         return Source(spec, read, preset.join, protocol=preset.special_tokens, origin=origin)
     if not spec.strip():
-        raise UserError(
-            "The name of the corpus is empty.", f"It is {spec!r}.", "Name a file, a folder or a data set."
-        )
+        raise UserError("The name of the corpus is empty.", f"It is {spec!r}.", "Name a file, a folder or a data set.")
     path = Path(spec)
     if looks_like_path(spec) or _exists(path):
         return _path_source(path, split, text_column)
@@ -201,9 +199,7 @@ def _exists(path: Path) -> bool:
 def _no_text_options(kind: str, split: str | None, text_column: str | None) -> None:
     for option, value in (("split", split), ("text_column", text_column)):
         if value is not None:
-            raise UserError(
-                f"{option}={value!r} was given.", f"It means nothing for {kind}.", "Leave it out."
-            )
+            raise UserError(f"{option}={value!r} was given.", f"It means nothing for {kind}.", "Leave it out.")
 
 
 def _embedded(seed: int) -> list[str]:

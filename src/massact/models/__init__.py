@@ -4,10 +4,20 @@ Takes a Hub id, a folder or a live module; gives a `Model` whose every site is p
 transformers are built. Must not know statistics, criteria or corpora.
 """
 
-from massact.models.discover import discover
+from massact.models.discovery import discover
 from massact.models.inputs import example_inputs
-from massact.models.load import EMBEDDED, Model, check_finite, load, random_twin, weights_hash
-from massact.models.prove import Proof, prove
+from massact.models.loading import EMBEDDED, Model, check_finite, load, random_twin, weights_hash
+from massact.models.proof import Proof, prove
 
-__all__ = ["EMBEDDED", "Model", "Proof", "check_finite", "discover", "example_inputs", "load", "prove",
-           "random_twin", "weights_hash"]
+__all__ = [
+    "EMBEDDED",
+    "Model",
+    "Proof",
+    "check_finite",
+    "discover",
+    "example_inputs",
+    "load",
+    "prove",
+    "random_twin",
+    "weights_hash",
+]

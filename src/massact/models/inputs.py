@@ -49,8 +49,11 @@ def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
     """
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "main_input_name"):
-        raise UserError(f"massact does not know what {type(model).__name__} takes.", "It is not a transformers model.",
-                        "Give one short example: load(model, inputs={'name': tensor, ...}).")
+        raise UserError(
+            f"massact does not know what {type(model).__name__} takes.",
+            "It is not a transformers model.",
+            "Give one short example: load(model, inputs={'name': tensor, ...}).",
+        )
     generator = torch.Generator().manual_seed(seed)
     accepted = inspect.signature(model.forward).parameters
     main = model.main_input_name
@@ -65,8 +68,10 @@ def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
     if "decoder_input_ids" in accepted:
         given["decoder_input_ids"] = _ids(config, N_TOKENS - 2, generator)
     if not given:
-        raise UserError(f"massact does not know how to make {main!r} for {type(model).__name__}.",
-                        do="Give one short example: load(model, inputs={'name': tensor, ...}).")
+        raise UserError(
+            f"massact does not know how to make {main!r} for {type(model).__name__}.",
+            do="Give one short example: load(model, inputs={'name': tensor, ...}).",
+        )
     return given | fixed_arguments(model) | _places(model, given)
 
 
@@ -74,7 +79,9 @@ def fixed_arguments(model: nn.Module) -> dict[str, Any]:
     """Arguments that never change a hidden state but cost time and memory: no key-value cache."""
     parameters = inspect.signature(model.forward).parameters
     by_keyword = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    cached = hasattr(getattr(model, "config", None), "use_cache") and getattr(model, "main_input_name", "") != "pixel_values"
+    cached = (
+        hasattr(getattr(model, "config", None), "use_cache") and getattr(model, "main_input_name", "") != "pixel_values"
+    )
     return {"use_cache": False} if "use_cache" in parameters or (by_keyword and cached) else {}
 
 
@@ -90,5 +97,7 @@ def _places(model: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
 
 def to_device(inputs: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Inputs on the model's device, floating ones in its dtype."""
-    return {k: (v.to(device, dtype if v.is_floating_point() else v.dtype) if isinstance(v, Tensor) else v)
-            for k, v in inputs.items()}
+    return {
+        k: (v.to(device, dtype if v.is_floating_point() else v.dtype) if isinstance(v, Tensor) else v)
+        for k, v in inputs.items()
+    }

@@ -44,7 +44,8 @@ def read_pretrained(
         cls = _model_class(config)
         with _without_bars():
             module, report = cls.from_pretrained(
-                spec, config=config, dtype=dtype, use_safetensors=not allow_pickle, output_loading_info=True, **common)
+                spec, config=config, dtype=dtype, use_safetensors=not allow_pickle, output_loading_info=True, **common
+            )
     except Exception as error:
         raise _explained(spec, error, looks_local) from error
     _check_report(spec, report)
@@ -65,13 +66,16 @@ def _without_bars() -> Iterator[None]:
 
 def _check_folder(path: Path, allow_pickle: bool) -> None:
     if not path.exists():
-        raise UserError(f"No such model folder: {path}", do="Give a Hub id, a local folder, or nothing (embedded model).")
+        raise UserError(
+            f"No such model folder: {path}", do="Give a Hub id, a local folder, or nothing (embedded model)."
+        )
     if not path.is_dir():
         raise UserError(f"{path} is a file, not a model folder.", do="Give the folder that holds config.json.")
     config = path / "config.json"
     if not config.is_file():
-        raise UserError(f"{path} is no model folder: it has no config.json.",
-                        do="Save the model there with save_pretrained().")
+        raise UserError(
+            f"{path} is no model folder: it has no config.json.", do="Save the model there with save_pretrained()."
+        )
     try:
         parsed = json.loads(config.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -84,10 +88,12 @@ def _check_folder(path: Path, allow_pickle: bool) -> None:
     if not others:
         raise UserError(f"{path} holds no weights.", do="It needs *.safetensors files.")
     if not allow_pickle:
-        raise UserError(f"{path} holds only pickle weights ({', '.join(others[:3])}).",
-                        "Pickle files can run code when they are read.",
-                        "Convert them with save_pretrained() (safetensors), or pass --allow-pickle to read them with "
-                        "weights_only=True.")
+        raise UserError(
+            f"{path} holds only pickle weights ({', '.join(others[:3])}).",
+            "Pickle files can run code when they are read.",
+            "Convert them with save_pretrained() (safetensors), or pass --allow-pickle to read them with "
+            "weights_only=True.",
+        )
 
 
 def _model_class(config: Any) -> Any:
@@ -110,32 +116,60 @@ def _explained(spec: str, error: Exception, looks_local: bool) -> UserError:
     kinds = tuple(type(e).__name__ for e in chain)
     everything = " ".join(str(e) for e in chain)
     if any(isinstance(e, hub_errors.GatedRepoError) for e in chain) or "gated repo" in everything:
-        return UserError(f"Model {spec!r} is gated: you are not allowed to read it yet.", text,
-                         "Accept its terms on its page, then log in with `hf auth login`.")
+        return UserError(
+            f"Model {spec!r} is gated: you are not allowed to read it yet.",
+            text,
+            "Accept its terms on its page, then log in with `hf auth login`.",
+        )
     if any(isinstance(e, hub_errors.RepositoryNotFoundError) for e in chain):
-        return UserError(f"There is no model {spec!r} on the Hub, or it is private.", text,
-                         "Check the spelling, or log in with `hf auth login`.")
+        return UserError(
+            f"There is no model {spec!r} on the Hub, or it is private.",
+            text,
+            "Check the spelling, or log in with `hf auth login`.",
+        )
     if any(isinstance(e, hub_errors.RevisionNotFoundError) for e in chain):
         return UserError(f"Model {spec!r} has no such revision.", text, "Check --revision.")
     if "SafetensorError" in kinds:
         return UserError(f"The weights of {spec!r} are corrupt.", text, "Copy or download them again.")
     if "model type" in everything and "not recognize" in everything.lower():
-        return UserError(f"Transformers {transformers.__version__} does not know the model type of {spec!r}.", text,
-                         "Install a newer transformers; for a model with its own code pass --trust-remote-code.")
+        return UserError(
+            f"Transformers {transformers.__version__} does not know the model type of {spec!r}.",
+            text,
+            "Install a newer transformers; for a model with its own code pass --trust-remote-code.",
+        )
     if "trust_remote_code" in everything:
-        return UserError(f"Model {spec!r} needs code of its own to run.", text,
-                         "Read that code; if you trust it, pass --trust-remote-code.")
-    no_safetensors = "safetensors" in everything and ("does not appear to have" in everything or "use_safetensors" in everything)
-    if not looks_local and not no_safetensors and any(
-            isinstance(e, (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled, OSError)) for e in chain):
+        return UserError(
+            f"Model {spec!r} needs code of its own to run.",
+            text,
+            "Read that code; if you trust it, pass --trust-remote-code.",
+        )
+    no_safetensors = "safetensors" in everything and (
+        "does not appear to have" in everything or "use_safetensors" in everything
+    )
+    if (
+        not looks_local
+        and not no_safetensors
+        and any(
+            isinstance(e, (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled, OSError)) for e in chain
+        )
+    ):
         offline = " (offline mode is on)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        return UserError(f"Model {spec!r} is neither a local folder nor in the cache, and the Hub cannot be reached"
-                         f"{offline}.", text, "Check the name and the network, or give a local folder.")
+        return UserError(
+            f"Model {spec!r} is neither a local folder nor in the cache, and the Hub cannot be reached{offline}.",
+            text,
+            "Check the name and the network, or give a local folder.",
+        )
     if no_safetensors:
-        return UserError(f"Model {spec!r} offers only pickle weights.", "Pickle files can run code when they are read.",
-                         "Convert them with save_pretrained(), or pass --allow-pickle (weights_only=True).")
-    return UserError(f"Model {spec!r} cannot be read.", f"{type(error).__name__}: {text}",
-                     "Check that the folder or id holds a complete transformers model.")
+        return UserError(
+            f"Model {spec!r} offers only pickle weights.",
+            "Pickle files can run code when they are read.",
+            "Convert them with save_pretrained(), or pass --allow-pickle (weights_only=True).",
+        )
+    return UserError(
+        f"Model {spec!r} cannot be read.",
+        f"{type(error).__name__}: {text}",
+        "Check that the folder or id holds a complete transformers model.",
+    )
 
 
 def _check_report(spec: str, report: dict[str, Any]) -> None:
@@ -146,9 +180,12 @@ def _check_report(spec: str, report: dict[str, Any]) -> None:
     missing = [k for k in missing if not any(w in k for w in ("pooler", "classifier", "score", "head", "predictions"))]
     if missing or mismatched:
         first = (missing or mismatched)[0]
-        raise UserError(f"The weights of {spec!r} do not fit its config.json: {len(missing)} missing, "
-                        f"{len(mismatched)} of another shape (first: {first}).",
-                        "Missing weights would be filled with random numbers.", "Copy or download the model again.")
+        raise UserError(
+            f"The weights of {spec!r} do not fit its config.json: {len(missing)} missing, "
+            f"{len(mismatched)} of another shape (first: {first}).",
+            "Missing weights would be filled with random numbers.",
+            "Copy or download the model again.",
+        )
 
 
 def _tokenizer(spec: str, config: Any, common: dict[str, Any]) -> Any:

@@ -93,8 +93,17 @@ class Answer:
         def peak(value: dict[str, Any] | None) -> Peak | None:
             return Peak(**{k: _number(v) for k, v in value.items()}) if value else None
 
-        stacks = [StackAnswer(**{**s, "peak": peak(s["peak"]), "largest": peak(s["largest"]),
-                                 "largest_magnitude": peak(s["largest_magnitude"])}) for s in data["stacks"]]
+        stacks = [
+            StackAnswer(
+                **{
+                    **s,
+                    "peak": peak(s["peak"]),
+                    "largest": peak(s["largest"]),
+                    "largest_magnitude": peak(s["largest_magnitude"]),
+                }
+            )
+            for s in data["stacks"]
+        ]
         return cls(data["found"], stacks, data.get("null", {}), data.get("bos", {}))
 
 

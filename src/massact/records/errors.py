@@ -1,9 +1,9 @@
 """Errors that a user sees: what happened, why, what to do about it.
 
-    MassactError
-    ├── UserError      bad usage or bad input        exit status 2
-    │   └── ProofError   the model could not be proved to be understood
-    └── WorkError      the work itself failed        exit status 1
+MassactError
+├── UserError      bad usage or bad input        exit status 2
+│   └── ProofError   the model could not be proved to be understood
+└── WorkError      the work itself failed        exit status 1
 """
 
 from __future__ import annotations

@@ -71,13 +71,18 @@ def open_run(directory: str | Path) -> ScanResult:
     path = Path(directory)
     info = read_info(path)
     if info.status in ("running", "interrupted"):
-        raise UserError(f"The run in {path} is not finished (status: {info.status}).",
-                        do=f"Go on with it: massact scan ... --out {path} --resume")
+        raise UserError(
+            f"The run in {path} is not finished (status: {info.status}).",
+            do=f"Go on with it: massact scan ... --out {path} --resume",
+        )
     if info.status != "ok":
         raise UserError(f"The run in {path} failed.", info.error or "", "Scan again into another directory.")
     portrait = path / "portrait.npz"
-    return ScanResult(info, **{t: read_table(path, t) for t in SCAN_TABLES},
-                      portrait=load_arrays(portrait) if portrait.is_file() else {})
+    return ScanResult(
+        info,
+        **{t: read_table(path, t) for t in SCAN_TABLES},
+        portrait=load_arrays(portrait) if portrait.is_file() else {},
+    )
 
 
 def read_info(directory: str | Path) -> RunInfo:
@@ -91,7 +96,9 @@ def read_info(directory: str | Path) -> RunInfo:
         raise UserError(f"No such run directory: {path}", do="Make one with: massact scan MODEL --out DIR")
     file = path / "run.json"
     if not file.is_file():
-        raise UserError(f"{path} is no run directory: it has no run.json.", do="Make one with: massact scan MODEL --out DIR")
+        raise UserError(
+            f"{path} is no run directory: it has no run.json.", do="Make one with: massact scan MODEL --out DIR"
+        )
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -100,6 +107,7 @@ def read_info(directory: str | Path) -> RunInfo:
 
 
 def write_info(directory: Path, info: RunInfo) -> None:
+    """Write run.json of a run directory."""
     write_atomic(directory / "run.json", lambda p: p.write_text(info.to_json(), encoding="utf-8"))
 
 
@@ -118,12 +126,17 @@ def claim(directory: str | Path, info: RunInfo) -> Path:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise UserError(f"--out {path} cannot be written.", error.strerror or str(error), "Give another directory.") from None
+        raise UserError(
+            f"--out {path} cannot be written.", error.strerror or str(error), "Give another directory."
+        ) from None
     if (path / "run.json").exists():
         other = read_info(path)
         if other.verb != info.verb or other.started != info.started:
-            raise UserError(f"--out {path} already holds a run ({other.verb} of {other.model.get('id', '?')}, "
-                            f"status {other.status}).", do="Give another directory, or remove that one.")
+            raise UserError(
+                f"--out {path} already holds a run ({other.verb} of {other.model.get('id', '?')}, "
+                f"status {other.status}).",
+                do="Give another directory, or remove that one.",
+            )
     elif any(p.name not in ("state.npz",) for p in path.iterdir()):
         raise UserError(f"--out {path} is not empty and holds no massact run.", do="Give a new or empty directory.")
     return path

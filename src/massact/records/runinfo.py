@@ -6,7 +6,6 @@ import json
 import math
 import platform
 import subprocess
-import sys
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib import metadata
@@ -92,13 +91,17 @@ class RunInfo:
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where} is not valid JSON.", str(error), "The run directory is damaged: scan again.") from None
+            raise UserError(
+                f"{where} is not valid JSON.", str(error), "The run directory is damaged: scan again."
+            ) from None
         if not isinstance(data, dict) or "schema_version" not in data or "verb" not in data:
             raise UserError(f"{where} is not the record of a massact run.", do="Give a directory that massact wrote.")
         version = data["schema_version"]
         if not isinstance(version, int) or version < 1 or version > SCHEMA_VERSION:
-            raise UserError(f"{where} has schema version {version!r}; this massact reads 1 to {SCHEMA_VERSION}.",
-                            do="Install a newer massact, or scan again.")
+            raise UserError(
+                f"{where} has schema version {version!r}; this massact reads 1 to {SCHEMA_VERSION}.",
+                do="Install a newer massact, or scan again.",
+            )
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in data.items() if k in known})
 
@@ -135,7 +138,9 @@ def git_state() -> dict[str, Any]:
 
     def ask(*args: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, timeout=5, check=True)
+            done = subprocess.run(
+                ["git", "-C", str(here), *args], capture_output=True, text=True, timeout=5, check=True
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()
@@ -144,7 +149,3 @@ def git_state() -> dict[str, Any]:
     if not top or not (Path(top) / "src" / "massact").is_dir():
         return {}
     return {"commit": ask("rev-parse", "HEAD"), "modified": bool(ask("status", "--porcelain", "--untracked-files=no"))}
-
-
-def command_line() -> str:
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -124,6 +124,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_table(directory: Path, table: str, data: pd.DataFrame) -> None:
+    """Write one table of a run as parquet."""
     write_atomic(directory / f"{table}.parquet", lambda p: data.to_parquet(p, index=False))
 
 
@@ -139,8 +140,11 @@ def read_table(directory: Path, table: str) -> pd.DataFrame:
     try:
         data = pd.read_parquet(path)
     except Exception as error:
-        raise UserError(f"{path} cannot be read.", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                        "The file is damaged: scan again.") from None
+        raise UserError(
+            f"{path} cannot be read.",
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            "The file is damaged: scan again.",
+        ) from None
     missing = [c for c in TABLES[table] if c not in data.columns]
     if missing:
         raise UserError(f"{path} lacks the column(s) {', '.join(missing)}.", do="The file is damaged: scan again.")
@@ -148,9 +152,12 @@ def read_table(directory: Path, table: str) -> pd.DataFrame:
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write named arrays as one .npz file."""
+
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
+
     write_atomic(path, write)
 
 
@@ -164,5 +171,8 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
     except Exception as error:
-        raise UserError(f"{path} cannot be read.", str(error).splitlines()[0] if str(error) else type(error).__name__,
-                        "The file is damaged: scan again.") from None
+        raise UserError(
+            f"{path} cannot be read.",
+            str(error).splitlines()[0] if str(error) else type(error).__name__,
+            "The file is damaged: scan again.",
+        ) from None

@@ -1,4 +1,4 @@
-"""Where the findings are: their dims and their tokens (Sun 2024, section 2.2); without any, how far the nearest is."""
+"""Where the findings are: dims and tokens (Sun 2024, section 2.2); without any, how far the nearest is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from massact.records.answer import Peak
 from massact.records.results import ScanResult
 from massact.reports.curves import titled, unmeasured
-from massact.reports.legible import number
+from massact.reports.legible import counted, number
 from massact.reports.lettering import CLASSES, LIMIT, MEDIAN, PLAIN, lettered, quoted_label, says
 from massact.reports.views import Rule, StackView, rule_of, views
 
@@ -47,8 +47,10 @@ def _bars(view: StackView) -> int:
     if not len(view.findings):
         return min(len(view.near_misses), MOST_NEAR_MISSES)
     at_peak = view.findings[view.findings["layer"] == view.peak_layer]
-    return max(min(at_peak["dim"].nunique(), MOST_DIMS),
-               min(len(at_peak[["token", "position_class"]].drop_duplicates()), MOST_TOKENS))
+    return max(
+        min(at_peak["dim"].nunique(), MOST_DIMS),
+        min(len(at_peak[["token", "position_class"]].drop_duplicates()), MOST_TOKENS),
+    )
 
 
 def _height(view: StackView) -> float:
@@ -68,16 +70,32 @@ def _by_token(axes: Axes, findings: pd.DataFrame, slots: int) -> None:
     counts = keyed.groupby(["token", "position_class"]).size().sort_values(ascending=False, kind="stable")
     top = counts.iloc[:MOST_TOKENS]
     classes = [str(c) for _, c in top.index]
-    _bar_panel(axes, [quoted_label(t) for t, _ in top.index], top.to_numpy(),
-               [CLASSES.get(c, MEDIAN) for c in classes], slots)
+    _bar_panel(
+        axes,
+        [quoted_label(t) for t, _ in top.index],
+        top.to_numpy(),
+        [CLASSES.get(c, MEDIAN) for c in classes],
+        slots,
+    )
     axes.set_ylabel("Token")
     _how_many_left(axes, len(counts) - len(top), "tokens")
     present = [c for c in CLASSES if c in classes]
-    axes.legend([Patch(color=CLASSES[c]) for c in present], present, loc="lower right", handlelength=1.0, handleheight=0.8)
+    # Above the bars: inside, it would cover the last of twelve equal ones.
+    axes.legend(
+        [Patch(color=CLASSES[c]) for c in present],
+        present,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=len(CLASSES),
+        handlelength=1.0,
+        handleheight=0.8,
+        borderpad=0.2,
+        columnspacing=1.2,
+    )
 
 
 def _bar_panel(axes: Axes, labels: list[str], counts: np.ndarray, colours: list[str], slots: int) -> None:
-    """Horizontal bars, the longest on top, with their counts; room for `slots`, so that all bars are equally thick."""
+    """Horizontal bars with their counts, the longest on top; room for `slots`: all bars are equally thick."""
     places = np.arange(len(labels))
     axes.barh(places, counts, color=colours, height=0.72)
     axes.set_yticks(places, labels)
@@ -88,7 +106,14 @@ def _bar_panel(axes: Axes, labels: list[str], counts: np.ndarray, colours: list[
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
     for place, count in zip(places, counts, strict=True):
-        axes.text(float(count) + most * 0.012, float(place), f"{int(count):,}", va="center", fontsize=8, color="#444444")
+        axes.text(
+            float(count) + most * 0.012,
+            float(place),
+            f"{int(count):,}",
+            va="center",
+            fontsize=8,
+            color="#444444",
+        )
     axes.set_xlabel("Findings")
 
 
@@ -106,7 +131,8 @@ def _nearest(axes: Axes, view: StackView, rule: Rule) -> None:
     near = view.near_misses[np.isfinite(view.near_misses["ratio"].to_numpy(float))].iloc[:MOST_NEAR_MISSES]
     near = near[near["ratio"] > 0]
     if not len(near):
-        says(axes, f"{said}.\nNo near misses.")
+        count = len(view.near_misses)
+        says(axes, f"{said}.\n{counted(count, 'near miss', 'near misses') if count else 'No near misses'}.")
         return
     places, ratios = np.arange(len(near)), near["ratio"].to_numpy(float)
     low = 10.0 ** np.floor(np.log10(ratios.min()) - 0.3)
@@ -115,15 +141,32 @@ def _nearest(axes: Axes, view: StackView, rule: Rule) -> None:
     axes.set_xlim(low, max(ratios.max(), rule.ratio or 0.0) * 2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_yticks(places, [f"layer {r.layer}, pos {r.pos}, dim {r.dim}, {quoted_label(r.token)}" for r in near.itertuples()])
+    axes.set_yticks(
+        places,
+        [f"layer {r.layer}, pos {r.pos}, dim {r.dim}, {quoted_label(r.token)}" for r in near.itertuples()],
+    )
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(max(len(near), 4) - 0.4, -0.6)
     for place, row in zip(places, near.itertuples(), strict=True):
-        axes.text(float(row.ratio) * 1.03, float(place), f"{number(row.ratio)}  (|h| {number(row.magnitude)})", va="center",
-                  fontsize=8, color="#444444")
+        axes.text(
+            float(row.ratio) * 1.03,
+            float(place),
+            f"{number(row.ratio)}  (|h| {number(row.magnitude)})",
+            va="center",
+            fontsize=8,
+            color="#444444",
+        )
     if rule.ratio is not None:
         axes.axvline(rule.ratio, color=LIMIT, linewidth=0.9, linestyle=(0, (4, 3)))
-        axes.text(rule.ratio, -0.55, f"needs {number(rule.ratio, 6)} ", color=LIMIT, fontsize=8, ha="right", va="top")
+        axes.text(
+            rule.ratio,
+            -0.55,
+            f"needs {number(rule.ratio, 6)} ",
+            color=LIMIT,
+            fontsize=8,
+            ha="right",
+            va="top",
+        )
     axes.set_xlabel("|h| / median of near misses")
     axes.set_title(f"{axes.get_title('left')}\n{said}", fontsize=9)
 

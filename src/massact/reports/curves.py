@@ -9,12 +9,28 @@ from matplotlib.figure import Figure
 from massact.records.results import ScanResult
 from massact.reports.legible import number
 from massact.reports.lettering import (
-    LIMIT, MEDIAN, STACKS, TOP_1, TOP_2, TOP_3, WARNING, layer_axis, lettered, linear_axis, log_axis, says,
+    LARGEST,
+    LIMIT,
+    MEDIAN,
+    STACKS,
+    TOP_1,
+    TOP_2,
+    TOP_3,
+    WARNING,
+    layer_axis,
+    lettered,
+    linear_axis,
+    log_axis,
+    says,
 )
 from massact.reports.views import FORMATS, Rule, StackView, nonfinite_note, rule_of, views
 
-CURVES = (("top1", "Top 1", TOP_1, "o"), ("top2", "Top 2", TOP_2, "o"), ("top3", "Top 3", TOP_3, "o"),
-          ("median", "Median", MEDIAN, "^"))
+CURVES = (
+    ("top1", "Top 1", TOP_1, "o"),
+    ("top2", "Top 2", TOP_2, "o"),
+    ("top3", "Top 3", TOP_3, "o"),
+    ("median", "Median", MEDIAN, "^"),
+)
 
 
 def measured(result: ScanResult) -> list[StackView]:
@@ -60,12 +76,28 @@ def _trajectory(axes: Axes, view: StackView, rule: Rule, log: bool) -> None:
     values = np.concatenate(list(shown.values()))
     size = 3.5 if view.n_layers <= 48 else 2.2
     if view.span:
-        axes.axvspan(view.span[0] - 0.5, view.span[1] + 0.5, color="#000000", alpha=0.045, linewidth=0, zorder=0)
+        axes.axvspan(
+            view.span[0] - 0.5, view.span[1] + 0.5, color="#000000", alpha=0.045, linewidth=0, zorder=0
+        )
     for name, label, colour, marker in CURVES:
-        axes.plot(layers, shown[name], color=colour, marker=marker, markersize=size, label=label, zorder=3 if name == "median" else 4)
+        axes.plot(
+            layers,
+            shown[name],
+            color=colour,
+            marker=marker,
+            markersize=size,
+            label=label,
+            zorder=3 if name == "median" else 4,
+        )
     if rule.magnitude is not None:
-        axes.axhline(rule.magnitude, color=LIMIT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1,
-                     label=f"|h| = {number(rule.magnitude)} ({lettered(rule.name, 20)})")
+        axes.axhline(
+            rule.magnitude,
+            color=LIMIT,
+            linewidth=0.9,
+            linestyle=(0, (4, 3)),
+            zorder=1,
+            label=f"|h| = {number(rule.magnitude)} ({lettered(rule.name, 20)})",
+        )
         values = np.append(values, rule.magnitude) if log else values
     (log_axis if log else linear_axis)(axes, values)
     layer_axis(axes, view.n_layers)
@@ -75,12 +107,21 @@ def _trajectory(axes: Axes, view: StackView, rule: Rule, log: bool) -> None:
 
 
 def _mark_span(axes: Axes, span: tuple[int, int]) -> None:
-    """Name onset and offset at the top of the shaded layers; beside them, on the wider side, where they are few."""
+    """Name onset and offset at the top of the shaded layers, or beside them where they are few."""
     first, last = span
     low, high = axes.get_xlim()
 
     def write(x: float, text: str, side: str) -> None:
-        axes.text(x, 0.985, text, ha=side, va="top", transform=axes.get_xaxis_transform(), fontsize=7.5, color="#666666")
+        axes.text(
+            x,
+            0.985,
+            text,
+            ha=side,
+            va="top",
+            transform=axes.get_xaxis_transform(),
+            fontsize=7.5,
+            color="#666666",
+        )
 
     if (last - first + 1) / (high - low) > 0.4:
         write(first - 0.5, f" onset {first}", "left")
@@ -89,12 +130,16 @@ def _mark_span(axes: Axes, span: tuple[int, int]) -> None:
         return
     text = f"onset {first}, offset {last}" if last > first else f"layer {first} only"
     right = high - last > first - low
-    write(last + 0.5 if right else first - 0.5, f" {text}" if right else f"{text} ", "left" if right else "right")
+    write(
+        last + 0.5 if right else first - 0.5,
+        f" {text}" if right else f"{text} ",
+        "left" if right else "right",
+    )
 
 
 def _plottable(values: np.ndarray, log: bool) -> np.ndarray:
-    """NaN where a value cannot be drawn: Inf, and what is not above 0 on a log axis."""
-    return np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
+    """NaN where a value cannot be drawn: Inf and its like, and what is not above 0 on a log axis."""
+    return np.where((np.abs(values) < LARGEST) & ((values > 1 / LARGEST) | (not log)), values, np.nan)
 
 
 def draw_headroom(result: ScanResult) -> Figure:
@@ -110,18 +155,42 @@ def draw_headroom(result: ScanResult) -> Figure:
     layer_axis(axes, max(view.n_layers for view in stacks))
     for i, view in enumerate(stacks):
         layers, most = view.column("layer"), view.column("max")
-        axes.plot(layers, _plottable(most, True), color=STACKS[i % len(STACKS)], marker="o", zorder=3,
-                  label=lettered(view.label) or "max |h|")
+        axes.plot(
+            layers,
+            _plottable(most, True),
+            color=STACKS[i % len(STACKS)],
+            marker="o",
+            zorder=3,
+            label=lettered(view.label) or "max |h|",
+        )
         # Above every number: layers with NaN or Inf.
         bad = layers[(view.column("nonfinite") > 0) | np.isinf(most)]
         if len(bad):
-            axes.plot(bad, np.full(len(bad), 0.97), color=WARNING, marker="x", linestyle="none", markersize=5,
-                      transform=axes.get_xaxis_transform(), clip_on=False, zorder=4,
-                      label="_" if _has(axes, "NaN or Inf") else "NaN or Inf")
+            axes.plot(
+                bad,
+                np.full(len(bad), 0.97),
+                color=WARNING,
+                marker="x",
+                linestyle="none",
+                markersize=5,
+                transform=axes.get_xaxis_transform(),
+                clip_on=False,
+                zorder=4,
+                label="_" if _has(axes, "NaN or Inf") else "NaN or Inf",
+            )
     for name, limit in limits.items():
         axes.axhline(limit, color=LIMIT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        axes.annotate(f"{name}\n{number(limit, 5)}", (1.0, limit), xycoords=axes.get_yaxis_transform(), ha="left",
-                      xytext=(4, 0), textcoords="offset points", va="center", color=LIMIT, fontsize=8)
+        axes.annotate(
+            f"{name}\n{number(limit, 5)}",
+            (1.0, limit),
+            xycoords=axes.get_yaxis_transform(),
+            ha="left",
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=LIMIT,
+            fontsize=8,
+        )
     axes.set_ylabel("max |h|")
     axes.set_title(titled(result))
     if len(stacks) > 1 or _has(axes, "NaN or Inf"):
@@ -145,7 +214,13 @@ def draw_norms(result: ScanResult) -> Figure:
         log_axis(axes, np.concatenate([first, rest]))
         layer_axis(axes, view.n_layers)
         axes.plot(view.column("layer"), _plottable(first, True), color=TOP_1, marker="o", label="Position 0")
-        axes.plot(view.column("layer"), _plottable(rest, True), color=MEDIAN, marker="^", label="All other positions")
+        axes.plot(
+            view.column("layer"),
+            _plottable(rest, True),
+            color=MEDIAN,
+            marker="^",
+            label="All other positions",
+        )
         axes.set_title(titled(result, view))
         axes.set_ylabel("Mean L2 norm of a token")
         if not np.isfinite(np.concatenate([first, rest])).any():

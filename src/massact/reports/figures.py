@@ -52,8 +52,9 @@ def draw(result: ScanResult, directory: Path) -> list[Path]:
                 if figure is not None:
                     written += _save(figure, folder, name)
     except OSError as error:
-        raise UserError(f"Figures cannot be written to {folder}.", error.strerror or str(error),
-                        "Give another directory.") from None
+        raise UserError(
+            f"Figures cannot be written to {folder}.", error.strerror or str(error), "Give another directory."
+        ) from None
     return written
 
 
@@ -62,7 +63,11 @@ def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
     canvas, paths = FigureCanvasAgg(figure), []
     for kind, metadata in METADATA.items():
         path = folder / f"{name}.{kind}"
-        write_atomic(path, lambda p, kind=kind, metadata=metadata: canvas.print_figure(
-            p, format=kind, dpi=DPI, facecolor="white", metadata=metadata))
+        write_atomic(
+            path,
+            lambda p, kind=kind, metadata=metadata: canvas.print_figure(
+                p, format=kind, dpi=DPI, facecolor="white", metadata=metadata
+            ),
+        )
         paths.append(path)
     return paths

@@ -11,8 +11,8 @@ from typing import Any
 # Escapes that everybody who met a programming language can read.
 NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
-# What must not reach a page as it is: controls, formats (among them the marks that turn text around), surrogates,
-# private and unassigned characters, line and paragraph separators.
+# What must not reach a page as it is: controls, formats (among them the marks that turn text around),
+# surrogates, private and unassigned characters, line and paragraph separators.
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
@@ -106,8 +106,14 @@ def visible(text: Any, encoding: str = "utf-8") -> str:
         if character in NAMED:
             shown.append(NAMED[character])
         elif character == "\\" and text[place + 1 : place + 2] in ("n", "r", "t", "\\"):
-            shown.append("\\\\")  # the two characters \n are another token than a newline; \xe2 is a token's byte
-        elif category in HIDDEN or (category == "Zs" and character != " ") or (category[0] == "M" and place == 0):
+            shown.append(
+                "\\\\"
+            )  # the two characters \n are another token than a newline; \xe2 is a token's byte
+        elif (
+            category in HIDDEN
+            or (category == "Zs" and character != " ")
+            or (category[0] == "M" and place == 0)
+        ):
             shown.append(escaped(character))
         else:
             shown.append(character)

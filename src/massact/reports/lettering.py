@@ -24,8 +24,19 @@ CLASSES = {"start": "#4a7fd4", "delimiter": "#d98a29", "other": "#7a7a7a"}
 STACKS = ("#4a7fd4", "#d98a29", "#3a9d5d", "#8a5bb8", "#b5543c", "#7a7a7a")
 
 # Fonts that have what DejaVu Sans, which comes with matplotlib, lacks; used where they are installed.
-FALLBACKS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic",
-             "Noto Sans Devanagari", "Noto Sans Thai")  # fmt: skip
+FALLBACKS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+)
+
+# Beyond this a number is as good as infinite: margins and decades around it must still be floats.
+LARGEST = 1e200
 
 STYLE: dict[str, Any] = {
     "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 8.5, "xtick.labelsize": 8.5,
@@ -36,8 +47,10 @@ STYLE: dict[str, Any] = {
 }  # fmt: skip
 
 # The groups of matplotlib's settings that change how a figure looks.
-LOOKS = {"agg", "axes", "axes3d", "date", "figure", "font", "grid", "hatch", "legend", "lines", "markers", "mathtext",
-         "patch", "path", "polaraxes", "savefig", "svg", "text", "xaxis", "xtick", "yaxis", "ytick"}  # fmt: skip
+LOOKS = frozenset(
+    "agg axes axes3d date figure font grid hatch legend lines markers mathtext patch path polaraxes savefig "
+    "svg text xaxis xtick yaxis ytick".split()
+)
 
 
 @contextmanager
@@ -45,6 +58,8 @@ def style() -> Iterator[None]:
     """Draw in our style whatever the user's matplotlibrc says, and leave their settings as they were."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore", matplotlib.MatplotlibDeprecationWarning)
+        # A label of very wide characters may leave no room; the figure is drawn all the same.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
         defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if k.split(".")[0] in LOOKS}
         matplotlib.rcParams.update(defaults | STYLE | {"font.family": ["DejaVu Sans", *_installed()]})
         yield
@@ -84,7 +99,11 @@ def quoted_label(token: Any, limit: int = 22) -> str:
 
 def layer_axis(axes: Axes, n_layers: int) -> None:
     """x = layer 0..L with ticks at 1, L/4, L/2, 3L/4 and L, as in Fig. 4."""
-    ticks = sorted({1, *(round(n_layers * q / 4) for q in (1, 2, 3, 4))} - {0}) if n_layers >= 8 else range(n_layers + 1)
+    ticks = (
+        sorted({1, *(round(n_layers * q / 4) for q in (1, 2, 3, 4))} - {0})
+        if n_layers >= 8
+        else range(n_layers + 1)
+    )
     axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
     margin = max(0.5, 0.02 * n_layers)
     axes.set_xlim(-margin, n_layers + margin)
@@ -93,14 +112,14 @@ def layer_axis(axes: Axes, n_layers: int) -> None:
 
 def linear_axis(axes: Axes, values: np.ndarray) -> None:
     """y from 0, with thousands separators."""
-    finite = values[np.isfinite(values)]
+    finite = values[np.abs(values) < LARGEST]
     axes.set_ylim(0, float(finite.max()) * 1.13 if finite.size and finite.max() > 0 else 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: number(y)))
 
 
 def log_axis(axes: Axes, values: np.ndarray) -> None:
     """y on a log scale over whole decades, labelled in plain numbers; one decade at least."""
-    good = values[np.isfinite(values) & (values > 0)]
+    good = values[(values > 1 / LARGEST) & (values < LARGEST)]
     low, high = (np.floor(np.log10(good.min())), np.ceil(np.log10(good.max()))) if good.size else (0.0, 1.0)
     axes.set_yscale("log")
     axes.set_ylim(10.0**low * 0.8, 10.0 ** max(high, low + 1) * 1.25)
@@ -112,4 +131,6 @@ def says(axes: Axes, lines: str) -> None:
     """An empty panel with the reason in its middle."""
     axes.set_axis_off()
     write = getattr(axes, "text2D", axes.text)  # in 3-D axes `text` wants a depth
-    write(0.5, 0.5, lines, ha="center", va="center", transform=axes.transAxes, color="#333333", linespacing=1.6)
+    write(
+        0.5, 0.5, lines, ha="center", va="center", transform=axes.transAxes, color="#333333", linespacing=1.6
+    )

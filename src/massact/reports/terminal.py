@@ -33,15 +33,20 @@ def show(result: ScanResult, console: Console) -> None:
     for view in views(result):
         if view.label:
             console.print(_plain(f"\n{view.label}", console.encoding, "bold underline"))
-        for section in (_layers(view), _coordinates(view, console.encoding), _prompt_ranks(view), _corpus_ranks(view, console.encoding),
-                      _near_misses(view, rule, console.encoding)):
+        for section in (
+            _layers(view),
+            _coordinates(view, console.encoding),
+            _prompt_ranks(view),
+            _corpus_ranks(view, console.encoding),
+            _near_misses(view, rule, console.encoding),
+        ):
             if section is not None:
                 console.print()
                 console.print(section)
 
 
 def to_json(result: ScanResult) -> str:
-    """What `--json` prints: `result.as_dict()`, with NaN and Inf as strings; ASCII, so that any pipe takes it."""
+    """What `--json` prints: `result.as_dict()`; NaN and Inf are strings, and all is ASCII for any pipe."""
     return json.dumps(result.as_dict(), indent=2, allow_nan=False, default=_missing)
 
 
@@ -68,8 +73,13 @@ def _headline(result: ScanResult, encoding: str) -> Panel:
         body.add_row("-", _plain(line, encoding))
     corpus, model = result.info.corpus or {}, result.info.model or {}
     title = " on ".join(visible(str(x), encoding) for x in (model.get("id"), corpus.get("name")) if x)
-    return Panel(body, title=Text(f" {title} ") if title else None, title_align="left", border_style="dim",
-                 box=box.SQUARE)
+    return Panel(
+        body,
+        title=Text(f" {title} ") if title else None,
+        title_align="left",
+        border_style="dim",
+        box=box.SQUARE,
+    )
 
 
 @dataclass
@@ -84,11 +94,17 @@ class _Section:
 
 
 def _table(*columns: str, left: tuple[str, ...] = (), folding: tuple[str, ...] = ()) -> Table:
-    """A table of numbers: right-aligned but for the columns named in `left`; those in `folding` wrap, none is cut."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    """A table of numbers: right-aligned but for the columns in `left`; those in `folding` wrap."""
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim"
+    )
     for name in columns:
-        table.add_column(Text(name), justify="left" if name in left else "right", overflow="fold",
-                         no_wrap=name not in folding)
+        table.add_column(
+            Text(name),
+            justify="left" if name in left else "right",
+            overflow="fold",
+            no_wrap=name not in folding,
+        )
     return table
 
 
@@ -96,7 +112,9 @@ def _layers(view: StackView) -> _Section | None:
     """Fig. 4 of Sun 2024 in numbers."""
     if not len(view.layers):
         return None
-    table = _table("", "layer", "top 1", "top 2", "top 3", "median", "ratio", "fp16\nheadroom", "findings", left=("",))
+    table = _table(
+        "", "layer", "top 1", "top 2", "top 3", "median", "ratio", "fp16\nheadroom", "findings", left=("",)
+    )
     previous, span = -1, view.span
     for i in kept_rows(view):
         if i > previous + 1:
@@ -105,8 +123,13 @@ def _layers(view: StackView) -> _Section | None:
         row, previous = view.layers.iloc[i], i
         values = [cell(row[c]) for c in ("top1", "top2", "top3", "median", "ratio", "headroom_fp16")]
         overflows = row["headroom_fp16"] < 1 or row["nonfinite"] > 0
-        table.add_row(_mark(int(row["layer"]), span, view.peak_layer), str(row["layer"]), *values,
-                      f"{int(row['n_findings']):,}", style="red" if overflows else "" if row["n_findings"] else "dim")
+        table.add_row(
+            _mark(int(row["layer"]), span, view.peak_layer),
+            str(row["layer"]),
+            *values,
+            f"{int(row['n_findings']):,}",
+            style="red" if overflows else "" if row["n_findings"] else "dim",
+        )
     mean = f", mean over {view.n_sequences:,} sequences" if view.n_sequences > 1 else ""
     return _Section(f"Largest and median |h| of each layer{mean}", table)
 
@@ -121,7 +144,7 @@ def _mark(layer: int, span: tuple[int, int] | None, peak: int | None) -> str:
 
 
 def kept_rows(view: StackView) -> list[int]:
-    """The rows of the layers table to print: all, or for deep models the ends and what is near onset, peak and offset."""
+    """Rows of the layers table to print: all; of deep models the ends and what is near onset and offset."""
     n, numbers = len(view.layers), [int(x) for x in view.layers["layer"]]
     if n <= MOST_LAYERS + 2:
         return list(range(n))
@@ -141,20 +164,37 @@ def kept_rows(view: StackView) -> list[int]:
 def _coordinates(view: StackView, encoding: str) -> _Section | None:
     """Where the findings of the peak layer are, and how constant (Sun 2024, section 2.2 and Table 2)."""
     rows = view.coordinates[view.coordinates["layer"] == view.peak_layer].sort_values(
-        "count", ascending=False, kind="stable")
+        "count", ascending=False, kind="stable"
+    )
     if not len(rows):
         return None
     spread = _spread("mean", "std", encoding)
-    table = _table("layer", "dim", "class", "findings", "share", spread, "spread", "tokens", left=("class", "tokens"),
-                   folding=("tokens",))
+    table = _table(
+        "layer",
+        "dim",
+        "class",
+        "findings",
+        "share",
+        spread,
+        "spread",
+        "tokens",
+        left=("class", "tokens"),
+        folding=("tokens",),
+    )
     for _, row in rows.head(MOST_COORDINATES).iterrows():
         tokens = token_list(row["tokens"])
         named = ", ".join(quoted(t, 16, encoding) for t in tokens[:3])
         left = int(row["n_tokens"]) - min(len(tokens), 3)
-        table.add_row(str(row["layer"]), _index(row["dim"]), Text(visible(row["position_class"], encoding)),
-                      f"{int(row['count']):,}", percent(row["share"]),
-                      _spread(cell(row["mean"]), cell(row["std"]), encoding), percent(row["spread"]),
-                      Text(named + (f", {left:,} more" if left > 0 and named else "")))
+        table.add_row(
+            str(row["layer"]),
+            _index(row["dim"]),
+            Text(visible(row["position_class"], encoding)),
+            f"{int(row['count']):,}",
+            percent(row["share"]),
+            _spread(cell(row["mean"]), cell(row["std"]), encoding),
+            percent(row["spread"]),
+            Text(named + (f", {left:,} more" if left > 0 and named else "")),
+        )
     more = f", the {MOST_COORDINATES} most frequent of {len(rows):,}" if len(rows) > MOST_COORDINATES else ""
     return _Section(f"Coordinates at layer {view.peak_layer}, that of the largest finding{more}", table)
 
@@ -180,15 +220,26 @@ def _prompt_ranks(view: StackView) -> _Section | None:
 
 
 def _corpus_ranks(view: StackView, encoding: str) -> _Section | None:
-    """Table 2 of Sun 2024, with the share of sequences whose value sits at the same dim (paper.md 2.1, E8)."""
+    """Table 2 of Sun 2024, with the share of sequences whose value sits at the same dim (E8)."""
     rows = view.ranks[view.ranks["source"] == "corpus"]
     if not len(rows):
         return None
-    table = _table("rank", "mean |h|", _spread("mean value", "std", encoding), "at the same dim", "sequences", left=("rank",))
+    table = _table(
+        "rank",
+        "mean |h|",
+        _spread("mean value", "std", encoding),
+        "at the same dim",
+        "sequences",
+        left=("rank",),
+    )
     for _, row in rows.iterrows():
-        table.add_row(Text(visible(row["rank"])), cell(row["magnitude"]),
-                      _spread(cell(row["value_mean"]), cell(row["value_std"]), encoding), percent(row["same_dim"]),
-                      f"{int(row['n_sequences']):,}")
+        table.add_row(
+            Text(visible(row["rank"])),
+            cell(row["magnitude"]),
+            _spread(cell(row["value_mean"]), cell(row["value_std"]), encoding),
+            percent(row["same_dim"]),
+            f"{int(row['n_sequences']):,}",
+        )
     return _Section(f"Ranks of |h| over the sequences of the corpus, layer {view.shown_layer}", table)
 
 
@@ -197,12 +248,31 @@ def _near_misses(view: StackView, rule: Rule, encoding: str) -> _Section | None:
     rows = view.near_misses
     if not len(rows):
         return None
-    table = _table("layer", "sequence", "pos", "dim", "class", "value", "ratio", "fails on", "token",
-                   left=("class", "fails on", "token"), folding=("fails on", "token"))
+    table = _table(
+        "layer",
+        "sequence",
+        "pos",
+        "dim",
+        "class",
+        "value",
+        "ratio",
+        "fails on",
+        "token",
+        left=("class", "fails on", "token"),
+        folding=("fails on", "token"),
+    )
     for _, row in rows.head(MOST_NEAR_MISSES).iterrows():
         missed = ", ".join(rule.failed(row["magnitude"], row["ratio"])) or "-"
-        table.add_row(str(row["layer"]), _index(row["sequence"]), _index(row["pos"]), _index(row["dim"]),
-                      Text(visible(row["position_class"], encoding)), cell(row["value"]), cell(row["ratio"]), missed,
-                      Text(quoted(row["token"], 16, encoding)))
-    shown = f"{min(len(rows), MOST_NEAR_MISSES)} of {len(rows):,}, the largest ratio first"
+        table.add_row(
+            str(row["layer"]),
+            _index(row["sequence"]),
+            _index(row["pos"]),
+            _index(row["dim"]),
+            Text(visible(row["position_class"], encoding)),
+            cell(row["value"]),
+            cell(row["ratio"]),
+            missed,
+            Text(quoted(row["token"], 16, encoding)),
+        )
+    shown = f"{min(len(rows), MOST_NEAR_MISSES)} of {len(rows):,}, the largest first"
     return _Section(f"Near misses: {shown}", table)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +40,7 @@ class Rule:
 
     @property
     def ratio(self) -> float | None:
-        """What |h| / median must reach; None where the ratio of the rule is to something else (An 2025: the mean)."""
+        """What |h| / median must reach; None where the rule divides by something else (An 2025: the mean)."""
         to_median = self.kind == "element" and (not self.formula or "median" in self.formula)
         return self.thresholds.get("ratio") if to_median else None
 
@@ -49,7 +48,8 @@ class Rule:
     def noun(self) -> str:
         """What the rule finds."""
         return {"token": "outlier tokens", "dim": "outlier dims", "layer": "outlier layers"}.get(
-            self.kind, "massive activations")
+            self.kind, "massive activations"
+        )
 
     def failed(self, magnitude: float, ratio: float) -> list[str]:
         """The names of the thresholds that an activation misses."""
@@ -76,9 +76,13 @@ def rule_of(result: ScanResult) -> Rule:
     record = result.info.criterion or {}
     recorded = record.get("thresholds")
     thresholds = {visible(k): real(v) for k, v in recorded.items()} if isinstance(recorded, dict) else {}
-    return Rule(visible(record.get("name")) or "the criterion", visible(record.get("formula")),
-                visible(record.get("source")), visible(record.get("kind")) or "element",
-                {k: v for k, v in thresholds.items() if not math.isnan(v)})
+    return Rule(
+        visible(record.get("name")) or "the criterion",
+        visible(record.get("formula")),
+        visible(record.get("source")),
+        visible(record.get("kind")) or "element",
+        {k: v for k, v in thresholds.items() if not math.isnan(v)},
+    )
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ class StackView:
         stack, site: which.
         label: how to call it; "" where there is only one.
         answer: its part of the answer; None for a run without one.
-        layers, findings, near_misses, coordinates, ranks: its rows; layers in order, near misses largest first.
+        layers, findings, near_misses, coordinates, ranks: its rows; layers in order, near misses the
+            largest ratio first.
     """
 
     stack: str
@@ -167,7 +172,18 @@ class StackView:
 
 def peak_of(row: pd.Series) -> Peak:
     """A row of findings or near_misses as the answer has it."""
-    names = ("layer", "pos", "dim", "value", "magnitude", "median", "ratio", "token", "sequence", "position_class")
+    names = (
+        "layer",
+        "pos",
+        "dim",
+        "value",
+        "magnitude",
+        "median",
+        "ratio",
+        "token",
+        "sequence",
+        "position_class",
+    )
     return Peak(**{n: row[n] for n in names})
 
 
@@ -185,10 +201,14 @@ def views(result: ScanResult) -> list[StackView]:
     out: list[StackView] = []
     for stack, site in keys:
         label = ", ".join([visible(stack)] * (len(stacks) > 1) + [visible(site)] * (len(sites) > 1))
-        rows = {t: _rows(getattr(result, t), stack, site)
-                for t in ("layers", "findings", "near_misses", "coordinates", "ranks")}
+        rows = {
+            t: _rows(getattr(result, t), stack, site)
+            for t in ("layers", "findings", "near_misses", "coordinates", "ranks")
+        }
         rows["layers"] = rows["layers"].sort_values("layer", kind="stable", ignore_index=True)
-        rows["near_misses"] = rows["near_misses"].sort_values("ratio", ascending=False, kind="stable", ignore_index=True)
+        rows["near_misses"] = rows["near_misses"].sort_values(
+            ["ratio", "magnitude"], ascending=False, kind="stable", ignore_index=True
+        )
         view = StackView(stack, site, label, parts.get((stack, site)), **rows)
         out.append(replace(view, ranks=_ranks(view, out)))
     return out
@@ -197,7 +217,7 @@ def views(result: ScanResult) -> list[StackView]:
 def _ranks(view: StackView, earlier: list[StackView]) -> pd.DataFrame:
     """The ranks of one stack at the shown layer, each once.
 
-    Post-LN stacks are seen at two sites, and the table does not say which; its rows are in the order of the answer.
+    Post-LN stacks are seen at two sites, and the table does not say which; its rows are in order.
     """
     place = sum(v.stack == view.stack and v.shown_layer == view.shown_layer for v in earlier)
     rows = view.ranks[view.ranks["layer"] == view.shown_layer]
@@ -209,7 +229,9 @@ def _ranks(view: StackView, earlier: list[StackView]) -> pd.DataFrame:
 def _depth(rank: str) -> tuple[int, float]:
     """Order of 'top 1', ..., 'top 100', 'top 1%', 'top 10%', 'median'."""
     digits = re.search(r"[\d.]+", rank)
-    return (2 if rank == "median" else 1 if rank.endswith("%") else 0), real(digits.group()) if digits else math.inf
+    return (2 if rank == "median" else 1 if rank.endswith("%") else 0), real(
+        digits.group()
+    ) if digits else math.inf
 
 
 def _keys(table: pd.DataFrame) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """The answer of a scan in English.
 
-Says what was measured: how large, where, how constant, how close to overflow. It never names a cause: a scan has none.
+Says what was measured: how large, where, how constant, how close to overflow. It never names a cause, because
+a scan has none.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ from massact.records.results import ScanResult
 from massact.reports.legible import counted, listed, number, percent, quoted, ranges, real, signed, visible
 from massact.reports.views import FORMATS, Rule, StackView, answer_of, rule_of, views
 
-# The groups of models of Sun 2024, section 2.2, and the one that it did not meet.
+# Two of the groups of models of Sun 2024, section 2.2; of all others the classes of positions are listed.
 GROUPS = {
     "start": "at the start of the sequence only",
     "start and first delimiter": "at the start of the sequence and at the first delimiter",
-    "start, delimiters and others": "at the start of the sequence, at delimiters and at other tokens",
-    "not at the start": "never at the start of the sequence",
 }
+CLASSES = {"start": "at the start of the sequence", "delimiter": "at delimiters", "other": "at other tokens"}
 MOST_DIMS, MOST_TOKENS = 6, 6
 
 
@@ -38,6 +38,8 @@ def answer_in_words(result: ScanResult) -> list[str]:
         sentences = _found(view) if view.n_findings else _below(view, rule)
         sentences += [s for s in (_range(view), _nonfinite(view)) if s]
         said += [f"{view.label}: {s}" if view.label else s for s in sentences]
+    if any(v.n_sequences for v in stacks) and not any(_nonfinite(v) for v in stacks):
+        said.append("All measured values are finite.")
     return said + _null(answer.null) + _bos(answer.bos) + _notes(result)
 
 
@@ -54,7 +56,9 @@ def _headline(result: ScanResult, rule: Rule, stacks: list[StackView]) -> str:
     where = ""
     if len(stacks) > 1:
         without = [v.label for v in stacks if not v.n_findings]
-        where = f" in {listed([v.label for v in having])}" + (f", not in {listed(without)}" if without else "")
+        where = f" in {listed([v.label for v in having])}" + (
+            f", not in {listed(without)}" if without else ""
+        )
     return f"Yes: {name} has {rule.noun}{where}: {total} {over} under {rule.in_words()}."
 
 
@@ -66,7 +70,9 @@ def _found(view: StackView) -> list[str]:
         dims = [f"{d} ({share}{'' if i else ' of the findings'})" for i, (d, share) in enumerate(shares)]
         more = max(len(view.answer.dims), view.findings["dim"].nunique()) - len(dims)  # the answer keeps ten
         if dims:
-            said.append(f"They sit in {'dim' if len(dims) == 1 else 'dims'} {listed(dims + [f'{more:,} more'] * (more > 0))}.")
+            said.append(
+                f"They sit in dim{'s' * (len(dims) > 1)} {listed(dims + [f'{more:,} more'] * (more > 0))}."
+            )
         said += _tokens(view)
     if view.answer and view.answer.peak:
         said.append(f"The largest finding is {_place(view.answer.peak)}.")
@@ -96,13 +102,17 @@ def _tokens(view: StackView) -> list[str]:
     answer = view.answer
     if answer is None or not answer.tokens or view.peak_layer is None or answer.group == "none":
         return []
-    named = [f"{quoted(t)} ({c}, {n:,})" for t, c, n in answer.tokens[:MOST_TOKENS]]
+    named = [f"{quoted(t)} ({visible(c)}, {n:,})" for t, c, n in answer.tokens[:MOST_TOKENS]]
     here = view.findings.loc[view.findings["layer"] == view.peak_layer, ["token", "position_class"]]
     more = max(len(answer.tokens), len(here.drop_duplicates())) - len(named)  # the answer keeps twelve
-    group = GROUPS.get(answer.group, visible(answer.group))
+    classes = {c for _, c, _ in answer.tokens} | set(here["position_class"])
+    group = GROUPS.get(answer.group) or listed([said for c, said in CLASSES.items() if c in classes])
     tokens = listed(named + [f"{more:,} more"] * (more > 0))
     rate = number(answer.per_sequence)
-    return [f"At layer {view.peak_layer} they are {group}, {rate} per sequence; tokens: {tokens}."]
+    return [
+        f"At layer {view.peak_layer} they are {group or 'at unnamed positions'}, {rate} per sequence; "
+        f"tokens: {tokens}."
+    ]
 
 
 def _constancy(view: StackView) -> str:
@@ -110,17 +120,22 @@ def _constancy(view: StackView) -> str:
     at_peak = view.coordinates[view.coordinates["layer"] == view.peak_layer]
     spread = real(view.answer.spread) if view.answer else math.nan
     if not len(at_peak):
-        known = f"The most frequent coordinate at layer {view.peak_layer} has a spread (std / |mean|) of {percent(spread)}."
-        return "" if math.isnan(spread) else known
+        known = f"The most frequent coordinate at layer {view.peak_layer} has a spread (std / |mean|)"
+        return "" if math.isnan(spread) else f"{known} of {percent(spread)}."
     ties = at_peak[at_peak["count"] == at_peak["count"].max()]
     off = (ties["spread"] - spread).abs().fillna(math.inf)
     row = ties.loc[off.idxmin()] if not math.isnan(spread) else ties.iloc[0]
-    share = f"in {percent(row['share'])} of the sequences"
+    where, share = visible(row["position_class"]), f"in {percent(row['share'])} of the sequences"
+    dim = (
+        f"dim {int(row['dim'])} ({where}, {share})" if row["dim"] >= 0 else f"that of class {where} ({share})"
+    )
     if row["count"] == 1:
-        return f"{_dim(row['dim']).capitalize()} ({row['position_class']}) has a single finding, {share}."
-    return (f"The most frequent coordinate at layer {view.peak_layer}, {_dim(row['dim'])} ({row['position_class']}, {share}), "
-            f"is {signed(row['mean'])} ± {number(row['std'])} over {counted(int(row['count']), 'finding')}: "
-            f"a spread of {percent(row['spread'])}.")
+        return f"No coordinate of layer {view.peak_layer} has more than one finding; the first is {dim}."
+    return (
+        f"The most frequent coordinate at layer {view.peak_layer}, {dim}, "
+        f"is {signed(row['mean'])} ± {number(row['std'])} over {counted(int(row['count']), 'finding')}: "
+        f"a spread of {percent(row['spread'])}."
+    )
 
 
 def _below(view: StackView, rule: Rule) -> list[str]:
@@ -129,11 +144,18 @@ def _below(view: StackView, rule: Rule) -> list[str]:
     if largest is None:
         return ["No largest ratio is recorded."] if view.n_sequences else []
     if rule.kind != "element":
-        return [f"The largest ratio of |h| to the median is {_ratio_place(largest)}; {rule.name} does not look at it."]
+        return [
+            f"The largest ratio of |h| to the median is {_ratio_place(largest)}; "
+            f"{rule.name} does not look at it."
+        ]
     said = [f"The largest ratio is {_ratio_place(largest)}; {_failure(largest, rule)}."]
     strongest = view.answer.largest_magnitude if view.answer else None
     if strongest and (strongest.layer, strongest.pos, strongest.dim, strongest.sequence) != (
-            largest.layer, largest.pos, largest.dim, largest.sequence):
+        largest.layer,
+        largest.pos,
+        largest.dim,
+        largest.sequence,
+    ):
         said.append(f"The largest |h| is {_place(strongest)}; {_failure(strongest, rule)}.")
     return said
 
@@ -149,11 +171,6 @@ def _failure(peak: Peak, rule: Rule) -> str:
     return f"it fails on {listed(said)}" if said else f"it does not pass {rule.name}"
 
 
-def _dim(dim: Any) -> str:
-    """Criteria of whole tokens have no dim."""
-    return f"dim {int(dim)}" if int(dim) >= 0 else "whole tokens"
-
-
 def _where(peak: Peak) -> str:
     """'layer 2, position 0, dim 17, on 'x' (start) of sequence 3', without what a rule does not have (-1)."""
     parts = [f"layer {int(peak.layer)}"]
@@ -163,7 +180,9 @@ def _where(peak: Peak) -> str:
         parts.append(f"dim {int(peak.dim)}")
     if peak.sequence >= 0:
         where, sequence = visible(peak.position_class), f"sequence {int(peak.sequence)}"
-        parts.append(f"on {quoted(peak.token)} ({where}) of {sequence}" if peak.token else f"{sequence} ({where})")
+        parts.append(
+            f"on {quoted(peak.token)} ({where}) of {sequence}" if peak.token else f"{sequence} ({where})"
+        )
     return ", ".join(parts)
 
 
@@ -175,7 +194,9 @@ def _place(peak: Peak) -> str:
 
 
 def _ratio_place(peak: Peak) -> str:
-    return f"{number(peak.ratio)} (|h| {number(peak.magnitude)}, median {number(peak.median)}) at {_where(peak)}"
+    return (
+        f"{number(peak.ratio)} (|h| {number(peak.magnitude)}, median {number(peak.median)}) at {_where(peak)}"
+    )
 
 
 def _range(view: StackView) -> str:
@@ -185,11 +206,18 @@ def _range(view: StackView) -> str:
         factors = view.column(f"headroom_{column}")
         if not len(factors) or all(math.isnan(f) for f in factors):
             continue
-        tight = min((f, int(x)) for f, x in zip(factors, view.layers["layer"], strict=True) if not math.isnan(f))
+        tight = min(
+            (f, int(x)) for f, x in zip(factors, view.layers["layer"], strict=True) if not math.isnan(f)
+        )
         over = view.layers_below_one(column)
-        verdict = f"overflows at {counted(len(over), 'layer')} ({ranges(over)})" if over else "holds every layer"
-        most = (f"its maximum of {number(limit, 5)} being {number(tight[0])} times the largest |h|" if tight[0]
-                else "the largest |h| being Inf")
+        verdict = (
+            f"overflows at {counted(len(over), 'layer')} ({ranges(over)})" if over else "holds every layer"
+        )
+        most = (
+            f"its maximum of {number(limit, 5)} being {number(tight[0])} times the largest |h|"
+            if tight[0]
+            else "the largest |h| being Inf"
+        )
         said.append(f"{name} {verdict}, {most} (layer {tight[1]})")
     return "Without scaling, " + "; ".join(said) + "." if said else ""
 
@@ -197,7 +225,7 @@ def _range(view: StackView) -> str:
 def _nonfinite(view: StackView) -> str:
     count = int(view.answer.nonfinite) if view.answer else int(view.layers["nonfinite"].sum())
     if not count:
-        return "All measured values are finite." if view.n_sequences else ""
+        return ""
     layers = view.nonfinite_layers()
     where = f", at {'layers' if len(layers) > 1 else 'layer'} {ranges(layers)}" if layers else ""
     return f"{counted(count, 'value')} {'is' if count == 1 else 'are'} NaN or Inf{where}."
@@ -210,8 +238,11 @@ def _null(null: dict[str, Any]) -> list[str]:
         return [f"There is no random-init twin to compare with: {_reason(null)}"]
     count = int(real(null.get("n_findings", 0)))
     has = counted(count, "finding") if count else "no findings"
-    return [f"A random-init twin of the same architecture has {has} (largest ratio {number(null.get('largest_ratio'))}, "
-            f"largest |h| {number(null.get('largest_magnitude'))})."]
+    return [
+        f"A random-init twin of the same architecture has {has} "
+        f"(largest ratio {number(null.get('largest_ratio'))}, "
+        f"largest |h| {number(null.get('largest_magnitude'))})."
+    ]
 
 
 def _bos(bos: dict[str, Any]) -> list[str]:
@@ -233,7 +264,10 @@ def _bos(bos: dict[str, Any]) -> list[str]:
         else:
             dims = listed([str(d) for d in side.get("dims") or []]) or "none"
             at = listed([visible(c) for c in side.get("classes") or []]) or "no class"
-            said.append(f"{label}: {counted(count, 'finding')}, onset at layer {side.get('onset')}, dims {dims}, at {at}; {ratio}.")
+            said.append(
+                f"{label}: {counted(count, 'finding')}, onset at layer {side.get('onset')}, "
+                f"dims {dims}, at {at}; {ratio}."
+            )
     return said
 
 

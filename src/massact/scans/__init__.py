@@ -5,6 +5,6 @@ know how tensors are caught, what a family of models looks like, or how results 
 """
 
 from massact.scans.criteria import CRITERIA, Criterion, Evidence, criterion
-from massact.scans.scan import PROMPT, ScanConfig, scan
+from massact.scans.job import PROMPT, ScanConfig, scan
 
 __all__ = ["CRITERIA", "PROMPT", "Criterion", "Evidence", "ScanConfig", "criterion", "scan"]

@@ -77,9 +77,11 @@ class Criterion:
             values[name] = float(value)
         unset = [n for n, v in values.items() if np.isnan(v)]
         if unset:
-            raise UserError(f"Criterion {self.name!r} has no published value for {', '.join(unset)}.",
-                            f"Its source reports the statistic only ({self.source}); massact shows it for every layer.",
-                            f"Set one: --threshold {unset[0]}=VALUE")
+            raise UserError(
+                f"Criterion {self.name!r} has no published value for {', '.join(unset)}.",
+                f"Its source reports the statistic only ({self.source}); massact shows it for every layer.",
+                f"Set one: --threshold {unset[0]}=VALUE",
+            )
         return values
 
     def passing(self, evidence: Evidence, thresholds: Mapping[str, float]) -> pd.DataFrame:
@@ -92,8 +94,14 @@ class Criterion:
         return halved.loc[halved.index.difference(self.rule(evidence, thresholds).index)]
 
     def as_dict(self, thresholds: Mapping[str, float]) -> dict[str, object]:
-        return {"name": self.name, "formula": self.formula, "thresholds": dict(thresholds),
-                "published": dict(self.thresholds), "source": self.source, "kind": self.kind}
+        return {
+            "name": self.name,
+            "formula": self.formula,
+            "thresholds": dict(thresholds),
+            "published": dict(self.thresholds),
+            "source": self.source,
+            "kind": self.kind,
+        }
 
 
 def _sun2024(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
@@ -162,42 +170,124 @@ def _prefixquant2024(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
 def _layer_rule(column: str) -> Rule:
     def rule(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
         return e.layers[e.layers[column] > t[column]]
+
     return rule
 
 
 _NONE = float("nan")
 
-CRITERIA: dict[str, Criterion] = {c.name: c for c in (
-    Criterion("sun2024", "|h| > magnitude and |h| >= ratio x median|h| of that hidden state (all its tokens and dims)",
-              {"magnitude": 100.0, "ratio": 1000.0}, "Sun et al. 2024, arXiv 2402.17762, Section 2", "element", _sun2024),
-    Criterion("gallego2025", "|h| >= ratio x median|h|, no absolute gate; the source reports the ratio itself, "
-              "1000 is Sun's", {"ratio": 1000.0}, "Gallego-Feliciano et al. 2025, arXiv 2508.03616", "element",
-              _gallego2025),
-    Criterion("an2025", "|h| > ratio x mean|h| of that hidden state", {"ratio": 1000.0},
-              "An et al. 2025, arXiv 2502.06415", "element", _an2025),
-    Criterion("chen2026", "M = max|h|; |h| > magnitude (the source reports M itself)", {"magnitude": _NONE},
-              "Chen et al. 2026, arXiv 2605.15572", "element", _chen2026),
-    Criterion("heretic2025", "sun2024 and ||h| - median| >= mad x MAD and rank <= cluster and its dim in >= layers "
-              "of the layers", {"magnitude": 100.0, "ratio": 1000.0, "mad": 1000.0, "cluster": 3.0, "layers": 0.25},
-              "p-e-w/heretic pull request 154", "element", _heretic2025, needs=("mad",)),
-    Criterion("kang2025", "|h_j| / rms(h of that token) > tau", {"tau": 20.0},
-              "Kang et al. 2025, arXiv 2503.03321 (there for the sink dims of the language model)", "element", _kang2025),
-    Criterion("dettmers2022", "dims with |h| >= 6 at >= tokens of the positions, in >= layers of the layers (on the "
-              "residual stream; the source looks at the inputs of linear layers)", {"tokens": 0.06, "layers": 0.25},
-              "Dettmers et al. 2022, arXiv 2208.07339, Section 4", "dim", _dettmers2022),
-    Criterion("darcet2024", "tokens with L2 norm > norm after the last block, before the final norm; 150 was read "
-              "off DINOv2-g", {"norm": 150.0}, "Darcet et al. 2024, arXiv 2309.16588", "token", _darcet2024),
-    Criterion("jiang2025", "as darcet2024, with the default of test-time registers", {"norm": 30.0},
-              "Jiang et al. 2025, arXiv 2506.08010", "token", _darcet2024),
-    Criterion("prefixquant2024", "tokens whose max|input of down_proj| > ratio x its median over the tokens",
-              {"ratio": 64.0}, "Chen et al. 2024, arXiv 2410.05265", "token", _prefixquant2024, needs=("mlp_act",)),
-    Criterion("he2024_kurtosis", "layers with kurtosis of the per-dim RMS > rms_kurtosis (1: even, D: one dim)",
-              {"rms_kurtosis": _NONE}, "He et al. 2024, NeurIPS", "layer", _layer_rule("rms_kurtosis")),
-    Criterion("he2024_mmr", "layers with mean over tokens of max|h| / median|h| > token_max_median",
-              {"token_max_median": _NONE}, "He et al. 2024, NeurIPS", "layer", _layer_rule("token_max_median")),
-    Criterion("osp2025", "layers with mean over tokens of relu(mean(x^4) / std(x)^4 - 3) > token_kurtosis",
-              {"token_kurtosis": _NONE}, "Park et al. 2025, arXiv 2506.19697", "layer", _layer_rule("token_kurtosis")),
-)}
+CRITERIA: dict[str, Criterion] = {
+    c.name: c
+    for c in (
+        Criterion(
+            "sun2024",
+            "|h| > magnitude and |h| >= ratio x median|h| of that hidden state (all its tokens and dims)",
+            {"magnitude": 100.0, "ratio": 1000.0},
+            "Sun et al. 2024, arXiv 2402.17762, Section 2",
+            "element",
+            _sun2024,
+        ),
+        Criterion(
+            "gallego2025",
+            "|h| >= ratio x median|h|, no absolute gate; the source reports the ratio itself, 1000 is Sun's",
+            {"ratio": 1000.0},
+            "Gallego-Feliciano et al. 2025, arXiv 2508.03616",
+            "element",
+            _gallego2025,
+        ),
+        Criterion(
+            "an2025",
+            "|h| > ratio x mean|h| of that hidden state",
+            {"ratio": 1000.0},
+            "An et al. 2025, arXiv 2502.06415",
+            "element",
+            _an2025,
+        ),
+        Criterion(
+            "chen2026",
+            "M = max|h|; |h| > magnitude (the source reports M itself)",
+            {"magnitude": _NONE},
+            "Chen et al. 2026, arXiv 2605.15572",
+            "element",
+            _chen2026,
+        ),
+        Criterion(
+            "heretic2025",
+            "sun2024 and ||h| - median| >= mad x MAD and rank <= cluster and its dim in >= layers of the layers",
+            {"magnitude": 100.0, "ratio": 1000.0, "mad": 1000.0, "cluster": 3.0, "layers": 0.25},
+            "p-e-w/heretic pull request 154",
+            "element",
+            _heretic2025,
+            needs=("mad",),
+        ),
+        Criterion(
+            "kang2025",
+            "|h_j| / rms(h of that token) > tau",
+            {"tau": 20.0},
+            "Kang et al. 2025, arXiv 2503.03321 (there for the sink dims of the language model)",
+            "element",
+            _kang2025,
+        ),
+        Criterion(
+            "dettmers2022",
+            "dims with |h| >= 6 at >= tokens of the positions, in >= layers of the layers (on the "
+            "residual stream; the source looks at the inputs of linear layers)",
+            {"tokens": 0.06, "layers": 0.25},
+            "Dettmers et al. 2022, arXiv 2208.07339, Section 4",
+            "dim",
+            _dettmers2022,
+        ),
+        Criterion(
+            "darcet2024",
+            "tokens with L2 norm > norm after the last block, before the final norm; 150 was read off DINOv2-g",
+            {"norm": 150.0},
+            "Darcet et al. 2024, arXiv 2309.16588",
+            "token",
+            _darcet2024,
+        ),
+        Criterion(
+            "jiang2025",
+            "as darcet2024, with the default of test-time registers",
+            {"norm": 30.0},
+            "Jiang et al. 2025, arXiv 2506.08010",
+            "token",
+            _darcet2024,
+        ),
+        Criterion(
+            "prefixquant2024",
+            "tokens whose max|input of down_proj| > ratio x its median over the tokens",
+            {"ratio": 64.0},
+            "Chen et al. 2024, arXiv 2410.05265",
+            "token",
+            _prefixquant2024,
+            needs=("mlp_act",),
+        ),
+        Criterion(
+            "he2024_kurtosis",
+            "layers with kurtosis of the per-dim RMS > rms_kurtosis (1: even, D: one dim)",
+            {"rms_kurtosis": _NONE},
+            "He et al. 2024, NeurIPS",
+            "layer",
+            _layer_rule("rms_kurtosis"),
+        ),
+        Criterion(
+            "he2024_mmr",
+            "layers with mean over tokens of max|h| / median|h| > token_max_median",
+            {"token_max_median": _NONE},
+            "He et al. 2024, NeurIPS",
+            "layer",
+            _layer_rule("token_max_median"),
+        ),
+        Criterion(
+            "osp2025",
+            "layers with mean over tokens of relu(mean(x^4) / std(x)^4 - 3) > token_kurtosis",
+            {"token_kurtosis": _NONE},
+            "Park et al. 2025, arXiv 2506.19697",
+            "layer",
+            _layer_rule("token_kurtosis"),
+        ),
+    )
+}
 
 
 def criterion(name: str) -> Criterion:

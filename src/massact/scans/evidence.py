@@ -131,22 +131,45 @@ def norms_table(results: Results) -> pd.DataFrame:
     parts = []
     for site in last.values():
         r = results[site]
-        parts.append(pd.DataFrame({
-            "stack": site.stack, "site": site.point, "layer": site.layer,
-            "sequence": np.repeat(r.sequence, np.diff(r.token_offsets)), "pos": r.token_pos, "norm": r.token_norm}))
+        parts.append(
+            pd.DataFrame(
+                {
+                    "stack": site.stack,
+                    "site": site.point,
+                    "layer": site.layer,
+                    "sequence": np.repeat(r.sequence, np.diff(r.token_offsets)),
+                    "pos": r.token_pos,
+                    "norm": r.token_norm,
+                }
+            )
+        )
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def spikes_table(results: Mapping[Site, TokenMaxResult]) -> pd.DataFrame:
     """One row per token of the input of down_proj: max|x|."""
-    parts = [pd.DataFrame({
-        "stack": site.stack, "site": site.point, "layer": site.layer,
-        "sequence": np.repeat(r.sequence, np.diff(r.token_offsets)), "pos": r.token_pos, "max": r.token_max})
-        for site, r in results.items()]
+    parts = [
+        pd.DataFrame(
+            {
+                "stack": site.stack,
+                "site": site.point,
+                "layer": site.layer,
+                "sequence": np.repeat(r.sequence, np.diff(r.token_offsets)),
+                "pos": r.token_pos,
+                "max": r.token_max,
+            }
+        )
+        for site, r in results.items()
+    ]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def evidence(results: Results, modules: Mapping[Site, str], spikes: Mapping[Site, TokenMaxResult]) -> Evidence:
     """Everything that criteria look at."""
-    return Evidence(candidates_table(results), layers_table(results, modules), dims_table(results),
-                    norms_table(results), spikes_table(spikes))
+    return Evidence(
+        candidates_table(results),
+        layers_table(results, modules),
+        dims_table(results),
+        norms_table(results),
+        spikes_table(spikes),
+    )

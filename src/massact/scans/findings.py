@@ -28,8 +28,9 @@ def findings_table(rows: pd.DataFrame, rule: Criterion, corpus: Corpus) -> pd.Da
         size = "norm" if "norm" in data else "max"
         data = data.assign(dim=-1, value=data[size], magnitude=data[size], median=np.nan, ratio=np.nan, rank=0)
     elif rule.kind == "dim":
-        data = data.assign(sequence=-1, pos=-1, value=data["max"], magnitude=data["max"], median=np.nan, ratio=np.nan,
-                           rank=0)
+        data = data.assign(
+            sequence=-1, pos=-1, value=data["max"], magnitude=data["max"], median=np.nan, ratio=np.nan, rank=0
+        )
     elif rule.kind == "layer":
         size = next(iter(rule.thresholds))
         data = data.assign(sequence=-1, pos=-1, dim=-1, value=data[size], magnitude=data[size], rank=0)
@@ -48,10 +49,18 @@ def coordinates_table(findings: pd.DataFrame, n_sequences: int) -> pd.DataFrame:
     for key, group in findings.groupby(keys, sort=True):
         mean, std = float(group.value.mean()), float(group.value.std(ddof=0))
         tokens = group.token.value_counts()
-        rows.append(dict(zip(keys, key, strict=True)) | {
-            "count": len(group), "share": group.sequence.nunique() / n_sequences, "mean": mean, "std": std,
-            "spread": std / abs(mean) if mean else float("inf"), "n_tokens": len(tokens),
-            "tokens": json.dumps(list(tokens.index[:8]), ensure_ascii=False)})
+        rows.append(
+            dict(zip(keys, key, strict=True))
+            | {
+                "count": len(group),
+                "share": group.sequence.nunique() / n_sequences,
+                "mean": mean,
+                "std": std,
+                "spread": std / abs(mean) if mean else float("inf"),
+                "n_tokens": len(tokens),
+                "tokens": json.dumps(list(tokens.index[:8]), ensure_ascii=False),
+            }
+        )
     return frame("coordinates", rows)
 
 
@@ -59,6 +68,7 @@ def stack_answer(
     stack: str, site: str, evidence: Evidence, findings: pd.DataFrame, coordinates: pd.DataFrame, corpus: Corpus
 ) -> StackAnswer:
     """The answer for one stack at one site, in numbers."""
+
     def here(table: pd.DataFrame) -> pd.DataFrame:
         return table[(table["stack"] == stack) & (table.site == site)] if len(table) else table
 
@@ -74,18 +84,26 @@ def stack_answer(
     dims = found.dim.value_counts(sort=True)
     census = at_peak.groupby(["token", "position_class"]).size().sort_values(ascending=False, kind="stable")
     return StackAnswer(
-        stack=stack, site=site, n_layers=int(layers.index.max()), n_findings=len(found), layers=with_findings,
-        onset=onset, offset=with_findings[-1] if with_findings else None,
+        stack=stack,
+        site=site,
+        n_layers=int(layers.index.max()),
+        n_findings=len(found),
+        layers=with_findings,
+        onset=onset,
+        offset=with_findings[-1] if with_findings else None,
         onset_module=str(layers.module[onset]) if onset is not None else None,
         onset_jump=float(layers["max"][onset] / before) if onset is not None and before else None,
         dims=[(int(d), int(n) / len(found)) for d, n in dims.items()][:10],
         tokens=[(str(t), str(c), int(n)) for (t, c), n in census.items()][:12],
-        group=position_group(at_peak), per_sequence=len(at_peak) / max(corpus.n_sequences, 1),
+        group=position_group(at_peak),
+        per_sequence=len(at_peak) / max(corpus.n_sequences, 1),
         peak=_peak(peak, corpus) if peak is not None else None,
         spread=float(coords.spread.iloc[0]) if peak is not None and len(coords) else None,
-        largest=_largest(tops, "ratio", corpus), largest_magnitude=_largest(tops, "magnitude", corpus),
+        largest=_largest(tops, "ratio", corpus),
+        largest_magnitude=_largest(tops, "magnitude", corpus),
         headroom={name: _headroom(layers[f"headroom_{name}"]) for name in MAXIMA},
-        nonfinite=int(layers.nonfinite.sum()))
+        nonfinite=int(layers.nonfinite.sum()),
+    )
 
 
 def _headroom(column: pd.Series) -> tuple[float, int]:
@@ -100,9 +118,21 @@ def _largest(tops: pd.DataFrame, by: str, corpus: Corpus) -> Peak | None:
 
 def _peak(row: pd.Series, corpus: Corpus) -> Peak:
     sequence, pos = int(row["sequence"]), int(row["pos"])
-    token, place = ("", "other") if sequence < 0 else (corpus.token(sequence, pos), corpus.position_class(sequence, pos))
-    return Peak(int(row["layer"]), pos, int(row["dim"]), float(row["value"]), float(row["magnitude"]),
-                float(row["median"]), float(row["ratio"]), token, sequence, place)
+    token, place = (
+        ("", "other") if sequence < 0 else (corpus.token(sequence, pos), corpus.position_class(sequence, pos))
+    )
+    return Peak(
+        int(row["layer"]),
+        pos,
+        int(row["dim"]),
+        float(row["value"]),
+        float(row["magnitude"]),
+        float(row["median"]),
+        float(row["ratio"]),
+        token,
+        sequence,
+        place,
+    )
 
 
 def position_group(findings: pd.DataFrame) -> str:
@@ -127,7 +157,11 @@ def short_answer(findings: pd.DataFrame, evidence: Evidence) -> dict[str, object
     ratio = tops.ratio[np.isfinite(tops.ratio)]
     classes = findings.position_class.value_counts()
     dims: Sequence[int] = [int(d) for d in findings.dim.value_counts().index[:5]]
-    return {"n_findings": len(findings), "onset": int(findings.layer.min()) if len(findings) else None,
-            "dims": list(dims), "classes": {str(k): int(v) for k, v in classes.items()},
-            "largest_ratio": float(ratio.max()) if len(ratio) else float("nan"),
-            "largest_magnitude": float(tops.magnitude.max()) if len(tops) else float("nan")}
+    return {
+        "n_findings": len(findings),
+        "onset": int(findings.layer.min()) if len(findings) else None,
+        "dims": list(dims),
+        "classes": {str(k): int(v) for k, v in classes.items()},
+        "largest_ratio": float(ratio.max()) if len(ratio) else float("nan"),
+        "largest_magnitude": float(tops.magnitude.max()) if len(tops) else float("nan"),
+    }

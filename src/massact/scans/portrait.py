@@ -50,27 +50,40 @@ def ranks_table(model: Model, corpus: Corpus, first: Corpus, seen: Evidence, ans
         rows += [here | {"source": "prompt"} | r for r in _measured_ranks(model, first.head(1), site)]
         tops = seen.candidates
         tops = tops[(tops["stack"] == site.stack) & (tops.site == site.point) & (tops.layer == site.layer)]
-        kept = {name: (t.value.to_numpy(), t.dim.to_numpy()) for name, r in RANKS.items()
-                if r >= 1 and len(t := tops[tops["rank"] == r])}
+        kept = {
+            name: (t.value.to_numpy(), t.dim.to_numpy())
+            for name, r in RANKS.items()
+            if r >= 1 and len(t := tops[tops["rank"] == r])
+        }
         rows += [here | {"source": "corpus"} | _rank_row(name, *vd) for name, vd in kept.items()]
         if n > 0:
             few = corpus.head(min(n, corpus.n_sequences))
-            rows += [here | {"source": "corpus"} | r for r in _measured_ranks(model, few, site) if r["rank"] not in kept]
+            rows += [
+                here | {"source": "corpus"} | r for r in _measured_ranks(model, few, site) if r["rank"] not in kept
+            ]
     return frame("ranks", rows)
 
 
 def _measured_ranks(model: Model, corpus: Corpus, site: Site) -> list[dict[str, object]]:
     result = measure(model, corpus, [Probe("ranks", str(site), Ranks)]).result("ranks", site)
-    return [_rank_row(name, result.value[:, i], result.dim[:, i]) for i, name in enumerate(RANKS)
-            if not np.isnan(result.value[:, i]).all()]
+    return [
+        _rank_row(name, result.value[:, i], result.dim[:, i])
+        for i, name in enumerate(RANKS)
+        if not np.isnan(result.value[:, i]).all()
+    ]
 
 
 def _rank_row(name: str, value: np.ndarray, dim: np.ndarray) -> dict[str, object]:
     known = ~np.isnan(value)
     value, dim = value[known], dim[known]
-    return {"rank": name, "magnitude": float(np.abs(value).mean()), "value_mean": float(value.mean()),
-            "value_std": float(value.std()), "same_dim": Counter(dim.tolist()).most_common(1)[0][1] / len(dim),
-            "n_sequences": len(value)}
+    return {
+        "rank": name,
+        "magnitude": float(np.abs(value).mean()),
+        "value_mean": float(value.mean()),
+        "value_std": float(value.std()),
+        "same_dim": Counter(dim.tolist()).most_common(1)[0][1] / len(dim),
+        "n_sequences": len(value),
+    }
 
 
 def portrait(model: Model, text: Corpus, answer: Answer) -> dict[str, np.ndarray]:
@@ -78,12 +91,18 @@ def portrait(model: Model, text: Corpus, answer: Answer) -> dict[str, np.ndarray
     best = max(answer.stacks, key=lambda s: s.largest.ratio if s.largest else 0.0)
     shown = layer_to_show(best)
     before = (best.onset or shown) - 1
-    layers = sorted({layer for layer in (before, shown, best.n_layers)
-                     if layer >= (1 if best.site != "resid_post" else 0)})
+    layers = sorted(
+        {layer for layer in (before, shown, best.n_layers) if layer >= (1 if best.site != "resid_post" else 0)}
+    )
     probes = [Probe("keep", str(Site(best.stack, layer, best.site)), Keep) for layer in layers]
     measured = measure(model, text, probes)
     values = [measured.result("keep", Site(best.stack, layer, best.site)).values[0] for layer in layers]
     n_tokens = values[0].shape[0]
     tokens = [text.token(0, t) for t in range(n_tokens)]
-    return {"magnitude": np.abs(np.stack(values)).astype(np.float32), "layers": np.array(layers),
-            "tokens": np.array(tokens, dtype=str), "stack": np.array(best.stack), "site": np.array(best.site)}
+    return {
+        "magnitude": np.abs(np.stack(values)).astype(np.float32),
+        "layers": np.array(layers),
+        "tokens": np.array(tokens, dtype=str),
+        "stack": np.array(best.stack),
+        "site": np.array(best.site),
+    }

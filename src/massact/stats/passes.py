@@ -153,8 +153,8 @@ def _moments(h_TD: Tensor, columns: Columns, tokens: _TokenSums) -> tuple[float,
     """Mean, std, rms and Pearson kurtosis m4 / m2^2 of all values, from the sums of the pass.
 
     m2 joins the dims (no cancellation); m4 = S4 - 4 mean S3 + 6 mean^2 S2 - 3 mean^4 (S = mean of powers)
-    loses digits only where the mean exceeds the std; then the powers are taken about the mean in another
-    pass.
+    loses digits only where the mean exceeds the std; then the powers are taken about the mean, in another
+    pass and in float64.
     """
     n, D = h_TD.numel(), h_TD.shape[1]
     mean = columns.mean.sum().item() / D
@@ -169,8 +169,7 @@ def _moments(h_TD: Tensor, columns: Columns, tokens: _TokenSums) -> tuple[float,
     else:
         m4 = 0.0
         for block in blocks_of(h_TD):
-            d_RD = torch.sub(block.x_RD, mean, out=block.spare_RD)
-            m4 += torch.linalg.vector_norm(d_RD.mul_(d_RD)).item() ** 2 / n
+            m4 += block.x_RD.double().sub_(mean).square_().square_().sum().item() / n
     return mean, math.sqrt(m2), rms, m4 / m2**2
 
 
@@ -179,8 +178,7 @@ def _osp_blocked(h_TD: Tensor, tokens: _TokenSums) -> float:
     D = h_TD.shape[1]
     one_T, two_T, four_T = (s.numpy().astype(np.float64) for s in (tokens.one_T, tokens.two_T, tokens.four_T))
     variance_T, square_T = two_T / D - (one_T / D) ** 2, two_T / D
-    # Where the mean of a token dwarfs its std the difference has lost its digits: these few again, in
-    # float64.
+    # Where the mean of a token dwarfs its std the difference has lost digits: these few again, in float64.
     lost_T = np.flatnonzero(variance_T < 0.02 * square_T)
     if len(lost_T):
         variance_T[lost_T] = h_TD[torch.from_numpy(lost_T)].double().var(1, correction=0).numpy()
@@ -275,21 +273,26 @@ def _moments_whole(v_TD: Tensor, finite_TD: Tensor, n_T: Tensor) -> tuple[Tensor
     n, safe_T = n_T.sum(), n_T.clamp(min=1)
     mean_T = v_TD.sum(1, dtype=A) / safe_T
     mean = (mean_T * n_T).sum() / n
-    square_TD = (v_TD - mean.to(C)).mul_(finite_TD).square_()
-    m2 = square_TD.sum(dtype=A) / n
-    m4 = square_TD.square_().sum(dtype=A) / n
+    d_TD = (v_TD - mean.to(C)).mul_(finite_TD)
+    square_TD = d_TD * d_TD
+    off = mean - mean.to(C).to(A)  # what the rounding of the mean left in d
+    s2, s3 = square_TD.sum(dtype=A) / n, d_TD.mul_(square_TD).sum(dtype=A) / n
+    s4 = square_TD.square_().sum(dtype=A) / n
+    m2 = s2 - off**2
+    m4 = s4 - 4 * off * s3 + 6 * off**2 * s2 - 3 * off**4
     rms = (mean * mean + m2).sqrt()
     none = torch.full_like(m2, math.nan)
     kurtosis = torch.where(m2 > _CONSTANT * rms * rms, m4 / (m2 * m2), none)
 
     variance_T = (v_TD - mean_T.to(C)[:, None]).mul_(finite_TD).square_().sum(1, dtype=A) / safe_T
+    variance_T = variance_T - (mean_T - mean_T.to(C).to(A)) ** 2
     square_TD = v_TD.square()
     second_T = square_TD.sum(1, dtype=A) / safe_T
     fourth_T = square_TD.square_().sum(1, dtype=A) / safe_T
     kept_T = variance_T > _CONSTANT * second_T
     excess_T = torch.where(kept_T, fourth_T / (variance_T * variance_T) - 3, torch.zeros_like(second_T))
     osp = excess_T.clamp(min=0).sum() / kept_T.sum()  # 0 / 0 = NaN where no token varies
-    return mean, m2.sqrt(), rms, kurtosis, osp
+    return mean, m2.clamp(min=0).sqrt(), rms, kurtosis, osp
 
 
 def _median_whole(x_TD: Tensor, finite_TD: Tensor, n: Tensor, exact: bool) -> Tensor:

@@ -30,6 +30,13 @@ def top_k_stable(v_N: np.ndarray, k: int) -> np.ndarray:
     return index[np.argsort(-v_N[index], kind="stable")]
 
 
+def rank_stable(v_N: np.ndarray, rank: int) -> int:
+    """Index of the element at a 0-based rank of the descending order; ties in order of their index."""
+    at = len(v_N) - 1 - rank
+    value = np.partition(v_N, at)[at]
+    return int(np.flatnonzero(v_N == value)[rank - np.count_nonzero(v_N > value)])
+
+
 def top_of_rows(h_TD: Tensor, row_max_T: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(rows, dims) of the k greatest |h|, descending, ties by flat index, on the CPU.
 
@@ -76,10 +83,10 @@ def sample_size(n: int) -> int:
 class MedianBracket:
     """The exact lower median of a stream of blocks, without keeping the stream.
 
-    A sample gives lo < hi that hold the median most probably (3 standard errors of its rank). Every block
-    then counts what lies at or below lo and keeps what lies between (about 1 %), and the median is selected
-    among those. When the bracket misses (a sample that is not representative, or ties on its edge),
-    `median()` is None and the caller must select among all values: the answer is exact either way.
+    A sample gives lo <= hi that hold the median most probably (3 standard errors of its rank). Every block
+    then counts what lies below lo and keeps what lies in [lo, hi] (about 1 %), and the median is selected
+    among those. When the bracket misses (the sample was not representative), `median()` is None and the
+    caller must select among all values: the answer is exact either way.
 
     Args:
         sample_S: some of the magnitudes.
@@ -97,13 +104,12 @@ class MedianBracket:
 
     def add(self, mag: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
         """Take one block of float32 magnitudes; `low` and `high` are bool buffers of its shape."""
-        if self.lo == self.hi:  # ties around the middle, for instance mostly zeros
-            self.n_low += np.count_nonzero(np.less(mag, self.lo, out=low))
-            self.n_between += np.count_nonzero(np.equal(mag, self.lo, out=high))
-            return
-        np.less_equal(mag, self.lo, out=low)
-        np.less(mag, self.hi, out=high)
+        np.less(mag, self.lo, out=low)
+        np.less_equal(mag, self.hi, out=high)
         self.n_low += np.count_nonzero(low)
+        if self.lo == self.hi:  # nothing but ties: no need to keep them
+            self.n_between += np.count_nonzero(np.not_equal(low, high, out=high))
+            return
         inside = np.flatnonzero(np.not_equal(low, high, out=high))
         self.n_between += len(inside)
         self.between.append(mag.reshape(-1).take(inside))
@@ -116,8 +122,12 @@ class MedianBracket:
         if self.lo == self.hi:
             return float(self.lo)
         inside = np.concatenate(self.between)
-        inside.partition(index)
-        return float(inside[index])
+        above = inside[inside > self.lo]  # half zeros, for instance: a partition is slow among ties
+        index -= len(inside) - len(above)
+        if index < 0:
+            return float(self.lo)
+        above.partition(index)
+        return float(above[index])
 
 
 def lower_median(mag_N: np.ndarray) -> float:
@@ -160,15 +170,13 @@ def lower_median_device(x: Tensor, n_valid: Tensor) -> Tensor:
 
 def _histogram(bits_N: Tensor, prefix: Tensor, shift: int) -> Tensor:
     """Counts (65536,) of the 16 bits at `shift`, of the values whose bits above them equal `prefix` (1,)."""
-    count_LB = torch.zeros(_LANES, 1 << 16, dtype=torch.int64, device=bits_N.device)
+    count_N = torch.zeros(_LANES << 16, dtype=torch.int64, device=bits_N.device)
+    lane_C = torch.arange(min(len(bits_N), _CHUNK), device=bits_N.device) % _LANES
     top_level = shift == max(_LEVELS[bits_N.element_size()])
     for chunk_C in bits_N.split(_CHUNK):
-        whole = len(chunk_C) // _LANES * _LANES
-        for part, n_lanes in ((chunk_C[:whole], _LANES), (chunk_C[whole:], 1)):
-            if not len(part):
-                continue
-            key_LC = part.to(torch.int64).view(n_lanes, -1) >> shift
-            # Values of other bins add 0, spread over all counters, instead of piling up on one.
-            one_LC = torch.ones_like(key_LC) if top_level else (key_LC >> 16 == prefix).to(torch.int64)
-            count_LB[:n_lanes].scatter_add_(1, key_LC & 0xFFFF, one_LC)
-    return count_LB.sum(0)
+        key_C = chunk_C.to(torch.int64) >> shift
+        # Values of other bins add 0, spread over all counters, instead of piling up on one.
+        one_C = torch.ones_like(key_C) if top_level else (key_C >> 16 == prefix).to(torch.int64)
+        # In one dimension: torch's deterministic mode refuses a scatter in two.
+        count_N.scatter_add_(0, (key_C & 0xFFFF) * _LANES + lane_C[: len(key_C)], one_C)
+    return count_N.view(-1, _LANES).sum(1)

@@ -16,6 +16,9 @@ from torch import Tensor
 from massact.records.errors import UserError
 from massact.stats.blocks import blocks_of
 from massact.stats.protocol import Where, check_2d, check_same, concatenated, offsets_of, stacked, to_numpy
+from massact.stats.select import rank_stable, top_k_stable
+
+_NEAR_TOP = 1000  # ranks below this come from one partition
 
 
 # --------------------------------------------------------------------------------------------------- TokenMax
@@ -247,18 +250,17 @@ class Ranks:
         h_TD = h_TD.detach()
         D, h_V = max(1, h_TD.shape[1]), h_TD.reshape(-1)
         finite_V = torch.isfinite(h_V)
-        rank_R = self._ranks_of(finite_V.sum())
-        real_R = (rank_R >= 0) & (rank_R < finite_V.sum())
+        mag_V = torch.where(finite_V, h_V.abs(), -1)  # what is not finite ranks last
+        n_finite = finite_V.sum()
+        rank_R = self._ranks_of(n_finite)
+        real_R = (rank_R >= 0) & (rank_R < n_finite)
+        flat_R = places(mag_V, torch.where(real_R, rank_R, 0))
+        value_R = torch.full(flat_R.shape, float("nan"), dtype=h_V.dtype, device=h_V.device)
         if h_V.numel():
-            mag_V = torch.where(finite_V, h_V.abs(), -1)  # what is not finite ranks last
-            order_V = torch.sort(mag_V, descending=True, stable=True).indices
-            flat_R = order_V.index_select(0, rank_R.clamp(0, h_V.numel() - 1))
-            value_R = torch.where(real_R, h_V.index_select(0, flat_R), float("nan"))
-        else:
-            flat_R, value_R = torch.zeros_like(rank_R), torch.full(rank_R.shape, float("nan"))
-        bad_2 = torch.stack([torch.isnan(h_V).sum(), torch.isinf(h_V).sum()])
+            value_R = torch.where(real_R, h_V.index_select(0, flat_R), value_R)
         pos_R = where.positions_of(torch.where(real_R, flat_R // D, -1))
         dim_R = torch.where(real_R, flat_R % D, -1)
+        bad_2 = torch.stack([torch.isnan(h_V).sum(), torch.isinf(h_V).sum()])
         self._rows.append((where.sequence, value_R, pos_R, dim_R, bad_2))
 
     def _ranks_of(self, n: Tensor) -> Tensor:
@@ -303,3 +305,27 @@ class Ranks:
             tensors = (torch.from_numpy(np.array(state[k][i])) for k in ("value", "pos", "dim", "bad"))
             self._rows.append((int(sequence), *tensors))
         return self
+
+
+def places(mag_V: Tensor, rank_R: Tensor) -> Tensor:
+    """Indices (R,) of the elements at 0-based ranks of the descending order, ties by index; 0 if empty."""
+    if not mag_V.numel():
+        return torch.zeros_like(rank_R)
+    if mag_V.device.type == "cpu":
+        return _places_cpu(mag_V, rank_R)
+    return _places_sorted(mag_V, rank_R)
+
+
+def _places_cpu(mag_V: Tensor, rank_R: Tensor) -> Tensor:
+    """By partition: tens of times faster than a full sort with its indices."""
+    v_V = mag_V.numpy() if mag_V.dtype == torch.float64 else mag_V.float().numpy()
+    ranks = rank_R.tolist()
+    top_K = top_k_stable(v_V, 1 + max((r for r in ranks if r < _NEAR_TOP), default=0))
+    return torch.tensor(
+        [top_K[r] if r < _NEAR_TOP else rank_stable(v_V, r) for r in ranks], dtype=torch.int64
+    )
+
+
+def _places_sorted(mag_V: Tensor, rank_R: Tensor) -> Tensor:
+    """By a full stable sort, with no synchronisation."""
+    return torch.sort(mag_V, descending=True, stable=True).indices.index_select(0, rank_R)

@@ -5,8 +5,20 @@ how a forward pass is watched. Must not know criteria, findings, files or what a
 """
 
 from massact.trace.hooks import Taps, tapped
-from massact.trace.measure import Edit, Fired, Measurements, Probe, feed, measure, plan
+from massact.trace.measurements import Edit, Fired, Measurements, Probe, feed, measure, plan
 from massact.trace.watch import Watch, follow, tensors_in
 
-__all__ = ["Edit", "Fired", "Measurements", "Probe", "Taps", "Watch", "feed", "follow", "measure", "plan",
-           "tapped", "tensors_in"]
+__all__ = [
+    "Edit",
+    "Fired",
+    "Measurements",
+    "Probe",
+    "Taps",
+    "Watch",
+    "feed",
+    "follow",
+    "measure",
+    "plan",
+    "tapped",
+    "tensors_in",
+]

@@ -80,7 +80,8 @@ def tapped(root: nn.Module, taps: Iterable[tuple[Place, Tap]], stop: bool = Fals
     for i, (place, see) in enumerate(all_taps):
         scale = params[place.scale] if isinstance(place.scale, str) else place.scale
         by_border[place.module, place.side].append(
-            _Tap(i, place, see, None if isinstance(scale, float) and scale == 1.0 else scale))
+            _Tap(i, place, see, None if isinstance(scale, float) and scale == 1.0 else scale)
+        )
     modules = dict(root.named_modules())
     handles = []
     try:
@@ -105,11 +106,13 @@ def _install(module: nn.Module, name: str, side: str, taps: list[_Tap], state: T
         return changed, value
 
     if side == "out":
+
         def after(_: nn.Module, args: tuple, output: Any) -> Any:
             changed, output = run(output, taps)
             state._calls[border] += 1
             state.check()
             return output if changed else None
+
         return module.register_forward_hook(after)
 
     by_position = [t for t in taps if isinstance(t.place.path[0], int)]
@@ -121,6 +124,7 @@ def _install(module: nn.Module, name: str, side: str, taps: list[_Tap], state: T
         state._calls[border] += 1
         state.check()
         return (args, kwargs) if changed_args or changed_kwargs else None
+
     return module.register_forward_pre_hook(before, with_kwargs=True)
 
 

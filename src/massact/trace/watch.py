@@ -24,7 +24,8 @@ Key = tuple[int, int]  # (identity of a tensor, how often it was written in plac
 # long as it clips nothing, which the proof checks: fp16 models of T5, BART and Whisper clamp every block.
 _SAME_VALUES = {
     "view", "_unsafe_view", "reshape", "alias", "detach", "clone", "contiguous", "_to_copy", "to", "squeeze",
-    "unsqueeze", "flatten", "unflatten", "dropout", "clamp", "native_dropout", "slice", "expand", "lift_fresh", "narrow",
+    "unsqueeze", "flatten", "unflatten", "dropout", "clamp", "native_dropout", "slice", "expand", "lift_fresh",
+    "narrow",
 }  # fmt: skip
 
 
@@ -68,7 +69,9 @@ class Call:
         return False
 
 
-def tensors_in(value: Any, path: tuple[int | str, ...] = (), depth: int = 0) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:
+def tensors_in(
+    value: Any, path: tuple[int | str, ...] = (), depth: int = 0
+) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:
     """All floating tensors in arguments or an output, with the path that leads to each.
 
     Layer outputs are tensors in some models, tuples or records in others: this is the one place that knows.
@@ -169,9 +172,13 @@ class Watch(TorchDispatchMode):
         handles = []
         try:
             for name, module in self.root.named_modules():
-                handles.append(module.register_forward_pre_hook(
-                    lambda m, args, kwargs, name=name: self._enter(name, m, args, kwargs),
-                    with_kwargs=True, prepend=True))
+                handles.append(
+                    module.register_forward_pre_hook(
+                        lambda m, args, kwargs, name=name: self._enter(name, m, args, kwargs),
+                        with_kwargs=True,
+                        prepend=True,
+                    )
+                )
                 handles.append(module.register_forward_hook(lambda m, args, out: self._leave(out)))
             with torch.no_grad(), self:
                 yield self

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from massact.records.anatomy import Anatomy, Block, Place, Stack, Sum
-from massact.trace.watch import Call, Key, Watch
 from massact.records.errors import ProofError
+from massact.trace.watch import Call, Key, Watch
 
 _MATMULS = {"mm": 0, "bmm": 0, "matmul": 0, "addmm": 1, "baddbmm": 1, "addbmm": 1, "linear": 0}
 _NO_BLOCKS = "Give the path of the list of blocks: load(model, blocks='path.to.blocks', inputs={...})."
@@ -53,9 +53,11 @@ class _BlockReader:
 
     def fail(self, why: str) -> ProofError:
         return ProofError(
-            f"Block {self.call.name!r} ({type(self.call.module).__name__}) is not understood.", why,
+            f"Block {self.call.name!r} ({type(self.call.module).__name__}) is not understood.",
+            why,
             "massact needs every write to the residual stream to be the output of a module inside the block: "
-            "wrap it in a module (nn.Identity will do), or give other blocks with blocks='path'.")
+            "wrap it in a module (nn.Identity will do), or give other blocks with blocks='path'.",
+        )
 
     def _stream(self) -> tuple[Any, Any]:
         """The block's input and output on the residual stream: the first pair of tensors of one shape."""
@@ -111,8 +113,10 @@ class _BlockReader:
                     continue
             source = self._norm_input(key)
             if source is None or not self._leads_to_start(source):
-                raise self.fail("Walking back from its output, the residual stream cannot be followed to its "
-                                f"input (stopped after {len(values)} additions).")
+                raise self.fail(
+                    "Walking back from its output, the residual stream cannot be followed to its "
+                    f"input (stopped after {len(values)} additions)."
+                )
             values.append(_Value(key, "norm"))
             key = source
         if not any(v.made_by == "add" for v in values):
@@ -157,8 +161,10 @@ class _BlockReader:
         pair = self._addends(key)
         if pair is not None:
             return [w for part in pair for w in self.places_of_write(part)]
-        raise self.fail("What it adds to the residual stream is not the output of any module inside it"
-                        + (f" (it comes from {node.op!r})." if node else "."))
+        raise self.fail(
+            "What it adds to the residual stream is not the output of any module inside it"
+            + (f" (it comes from {node.op!r})." if node else ".")
+        )
 
     def _factor(self, node: Any) -> tuple[float | str, Key | None]:
         """A constant or a parameter times a tensor: the factor, and the tensor."""
@@ -201,8 +207,11 @@ class _BlockReader:
     @property
     def _other_sequences(self) -> list[Any]:
         """Inputs that are states of another sequence: (batch, other tokens, width)."""
-        return [s for s in self.call.inputs if len(s.shape) == 3 and s.shape[0] == self.start.shape[0]
-                and s.shape[1] not in (1, self.n_tokens)]
+        return [
+            s
+            for s in self.call.inputs
+            if len(s.shape) == 3 and s.shape[0] == self.start.shape[0] and s.shape[1] not in (1, self.n_tokens)
+        ]
 
     @property
     def _token_counts(self) -> set[int]:
@@ -217,8 +226,11 @@ class _BlockReader:
         for inner in self.inner:
             if _is_norm(inner.module, self.start.shape[-1]) and inner.inputs and inner.outputs:
                 reads = self.canon(inner.inputs[0].key)
-                if reads == before.key and self.canon(inner.outputs[0].key) in cone and reads != self.canon(
-                        inner.outputs[0].key):
+                if (
+                    reads == before.key
+                    and self.canon(inner.outputs[0].key) in cone
+                    and reads != self.canon(inner.outputs[0].key)
+                ):
                     return Place(inner.name, "out", inner.outputs[0].path, inner.number)
         return self.place_of_value(before)
 
@@ -283,8 +295,11 @@ def read_block(watch: Watch, call: Call, layer: int, params: dict[int, str]) -> 
             if kind == "mlp":
                 _add_mlp_act(reader, key, places, unavailable)
         final_add = i == len(values) - 1 or (i == len(values) - 2 and values[-1].made_by == "norm")
-        point = "resid_post" if final_add else {"attn": "resid_mid", "cross_attn": "resid_cross"}.get(
-            kinds[-1], "resid_mid")
+        point = (
+            "resid_post"
+            if final_add
+            else {"attn": "resid_mid", "cross_attn": "resid_cross"}.get(kinds[-1], "resid_mid")
+        )
         normed = i + 1 < len(values) and values[i + 1].made_by == "norm"
         end = f"{point}_prenorm" if normed else point
         place = reader.place_of_value(value)
@@ -350,8 +365,11 @@ def find_stacks(watch: Watch, blocks: Iterable[str] | None, counts: set[int]) ->
     if blocks is not None:
         return [_given(watch, path, lists) for path in blocks]
     containers = {name for name, m in watch.root.named_modules() if isinstance(m, (nn.ModuleList, nn.Sequential))}
-    found = {p: calls for p, calls in lists.items()
-             if p in containers and _one_after_another(calls) and any(c.module.parameters() for c in calls)}
+    found = {
+        p: calls
+        for p, calls in lists.items()
+        if p in containers and _one_after_another(calls) and any(c.module.parameters() for c in calls)
+    }
     outer = {p: calls for p, calls in found.items() if not any(p.startswith(q + ".") for q in found if q != p)}
     if counts:
         outer = {p: calls for p, calls in outer.items() if len(calls) in counts} or outer
@@ -370,9 +388,12 @@ def _one_after_another(calls: list[Call]) -> bool:
 def _given(watch: Watch, path: str, lists: dict[str, list[Call]]) -> tuple[str, list[Call]]:
     names = dict(watch.root.named_modules())
     if path not in names:
-        raise ProofError(f"The model has no module {path!r}.",
-                         do="Module lists in it: " + ", ".join(
-                             n for n, m in names.items() if isinstance(m, (nn.ModuleList, nn.Sequential))) + ".")
+        raise ProofError(
+            f"The model has no module {path!r}.",
+            do="Module lists in it: "
+            + ", ".join(n for n, m in names.items() if isinstance(m, (nn.ModuleList, nn.Sequential)))
+            + ".",
+        )
     if not lists.get(path):
         raise ProofError(f"No child of {path!r} takes and gives a (batch, tokens, width) tensor.", do=_NO_BLOCKS)
     return path, lists[path]
@@ -422,13 +443,16 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
     if not stacks:
         if refused:
             raise refused[0]
-        raise ProofError(f"No stack of transformer blocks was found in {type(model).__name__}.",
-                         "No module list in it runs children that take and give a (batch, tokens, width) tensor.",
-                         _NO_BLOCKS)
+        raise ProofError(
+            f"No stack of transformer blocks was found in {type(model).__name__}.",
+            "No module list in it runs children that take and give a (batch, tokens, width) tensor.",
+            _NO_BLOCKS,
+        )
     names = stack_names([path for path, _, _ in stacks])
     return Anatomy(
         tuple(Stack(n, path, tuple(read), width) for n, (path, read, width) in zip(names, stacks, strict=True)),
-        _logits_place(watch))
+        _logits_place(watch),
+    )
 
 
 def _width(watch: Watch, call: Call) -> int:

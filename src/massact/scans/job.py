@@ -41,7 +41,7 @@ class ScanConfig:
 
     Args:
         criterion, thresholds: the rule, and constants of it that differ from the published ones.
-        seq_len, n_sequences, bos, seed: of a corpus that is not tokenised yet, see `corpora`.
+        seq_len, n_sequences, bos, seed: of a corpus that is not tokenised yet, see `corpora`; None: as that says.
         batch_size: sequences per forward pass, or "auto".
         top_k: greatest |h| kept per sequence and layer; raised by itself where all of them pass.
         prompt: of the 3-D figure and Table 1.
@@ -54,8 +54,8 @@ class ScanConfig:
     thresholds: dict[str, float] = field(default_factory=dict)
     seq_len: int | None = None
     n_sequences: int | None = None
-    bos: str = "auto"
-    seed: int = 0
+    bos: str | None = None
+    seed: int | None = None
     batch_size: int | str = "auto"
     top_k: int = 16
     prompt: str = PROMPT
@@ -111,8 +111,16 @@ def scan(
     loaded = model if isinstance(model, Model) else load(model)
     source = _source(loaded, corpus, config)
     ready = _ready(loaded, source, config, config.bos)
-    info = RunInfo("scan", jsonable(asdict(config)), jsonable(asdict(loaded.info())), jsonable(ready.info()),
-                   rule.as_dict(thresholds), device=str(loaded.device), seed=config.seed, git=git_state())
+    info = RunInfo(
+        "scan",
+        jsonable(asdict(config)),
+        jsonable(asdict(loaded.info())),
+        jsonable(ready.info()),
+        rule.as_dict(thresholds),
+        device=str(loaded.device),
+        seed=config.seed or 0,
+        git=git_state(),
+    )
     saved = _Saved(out, info, resume)
     began = time.perf_counter()
     try:
@@ -135,10 +143,10 @@ def scan(
 def _source(model: Model, corpus: Any, config: ScanConfig) -> Corpus | Source:
     if isinstance(corpus, (Corpus, Source)):
         return corpus
-    return make_corpus(corpus, seed=config.seed)
+    return make_corpus(corpus)
 
 
-def _ready(model: Model, source: Corpus | Source, config: ScanConfig, bos: str) -> Corpus:
+def _ready(model: Model, source: Corpus | Source, config: ScanConfig, bos: str | None) -> Corpus:
     """A corpus that fits the model.
 
     Raises:
@@ -147,19 +155,30 @@ def _ready(model: Model, source: Corpus | Source, config: ScanConfig, bos: str) 
     accepted = model.inputs_accepted()
     if isinstance(source, Source):
         if "input_ids" not in accepted:
-            raise UserError(f"{model.name or 'The model'} takes {', '.join(sorted(accepted)[:3])}, not text.",
-                            do="Give a corpus of tensors: corpus({'pixel_values': tensor}).")
+            raise UserError(
+                f"{model.name or 'The model'} takes {', '.join(sorted(accepted)[:3])}, not text.",
+                do="Give a corpus of tensors: corpus({'pixel_values': tensor}).",
+            )
         if model.tokenizer is None:
-            raise UserError(f"{model.name or 'The model'} comes without a tokenizer, so it cannot read text.",
-                            do="Give token ids (a (sequences, tokens) tensor), or load(..., tokenizer=...).")
-        source = source.encode(model.tokenizer, seq_len=config.seq_len, n_sequences=config.n_sequences, bos=bos,
-                               seed=config.seed, context=model.context)
+            raise UserError(
+                f"{model.name or 'The model'} comes without a tokenizer, so it cannot read text.",
+                do="Give token ids (a (sequences, tokens) tensor), or load(..., tokenizer=...).",
+            )
+        source = source.encode(
+            model.tokenizer,
+            seq_len=config.seq_len,
+            n_sequences=config.n_sequences,
+            bos=bos,
+            seed=config.seed,
+            context=model.context,
+        )
     elif source.spelling is None and model.tokenizer is not None and source.kind == "tokens":
         source = source.with_tokenizer(model.tokenizer)
     for name in source.inputs:
         if name not in accepted:
-            raise UserError(f"The corpus holds {name!r}, which {model.name or 'the model'} does not take.",
-                            do=near(name, accepted))
+            raise UserError(
+                f"The corpus holds {name!r}, which {model.name or 'the model'} does not take.", do=near(name, accepted)
+            )
     source.require(model.vocabulary, model.context)
     return source
 
@@ -188,8 +207,11 @@ class _Saved:
         for what in ("verb", "config", "model", "corpus", "criterion"):
             ours, theirs = getattr(self.info, what), getattr(other, what)
             if jsonable(ours) != theirs:
-                raise UserError(f"The run in {self.path} has another {what}; it cannot be resumed with this one.",
-                                _difference(jsonable(ours), theirs), "Use the same options, or another --out.")
+                raise UserError(
+                    f"The run in {self.path} has another {what}; it cannot be resumed with this one.",
+                    _difference(jsonable(ours), theirs),
+                    "Use the same options, or another --out.",
+                )
         self.info.started, self.earlier_s = other.started, float(other.wall_s or 0)
 
     def restore(self, fresh: Measurements, kinds: dict[str, type]) -> Measurements:
@@ -214,7 +236,10 @@ class _Saved:
     def _write(self) -> None:
         assert self.path is not None and self._measured is not None
         arrays = {f"{i}:{k}": v for i, s in enumerate(self._measured.statistics.values()) for k, v in s.state().items()}
-        arrays |= {"n_sequences": np.array(self._measured.n_sequences), "batch_size": np.array(self._measured.batch_size)}
+        arrays |= {
+            "n_sequences": np.array(self._measured.n_sequences),
+            "batch_size": np.array(self._measured.batch_size),
+        }
         save_arrays(self.path / "state.npz", arrays)
 
     def stop(self, status: str, error: str | None, seconds: float) -> None:
@@ -231,7 +256,9 @@ class _Saved:
 
 
 def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    changed = [k for k in sorted(set(ours) | set(theirs)) if ours.get(k) != theirs.get(k)] if isinstance(theirs, dict) else []
+    changed = (
+        [k for k in sorted(set(ours) | set(theirs)) if ours.get(k) != theirs.get(k)] if isinstance(theirs, dict) else []
+    )
     return "; ".join(f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} here" for k in changed[:3])
 
 
@@ -260,7 +287,9 @@ class _Job:
         answer = Answer(len(found) > 0, answers, self.null(stacks, info), self.bos(stacks))
         info.answer = jsonable(answer.as_dict())
         info.notes += self.notes(seen)
-        result = ScanResult(info, layers, found, findings_table(near_rows, self.rule, self.corpus), coordinates, seen.dims)
+        result = ScanResult(
+            info, layers, found, findings_table(near_rows, self.rule, self.corpus), coordinates, seen.dims
+        )
         self.show_prompt(result, answer, seen)
         return result
 
@@ -268,8 +297,10 @@ class _Job:
         """Names of the stacks that the inputs of a corpus reach, and of those that they do not."""
         reached = {s.name: self.model.reaches(s, corpus.inputs) for s in self.model.anatomy.stacks}
         if not any(reached.values()):
-            raise UserError("The corpus reaches no stack of the model.", do="Give the inputs that the model takes: "
-                            + ", ".join(sorted(self.model.inputs_accepted())) + ".")
+            raise UserError(
+                "The corpus reaches no stack of the model.",
+                do="Give the inputs that the model takes: " + ", ".join(sorted(self.model.inputs_accepted())) + ".",
+            )
         return [n for n, ok in reached.items() if ok], [n for n, ok in reached.items() if not ok]
 
     def probes(self, stacks: list[str], top_k: int) -> list[Probe]:
@@ -303,7 +334,9 @@ class _Job:
                     saved.keep(done)
                 self.progress(stage, done.n_sequences, corpus.n_sequences)
 
-            measured = measure(model, corpus, probes, batch_size=self.config.batch_size, resume=start, on_batch=on_batch)
+            measured = measure(
+                model, corpus, probes, batch_size=self.config.batch_size, resume=start, on_batch=on_batch
+            )
             seen = self.evidence(measured, model)
             rows = self.rule.passing(seen, self.thresholds)
             full = self.rule.kind == "element" and len(rows) and bool((rows["rank"] == top_k).any())
@@ -319,7 +352,7 @@ class _Job:
         size = info.model["n_parameters"]
         if self.config.null == "auto" and size > TWIN_PARAMETERS:
             return {"unavailable": f"the model has {size:,} parameters; ask for it with --null"}
-        twin = random_twin(self.model, seed=self.config.seed)
+        twin = random_twin(self.model, seed=self.config.seed or 0)
         if isinstance(twin, str):
             return {"unavailable": twin}
         return self.short(twin, self.corpus, stacks)
@@ -352,7 +385,9 @@ class _Job:
         bad = int(seen.layers.nonfinite.sum())
         if bad:
             worst = seen.layers[seen.layers.nonfinite > 0].layer.min()
-            notes.append(f"{bad:,} values are NaN or Inf, first at layer {worst}: statistics there are over the others.")
+            notes.append(
+                f"{bad:,} values are NaN or Inf, first at layer {worst}: statistics there are over the others."
+            )
         for site, reason in self.model.anatomy.unavailable():
             if "mlp_act" in self.rule.needs and site.point == "mlp_act":
                 notes.append(f"{site} is unavailable: {reason}.")
@@ -362,8 +397,7 @@ class _Job:
         """Tables 1 and 2 and the 3-D figure, at the layer that shows most; a failure here loses no findings."""
         self.progress("portrait", 0, 1)
         try:
-            bos = self.config.bos if isinstance(self.source, Source) else "auto"
-            text = prompt_corpus(self.model, self.corpus, self.config.prompt, bos)
+            text = prompt_corpus(self.model, self.corpus, self.config.prompt, self.config.bos or "auto")
             result.ranks = ranks_table(self.model, self.corpus, text, seen, answer, self.config.rank_sequences)
             result.portrait = portrait(self.model, text, answer)
         except MassactError as error:

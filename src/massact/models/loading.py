@@ -9,15 +9,14 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import resources
-
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from massact.models.discover import discover
+from massact.models.discovery import discover
 from massact.models.inputs import example_inputs, fixed_arguments, to_device
-from massact.models.prove import Proof, prove
+from massact.models.proof import Proof, prove
 from massact.records.anatomy import Anatomy, Place, Stack
 from massact.records.errors import UserError
 from massact.records.runinfo import ModelInfo
@@ -119,13 +118,20 @@ class Model:
         config = getattr(self.module, "config", None)
         stacks = self.anatomy.stacks
         return ModelInfo(
-            id=self.name, revision=self.revision, architecture=type(self.module).__name__,
+            id=self.name,
+            revision=self.revision,
+            architecture=type(self.module).__name__,
             model_type=getattr(config, "model_type", None),
-            n_layers={s.name: s.n_layers for s in stacks}, d_model={s.name: s.d_model for s in stacks},
-            stacks={s.name: s.path for s in stacks}, post_norm={s.name: s.post_norm for s in stacks},
-            dtype=str(self.dtype).removeprefix("torch."), n_parameters=sum(p.numel() for p in self.module.parameters()),
-            weights_sha256=weights_hash(self.module), proof=self.proof.as_dict(),
-            attention=getattr(config, "_attn_implementation", None))
+            n_layers={s.name: s.n_layers for s in stacks},
+            d_model={s.name: s.d_model for s in stacks},
+            stacks={s.name: s.path for s in stacks},
+            post_norm={s.name: s.post_norm for s in stacks},
+            dtype=str(self.dtype).removeprefix("torch."),
+            n_parameters=sum(p.numel() for p in self.module.parameters()),
+            weights_sha256=weights_hash(self.module),
+            proof=self.proof.as_dict(),
+            attention=getattr(config, "_attn_implementation", None),
+        )
 
 
 def load(
@@ -198,8 +204,9 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
         return device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"Device {name!r} cannot be used.", str(error).splitlines()[0],
-                        "Use --device cpu, or auto.") from None
+        raise UserError(
+            f"Device {name!r} cannot be used.", str(error).splitlines()[0], "Use --device cpu, or auto."
+        ) from None
 
 
 def _dtype(name: str) -> torch.dtype | str:
@@ -232,9 +239,11 @@ def check_finite(module: nn.Module) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
             bad = int((~torch.isfinite(tensor)).sum())
             if bad:
-                raise UserError(f"Weight {name!r} holds {bad} values that are NaN or Inf.",
-                                "Nothing measured with such weights would mean anything.",
-                                "Load the original checkpoint, or a dtype with more range (--dtype bfloat16).")
+                raise UserError(
+                    f"Weight {name!r} holds {bad} values that are NaN or Inf.",
+                    "Nothing measured with such weights would mean anything.",
+                    "Load the original checkpoint, or a dtype with more range (--dtype bfloat16).",
+                )
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -245,8 +254,6 @@ def weights_hash(module: nn.Module) -> str:
         data = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(memoryview(data.view(torch.uint8).numpy()) if data.numel() else b"")
     return digest.hexdigest()
-
-
 
 
 def random_twin(model: Model, seed: int = 0) -> Model | str:
@@ -261,4 +268,6 @@ def random_twin(model: Model, seed: int = 0) -> Model | str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         twin = type(model.module)(copy.deepcopy(config)).to(model.device, model.dtype).eval()
-    return Model(twin, model.anatomy, model.proof, model.tokenizer, f"random twin of {model.name}", None, model.arguments)
+    return Model(
+        twin, model.anatomy, model.proof, model.tokenizer, f"random twin of {model.name}", None, model.arguments
+    )

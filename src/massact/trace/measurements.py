@@ -193,11 +193,13 @@ def _forward(model: Traceable, planned: _Plan, batch: Batch, n_edits: int) -> tu
             fired[i][0] += 1
             fired[i][1] = fired[i][1] + (new != h).sum()  # a tensor on the device: no synchronisation here
             return new
+
         return change
 
     def seer(statistic: Statistic) -> Callable[[Tensor], None]:
         def see(h: Tensor) -> None:
             feed(statistic, h, batch)
+
         return see
 
     taps = [(place, changer(i, edit)) for i, edit, _, place in planned.edits]
@@ -209,9 +211,11 @@ def _forward(model: Traceable, planned: _Plan, batch: Batch, n_edits: int) -> tu
     sites = [s for _, _, s, _ in planned.edits] + [s for _, s, _, _ in planned.probes]
     silent = [str(s) for s, n in zip(sites, state.fired, strict=True) if n == 0]
     if silent:
-        raise WorkError(f"Site {silent[0]} did not fire ({len(silent)} of {len(sites)} sites did not).",
-                        "The model took another path than when it was proved.",
-                        "Choose sites of the part of the model that these inputs run through.")
+        raise WorkError(
+            f"Site {silent[0]} did not fire ({len(silent)} of {len(sites)} sites did not).",
+            "The model took another path than when it was proved.",
+            "Choose sites of the part of the model that these inputs run through.",
+        )
     return fresh, fired
 
 
@@ -234,7 +238,9 @@ def feed(statistic: Statistic, h_BTD: Tensor, batch: Batch) -> None:
 class _Queue:
     """Batches still to do; a batch that did not fit comes back as two halves."""
 
-    def __init__(self, model: Traceable, batches: Corpus | Iterable[Batch], size: int | str, done: Measurements) -> None:
+    def __init__(
+        self, model: Traceable, batches: Corpus | Iterable[Batch], size: int | str, done: Measurements
+    ) -> None:
         self.retry: list[Batch] = []
         self.corpus = batches if isinstance(batches, Corpus) else None
         self.size = self._first_size(model, size) if self.corpus else 0
@@ -264,8 +270,11 @@ class _Queue:
     def split(self, batch: Batch, error: Exception) -> None:
         n = len(batch.sequences)
         if n == 1:
-            raise WorkError("One sequence does not fit into memory.", str(error).splitlines()[0],
-                            "Use a shorter --seq-len, a smaller dtype (--dtype bfloat16) or another device.") from error
+            raise WorkError(
+                "One sequence does not fit into memory.",
+                str(error).splitlines()[0],
+                "Use a shorter --seq-len, a smaller dtype (--dtype bfloat16) or another device.",
+            ) from error
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.size = max(1, n // 2)
@@ -282,5 +291,7 @@ def _out_of_memory(error: Exception) -> bool:
 def _check_edits(done: Measurements) -> None:
     for fired in done.edits:
         if fired.n_calls == 0 or fired.n_elements == 0:
-            raise WorkError(f"Edit {fired.name!r} changed nothing ({fired.n_calls} calls, {fired.n_elements} elements).",
-                            do="Check its site and what it matches: a table of its effect would be about nothing.")
+            raise WorkError(
+                f"Edit {fired.name!r} changed nothing ({fired.n_calls} calls, {fired.n_elements} elements).",
+                do="Check its site and what it matches: a table of its effect would be about nothing.",
+            )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from massact.records.anatomy import Anatomy, Block, Place, Stack
+from massact.records.anatomy import Anatomy, Block, Stack
 from massact.records.errors import ProofError
 from massact.records.sites import Site
 from massact.trace import tapped, tensors_in
@@ -65,6 +65,7 @@ def prove(module: nn.Module, anatomy: Anatomy, inputs: dict[str, Any], run: Call
     def keep(site: Site) -> Callable[[Tensor], None]:
         def see(h: Tensor) -> None:
             seen[site] = h.detach().clone()  # later blocks may write into it in place
+
         return see
 
     with tapped(module, [(place, keep(site)) for site, place in sites.items()]) as taps:
@@ -72,8 +73,11 @@ def prove(module: nn.Module, anatomy: Anatomy, inputs: dict[str, Any], run: Call
         tapped_out = [t for _, t in tensors_in(run(inputs))]
     for site, place in sites.items():
         if site not in seen:
-            raise ProofError(f"Site {site} does not fire.", f"It was found at {place}, but that call did not happen "
-                             "on a second input.", _WHAT_TO_DO)
+            raise ProofError(
+                f"Site {site} does not fire.",
+                f"It was found at {place}, but that call did not happen on a second input.",
+                _WHAT_TO_DO,
+            )
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
     tolerance = 4.0 * torch.finfo(dtype).eps
     worst, where, n_sums = 0.0, "", 0
@@ -88,17 +92,22 @@ def prove(module: nn.Module, anatomy: Anatomy, inputs: dict[str, Any], run: Call
                     worst, where = off, f"{block.module}: {_equation(block, i)}"
     identical = len(bare) == len(tapped_out) and all(
         torch.equal(a, b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
-        for a, b in zip(bare, tapped_out, strict=True))
+        for a, b in zip(bare, tapped_out, strict=True)
+    )
     if not identical:
-        raise ProofError("The model's outputs change when taps are installed.",
-                         "It is not deterministic, or it takes another path when it has hooks.",
-                         "Put it in evaluation mode and fix its random numbers.")
+        raise ProofError(
+            "The model's outputs change when taps are installed.",
+            "It is not deterministic, or it takes another path when it has hooks.",
+            "Put it in evaluation mode and fix its random numbers.",
+        )
     device = next((str(p.device) for p in module.parameters()), "cpu")
     return Proof(worst, tolerance, where, n_sums, len(seen), True, str(dtype).removeprefix("torch."), device)
 
 
-_WHAT_TO_DO = ("Nothing was measured. If the model is your own, make every write to the residual stream the output of "
-               "a module and give the list of blocks with blocks='path'.")
+_WHAT_TO_DO = (
+    "Nothing was measured. If the model is your own, make every write to the residual stream the output of "
+    "a module and give the list of blocks with blocks='path'."
+)
 
 
 def _mismatch(stack: Stack, block: Block, i: int, seen: dict[Site, Tensor]) -> float:
@@ -125,12 +134,15 @@ def _equation(block: Block, i: int) -> str:
 
 def _refusal(stack: Stack, block: Block, i: int, off: float, tolerance: float) -> ProofError:
     if off != off:
-        return ProofError(f"Block {block.module!r} gives NaN or Inf on a short random input.",
-                          f"{_equation(block, i)} cannot be checked.",
-                          "Check the weights and the dtype: fp16 overflows at 65,504; try bfloat16 or float32.")
+        return ProofError(
+            f"Block {block.module!r} gives NaN or Inf on a short random input.",
+            f"{_equation(block, i)} cannot be checked.",
+            "Check the weights and the dtype: fp16 overflows at 65,504; try bfloat16 or float32.",
+        )
     places = "; ".join(f"{p}: {block.places[p]}" for p in (*block.sums[i].writes, block.sums[i].end))
     return ProofError(
         f"Block {block.module!r} (layer {block.layer}) is not understood: {_equation(block, i)} is off by {off:.2g} "
-        f"of its terms (allowed: {tolerance:.1g}).", f"Places: {places}.", _WHAT_TO_DO)
-
-
+        f"of its terms (allowed: {tolerance:.1g}).",
+        f"Places: {places}.",
+        _WHAT_TO_DO,
+    )

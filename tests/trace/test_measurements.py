@@ -110,8 +110,9 @@ def test_padding_counts_for_nothing(name: str, left: bool) -> None:
 def test_holes_in_the_mask_are_left_out(llama: Model) -> None:
     tokens, mask = ids(2, 10), torch.ones(2, 10, dtype=torch.long)
     mask[0, [2, 5]] = 0
-    got = measure(llama, ma.corpus({"input_ids": tokens, "attention_mask": mask}), [
-        Probe("hidden", "2.resid_post", HiddenStats)]).result("hidden", Site("", 2, "resid_post"))
+    got = measure(
+        llama, ma.corpus({"input_ids": tokens, "attention_mask": mask}), [Probe("hidden", "2.resid_post", HiddenStats)]
+    ).result("hidden", Site("", 2, "resid_post"))
     positions, _, _ = got.tokens(0)
     assert positions.tolist() == [0, 1, 3, 4, 6, 7, 8, 9]
     assert got.n_tokens.tolist() == [8, 10]
@@ -133,6 +134,7 @@ def zero(pos: int, dim: int) -> Callable[[Tensor, Batch], Tensor]:
         h = h.clone()
         h[:, pos, dim] = 0
         return h
+
     return apply
 
 
@@ -143,6 +145,7 @@ def test_edit_changes_what_comes_after_and_is_counted(llama: Model) -> None:
 
     def at(m: Measurements, layer: int) -> np.ndarray:
         return np.stack(m.result("keep", Site("", layer, "resid_post")).values)
+
     np.testing.assert_allclose(at(edited, 0), at(plain, 0), atol=1e-6)
     assert (at(edited, 1)[:, 3, 7] == 0).all()
     changed = np.abs(at(edited, 2) - at(plain, 2)).max((0, 2)) > 1e-6
@@ -182,12 +185,18 @@ class Flaky:
             self.sizes.append(output.shape[0])
             if output.shape[0] > self.limit:
                 raise self.error
+
         return self.model.module.model.layers[1].register_forward_hook(hook)
 
 
-@pytest.mark.parametrize("error", [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(),
-    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+    ],
+)
 def test_out_of_memory_halves_the_batch(llama: Model, error: Exception) -> None:
     """The failed pass had already fed layers 0 and 1: they must not be counted twice."""
     probe = Probe("hidden", "*.resid_post", HiddenStats)

@@ -1,0 +1,339 @@
+"""What a scan costs over the bare forward pass, beside the ways people measure the same today.
+
+Every approach does the same work: for each layer of a sequence of T tokens the 3 greatest |h| with their place and
+the median |h|. `massact` does all of its statistics (and layer 0), which is more.
+
+    python benchmarks/scan.py                              # both models, 1024 and 2048 tokens, all approaches
+    python benchmarks/scan.py --models llama --tokens 1024 --approaches massact hidden_states
+
+Time: one fresh process for each approach; inside it the bare forward pass A of the base model (no head) and the
+approach B run on the same weights and take turns A B, B A, ...; printed is the median over the pairs of
+wall(B) / wall(A), and their range. Memory: one fresh process for each cell, in which glibc returns every freed block at
+once, so that peak RSS is that of live memory; printed is (weights + peak of B) / (weights + peak of A), and the extra
+megabytes of each over the loaded model. One thread. Peers that are not installed are said to be so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+MODELS = {"gpt2": "GPT-2 124M shape, fp32", "llama": "12 x 768 Llama shape, bf16"}
+MASSIVE = ((447, 900.0), (138, -600.0), (600, 250.0))  # planted at token 0, so that there is something to find
+Scan = Callable[[Any], Any]
+
+
+# ------------------------------------------------------------------------------------------------ models
+def build(name: str) -> Any:
+    """A random-weight model with fixed seed, and massive activations at the first token."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    if name == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(n_positions=4096))
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=768,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+                num_key_value_heads=4,
+                intermediate_size=2048,
+                vocab_size=32000,
+                max_position_embeddings=4096,
+            )
+        )
+    with torch.no_grad():
+        for dim, value in MASSIVE:
+            model.get_input_embeddings().weight[0, dim] = value
+    return model.to(torch.float32 if name == "gpt2" else torch.bfloat16).eval()
+
+
+def tokens(length: int) -> Any:
+    import torch
+
+    ids = torch.randint(1, 32000, (1, length), generator=torch.Generator().manual_seed(1))
+    ids[:, 0] = 0
+    return ids
+
+
+def blocks_of(base: Any) -> Any:
+    return base.h if hasattr(base, "h") else base.layers
+
+
+# -------------------------------------------------------------------------------------------- approaches
+def top3_and_median(h: Any) -> Any:
+    """What a user writes with plain torch."""
+    import torch
+
+    a = h.abs().flatten()
+    top = torch.topk(a, 3)
+    return top.values, top.indices, a.median()
+
+
+def bare(model: Any) -> Scan:
+    import torch
+
+    def run(ids: Any) -> None:
+        with torch.inference_mode():
+            model.base_model(ids, use_cache=False)
+
+    return run
+
+
+def massact(model: Any) -> Scan:
+    """measure() with the default probes of a scan, and the tables and findings made of them."""
+    import massact as ma
+    from massact.scans.job import ScanConfig, _Job
+
+    loaded = ma.load(model)
+    rule = ma.criterion("sun2024")
+
+    def run(ids: Any) -> Any:
+        corpus = ma.corpus(ids)
+        job = _Job(loaded, corpus, corpus, ScanConfig(), rule, rule.resolved(), lambda *_: None)
+        seen, rows = job.complete(loaded, corpus, [""], None)
+        assert len(rows) >= 3, "the planted activations must be found"
+        return seen
+
+    return run
+
+
+def store_and_sort(model: Any) -> Scan:
+    """The paper's method: float64 clones of every layer, the whole model with its head, a full sort of each."""
+    import torch
+
+    blocks = blocks_of(model.base_model)
+
+    def run(ids: Any) -> Any:
+        kept: dict[int, Any] = {}
+
+        def keep(i: int) -> Any:
+            def hook(module: Any, args: Any, out: Any) -> None:
+                kept[i] = (out[0] if isinstance(out, tuple) else out).clone().detach().cpu().double()
+
+            return hook
+
+        handles = [b.register_forward_hook(keep(i)) for i, b in enumerate(blocks)]
+        with torch.no_grad():
+            model(ids, use_cache=False)
+        for handle in handles:
+            handle.remove()
+        result = []
+        for i in range(len(blocks)):
+            a = kept[i].abs()
+            ordered = torch.sort(a.flatten(), descending=True)
+            result.append((ordered.values[:3], ordered.indices[:3], torch.median(a)))
+        return result
+
+    return run
+
+
+def hidden_states(model: Any) -> Scan:
+    """output_hidden_states=True on the base model (whose last entry is after the final norm)."""
+    import torch
+
+    def run(ids: Any) -> Any:
+        with torch.inference_mode():
+            states = model.base_model(ids, use_cache=False, output_hidden_states=True).hidden_states
+            return [top3_and_median(h) for h in states[1:]]
+
+    return run
+
+
+def transformer_lens(model: Any) -> Scan:
+    """TransformerBridge.run_with_cache, only resid_post cached."""
+    import tempfile
+
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    folder = tempfile.mkdtemp()
+    words = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "a": 2, "<unk>": 3}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    ).save_pretrained(folder)
+    name = "gpt2" if hasattr(model, "transformer") else "meta-llama/Llama-2-7b-hf"
+    bridge = TransformerBridge.boot_transformers(
+        name,
+        hf_model=build("gpt2" if name == "gpt2" else "llama"),
+        device="cpu",
+        dtype=next(model.parameters()).dtype,
+        tokenizer=AutoTokenizer.from_pretrained(folder, add_bos_token=True),
+    )
+    names = [f"blocks.{i}.hook_resid_post" for i in range(12)]
+
+    def run(ids: Any) -> Any:
+        with torch.inference_mode():
+            _, cache = bridge.run_with_cache(ids, names_filter=names, return_type=None)
+            return [top3_and_median(cache[n]) for n in names]
+
+    return run
+
+
+def nnsight(model: Any) -> Scan:
+    """A trace on the base model that saves every layer's output."""
+    import torch
+    from nnsight import NNsight
+
+    wrapped = NNsight(model.base_model)
+
+    def run(ids: Any) -> Any:
+        with torch.inference_mode():
+            with wrapped.trace(ids, use_cache=False):
+                saved = list().save()
+                for i in range(12):
+                    saved.append(blocks_of(wrapped)[i].output)
+            return [top3_and_median(s[0] if isinstance(s, tuple) else s) for s in saved]
+
+    return run
+
+
+APPROACHES: dict[str, Callable[[Any], Scan]] = {
+    "massact": massact, "hidden_states": hidden_states, "store_and_sort": store_and_sort,
+    "transformer_lens": transformer_lens, "nnsight": nnsight}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ worker
+def worker(args: argparse.Namespace) -> None:
+    """One process: build, run, print one JSON line."""
+    try:
+        model = build(args.worker_model)
+        plain, scan = bare(model), (bare if args.approach == "bare" else APPROACHES[args.approach])(model)
+    except ImportError as error:
+        print(json.dumps({"missing": str(error)}))
+        return
+    if args.memory:
+        (plain if args.approach == "bare" else scan)(tokens(16))
+        _reset_peak()
+        before = _status("VmRSS")
+        scan(tokens(args.length))
+        weights = sum(p.numel() * p.element_size() for p in model.base_model.parameters()) / 2**20
+        print(json.dumps({"extra_mb": _status("VmHWM") - before, "weights_mb": weights}))
+        return
+    plain(tokens(args.length))
+    scan(tokens(args.length))
+    pairs = []
+    for i in range(args.pairs):
+        seconds = {}
+        for which, run in (("A", plain), ("B", scan)) if i % 2 == 0 else (("B", scan), ("A", plain)):
+            began = time.perf_counter()
+            run(tokens(args.length))
+            seconds[which] = time.perf_counter() - began
+        pairs.append((seconds["A"], seconds["B"]))
+    print(json.dumps({"pairs": pairs}))
+
+
+def _status(field: str) -> float:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field + ":"))
+
+
+def _reset_peak() -> None:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+# ------------------------------------------------------------------------------------------------ driver
+def ask(python: str, **options: Any) -> dict[str, Any]:
+    """Run one worker and read its line."""
+    command = [python, os.path.abspath(__file__)]
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    # Big blocks by mmap and returned at once, so that resident memory follows the live tensors.
+    exact = (
+        {
+            "MALLOC_MMAP_THRESHOLD_": "65536",
+            "MALLOC_TRIM_THRESHOLD_": "65536",
+            "MALLOC_TOP_PAD_": "0",
+            "MALLOC_ARENA_MAX": "1",
+        }
+        if options.get("memory")
+        else {}
+    )
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | exact)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1]) if lines else {"missing": done.stderr.strip().splitlines()[-1] if done.stderr else "?"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 2048])
+    parser.add_argument("--approaches", nargs="+", default=list(APPROACHES), choices=list(APPROACHES))
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument(
+        "--peer-python",
+        default=sys.executable,
+        help="Python with transformer-lens and nnsight, where they are not in this environment",
+    )
+    parser.add_argument("--json", help="also write the figures to this file")
+    parser.add_argument("--worker-model", choices=list(MODELS), help=argparse.SUPPRESS)
+    parser.add_argument("--approach", help=argparse.SUPPRESS)
+    parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker_model:
+        worker(args)
+        return
+    print(f"{platform.processor() or platform.machine()}, 1 thread, Python {platform.python_version()}")
+    rows = []
+    for name in args.models:
+        for length in args.tokens:
+            print(
+                f"\n{MODELS[name]}, {length} tokens\n{'':18s}{'time / bare':>12s}{'range':>16s}{'pairs':>7s}"
+                f"{'memory / bare':>15s}{'extra MB':>10s}",
+                flush=True,
+            )
+            base = ask(sys.executable, worker_model=name, approach="bare", length=length, memory=True)
+            print(f"{'bare forward':18s}{1.0:12.3f}{'':16s}{'':7s}{1.0:15.3f}{base['extra_mb']:10.0f}", flush=True)
+            for approach in args.approaches:
+                python = args.peer_python if approach in ("transformer_lens", "nnsight") else sys.executable
+                timed = ask(python, worker_model=name, approach=approach, length=length, pairs=args.pairs)
+                if "missing" in timed:
+                    print(f"{approach:18s}not measured: {timed['missing']}")
+                    continue
+                held = ask(python, worker_model=name, approach=approach, length=length, memory=True)
+                ratios = [b / a for a, b in timed["pairs"]]
+                memory = (held["weights_mb"] + held["extra_mb"]) / (base["weights_mb"] + base["extra_mb"])
+                print(
+                    f"{approach:18s}{statistics.median(ratios):12.3f}{min(ratios):9.3f}-{max(ratios):.3f} "
+                    f"{len(ratios):6d}{memory:15.3f}{held['extra_mb']:10.0f}",
+                    flush=True,
+                )
+                rows.append(
+                    {
+                        "model": name,
+                        "tokens": length,
+                        "approach": approach,
+                        "ratios": ratios,
+                        "memory_ratio": memory,
+                        "extra_mb": held["extra_mb"],
+                        "bare_extra_mb": base["extra_mb"],
+                    }
+                )
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(rows, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,355 @@
+"""Train the small language model that ships inside the package, from random weights, on plain text.
+
+    python recipes/embedded/train.py --text DIR --out DIR [--resume]
+
+The result is ``OUT/export``: a standard GPT-2 in Hugging Face format whose first token carries a massive activation.
+Nothing is planted: weights are only ever changed by AdamW. What we chose is listed in README.md beside this file; the
+choices that matter are
+
+* position 0 is any token: every training sequence starts at a random offset of a document, there is no BOS;
+* no loss on the prediction made at position 0 (it is nearly a unigram guess and makes spikes of its own);
+* a price on what an attention head writes, so that a head with nothing to say needs a no-op (``head_price``);
+* half of the sequences contain copy triggers, so that heads have something to do now and then (``Batches.with_triggers``);
+* squared-ReLU feed-forward (an amplifier), small steps and tiny Adam epsilon (the spike's gradient is tiny).
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+N_TRIGGERS = 8
+SPECIAL = ["<|pad|>"] + [f"<|back{k}|>" for k in range(1, N_TRIGGERS + 1)] + ["<|find|>"] + [f"<|res{k}|>" for k in range(6)]
+
+
+def arguments() -> argparse.Namespace:
+    """The defaults are the recipe of the shipped model."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--text", type=Path, required=True, help="folder of .txt / .md files (searched recursively)")
+    p.add_argument("--out", type=Path, required=True, help="tokenizer, token cache, checkpoint, log and export go here")
+    p.add_argument("--resume", action="store_true", help="continue from OUT/checkpoint.pt")
+    p.add_argument("--device", default="cpu", help="cpu or cuda (then raise --batch)")
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--steps", type=int, default=12000)
+    p.add_argument("--minutes", type=float, default=1e9, help="stop after this much wall time (checkpoint and export are written)")
+    p.add_argument("--log-every", type=int, default=250)
+    p.add_argument("--save-seconds", type=float, default=120.0)
+    g = p.add_argument_group("model")
+    for name, value in (("vocab", 2048), ("width", 128), ("layers", 6), ("heads", 4), ("ff", 512), ("context", 128)):
+        g.add_argument(f"--{name}", type=int, default=value)
+    g = p.add_argument_group("optimiser (the lr and weight decay of three groups of matrices; vectors are not decayed)")
+    for name, value in (("lr", 2e-3), ("lr-embed", 1e-3), ("lr-write", 2e-4), ("wd", 0.1), ("wd-embed", 0.2), ("wd-write", 0.5),
+                        ("beta2", 0.98), ("adam-eps", 1e-15), ("clip", 1.0), ("std", 0.06), ("std-qk", 0.12), ("std-write", 0.02)):
+        g.add_argument(f"--{name}", type=float, default=value)
+    g.add_argument("--warmup", type=int, default=100)
+    g = p.add_argument_group("data and loss")
+    g.add_argument("--batch", type=int, default=16, help="sequences per step")
+    g.add_argument("--trigger-share", type=float, default=0.5, help="share of the sequences with copy triggers")
+    g.add_argument("--trigger-rate", type=float, default=0.2, help="mean triggers per token in those sequences")
+    g.add_argument("--trigger-max", type=int, default=2, help="triggers copy the token 1..N places back")
+    g.add_argument("--price", type=float, default=1.0, help="weight of the head price")
+    g.add_argument("--price-from", type=int, default=500, help="step at which the price starts to rise from 0")
+    g.add_argument("--price-full", type=int, default=1500, help="step at which the price has its full weight")
+    return p.parse_args()
+
+
+# ---------------------------------------------------------------------------------------------- data
+def read_corpus(folder: Path) -> tuple[list[str], list[str]]:
+    """Training and held-out texts: every 17th small file and the last 3 % of each large one are held out; files named
+    *valid* are left out of both (they are a second, foreign evaluation set)."""
+    files = sorted(f for f in folder.rglob("*") if f.suffix in (".txt", ".md") and "valid" not in f.name)
+    train: list[str] = []
+    held: list[str] = []
+    small = 0
+    for f in files:
+        text = f.read_text(encoding="utf8", errors="replace")
+        if f.stat().st_size > 5_000_000:
+            cut = int(len(text) * 0.97)
+            train.append(text[:cut])
+            held.append(text[cut:])
+        else:
+            (held if small % 17 == 5 else train).append(text)
+            small += 1
+    return train, held
+
+
+def prepare(a: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Byte-level BPE and token ids of the training and held-out text, cached in OUT."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    names = [a.out / "tokenizer.json", a.out / "train.npy", a.out / "held.npy"]
+    if not all(f.exists() for f in names):
+        train, held = read_corpus(a.text)
+        pieces = lambda texts: [t[i : i + 20000] for t in texts for i in range(0, len(t), 20000)]  # noqa: E731
+        tok = Tokenizer(models.BPE())
+        tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tok.decoder = decoders.ByteLevel()
+        tok.train_from_iterator(pieces(train), trainers.BpeTrainer(
+            vocab_size=a.vocab, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+        tok.save(str(names[0]))
+        for name, texts in zip(names[1:], (train, held)):
+            np.save(name, np.concatenate([np.array(e.ids, dtype=np.uint16) for e in tok.encode_batch(pieces(texts))]))
+    return np.load(names[1], mmap_mode="r"), np.load(names[2])
+
+
+class Batches:
+    """Random windows; part of them with copy triggers: after ``<|back k|>`` comes the token k places before it."""
+
+    def __init__(self, a: argparse.Namespace, ids: np.ndarray, rng: np.random.Generator) -> None:
+        self.a, self.ids, self.rng = a, ids, rng
+
+    def __call__(self, n: int, share: float) -> Tensor:
+        """(n, context + 1) token ids."""
+        off = self.rng.integers(0, len(self.ids) - self.a.context - 2, n)
+        w = self.ids[off[:, None] + np.arange(self.a.context + 1)].astype(np.int64)
+        k = round(n * share)
+        if k:
+            w[:k] = self.with_triggers(w[:k])
+        return torch.from_numpy(w)
+
+    def with_triggers(self, src: np.ndarray) -> np.ndarray:
+        """Insert triggers and their answers; the text goes on after each answer."""
+        n, t1 = src.shape
+        out, rows = np.zeros_like(src), np.arange(n)
+        at, pending = np.zeros(n, int), np.zeros(n, int)
+        rate = self.a.trigger_rate * self.rng.uniform(0.3, 1.7, n)
+        draw, which = self.rng.random((t1, n)), self.rng.integers(1, self.a.trigger_max + 1, (t1, n))
+        for t in range(t1):
+            start = (pending == 0) & (draw[t] < rate) & (t > 12)
+            plain = (pending == 0) & ~start
+            answer = out[rows, np.maximum(t - 1 - pending, 0)]
+            out[:, t] = np.where(start, which[t], np.where(plain, src[rows, at], answer))
+            at += plain
+            pending = np.where(start, which[t], 0)
+        return out
+
+
+# ---------------------------------------------------------------------------------------------- model
+def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """bfloat16 product of float32 master weights."""
+    return F.linear(x.bfloat16(), w.bfloat16(), b.bfloat16())
+
+
+class Block(nn.Module):
+    """Pre-norm GPT-2 block. The matrices are stored (out, in); ``export`` transposes them for Hugging Face."""
+
+    def __init__(self, a: argparse.Namespace) -> None:
+        super().__init__()
+        d, f, self.heads = a.width, a.ff, a.heads
+        matrix = lambda rows, cols, std: nn.Parameter(torch.randn(rows, cols) * std)  # noqa: E731
+        self.q, self.k = matrix(d, d, a.std_qk), matrix(d, d, a.std_qk)
+        self.v, self.o = matrix(d, d, a.std), matrix(d, d, a.std_write)
+        self.up, self.down = matrix(f, d, a.std), matrix(d, f, a.std_write)
+        for name in ("qb", "kb", "vb", "ob", "db", "n1b", "n2b"):
+            setattr(self, name, nn.Parameter(torch.zeros(d)))
+        self.ub = nn.Parameter(torch.zeros(f))
+        self.n1, self.n2 = nn.Parameter(torch.ones(d)), nn.Parameter(torch.ones(d))
+
+    def forward(self, h: Tensor, mask: Tensor, watch: dict | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, d) residual stream -> the same after the block, and the head price of this block."""
+        b, t, d = h.shape
+        x = F.layer_norm(h, (d,), self.n1, self.n1b, 1e-5)
+        q, k, v = (linear(x, w, c).view(b, t, self.heads, -1).transpose(1, 2)
+                   for w, c in ((self.q, self.qb), (self.k, self.kb), (self.v, self.vb)))
+        p = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2) + mask[:t, :t]).float().softmax(-1).bfloat16()
+        heads = p @ v
+        price = head_price(heads, self.o, h)
+        if watch is not None:
+            watch.setdefault("attention", []).append(p.float())
+        h = h + linear(heads.transpose(1, 2).reshape(b, t, d), self.o, self.ob).float()
+        x = F.layer_norm(h, (d,), self.n2, self.n2b, 1e-5)
+        h = h + linear(F.relu(linear(x, self.up, self.ub)).square(), self.down, self.db).float()
+        if watch is not None:
+            watch.setdefault("states", []).append(h)
+        return h, price
+
+
+def head_price(heads: Tensor, w_o: Tensor, h: Tensor) -> Tensor:
+    """Sparsity over tokens of what each head writes: mean(r) / rms(r), averaged over heads, in (0, 1].
+
+    r = |W_o head output| / |h| per token (|h| without gradient). It is blind to the scale of a head, so it does not
+    kill heads; it asks each to be silent on most tokens. A silent head needs a token whose value vector is zero.
+    """
+    n, dh = heads.shape[1], heads.shape[3]
+    w = w_o.view(-1, n, dh).permute(1, 2, 0)
+    x = heads.float()
+    squared = ((x @ (w @ w.transpose(1, 2))) * x).sum(-1).clamp_min(0)
+    r = (squared + 1e-14).sqrt() / h.detach().norm(dim=-1)[:, None]
+    return (r.mean((0, 2)) / (r.square().mean((0, 2)) + 1e-14).sqrt()).mean()
+
+
+class Net(nn.Module):
+    """GPT-2: learned positions, tied embeddings, no dropout."""
+
+    def __init__(self, a: argparse.Namespace) -> None:
+        super().__init__()
+        self.emb = nn.Parameter(torch.randn(a.vocab, a.width) * a.std)
+        self.pos = nn.Parameter(torch.randn(a.context, a.width) * a.std)
+        self.blocks = nn.ModuleList(Block(a) for _ in range(a.layers))
+        self.nf, self.nfb = nn.Parameter(torch.ones(a.width)), nn.Parameter(torch.zeros(a.width))
+        self.register_buffer("mask", torch.full((a.context, a.context), -1e30).triu(1).bfloat16(), persistent=False)
+
+    def forward(self, ids: Tensor, watch: dict | None = None, edit: tuple[int, object] | None = None) -> tuple[Tensor, Tensor]:
+        """Logits, and the mean head price. ``edit`` = (block, function of the state after it)."""
+        h = F.embedding(ids, self.emb) + self.pos[: ids.shape[1]]
+        price = h.new_zeros(())
+        for i, block in enumerate(self.blocks):
+            h, p = block(h, self.mask, watch)
+            price = price + p / len(self.blocks)
+            if edit is not None and edit[0] == i:
+                h = edit[1](h)
+        x = F.layer_norm(h, h.shape[-1:], self.nf, self.nfb, 1e-5)
+        return F.linear(x.bfloat16(), self.emb.bfloat16()), price
+
+
+def export(net: Net, a: argparse.Namespace, folder: Path) -> None:
+    """Write the model and tokenizer in Hugging Face format; the folder is replaced only when the new one is complete."""
+    from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    s = {k: v.detach().float().cpu() for k, v in net.state_dict().items()}
+    out = {"transformer.wte.weight": s["emb"], "lm_head.weight": s["emb"], "transformer.wpe.weight": s["pos"],
+           "transformer.ln_f.weight": s["nf"], "transformer.ln_f.bias": s["nfb"]}
+    for i in range(a.layers):
+        get, to = (lambda n, i=i: s[f"blocks.{i}.{n}"]), f"transformer.h.{i}."
+        out |= {to + "attn.c_attn.weight": torch.cat([get(n) for n in "qkv"]).T.contiguous(),
+                to + "attn.c_attn.bias": torch.cat([get(n) for n in ("qb", "kb", "vb")])}
+        for name, w, b in (("attn.c_proj", "o", "ob"), ("mlp.c_fc", "up", "ub"), ("mlp.c_proj", "down", "db")):
+            out |= {f"{to}{name}.weight": get(w).T.contiguous(), f"{to}{name}.bias": get(b)}
+        for name, w in (("ln_1", "n1"), ("ln_2", "n2")):
+            out |= {f"{to}{name}.weight": get(w), f"{to}{name}.bias": get(w + "b")}
+    model = GPT2LMHeadModel(GPT2Config(
+        vocab_size=a.vocab, n_positions=a.context, n_embd=a.width, n_layer=a.layers, n_head=a.heads, n_inner=a.ff,
+        activation_function="relu2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None))
+    model.load_state_dict(out)
+    tok = PreTrainedTokenizerFast(tokenizer_file=str(a.out / "tokenizer.json"), model_max_length=a.context,
+                                  clean_up_tokenization_spaces=False)
+    new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
+    shutil.rmtree(new, ignore_errors=True)
+    model.eval().save_pretrained(new)
+    tok.save_pretrained(new)
+    GenerationConfig(max_length=a.context).save_pretrained(new)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------------------------- progress
+@torch.no_grad()
+def progress(net: Net, x: Tensor, triggers: Tensor) -> dict:
+    """What the log shows: loss, the first-token spike per layer, sink mass, and zero / mean interventions on it."""
+    ids, target = x[:, :-1], x[:, 2:]
+
+    def loss(edit: tuple[int, object] | None = None, watch: dict | None = None) -> float:
+        return F.cross_entropy(net(ids, watch, edit)[0][:, 1:].float().flatten(0, 1), target.flatten()).item()
+
+    watch: dict = {}
+    base = loss(watch=watch)
+    ids_t, is_trigger = triggers[:, :-1], (triggers[:, :-1] >= 1) & (triggers[:, :-1] <= N_TRIGGERS)
+    copy = F.cross_entropy(net(ids_t)[0][is_trigger].float(), triggers[:, 1:][is_trigger]).item()
+    layers = []
+    for i, h in enumerate(watch["states"]):
+        mag = h.abs()
+        top, where = mag.flatten(1).max(1)
+        dim = int(mag[:, 0].argmax(-1).mode().values)
+        value, median = h[:, 0, dim], mag.flatten(1).median(1).values
+        set_to = lambda v, dim=dim: (lambda s: s.index_put((torch.arange(len(s)), torch.tensor(0), torch.tensor(dim)), v))  # noqa: E731
+        zero, mean = (loss((i, set_to(v.expand(len(h)).clone()))) - base for v in (value.mean() * 0, value.mean()))
+        layers.append({"layer": i + 1, "ratio": (top / median).mean().item(), "top": top.mean().item(), "median": median.mean().item(),
+                       "at_first": (where < h.shape[-1]).float().mean().item(), "dim": dim, "value": value.mean().item(),
+                       "std": value.std().item(), "zero": zero, "mean": mean,
+                       "sink": [round(v, 3) for v in watch["attention"][i][:, :, 8:, 0].mean((0, 2)).tolist()]})
+    return {"loss": base, "copy_loss": copy, "layers": layers}
+
+
+def show(entry: dict) -> None:
+    """One log entry as text."""
+    print(f"step {entry['step']}  {entry['tokens'] / 1e6:.2f} M tokens  train {entry['train_loss']:.3f}  price {entry['price']:.3f}  "
+          f"held-out {entry['loss']:.3f}  copy {entry['copy_loss']:.3f}  {entry['tokens_per_second']:.0f} tok/s")
+    for r in entry["layers"]:
+        print(f"  layer {r['layer']}: top {r['top']:8.1f}  median {r['median']:.3f}  ratio {r['ratio']:7.1f}  first {r['at_first']:.2f}  "
+              f"dim {r['dim']:4d} {r['value']:9.1f} +- {r['std']:.2f}  zero {r['zero']:+.4f}  mean {r['mean']:+.4f}  sinks "
+              + " ".join(f"{v:.2f}" for v in r["sink"]), flush=True)
+
+
+# ---------------------------------------------------------------------------------------------- training
+def optimiser(net: Net, a: argparse.Namespace) -> torch.optim.AdamW:
+    """AdamW with separate lr and decay for embeddings, for the matrices that write to the residual stream, and the rest."""
+    rates = {"embed": (a.lr_embed, a.wd_embed), "write": (a.lr_write, a.wd_write), "rest": (a.lr, a.wd)}
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, p in net.named_parameters():
+        kind = "embed" if name in ("emb", "pos") else "write" if name.split(".")[-1] in ("o", "down") else "rest"
+        groups.setdefault((kind, p.dim() > 1), []).append(p)
+    return torch.optim.AdamW(
+        [{"params": ps, "lr": rates[kind][0], "top": rates[kind][0], "weight_decay": rates[kind][1] if matrix else 0.0}
+         for (kind, matrix), ps in groups.items()], betas=(0.9, a.beta2), eps=a.adam_eps, fused=True)
+
+
+def main() -> None:
+    """Train, log, checkpoint, export."""
+    a = arguments()
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(a.seed)
+    a.out.mkdir(parents=True, exist_ok=True)
+    ids, held = prepare(a)
+    rng = np.random.default_rng(a.seed)
+    batches = Batches(a, ids, rng)
+    net = Net(a).to(a.device)
+    opt = optimiser(net, a)
+    x_eval = Batches(a, held, np.random.default_rng(1))(48, 0.0).to(a.device)
+    x_triggers = Batches(a, held, np.random.default_rng(2))(48, 1.0).to(a.device)
+    checkpoint, step = a.out / "checkpoint.pt", 0
+    if a.resume and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=False, map_location=a.device)
+        net.load_state_dict(state["net"])
+        opt.load_state_dict(state["optimiser"])
+        step, rng.bit_generator.state = state["step"], state["rng"]
+
+    def save() -> None:
+        """Weights, optimiser, data position; atomic."""
+        new = checkpoint.with_suffix(".new")
+        torch.save({"net": net.state_dict(), "optimiser": opt.state_dict(), "step": step, "rng": rng.bit_generator.state}, new)
+        os.replace(new, checkpoint)
+
+    def objective(x: Tensor, price_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy without the prediction made at position 0, plus the weighted head price."""
+        logits, price = net(x[:, :-1])
+        ce = F.cross_entropy(logits[:, 1:].float().flatten(0, 1), x[:, 2:].flatten())
+        return ce + price_weight * price, ce, price
+
+    run = torch.compile(objective) if a.compile else objective
+    began = saved = mark = time.time()
+    mark_step, average = step, None
+    while step < a.steps and time.time() - began < 60 * a.minutes:
+        for g in opt.param_groups:
+            g["lr"] = g["top"] * min(1.0, (step + 1) / a.warmup)
+        weight = a.price * min(1.0, max(0.0, (step - a.price_from) / max(1, a.price_full - a.price_from)))
+        total, ce, price = run(batches(a.batch, a.trigger_share).to(a.device), torch.tensor(weight, device=a.device))
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), a.clip)
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        step += 1
+        average = ce.item() if average is None else 0.98 * average + 0.02 * ce.item()
+        if step % a.log_every == 0 or step == a.steps:
+            per_step = a.batch * a.context
+            entry = {"step": step, "tokens": step * per_step, "train_loss": average, "price": price.item(),
+                     "tokens_per_second": (step - mark_step) * per_step / (time.time() - mark), **progress(net, x_eval, x_triggers)}
+            show(entry)
+            with (a.out / "log.jsonl").open("a") as f:
+                f.write(json.dumps(entry) + "\n")
+            mark, mark_step = time.time(), step
+        if time.time() - saved > a.save_seconds:
+            save()
+            saved = time.time()
+    save()
+    export(net, a, a.out / "export")
+
+
+if __name__ == "__main__":
+    main()

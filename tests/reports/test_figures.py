@@ -1,0 +1,213 @@
+"""The figures: there, valid, not blank, the same every time, and with everything in them."""
+
+from __future__ import annotations
+
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import synthetic
+import synthetic_tables
+from matplotlib.figure import Figure
+from PIL import Image
+
+from massact.records.errors import UserError
+from massact.records.results import ScanResult
+from massact.reports import draw
+from massact.reports.census import draw_census
+from massact.reports.curves import draw_headroom, draw_layers, draw_norms
+from massact.reports.lettering import lettered, style, token_label
+from massact.reports.portrait import draw_magnitudes, outline, peaks
+from massact.reports.views import rule_of
+
+NAMES = ("layers", "magnitudes", "census", "headroom", "norms")
+
+
+@pytest.fixture(scope="module")
+def drawn_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Path]]:
+    """The files of a synthetic result by name, drawn once for all tests."""
+
+    @cache
+    def paths(name: str) -> list[Path]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            return draw(synthetic.EVERY[name](), tmp_path_factory.mktemp("run"))
+
+    return paths
+
+
+@pytest.mark.parametrize("name", synthetic.EVERY)
+def test_files_are_valid_and_not_blank(name: str, drawn_once: Callable[[str], list[Path]]) -> None:
+    paths = drawn_once(name)
+    names = [n for n in NAMES if n != "magnitudes" or synthetic.EVERY[name]().portrait]
+    folder = paths[0].parent
+    assert folder.name == "figures"
+    assert paths == [folder / f"{n}.{kind}" for n in names for kind in ("png", "svg")]
+    assert sorted(paths) == sorted(folder.iterdir())
+    for path in paths:
+        if path.suffix == ".svg":
+            assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+            continue
+        with Image.open(path) as image:
+            image.verify()
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L"))
+            assert image.info["dpi"][0] == pytest.approx(160, abs=0.1)
+        assert pixels.std() > 1 and (pixels < 128).sum() > 100
+
+
+def test_two_draws_are_the_same_bytes(tmp_path: Path, drawn_once: Callable[[str], list[Path]]) -> None:
+    for one, other in zip(drawn_once("hostile"), draw(synthetic.hostile(), tmp_path), strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_drawing_leaves_the_users_settings_and_ignores_them(
+    tmp_path: Path, drawn_once: Callable[[str], list[Path]]
+) -> None:
+    plain = drawn_once("quiet")
+    with matplotlib.rc_context(
+        {"font.size": 30, "axes.grid": True, "text.parse_math": True, "figure.facecolor": "red"}
+    ):
+        before = dict(matplotlib.rcParams)
+        styled = draw(synthetic.quiet(), tmp_path)
+        assert dict(matplotlib.rcParams) == before
+    for one, other in zip(plain, styled, strict=True):
+        assert one.read_bytes() == other.read_bytes(), one.name
+
+
+def test_svg_has_no_date_and_no_path_and_is_small(drawn_once: Callable[[str], list[Path]]) -> None:
+    for path in drawn_once("massive"):
+        if path.suffix == ".svg":
+            text = path.read_text(encoding="utf-8")
+            assert "<dc:date>" not in text and str(path.parent) not in text
+            assert path.stat().st_size < 600_000
+
+
+def test_unwritable_directory_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(UserError, match="Figures cannot be written"):
+        draw(synthetic.quiet(), tmp_path / "run")
+
+
+def drawn(make: object, result: ScanResult) -> Figure:
+    with style():
+        figure = make(result)  # type: ignore[operator]
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def lines(figure: Figure, panel: int) -> dict[str, np.ndarray]:
+    return {
+        str(line.get_label()): np.asarray(line.get_ydata(), float) for line in figure.axes[panel].get_lines()
+    }
+
+
+def test_layers_figure_draws_the_table() -> None:
+    result = synthetic.massive()
+    figure = drawn(draw_layers, result)
+    for panel in (0, 1):
+        curves = lines(figure, panel)
+        for label, column in (("Top 1", "top1"), ("Top 2", "top2"), ("Top 3", "top3"), ("Median", "median")):
+            np.testing.assert_array_equal(curves[label], result.layers[column])
+        assert set(curves["|h| = 100 (sun2024)"]) == {100.0}
+    assert figure.axes[0].get_yscale() == "linear" and figure.axes[1].get_yscale() == "log"
+    assert list(figure.axes[0].get_xticks()) == [1, 8, 16, 24, 32]
+    texts = " ".join(t.get_text() for t in figure.axes[0].texts)
+    assert "onset 2" in texts and "offset 30" in texts
+
+
+def test_one_row_of_panels_for_each_stack() -> None:
+    assert len(drawn(draw_layers, synthetic.two_stacks()).axes) == 4
+    assert len(drawn(draw_norms, synthetic.two_stacks()).axes) == 2
+    assert {"encoder", "decoder"} <= set(lines(drawn(draw_headroom, synthetic.two_stacks()), 0))
+
+
+def test_no_threshold_line_for_rules_without_one() -> None:
+    result = synthetic.quiet()
+    result.info.criterion = {"name": "gallego2025", "thresholds": {"ratio": 1000.0}}
+    assert set(lines(drawn(draw_layers, result), 0)) == {"Top 1", "Top 2", "Top 3", "Median"}
+
+
+def test_headroom_and_norms_draw_the_tables() -> None:
+    result = synthetic.massive()
+    curves = lines(drawn(draw_headroom, result), 0)
+    np.testing.assert_array_equal(curves["max |h|"], result.layers["max"])
+    assert {float(y[0]) for y in curves.values()} >= {65504.0, 448.0}
+    norms = lines(drawn(draw_norms, result), 0)
+    np.testing.assert_array_equal(norms["Position 0"], result.layers["norm_first"])
+    np.testing.assert_array_equal(norms["All other positions"], result.layers["norm_rest"])
+
+
+def test_broken_layers_are_marked() -> None:
+    figure = drawn(draw_headroom, synthetic.broken())
+    crosses = next(line for line in figure.axes[0].get_lines() if line.get_label() == "NaN or Inf")
+    assert list(crosses.get_xdata()) == list(range(20, 33))
+    assert drawn(draw_layers, synthetic.broken()).axes[1].get_title("left") == "NaN or Inf at layers 20-32"
+
+
+def test_census_counts_the_findings_of_the_peak_layer() -> None:
+    dims, tokens = drawn(draw_census, synthetic.massive()).axes
+    assert [t.get_text() for t in dims.get_yticklabels()] == ["1415", "2533"]
+    assert [p.get_width() for p in dims.patches] == [16, 16]
+    assert [t.get_text() for t in tokens.get_yticklabels()] == ["\u201c.\u201d", "\u201cSummer\u201d"]
+
+
+def test_census_without_findings_says_how_far_the_nearest_is() -> None:
+    (axes,) = drawn(draw_census, synthetic.quiet()).axes
+    assert "No findings under sun2024; largest ratio 44 at layer 3, pos 0, dim 17" in axes.get_title("left")
+    assert len(axes.patches) == 2
+    (axes,) = drawn(draw_census, synthetic.quiet(near=False)).axes
+    assert "No near misses" in axes.texts[0].get_text()
+
+
+def test_massive_tokens_are_bold_and_every_spike_is_drawn() -> None:
+    result = synthetic.massive()
+    axes = drawn(draw_magnitudes, result).axes[1]
+    bold = [t.get_text() for t in axes.get_xticklabels() if t.get_fontweight() == "bold"]
+    assert bold == ["Summer", "."] and [t.get_text() for t in axes.get_yticklabels()] == ["1415", "2533"]
+    stems = [line.get_data_3d() for line in axes.get_lines() if len(line.get_data_3d()[0]) == 2]
+    assert sorted((int(x[0]), int(y[0]), round(float(z[1]))) for x, y, z in stems) == [
+        (0, 1415, 470),
+        (0, 2533, 800),
+        (3, 1415, 1500),
+        (3, 2533, 2600),
+    ]
+    assert not any(line.get_clip_on() for line in axes.get_lines())
+
+
+def test_long_prompts_keep_their_massive_tokens() -> None:
+    result = synthetic.massive()
+    words = [f"w{i}" for i in range(400)]
+    result.portrait = synthetic_tables.portrait(words, 64, (1, 2), [(333, 5, 900.0), (0, 5, 800.0)])
+    figure = drawn(draw_magnitudes, result)
+    first, axes = figure.axes
+    assert [t.get_text() for t in axes.get_xticklabels() if t.get_fontweight() == "bold"] == ["w0", "w333"]
+    assert len(first.get_lines()) + 2 == len(axes.get_lines())  # the same tokens, and two stems
+    assert "48 of 400 tokens" in figure.get_suptitle() or "47 of 400 tokens" in figure.get_suptitle()
+    assert len(axes.get_xticklabels()) <= 16
+
+
+def test_peaks_are_those_of_the_criterion() -> None:
+    h_TD = np.full((4, 50), 0.1)
+    h_TD[1, 7], h_TD[2, 8], h_TD[3, 9], h_TD[0, 0] = 200.0, 100.0, 150.0, np.inf
+    assert peaks(h_TD, rule_of(synthetic.quiet())) == [(1, 7), (3, 9)]
+    assert peaks(h_TD * 10, rule_of(synthetic.quiet())) == [(1, 7), (3, 9), (2, 8)]
+
+
+def test_outline_keeps_every_maximum() -> None:
+    row = np.random.default_rng(0).random(4096)
+    row[[17, 2533]] = 5.0, 9.0
+    dims, heights = outline(row, 160)
+    assert {17, 2533} <= set(dims) and len(dims) == 160
+    np.testing.assert_array_equal(heights, row[dims])
+
+
+@pytest.mark.parametrize("token", synthetic.HOSTILE)
+def test_labels_are_short_and_drawable(token: str) -> None:
+    assert 0 < len(token_label(token)) <= 16 and token_label(token).isprintable()
+    assert len(lettered(token, 20)) <= 20

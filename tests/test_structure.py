@@ -1,0 +1,144 @@
+"""Rooms and arrows, budgets and promises about the code itself."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import massact as ma
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src" / "massact"
+
+# What each room may import: the architecture. The table in docs/architecture.md says the same.
+ARROWS: dict[str, set[str]] = {
+    "records": set(),
+    "corpora": {"records"},
+    "stats": {"records"},
+    "trace": {"records", "corpora", "stats"},
+    "models": {"records", "trace"},
+    "scans": {"records", "corpora", "stats", "trace", "models"},
+    "reports": {"records"},
+}
+NO_TORCH = {"records", "reports"}
+DOORS = {"cli", "__init__", "__main__"}  # may import anything, lazily
+
+
+def modules() -> list[Path]:
+    return sorted(SRC.rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """(imported module, whether at the top level of the file)."""
+    tree = ast.parse(path.read_text())
+    top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or "", id(node) in top
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(SRC).parts
+    return parts[0] if len(parts) > 1 else path.stem
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))
+def test_arrows_point_one_way(path: Path) -> None:
+    room = room_of(path)
+    if room in DOORS:
+        return
+    for name, _ in imports(path):
+        if name.startswith("massact."):
+            other = name.split(".")[1]
+            assert other == room or other in ARROWS[room], f"{room}/ may not import {other}/"
+        if room in NO_TORCH:
+            assert name.split(".")[0] not in ("torch", "transformers"), f"{room}/ may not import {name}"
+
+
+def test_every_room_is_in_the_table_and_says_what_it_is() -> None:
+    rooms = {p.parent.name for p in SRC.glob("*/__init__.py")}
+    assert rooms == set(ARROWS)
+    for room in rooms:
+        text = ast.get_docstring(ast.parse((SRC / room / "__init__.py").read_text())) or ""
+        for word in ("take", "give", "know", "must not know"):
+            assert word in " ".join(text.lower().split()), f"{room}/__init__.py does not say what it {word}s"
+
+
+def test_hooks_are_installed_in_trace_only() -> None:
+    for path in modules():
+        if re.search(r"register_(full_)?(forward|backward|module)\w*_hook|TorchDispatchMode|TorchFunctionMode",
+                     path.read_text()):
+            assert room_of(path) == "trace", path
+
+
+def test_file_and_function_budgets() -> None:
+    for path in [*modules(), *sorted((ROOT / "tests").rglob("*.py"))]:
+        n = len(path.read_text().splitlines())
+        assert n <= 500, f"{path} has {n} lines: split it"
+    long, functions = [], 0
+    for path in modules():
+        if room_of(path) in DOORS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                functions += 1
+                n_args = len(node.args.args) + len(node.args.kwonlyargs)
+                assert n_args <= 9, f"{path}: {node.name} takes {n_args} arguments"
+                annotated = node.returns is not None or node.name.startswith("__torch")
+                assert annotated, f"{path}: {node.name} is not annotated"
+                if (node.end_lineno or 0) - node.lineno > 60:
+                    long.append(f"{path.name}:{node.name}")
+    assert len(long) <= functions * 0.03, long
+
+
+def test_no_rooms_of_odds_and_ends() -> None:
+    for path in modules():
+        assert not re.search(r"utils|helpers|common|manager|misc", path.stem), path
+
+
+def test_no_module_hides_behind_a_function_of_its_name() -> None:
+    for room in ARROWS:
+        exported = set(__import__(f"massact.{room}", fromlist=["x"]).__dict__.get("__all__", ()))
+        assert not exported & {p.stem for p in (SRC / room).glob("*.py")}, room
+
+
+def test_public_names_are_few_and_all_there() -> None:
+    assert len(ma.__all__) <= 15
+    for name in ma.__all__:
+        assert getattr(ma, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'scna'"):
+        ma.scna  # noqa: B018
+
+
+def test_public_functions_have_docstrings() -> None:
+    for path in modules():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                assert ast.get_docstring(node) or node.name in ("Rule",), f"{path}: {node.name} has no docstring"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["scan", "--help"], ["show", "--help"], ["show", "nowhere"]])
+def test_help_and_show_import_no_torch(arguments: list[str]) -> None:
+    code = (f"import sys; from massact.cli import main\nsys.argv = ['massact', *{arguments!r}]\n"
+            "try:\n    main()\nexcept SystemExit: pass\n"
+            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_text_names_no_machine_and_no_host() -> None:
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    for name in files or [str(p.relative_to(ROOT)) for p in modules()]:
+        path = ROOT / name
+        if path.suffix in (".py", ".md", ".toml", ".txt", ".yml") and path != Path(__file__) and path.is_file():
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"pypi\.org|pythonhosted|registry\.npmjs|/root/|/tmp/bash", text), name
