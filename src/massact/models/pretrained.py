@@ -18,6 +18,9 @@ from massact.records.errors import UserError
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf")
 
+# Files of which a tokenizer needs at least one.
+_VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.vocab", "spiece.model", "*.bpe*", "*.tiktoken", "*.spm")
+
 
 def read_pretrained(
     spec: str, dtype: torch.dtype | str, revision: str | None, options: dict[str, Any]
@@ -189,8 +192,16 @@ def _check_report(spec: str, report: dict[str, Any]) -> None:
 
 
 def _tokenizer(spec: str, config: Any, common: dict[str, Any]) -> Any:
-    """The tokenizer beside the weights; None for models without text, and where there is none."""
+    """The tokenizer beside the weights; None for models without text, and where there is none.
+
+    From a folder without tokenizer files transformers makes an empty tokenizer of the model's family, which turns
+    any text into unknown tokens: that one is not taken. A text corpus then says that there is no tokenizer.
+    """
     try:
-        return transformers.AutoTokenizer.from_pretrained(spec, **common)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(spec, **common)
     except Exception:
-        return None  # asked for only when a text corpus is used, which then says that there is none
+        return None
+    words = getattr(config, "vocab_size", None) or getattr(getattr(config, "text_config", None), "vocab_size", 0)
+    folder = Path(spec)
+    empty = 10 * len(tokenizer) < words or (folder.is_dir() and not any(f for p in _VOCABULARY for f in folder.glob(p)))
+    return None if empty else tokenizer
