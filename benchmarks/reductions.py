@@ -125,14 +125,10 @@ def ns_per_value(size: str, dtype: str, repeats: int) -> dict[str, float]:
 
 def main() -> None:
     """Print one table: a row per reduction, a column per size and dtype."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", nargs="+", default=SIZES)
     parser.add_argument("--dtype", nargs="+", default=DTYPES)
-    parser.add_argument(
-        "--repeats", type=int, default=0, help="0: about as many as fit in ten seconds a column"
-    )
+    parser.add_argument("--repeats", type=int, default=0, help="0: about as many as fit in ten seconds a column")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -75,8 +75,9 @@ def test_every_room_is_in_the_table_and_says_what_it_is() -> None:
 
 def test_hooks_are_installed_in_trace_only() -> None:
     for path in modules():
-        if re.search(r"register_(full_)?(forward|backward|module)\w*_hook|TorchDispatchMode|TorchFunctionMode",
-                     path.read_text()):
+        if re.search(
+            r"register_(full_)?(forward|backward|module)\w*_hook|TorchDispatchMode|TorchFunctionMode", path.read_text()
+        ):
             assert room_of(path) == "trace", path
 
 
@@ -128,9 +129,11 @@ def test_public_functions_have_docstrings() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["scan", "--help"], ["show", "--help"], ["show", "nowhere"]])
 def test_help_and_show_import_no_torch(arguments: list[str]) -> None:
-    code = (f"import sys; from massact.cli import main\nsys.argv = ['massact', *{arguments!r}]\n"
-            "try:\n    main()\nexcept SystemExit: pass\n"
-            "assert 'torch' not in sys.modules and 'transformers' not in sys.modules")
+    code = (
+        f"import sys; from massact.cli import main\nsys.argv = ['massact', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
 

@@ -334,13 +334,15 @@ def test_interrupted_scan_resumes_to_the_same_result(tmp_path: Path) -> None:
     module = build("llama")
     module.save_pretrained(folder)
     arguments = [str(folder), "--out", str(tmp_path / "run")]
-    code = ("import sys, time\nimport massact.scans.job as s\ns.SAVE_EVERY_S = 0\n"
-            "import massact.corpora as c\nimport torch\nimport massact as ma\n"
-            "ids = torch.randint(5, 90, (64, 16), generator=torch.Generator().manual_seed(0))\n"
-            "def slow(stage, done, total):\n    print(stage, done, flush=True)\n    time.sleep(0.05)\n"
-            "m = ma.load(sys.argv[1])\n"
-            "ma.scan(m, ids, out=sys.argv[3], resume='--resume' in sys.argv, batch_size=2, progress=slow,\n"
-            "        null=False)\n")
+    code = (
+        "import sys, time\nimport massact.scans.job as s\ns.SAVE_EVERY_S = 0\n"
+        "import massact.corpora as c\nimport torch\nimport massact as ma\n"
+        "ids = torch.randint(5, 90, (64, 16), generator=torch.Generator().manual_seed(0))\n"
+        "def slow(stage, done, total):\n    print(stage, done, flush=True)\n    time.sleep(0.05)\n"
+        "m = ma.load(sys.argv[1])\n"
+        "ma.scan(m, ids, out=sys.argv[3], resume='--resume' in sys.argv, batch_size=2, progress=slow,\n"
+        "        null=False)\n"
+    )
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     for line in process.stdout:
@@ -354,8 +356,12 @@ def test_interrupted_scan_resumes_to_the_same_result(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     first = int(done.stdout.splitlines()[0].split()[1])
     assert first > 10, "it began again instead of going on"
-    whole = ma.scan(ma.load(folder), torch.randint(5, 90, (64, 16), generator=torch.Generator().manual_seed(0)),
-                    batch_size=2, null=False)
+    whole = ma.scan(
+        ma.load(folder),
+        torch.randint(5, 90, (64, 16), generator=torch.Generator().manual_seed(0)),
+        batch_size=2,
+        null=False,
+    )
     resumed = ma.open_run(tmp_path / "run")
     for table in ("layers", "findings", "dims", "coordinates"):
         pd.testing.assert_frame_equal(getattr(resumed, table), getattr(whole, table))

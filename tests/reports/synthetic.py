@@ -62,9 +62,7 @@ def massive(
     """Like LLaMA2-7B: two dims, the start token and the first delimiter, from layer 2 to layer 30."""
     rows, last = findings_rows(span, tokens, stack), span[1]
     coordinates = coordinates_rows(rows, stack)
-    near = [
-        finding(layer, 1, 3, 1512, 160.0, 0.2, tokens[1], "delimiter", stack, 5) for layer in range(10, 17)
-    ]
+    near = [finding(layer, 1, 3, 1512, 160.0, 0.2, tokens[1], "delimiter", stack, 5) for layer in range(10, 17)]
     spikes = [(0, 1415, 470.0), (0, 2533, 800.0), (3, 1415, 1500.0), (3, 2533, 2600.0)]
     return ScanResult(
         info(_massive_answer(rows, coordinates, n_layers, span, stack)),
@@ -183,9 +181,7 @@ def broken() -> ScanResult:
     stack = replace(answer.stacks[0], onset_jump=float("inf"), spread=float("nan"), nonfinite=13 * 4096)
     result.info.answer = jsonable(replace(answer, stacks=[stack]).as_dict())
     result.coordinates[["std", "spread"]] = np.nan
-    result.info.notes = [
-        "53,248 values are NaN or Inf, first at layer 20: statistics there are over the others."
-    ]
+    result.info.notes = ["53,248 values are NaN or Inf, first at layer 20: statistics there are over the others."]
     result.portrait["magnitude"][2] = np.nan
     result.portrait["magnitude"][1, 0, 7] = np.inf
     return result

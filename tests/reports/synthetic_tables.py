@@ -102,6 +102,7 @@ def ranks_rows(layer: int, height: float, stack: str = "") -> list[dict[str, obj
             rows.append(
                 {
                     "stack": stack,
+                    "site": "resid_post",
                     "layer": layer,
                     "source": source,
                     "rank": name,

@@ -102,9 +102,7 @@ def drawn(make: object, result: ScanResult) -> Figure:
 
 
 def lines(figure: Figure, panel: int) -> dict[str, np.ndarray]:
-    return {
-        str(line.get_label()): np.asarray(line.get_ydata(), float) for line in figure.axes[panel].get_lines()
-    }
+    return {str(line.get_label()): np.asarray(line.get_ydata(), float) for line in figure.axes[panel].get_lines()}
 
 
 def test_layers_figure_draws_the_table() -> None:

@@ -83,18 +83,14 @@ ANSWERS = st.builds(
 @st.composite
 def results(draw_: st.DrawFn) -> ScanResult:
     stacks = draw_(st.lists(ANSWERS, max_size=2))
-    answer = Answer(
-        any(s.n_findings for s in stacks), stacks, draw_(st.sampled_from([{}, {"unavailable": "x"}]))
-    )
+    answer = Answer(any(s.n_findings for s in stacks), stacks, draw_(st.sampled_from([{}, {"unavailable": "x"}])))
     tables = {t: frame(t, draw_(rows(t))) for t in SCAN_TABLES}
     info = synthetic.info(answer)
     info.notes = draw_(st.lists(TEXT, max_size=2))
     return ScanResult(info, **tables)
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
-)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(results())
 def test_any_tables_can_be_said_and_printed(result: ScanResult) -> None:
     assert all(isinstance(s, str) for s in answer_in_words(result))

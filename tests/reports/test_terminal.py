@@ -77,9 +77,7 @@ def test_coordinates_and_ranks_have_the_numbers_of_the_tables() -> None:
     ):
         ranks = result.ranks[result.ranks["source"] == source]
         for words, (_, row) in zip(section(text, title), ranks.iterrows(), strict=True):
-            assert " ".join(words).startswith(
-                f"{row['rank']} {cell(row['magnitude'])} {cell(row['value_mean'])}"
-            )
+            assert " ".join(words).startswith(f"{row['rank']} {cell(row['magnitude'])} {cell(row['value_mean'])}")
     assert len(section(text, "Near misses: 5 of 7")) == 5
 
 
@@ -148,7 +146,7 @@ def test_stacks_are_printed_one_after_the_other() -> None:
 def test_two_sites_of_one_stack_keep_their_own_ranks() -> None:
     result = synthetic.quiet()
     other = synthetic.quiet()
-    for table in ("layers", "near_misses"):
+    for table in ("layers", "near_misses", "ranks"):
         getattr(other, table)["site"] = "resid_post_prenorm"
     other.ranks["magnitude"] += 1000
     other.info.answer["stacks"][0]["site"] = "resid_post_prenorm"

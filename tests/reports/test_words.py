@@ -45,9 +45,7 @@ def test_numbers_in_words_are_those_of_the_tables() -> None:
 
 def test_each_stack_answers_for_itself() -> None:
     words = answer_in_words(synthetic.two_stacks())
-    assert words[0].startswith(
-        "Yes: acme/t5 has massive activations in encoder, not in decoder: 288 findings"
-    )
+    assert words[0].startswith("Yes: acme/t5 has massive activations in encoder, not in decoder: 288 findings")
     assert any(w.startswith("encoder: They appear at layer 3 of 12") for w in words)
     assert any(w.startswith("decoder: The largest ratio is 44") for w in words)
 
@@ -113,8 +111,7 @@ def test_criteria_of_whole_tokens() -> None:
     assert words[0].startswith("Yes: acme/tiny-llama has outlier tokens: 928 findings")
     assert "tokens with L2 norm > 150" in words[0]
     assert any(
-        w == "The largest finding is +2,760 at layer 30, position 3, on '.' (delimiter) of sequence 7."
-        for w in words
+        w == "The largest finding is +2,760 at layer 30, position 3, on '.' (delimiter) of sequence 7." for w in words
     )
     assert not any("dim -1" in w or "They sit in" in w or "NaN" in w for w in words)
 
@@ -126,18 +123,13 @@ def test_positions_are_those_that_there_are() -> None:
         "tokens": [["x", "other", 3]],
     }
     result.findings["position_class"] = "other"
-    assert (
-        "At layer 30 they are at other tokens, 4 per sequence; tokens: 'x' (other, 3)"
-        in answer_in_words(result)[3]
-    )
+    assert "At layer 30 they are at other tokens, 4 per sequence; tokens: 'x' (other, 3)" in answer_in_words(result)[3]
 
 
 def test_overflow_is_said_as_it_is() -> None:
     words = answer_in_words(synthetic.broken())
     assert not any("All measured values are finite" in w for w in words)
-    assert any(
-        "fp16 overflows at 13 layers (20-32), the largest |h| being Inf (layer 20)" in w for w in words
-    )
+    assert any("fp16 overflows at 13 layers (20-32), the largest |h| being Inf (layer 20)" in w for w in words)
     assert "53,248 values are NaN or Inf, at layers 20-32." in words
     assert words[-1].startswith("Note: 53,248 values")
 

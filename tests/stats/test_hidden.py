@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -27,9 +28,7 @@ def one(h_TD: torch.Tensor) -> list[Seen]:
     return [Seen(0, h_TD, np.arange(len(h_TD)))]
 
 
-def check(
-    stream: list[Seen], top_k: int = 5, hit: float = 6.0, mad: bool = True, blocked: bool | None = None
-):
+def check(stream: list[Seen], top_k: int = 5, hit: float = 6.0, mad: bool = True, blocked: bool | None = None):
     result = measure(stream, top_k=top_k, hit=hit, mad=mad, blocked=blocked).result()
     check_hidden(result, hidden_oracle(stream, top_k, hit, mad))
     return result
@@ -222,7 +221,8 @@ def test_the_input_is_not_changed_and_any_layout_will_do():
             assert torch.equal(x_TD, before)
 
 
-def test_it_works_under_autograd_inference_mode_autocast_and_again_outside():
+def test_it_works_under_autograd_inference_mode_autocast_and_again_outside(monkeypatch):
+    monkeypatch.setattr(blocks, "_BUFFERS", threading.local())  # buffers first made in inference mode
     h_TD = torch.randn(30, 20)
     expected = hidden_oracle(one(h_TD), 5, 6.0, True)
     with torch.inference_mode():
@@ -253,16 +253,10 @@ def test_bad_input_is_refused():
 
 def test_nothing_and_an_empty_sequence():
     result = HiddenStats(top_k=3).result()
-    assert (
-        result.top_value.shape == (0, 3)
-        and result.dim_max.shape == (0,)
-        and result.token_offsets.tolist() == [0]
-    )
+    assert result.top_value.shape == (0, 3) and result.dim_max.shape == (0,) and result.token_offsets.tolist() == [0]
     stats = HiddenStats(top_k=3)
     stats.update(torch.ones(0, 4), Where(0))
     stats.update(torch.ones(2, 4), Where(1))
     result = stats.result()
-    assert (
-        result.n_tokens.tolist() == [0, 2] and np.isnan(result.median[0]) and result.n_nan.tolist() == [0, 0]
-    )
+    assert result.n_tokens.tolist() == [0, 2] and np.isnan(result.median[0]) and result.n_nan.tolist() == [0, 0]
     assert result.top_pos[0].tolist() == [-1, -1, -1] and result.n_tokens_total == 2

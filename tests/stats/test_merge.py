@@ -140,9 +140,7 @@ def test_a_state_is_complete(case):
 @pytest.mark.parametrize("case", CASES)
 def test_start_and_positions(case):
     make, check = CASES[case]
-    stream = [
-        Seen(s.sequence, s.h_TD, s.positions_T + 17) for s in hard_stream(8, [12, 25], 6, torch.float32)
-    ]
+    stream = [Seen(s.sequence, s.h_TD, s.positions_T + 17) for s in hard_stream(8, [12, 25], 6, torch.float32)]
     by_start, by_positions = make(), make()
     for seen in stream:
         by_start.update(seen.h_TD, Where(seen.sequence, start=17))

@@ -33,9 +33,7 @@ def test_searching_only_k_rows_finds_the_k_greatest_even_among_ties(seed, T, D, 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 10**6), n=st.integers(1, 300), n_bad=st.integers(0, 5), log_scale=st.integers(-4, 4)
-)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 300), n_bad=st.integers(0, 5), log_scale=st.integers(-4, 4))
 def test_the_histogram_median_is_torch_median(dtype, seed, n, n_bad, log_scale):
     generator = torch.Generator().manual_seed(seed)
     x = (torch.randn(n, generator=generator) * 10.0**log_scale).to(dtype)
@@ -98,9 +96,7 @@ def test_the_sample_visits_every_dim(D):
     h_TD = (torch.arange(D, dtype=torch.float32) + 1).repeat(40_000 // D + 2, 1)
     sample = select.strided_sample(h_TD, 8 * D)
     counts = (
-        np.unique_counts(sample).counts
-        if hasattr(np, "unique_counts")
-        else np.unique(sample, return_counts=True)[1]
+        np.unique_counts(sample).counts if hasattr(np, "unique_counts") else np.unique(sample, return_counts=True)[1]
     )
     assert len(counts) == D and counts.max() <= counts.min() + 1
 

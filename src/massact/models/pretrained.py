@@ -19,7 +19,9 @@ from massact.records.errors import UserError
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf")
 
 # Files of which a tokenizer needs at least one.
-_VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.*", "*.vocab", "spiece.model", "*.bpe*", "*.tiktoken", "*.spm")
+_VOCABULARY = (
+    "tokenizer.json", "tokenizer.model", "vocab.*", "*.vocab", "spiece.model", "*.bpe*", "*.tiktoken", "*.spm",
+)  # fmt: skip
 
 
 def read_pretrained(

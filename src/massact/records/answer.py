@@ -36,7 +36,8 @@ class StackAnswer:
         onset_jump: max|h| after the onset block / max|h| before it; None at layer 0.
         dims: dims of the findings, most frequent first, with their share of all findings.
         tokens: (token, position_class, count), most frequent first, at the peak layer.
-        group: "start", "start and first delimiter", "start, delimiters and others", "not at the start", "none".
+        group: "start", "start and first delimiter", "start, delimiters and others",
+            "start and others", "not at the start", "none".
         per_sequence: findings per sequence at the peak layer, mean.
         peak: the largest finding, or None.
         spread: std / |mean| of the most frequent coordinate at the peak layer.
@@ -91,12 +92,18 @@ class Answer:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Answer:
         def peak(value: dict[str, Any] | None) -> Peak | None:
-            return Peak(**{k: _number(v) for k, v in value.items()}) if value else None
+            return Peak(**{k: v if k in _WORDS else _number(v) for k, v in value.items()}) if value else None
+
+        def numbers(value: Any) -> Any:
+            """Words that JSON has for NaN and Inf back into numbers."""
+            if isinstance(value, dict):
+                return {k: numbers(v) for k, v in value.items()}
+            return [numbers(v) for v in value] if isinstance(value, list) else _number(value)
 
         stacks = [
             StackAnswer(
                 **{
-                    **s,
+                    **{k: v if k in _WORDS else numbers(v) for k, v in s.items()},
                     "peak": peak(s["peak"]),
                     "largest": peak(s["largest"]),
                     "largest_magnitude": peak(s["largest_magnitude"]),
@@ -110,3 +117,7 @@ class Answer:
 def _number(value: Any) -> Any:
     """NaN and Inf are words in JSON."""
     return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+# Fields that hold text: a token may well be the word "nan".
+_WORDS = ("stack", "site", "token", "tokens", "position_class", "group", "onset_module")

@@ -14,6 +14,9 @@ import pandas as pd
 
 from massact.records.errors import UserError
 
+# Largest finite values: IEEE half, bfloat16, OCP fp8 E4M3.
+MAXIMA = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp8_e4m3": 448.0}
+
 # name of the table -> {column: (dtype, meaning)}. The order is the order in the file.
 TABLES: dict[str, dict[str, tuple[str, str]]] = {
     "layers": {
@@ -90,6 +93,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
     },
     "ranks": {
         "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
         "layer": ("int64", "layer"),
         "source": ("string", "prompt (Table 1: one hidden state) or corpus (Table 2: mean and std over sequences)"),
         "rank": ("string", "top 1, top 2, ..., top 1%, top 10%, median"),

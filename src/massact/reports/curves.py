@@ -76,9 +76,7 @@ def _trajectory(axes: Axes, view: StackView, rule: Rule, log: bool) -> None:
     values = np.concatenate(list(shown.values()))
     size = 3.5 if view.n_layers <= 48 else 2.2
     if view.span:
-        axes.axvspan(
-            view.span[0] - 0.5, view.span[1] + 0.5, color="#000000", alpha=0.045, linewidth=0, zorder=0
-        )
+        axes.axvspan(view.span[0] - 0.5, view.span[1] + 0.5, color="#000000", alpha=0.045, linewidth=0, zorder=0)
     for name, label, colour, marker in CURVES:
         axes.plot(
             layers,

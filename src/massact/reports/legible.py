@@ -66,6 +66,7 @@ def signed(value: Any) -> str:
 
 
 def percent(share: Any, digits: int = 3) -> str:
+    """A share as a percentage."""
     x = real(share)
     return f"{number(100 * x, digits)}%"
 
@@ -106,14 +107,8 @@ def visible(text: Any, encoding: str = "utf-8") -> str:
         if character in NAMED:
             shown.append(NAMED[character])
         elif character == "\\" and text[place + 1 : place + 2] in ("n", "r", "t", "\\"):
-            shown.append(
-                "\\\\"
-            )  # the two characters \n are another token than a newline; \xe2 is a token's byte
-        elif (
-            category in HIDDEN
-            or (category == "Zs" and character != " ")
-            or (category[0] == "M" and place == 0)
-        ):
+            shown.append("\\\\")  # the two characters \n are another token than a newline; \xe2 is a token's byte
+        elif category in HIDDEN or (category == "Zs" and character != " ") or (category[0] == "M" and place == 0):
             shown.append(escaped(character))
         else:
             shown.append(character)

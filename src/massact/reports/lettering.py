@@ -100,9 +100,7 @@ def quoted_label(token: Any, limit: int = 22) -> str:
 def layer_axis(axes: Axes, n_layers: int) -> None:
     """x = layer 0..L with ticks at 1, L/4, L/2, 3L/4 and L, as in Fig. 4."""
     ticks = (
-        sorted({1, *(round(n_layers * q / 4) for q in (1, 2, 3, 4))} - {0})
-        if n_layers >= 8
-        else range(n_layers + 1)
+        sorted({1, *(round(n_layers * q / 4) for q in (1, 2, 3, 4))} - {0}) if n_layers >= 8 else range(n_layers + 1)
     )
     axes.xaxis.set_major_locator(FixedLocator(list(ticks)))
     margin = max(0.5, 0.02 * n_layers)
@@ -131,6 +129,4 @@ def says(axes: Axes, lines: str) -> None:
     """An empty panel with the reason in its middle."""
     axes.set_axis_off()
     write = getattr(axes, "text2D", axes.text)  # in 3-D axes `text` wants a depth
-    write(
-        0.5, 0.5, lines, ha="center", va="center", transform=axes.transAxes, color="#333333", linespacing=1.6
-    )
+    write(0.5, 0.5, lines, ha="center", va="center", transform=axes.transAxes, color="#333333", linespacing=1.6)

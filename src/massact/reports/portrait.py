@@ -37,9 +37,7 @@ def draw_magnitudes(result: ScanResult) -> Figure | None:
     kept = _kept_tokens(len(tokens), massive)  # the same in all panels
     width = 0.99 / n_panels
     for panel in range(n_panels):
-        axes = figure.add_axes(
-            (0.01 + panel * width, 0.05, width * 0.9, 0.86), projection="3d", computed_zorder=False
-        )
+        axes = figure.add_axes((0.01 + panel * width, 0.05, width * 0.9, 0.86), projection="3d", computed_zorder=False)
         assert isinstance(axes, Axes3D)
         _panel(axes, magnitude[panel], [tokens[pos] for pos in kept], kept, rule, max(largest), ticks)
         known = f", max {number(largest[panel])}" if np.isfinite(magnitude[panel]).any() else ""
@@ -80,15 +78,11 @@ def _panel(
     n_dims, colour = h_TD.shape[1], TOP_1
     for x, pos in reversed(list(enumerate(kept))):
         dims, heights = outline(finite_TD[pos], BINS)
-        axes.plot(
-            np.full(len(dims), x), dims, heights, color=colour, linewidth=0.7, alpha=0.85, clip_on=False
-        )
+        axes.plot(np.full(len(dims), x), dims, heights, color=colour, linewidth=0.7, alpha=0.85, clip_on=False)
     for pos, dim in spikes:
         if pos in kept:
             x = kept.index(pos)
-            axes.plot(
-                [x, x], [dim, dim], [0, finite_TD[pos, dim]], color=colour, linewidth=1.6, clip_on=False
-            )
+            axes.plot([x, x], [dim, dim], [0, finite_TD[pos, dim]], color=colour, linewidth=1.6, clip_on=False)
     _letter(axes, tokens, [kept.index(pos) for pos, _ in spikes if pos in kept])
     axes.set_yticks(ticks, [str(d) for d in ticks], fontsize=7.5)
     axes.set_ylim(0, n_dims)
@@ -144,9 +138,7 @@ def _kept_tokens(n_tokens: int, massive: list[int]) -> list[int]:
 
 def _dim_ticks(h_TD: np.ndarray, spikes: list[tuple[int, int]]) -> list[int]:
     """Dims of the massive values, else of the largest one; none so near another that labels touch."""
-    candidates = [dim for _, dim in spikes] or [
-        int(d) for d in np.argsort(-h_TD.max(axis=0), kind="stable")[:1]
-    ]
+    candidates = [dim for _, dim in spikes] or [int(d) for d in np.argsort(-h_TD.max(axis=0), kind="stable")[:1]]
     ticks: list[int] = []
     for dim in candidates:
         if len(ticks) < MOST_DIM_TICKS and all(abs(dim - other) > 0.09 * h_TD.shape[1] for other in ticks):

@@ -95,9 +95,7 @@ class _Section:
 
 def _table(*columns: str, left: tuple[str, ...] = (), folding: tuple[str, ...] = ()) -> Table:
     """A table of numbers: right-aligned but for the columns in `left`; those in `folding` wrap."""
-    table = Table(
-        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim"
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for name in columns:
         table.add_column(
             Text(name),
@@ -112,9 +110,7 @@ def _layers(view: StackView) -> _Section | None:
     """Fig. 4 of Sun 2024 in numbers."""
     if not len(view.layers):
         return None
-    table = _table(
-        "", "layer", "top 1", "top 2", "top 3", "median", "ratio", "fp16\nheadroom", "findings", left=("",)
-    )
+    table = _table("", "layer", "top 1", "top 2", "top 3", "median", "ratio", "fp16\nheadroom", "findings", left=("",))
     previous, span = -1, view.span
     for i in kept_rows(view):
         if i > previous + 1:

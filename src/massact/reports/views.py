@@ -11,10 +11,14 @@ import pandas as pd
 
 from massact.records.answer import Answer, Peak, StackAnswer
 from massact.records.results import ScanResult
+from massact.records.tables import MAXIMA
 from massact.reports.legible import number, ranges, real, visible
 
 # What formats can hold: their name in the tables, their name in words, their largest finite value.
-FORMATS = (("fp16", "fp16", 65_504.0), ("bf16", "bf16", 3.39e38), ("fp8_e4m3", "fp8-e4m3", 448.0))
+FORMATS = tuple(
+    (name, name.replace("_", "-"), largest if largest < 1e6 else float(f"{largest:.3g}"))
+    for name, largest in MAXIMA.items()
+)
 
 
 @dataclass(frozen=True)
@@ -210,18 +214,13 @@ def views(result: ScanResult) -> list[StackView]:
             ["ratio", "magnitude"], ascending=False, kind="stable", ignore_index=True
         )
         view = StackView(stack, site, label, parts.get((stack, site)), **rows)
-        out.append(replace(view, ranks=_ranks(view, out)))
+        out.append(replace(view, ranks=_ranks(view)))
     return out
 
 
-def _ranks(view: StackView, earlier: list[StackView]) -> pd.DataFrame:
-    """The ranks of one stack at the shown layer, each once.
-
-    Post-LN stacks are seen at two sites, and the table does not say which; its rows are in order.
-    """
-    place = sum(v.stack == view.stack and v.shown_layer == view.shown_layer for v in earlier)
+def _ranks(view: StackView) -> pd.DataFrame:
+    """The ranks of one stack at the shown layer, from the top down."""
     rows = view.ranks[view.ranks["layer"] == view.shown_layer]
-    rows = rows[(rows.groupby(["source", "rank"]).cumcount() == place).to_numpy(bool)]
     names = [visible(name) for name in rows["rank"]]
     return rows.iloc[sorted(range(len(names)), key=lambda i: _depth(names[i]))].reset_index(drop=True)
 
@@ -229,9 +228,7 @@ def _ranks(view: StackView, earlier: list[StackView]) -> pd.DataFrame:
 def _depth(rank: str) -> tuple[int, float]:
     """Order of 'top 1', ..., 'top 100', 'top 1%', 'top 10%', 'median'."""
     digits = re.search(r"[\d.]+", rank)
-    return (2 if rank == "median" else 1 if rank.endswith("%") else 0), real(
-        digits.group()
-    ) if digits else math.inf
+    return (2 if rank == "median" else 1 if rank.endswith("%") else 0), real(digits.group()) if digits else math.inf
 
 
 def _keys(table: pd.DataFrame) -> list[tuple[str, str]]:

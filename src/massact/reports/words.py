@@ -56,9 +56,7 @@ def _headline(result: ScanResult, rule: Rule, stacks: list[StackView]) -> str:
     where = ""
     if len(stacks) > 1:
         without = [v.label for v in stacks if not v.n_findings]
-        where = f" in {listed([v.label for v in having])}" + (
-            f", not in {listed(without)}" if without else ""
-        )
+        where = f" in {listed([v.label for v in having])}" + (f", not in {listed(without)}" if without else "")
     return f"Yes: {name} has {rule.noun}{where}: {total} {over} under {rule.in_words()}."
 
 
@@ -70,9 +68,7 @@ def _found(view: StackView) -> list[str]:
         dims = [f"{d} ({share}{'' if i else ' of the findings'})" for i, (d, share) in enumerate(shares)]
         more = max(len(view.answer.dims), view.findings["dim"].nunique()) - len(dims)  # the answer keeps ten
         if dims:
-            said.append(
-                f"They sit in dim{'s' * (len(dims) > 1)} {listed(dims + [f'{more:,} more'] * (more > 0))}."
-            )
+            said.append(f"They sit in dim{'s' * (len(dims) > 1)} {listed(dims + [f'{more:,} more'] * (more > 0))}.")
         said += _tokens(view)
     if view.answer and view.answer.peak:
         said.append(f"The largest finding is {_place(view.answer.peak)}.")
@@ -110,8 +106,7 @@ def _tokens(view: StackView) -> list[str]:
     tokens = listed(named + [f"{more:,} more"] * (more > 0))
     rate = number(answer.per_sequence)
     return [
-        f"At layer {view.peak_layer} they are {group or 'at unnamed positions'}, {rate} per sequence; "
-        f"tokens: {tokens}."
+        f"At layer {view.peak_layer} they are {group or 'at unnamed positions'}, {rate} per sequence; tokens: {tokens}."
     ]
 
 
@@ -126,9 +121,7 @@ def _constancy(view: StackView) -> str:
     off = (ties["spread"] - spread).abs().fillna(math.inf)
     row = ties.loc[off.idxmin()] if not math.isnan(spread) else ties.iloc[0]
     where, share = visible(row["position_class"]), f"in {percent(row['share'])} of the sequences"
-    dim = (
-        f"dim {int(row['dim'])} ({where}, {share})" if row["dim"] >= 0 else f"that of class {where} ({share})"
-    )
+    dim = f"dim {int(row['dim'])} ({where}, {share})" if row["dim"] >= 0 else f"that of class {where} ({share})"
     if row["count"] == 1:
         return f"No coordinate of layer {view.peak_layer} has more than one finding; the first is {dim}."
     return (
@@ -144,10 +137,7 @@ def _below(view: StackView, rule: Rule) -> list[str]:
     if largest is None:
         return ["No largest ratio is recorded."] if view.n_sequences else []
     if rule.kind != "element":
-        return [
-            f"The largest ratio of |h| to the median is {_ratio_place(largest)}; "
-            f"{rule.name} does not look at it."
-        ]
+        return [f"The largest ratio of |h| to the median is {_ratio_place(largest)}; {rule.name} does not look at it."]
     said = [f"The largest ratio is {_ratio_place(largest)}; {_failure(largest, rule)}."]
     strongest = view.answer.largest_magnitude if view.answer else None
     if strongest and (strongest.layer, strongest.pos, strongest.dim, strongest.sequence) != (
@@ -180,9 +170,7 @@ def _where(peak: Peak) -> str:
         parts.append(f"dim {int(peak.dim)}")
     if peak.sequence >= 0:
         where, sequence = visible(peak.position_class), f"sequence {int(peak.sequence)}"
-        parts.append(
-            f"on {quoted(peak.token)} ({where}) of {sequence}" if peak.token else f"{sequence} ({where})"
-        )
+        parts.append(f"on {quoted(peak.token)} ({where}) of {sequence}" if peak.token else f"{sequence} ({where})")
     return ", ".join(parts)
 
 
@@ -194,9 +182,7 @@ def _place(peak: Peak) -> str:
 
 
 def _ratio_place(peak: Peak) -> str:
-    return (
-        f"{number(peak.ratio)} (|h| {number(peak.magnitude)}, median {number(peak.median)}) at {_where(peak)}"
-    )
+    return f"{number(peak.ratio)} (|h| {number(peak.magnitude)}, median {number(peak.median)}) at {_where(peak)}"
 
 
 def _range(view: StackView) -> str:
@@ -206,13 +192,9 @@ def _range(view: StackView) -> str:
         factors = view.column(f"headroom_{column}")
         if not len(factors) or all(math.isnan(f) for f in factors):
             continue
-        tight = min(
-            (f, int(x)) for f, x in zip(factors, view.layers["layer"], strict=True) if not math.isnan(f)
-        )
+        tight = min((f, int(x)) for f, x in zip(factors, view.layers["layer"], strict=True) if not math.isnan(f))
         over = view.layers_below_one(column)
-        verdict = (
-            f"overflows at {counted(len(over), 'layer')} ({ranges(over)})" if over else "holds every layer"
-        )
+        verdict = f"overflows at {counted(len(over), 'layer')} ({ranges(over)})" if over else "holds every layer"
         most = (
             f"its maximum of {number(limit, 5)} being {number(tight[0])} times the largest |h|"
             if tight[0]

@@ -8,12 +8,9 @@ import numpy as np
 import pandas as pd
 
 from massact.records.sites import Site
-from massact.records.tables import frame
+from massact.records.tables import MAXIMA, frame
 from massact.scans.criteria import Evidence
 from massact.stats import HiddenResult, TokenMaxResult
-
-# Largest finite values: IEEE half, bfloat16, OCP fp8 E4M3.
-MAXIMA = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp8_e4m3": 448.0}
 
 Results = Mapping[Site, HiddenResult]
 

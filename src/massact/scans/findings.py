@@ -10,9 +10,8 @@ import pandas as pd
 
 from massact.corpora import Corpus
 from massact.records.answer import Peak, StackAnswer
-from massact.records.tables import frame
+from massact.records.tables import MAXIMA, frame
 from massact.scans.criteria import Criterion, Evidence
-from massact.scans.evidence import MAXIMA
 
 
 def findings_table(rows: pd.DataFrame, rule: Criterion, corpus: Corpus) -> pd.DataFrame:
@@ -148,7 +147,7 @@ def position_group(findings: pd.DataFrame) -> str:
     one_each = elsewhere.groupby("sequence").pos.nunique().max() <= 1
     if classes == {"start", "delimiter"} and one_each:
         return "start and first delimiter"
-    return "start, delimiters and others"
+    return "start, delimiters and others" if "delimiter" in classes else "start and others"
 
 
 def short_answer(findings: pd.DataFrame, evidence: Evidence) -> dict[str, object]:

@@ -286,7 +286,7 @@ class _Job:
         answers = [stack_answer(stack, site, seen, found, coordinates, self.corpus) for stack, site in _pairs(seen)]
         answer = Answer(len(found) > 0, answers, self.null(stacks, info), self.bos(stacks))
         info.answer = jsonable(answer.as_dict())
-        info.notes += self.notes(seen)
+        info.notes += self.notes()
         result = ScanResult(
             info, layers, found, findings_table(near_rows, self.rule, self.corpus), coordinates, seen.dims
         )
@@ -380,14 +380,8 @@ class _Job:
             both[name] = self.short(self.model, text, stacks)
         return both
 
-    def notes(self, seen: Evidence) -> list[str]:
+    def notes(self) -> list[str]:
         notes = []
-        bad = int(seen.layers.nonfinite.sum())
-        if bad:
-            worst = seen.layers[seen.layers.nonfinite > 0].layer.min()
-            notes.append(
-                f"{bad:,} values are NaN or Inf, first at layer {worst}: statistics there are over the others."
-            )
         for site, reason in self.model.anatomy.unavailable():
             if "mlp_act" in self.rule.needs and site.point == "mlp_act":
                 notes.append(f"{site} is unavailable: {reason}.")

@@ -46,7 +46,7 @@ def ranks_table(model: Model, corpus: Corpus, first: Corpus, seen: Evidence, ans
     rows: list[dict[str, object]] = []
     for stack in answer.stacks:
         site = Site(stack.stack, layer_to_show(stack), stack.site)
-        here = {"stack": site.stack, "layer": site.layer}
+        here = {"stack": site.stack, "site": site.point, "layer": site.layer}
         rows += [here | {"source": "prompt"} | r for r in _measured_ranks(model, first.head(1), site)]
         tops = seen.candidates
         tops = tops[(tops["stack"] == site.stack) & (tops.site == site.point) & (tops.layer == site.layer)]

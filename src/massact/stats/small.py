@@ -321,9 +321,7 @@ def _places_cpu(mag_V: Tensor, rank_R: Tensor) -> Tensor:
     v_V = mag_V.numpy() if mag_V.dtype == torch.float64 else mag_V.float().numpy()
     ranks = rank_R.tolist()
     top_K = top_k_stable(v_V, 1 + max((r for r in ranks if r < _NEAR_TOP), default=0))
-    return torch.tensor(
-        [top_K[r] if r < _NEAR_TOP else rank_stable(v_V, r) for r in ranks], dtype=torch.int64
-    )
+    return torch.tensor([top_K[r] if r < _NEAR_TOP else rank_stable(v_V, r) for r in ranks], dtype=torch.int64)
 
 
 def _places_sorted(mag_V: Tensor, rank_R: Tensor) -> Tensor:
