@@ -44,7 +44,7 @@ def scan(
     seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence.")] = None,
     n_sequences: Annotated[int | None, typer.Option(min=1, help="Number of sequences.")] = None,
     criterion: Annotated[
-        str, typer.Option(help="Published rule for what is massive, see docs/criteria.md.")
+        str, typer.Option(help="Published rule for what is massive, see docs/reference.md.")
     ] = "sun2024",
     threshold: Annotated[
         list[str] | None, typer.Option(help="Override a constant of the criterion: name=value. Can be repeated.")

@@ -1,0 +1,71 @@
+"""Write docs/reference.md from the code: criteria, sites, tables, errors, options. A test fails when it is stale.
+
+python docs/generate.py
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from massact.corpora import PRESETS, Preset
+from massact.records.sites import POINTS
+from massact.records.tables import TABLES
+from massact.scans import CRITERIA
+
+PAGE = Path(__file__).parent / "reference.md"
+
+
+def constants(thresholds: dict[str, float]) -> str:
+    return ", ".join(f"{k} = {'none published' if math.isnan(v) else f'{v:g}'}" for k, v in thresholds.items())
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+
+
+def help_of(*arguments: str) -> str:
+    """`massact ... --help` at a fixed width."""
+    done = subprocess.run([sys.executable, "-m", "massact", *arguments, "--help"], capture_output=True, text=True,
+                          env=os.environ | {"COLUMNS": "110", "TERMINAL_WIDTH": "110", "NO_COLOR": "1"})  # fmt: skip
+    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines()).replace("python -m massact", "massact")
+
+
+def _documents(preset: Preset) -> str:
+    if preset.random:
+        return f"{preset.random} at random (NumPy seed {preset.random_seed})"
+    return f"the first {preset.first:,}" if preset.first else "all"
+
+
+def page() -> str:
+    """The whole page."""
+    out = ["# Reference", "", "Made by `python docs/generate.py` from the code; a test fails when it is stale.", ""]
+    out += ["## Criteria", "", "Select one with `--criterion NAME`, change its constants with `--threshold name=value`.",
+            "A near miss reaches half of every constant. Rules of other papers about attention maps come with",
+            "`massact explain`.", ""]  # fmt: skip
+    out += table(["name", "finds", "rule", "constants", "source"], [
+        [f"`{c.name}`", c.kind + "s", c.formula, constants(dict(c.thresholds)), c.source] for c in CRITERIA.values()])
+    out += ["", "## Sites", "", "A site is `layer.point`, or `stack/layer.point` in a model with several stacks; layer 0 is",
+            "the embedding output, layer l the residual stream after block l. Selectors are globs: `*.resid_post`,",
+            "`3.mlp_*`, `encoder/*.attn_out`.", ""]  # fmt: skip
+    out += table(["point", "what it is"], [[f"`{k}`", v] for k, v in POINTS.items()])
+    out += ["", "## Tables of a run", ""]
+    for name, columns in TABLES.items():
+        out += [f"### {name}.parquet", ""]
+        out += table(["column", "type", "meaning"], [[f"`{c}`", t, m] for c, (t, m) in columns.items()]) + [""]
+    out += ["## Named corpora", ""]
+    out += table(["name", "data set", "split", "documents", "joined by", "special tokens"], [
+        [f"`{n}`", p.dataset, p.split, _documents(p), repr(p.join),
+         "none" if p.special_tokens == "never" else "once, around the whole text"] for n, p in PRESETS.items()])
+    out += ["", "## Command line", ""]
+    for arguments in ((), ("scan",), ("show",)):
+        out += ["```text", help_of(*arguments), "```", ""]
+    return "\n".join(out)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,65 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_structure import ARROWS
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+
+def test_reference_is_fresh() -> None:
+    import generate
+
+    assert generate.PAGE.read_text(encoding="utf-8") == generate.page(), "run: python docs/generate.py"
+
+
+def test_architecture_table_is_the_one_that_is_enforced() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)/` \| .*? \| (.*?) \| \w+ \|$", text, flags=re.M))
+    assert set(rows) == set(ARROWS)
+    for room, said in rows.items():
+        if said == "all of the above":
+            assert ARROWS[room] == set(list(rows)[: list(rows).index(room)])
+        else:
+            assert ARROWS[room] == {w for w in re.split(r", ", said) if w != "-"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_commands_in_the_documents_exist(page: Path) -> None:
+    """Every option of every `massact` command that a page shows is one that the command has."""
+    from typer.main import get_command
+
+    from massact.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for line in re.findall(r"^\s*(?:\$ )?massact (.+)$", page.read_text(), flags=re.M):
+        words = line.split("#")[0].split()
+        if words[0].startswith("-"):
+            continue
+        assert words[0] in commands, f"{page.name}: massact {line}"
+        known = {o for p in commands[words[0]].params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+        for word in words[1:]:
+            assert not word.startswith("--") or word.split("=")[0] in known, f"{page.name}: {word}"
+
+
+def test_skips_are_in_the_ledger() -> None:
+    ledger = (ROOT / "tests" / "SKIPS.md").read_text()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        if path != Path(__file__) and re.search(r"pytest\.skip\(|mark\.skip|real_data: Path", path.read_text()):
+            assert path.name in ledger, f"{path.name} skips without an entry in tests/SKIPS.md"
