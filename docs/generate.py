@@ -47,8 +47,10 @@ def page() -> str:
     out += ["## Criteria", "", "Select one with `--criterion NAME`, change its constants with `--threshold name=value`.",
             "A near miss reaches half of every constant. Rules of other papers about attention maps come with",
             "`massact explain`.", ""]  # fmt: skip
-    out += table(["name", "finds", "rule", "constants", "source"], [
-        [f"`{c.name}`", c.kind + "s", c.formula, constants(dict(c.thresholds)), c.source] for c in CRITERIA.values()])
+    out += table(
+        ["name", "finds", "rule", "constants", "source"],
+        [[f"`{c.name}`", c.kind + "s", c.formula, constants(dict(c.thresholds)), c.source] for c in CRITERIA.values()],
+    )
     out += ["", "## Sites", "", "A site is `layer.point`, or `stack/layer.point` in a model with several stacks; layer 0 is",
             "the embedding output, layer l the residual stream after block l. Selectors are globs: `*.resid_post`,",
             "`3.mlp_*`, `encoder/*.attn_out`.", ""]  # fmt: skip
@@ -58,9 +60,20 @@ def page() -> str:
         out += [f"### {name}.parquet", ""]
         out += table(["column", "type", "meaning"], [[f"`{c}`", t, m] for c, (t, m) in columns.items()]) + [""]
     out += ["## Named corpora", ""]
-    out += table(["name", "data set", "split", "documents", "joined by", "special tokens"], [
-        [f"`{n}`", p.dataset, p.split, _documents(p), repr(p.join),
-         "none" if p.special_tokens == "never" else "once, around the whole text"] for n, p in PRESETS.items()])
+    out += table(
+        ["name", "data set", "split", "documents", "joined by", "special tokens"],
+        [
+            [
+                f"`{n}`",
+                p.dataset,
+                p.split,
+                _documents(p),
+                repr(p.join),
+                "none" if p.special_tokens == "never" else "once, around the whole text",
+            ]
+            for n, p in PRESETS.items()
+        ],
+    )
     out += ["", "## Command line", ""]
     for arguments in ((), ("scan",), ("show",)):
         out += ["```text", help_of(*arguments), "```", ""]
