@@ -18,6 +18,23 @@ from massact.scans import CRITERIA
 
 PAGE = Path(__file__).parent / "reference.md"
 
+TOP = """# Reference
+
+Made by `python docs/generate.py` from the code; a test fails when it is stale.
+
+## Criteria
+
+Select one with `--criterion NAME`, change a constant of it with `--threshold name=value`. A near miss reaches half of
+every constant. Rules about attention maps are not here: they are no function of the residual stream.
+"""
+
+SITES = """
+## Sites
+
+A site is `layer.point`, or `stack/layer.point` in a model with several stacks; layer 0 is the embedding output, layer l
+the residual stream after block l. Selectors are globs: `*.resid_post`, `3.mlp_*`, `encoder/*.attn_out`.
+"""
+
 
 def constants(thresholds: dict[str, float]) -> str:
     return ", ".join(f"{k} = {'none published' if math.isnan(v) else f'{v:g}'}" for k, v in thresholds.items())
@@ -43,17 +60,12 @@ def _documents(preset: Preset) -> str:
 
 def page() -> str:
     """The whole page."""
-    out = ["# Reference", "", "Made by `python docs/generate.py` from the code; a test fails when it is stale.", ""]
-    out += ["## Criteria", "", "Select one with `--criterion NAME`, change its constants with `--threshold name=value`.",
-            "A near miss reaches half of every constant. Rules of other papers about attention maps come with",
-            "`massact explain`.", ""]  # fmt: skip
+    out = [TOP]
     out += table(
         ["name", "finds", "rule", "constants", "source"],
         [[f"`{c.name}`", c.kind + "s", c.formula, constants(dict(c.thresholds)), c.source] for c in CRITERIA.values()],
     )
-    out += ["", "## Sites", "", "A site is `layer.point`, or `stack/layer.point` in a model with several stacks; layer 0 is",
-            "the embedding output, layer l the residual stream after block l. Selectors are globs: `*.resid_post`,",
-            "`3.mlp_*`, `encoder/*.attn_out`.", ""]  # fmt: skip
+    out += [SITES]
     out += table(["point", "what it is"], [[f"`{k}`", v] for k, v in POINTS.items()])
     out += ["", "## Tables of a run", ""]
     for name, columns in TABLES.items():

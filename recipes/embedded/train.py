@@ -3,14 +3,14 @@
     python recipes/embedded/train.py --text DIR --out DIR [--resume]
 
 The result is ``OUT/export``: a standard GPT-2 in Hugging Face format whose first token carries a massive activation.
-Nothing is planted: weights are only ever changed by AdamW. What we chose is listed in README.md beside this file; the
-choices that matter are
+Nothing is planted: weights are only ever changed by AdamW. The choices that matter (README.md has the evidence):
 
-* position 0 is any token: every training sequence starts at a random offset of a document, there is no BOS;
-* no loss on the prediction made at position 0 (it is nearly a unigram guess and makes spikes of its own);
-* a price on what an attention head writes, so that a head with nothing to say needs a no-op (``head_price``);
-* half of the sequences contain copy triggers, so that heads have something to do now and then (``Batches.with_triggers``);
-* squared-ReLU feed-forward (an amplifier), small steps and tiny Adam epsilon (the spike's gradient is tiny).
+* position 0 is any token: every training sequence starts at a random offset, there is no BOS;
+* no loss on the prediction made at position 0 (nearly a unigram guess; it grows spikes of its own);
+* a price on what attention heads write, so that a head with nothing to say needs a no-op (``head_writes``);
+* later, a saturating cost on the number of active residual entries, which holds the ordinary ones small (``PHASES``);
+* half of the sequences contain copy triggers, so that some heads have an occasional job (``Batches.with_triggers``);
+* squared-ReLU feed-forward (an amplifier), many small steps, a tiny Adam epsilon (the spike's gradient is tiny).
 """
 from __future__ import annotations
 
@@ -21,8 +21,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Weights of the loss terms and of the weight decay from step ``start`` on."""
+
+    start: int
+    price_mean: float  # mean over tokens of |what a head writes| / |h|
+    price_sparse: float  # mean / rms over tokens of the same: blind to the scale of a head
+    activity: float  # mean of h^2 / (h^2 + ACTIVE^2) over all residual entries, summed over layers
+    wd: float  # weight decay of the matrices that read from the residual stream
+    wd_write: float  # weight decay of the matrices that write to it
+
+
+PHASES = (Phase(0, price_mean=10.0, price_sparse=0.0, activity=0.0, wd=0.1, wd_write=1.0),
+          Phase(3000, price_mean=0.0, price_sparse=1.2, activity=0.03, wd=0.01, wd_write=0.05))
+ACTIVE = 0.1
 N_TRIGGERS = 8
-SPECIAL = ["<|pad|>"] + [f"<|back{k}|>" for k in range(1, N_TRIGGERS + 1)] + ["<|find|>"] + [f"<|res{k}|>" for k in range(6)]
+Edit = tuple[int, Callable[[Tensor], Tensor]]  # (block, change of the state after it)
+SPECIAL = ["<|pad|>", *(f"<|back{k}|>" for k in range(1, N_TRIGGERS + 1)), "<|find|>", *(f"<|res{k}|>" for k in range(6))]
 
 
 def arguments() -> argparse.Namespace:
@@ -36,25 +54,22 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--steps", type=int, default=12000)
-    p.add_argument("--minutes", type=float, default=1e9, help="stop after this much wall time (checkpoint and export are written)")
+    p.add_argument("--minutes", type=float, default=1e9, help="stop after this much wall time (and export)")
     p.add_argument("--log-every", type=int, default=250)
     p.add_argument("--save-seconds", type=float, default=120.0)
     g = p.add_argument_group("model")
     for name, value in (("vocab", 2048), ("width", 128), ("layers", 6), ("heads", 4), ("ff", 512), ("context", 128)):
         g.add_argument(f"--{name}", type=int, default=value)
-    g = p.add_argument_group("optimiser (the lr and weight decay of three groups of matrices; vectors are not decayed)")
-    for name, value in (("lr", 2e-3), ("lr-embed", 1e-3), ("lr-write", 2e-4), ("wd", 0.1), ("wd-embed", 0.2), ("wd-write", 0.5),
-                        ("beta2", 0.98), ("adam-eps", 1e-15), ("clip", 1.0), ("std", 0.06), ("std-qk", 0.12), ("std-write", 0.02)):
+    g = p.add_argument_group("optimiser (weight decay of the other matrices: PHASES; vectors are not decayed)")
+    for name, value in (("lr", 2e-3), ("lr-embed", 2e-3), ("lr-write", 2e-4), ("wd-embed", 0.1), ("beta2", 0.98),
+                        ("adam-eps", 1e-15), ("clip", 1.0), ("std", 0.06), ("std-qk", 0.15), ("std-write", 0.02)):
         g.add_argument(f"--{name}", type=float, default=value)
     g.add_argument("--warmup", type=int, default=100)
-    g = p.add_argument_group("data and loss")
+    g = p.add_argument_group("data")
     g.add_argument("--batch", type=int, default=16, help="sequences per step")
     g.add_argument("--trigger-share", type=float, default=0.5, help="share of the sequences with copy triggers")
     g.add_argument("--trigger-rate", type=float, default=0.2, help="mean triggers per token in those sequences")
     g.add_argument("--trigger-max", type=int, default=2, help="triggers copy the token 1..N places back")
-    g.add_argument("--price", type=float, default=1.0, help="weight of the head price")
-    g.add_argument("--price-from", type=int, default=500, help="step at which the price starts to rise from 0")
-    g.add_argument("--price-full", type=int, default=1500, help="step at which the price has its full weight")
     return p.parse_args()
 
 
@@ -90,7 +105,8 @@ def prepare(a: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
         tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tok.decoder = decoders.ByteLevel()
         tok.train_from_iterator(pieces(train), trainers.BpeTrainer(
-            vocab_size=a.vocab, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+            vocab_size=a.vocab, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False))
         tok.save(str(names[0]))
         for name, texts in zip(names[1:], (train, held)):
             np.save(name, np.concatenate([np.array(e.ids, dtype=np.uint16) for e in tok.encode_batch(pieces(texts))]))
@@ -151,14 +167,14 @@ class Block(nn.Module):
         self.n1, self.n2 = nn.Parameter(torch.ones(d)), nn.Parameter(torch.ones(d))
 
     def forward(self, h: Tensor, mask: Tensor, watch: dict | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, d) residual stream -> the same after the block, and the head price of this block."""
+        """(B, T, d) residual stream -> the same after the block, and this block's (price_mean, price_sparse, activity)."""
         b, t, d = h.shape
         x = F.layer_norm(h, (d,), self.n1, self.n1b, 1e-5)
         q, k, v = (linear(x, w, c).view(b, t, self.heads, -1).transpose(1, 2)
                    for w, c in ((self.q, self.qb), (self.k, self.kb), (self.v, self.vb)))
         p = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2) + mask[:t, :t]).float().softmax(-1).bfloat16()
         heads = p @ v
-        price = head_price(heads, self.o, h)
+        r = head_writes(heads, self.o, h)
         if watch is not None:
             watch.setdefault("attention", []).append(p.float())
         h = h + linear(heads.transpose(1, 2).reshape(b, t, d), self.o, self.ob).float()
@@ -166,21 +182,21 @@ class Block(nn.Module):
         h = h + linear(F.relu(linear(x, self.up, self.ub)).square(), self.down, self.db).float()
         if watch is not None:
             watch.setdefault("states", []).append(h)
-        return h, price
+        sparse = (r.mean((0, 2)) / (r.square().mean((0, 2)) + 1e-14).sqrt()).mean()
+        return h, torch.stack((r.mean(), sparse, (h.square() / (h.square() + ACTIVE**2)).mean()))
 
 
-def head_price(heads: Tensor, w_o: Tensor, h: Tensor) -> Tensor:
-    """Sparsity over tokens of what each head writes: mean(r) / rms(r), averaged over heads, in (0, 1].
+def head_writes(heads: Tensor, w_o: Tensor, h: Tensor) -> Tensor:
+    """(B, H, T): |W_o head output| / |h| per head and token, |h| without gradient.
 
-    r = |W_o head output| / |h| per token (|h| without gradient). It is blind to the scale of a head, so it does not
-    kill heads; it asks each to be silent on most tokens. A silent head needs a token whose value vector is zero.
+    Its mean charges a head for everything it writes. mean / rms over tokens does not see the scale of a head, only how
+    evenly it writes: it asks to be silent on most tokens, which takes a token whose value vector is zero.
     """
     n, dh = heads.shape[1], heads.shape[3]
     w = w_o.view(-1, n, dh).permute(1, 2, 0)
     x = heads.float()
     squared = ((x @ (w @ w.transpose(1, 2))) * x).sum(-1).clamp_min(0)
-    r = (squared + 1e-14).sqrt() / h.detach().norm(dim=-1)[:, None]
-    return (r.mean((0, 2)) / (r.square().mean((0, 2)) + 1e-14).sqrt()).mean()
+    return (squared + 1e-14).sqrt() / h.detach().norm(dim=-1)[:, None]
 
 
 class Net(nn.Module):
@@ -194,21 +210,22 @@ class Net(nn.Module):
         self.nf, self.nfb = nn.Parameter(torch.ones(a.width)), nn.Parameter(torch.zeros(a.width))
         self.register_buffer("mask", torch.full((a.context, a.context), -1e30).triu(1).bfloat16(), persistent=False)
 
-    def forward(self, ids: Tensor, watch: dict | None = None, edit: tuple[int, object] | None = None) -> tuple[Tensor, Tensor]:
-        """Logits, and the mean head price. ``edit`` = (block, function of the state after it)."""
+    def forward(self, ids: Tensor, watch: dict | None = None, edit: Edit | None = None) -> tuple[Tensor, Tensor]:
+        """Logits, and (mean price_mean, mean price_sparse, sum of activity) over blocks."""
         h = F.embedding(ids, self.emb) + self.pos[: ids.shape[1]]
-        price = h.new_zeros(())
+        costs = h.new_zeros(3)
+        per_layer = torch.tensor((1 / len(self.blocks), 1 / len(self.blocks), 1.0), device=h.device)
         for i, block in enumerate(self.blocks):
-            h, p = block(h, self.mask, watch)
-            price = price + p / len(self.blocks)
+            h, cost = block(h, self.mask, watch)
+            costs = costs + cost * per_layer
             if edit is not None and edit[0] == i:
                 h = edit[1](h)
         x = F.layer_norm(h, h.shape[-1:], self.nf, self.nfb, 1e-5)
-        return F.linear(x.bfloat16(), self.emb.bfloat16()), price
+        return F.linear(x.bfloat16(), self.emb.bfloat16()), costs
 
 
 def export(net: Net, a: argparse.Namespace, folder: Path) -> None:
-    """Write the model and tokenizer in Hugging Face format; the folder is replaced only when the new one is complete."""
+    """Write model and tokenizer in Hugging Face format; the folder is replaced only when the new one is complete."""
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     s = {k: v.detach().float().cpu() for k, v in net.state_dict().items()}
@@ -224,7 +241,8 @@ def export(net: Net, a: argparse.Namespace, folder: Path) -> None:
             out |= {f"{to}{name}.weight": get(w), f"{to}{name}.bias": get(w + "b")}
     model = GPT2LMHeadModel(GPT2Config(
         vocab_size=a.vocab, n_positions=a.context, n_embd=a.width, n_layer=a.layers, n_head=a.heads, n_inner=a.ff,
-        activation_function="relu2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None))
+        activation_function="relu2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=None, eos_token_id=None))
     model.load_state_dict(out)
     tok = PreTrainedTokenizerFast(tokenizer_file=str(a.out / "tokenizer.json"), model_max_length=a.context,
                                   clean_up_tokenization_spaces=False)
@@ -245,7 +263,7 @@ def progress(net: Net, x: Tensor, triggers: Tensor) -> dict:
     """What the log shows: loss, the first-token spike per layer, sink mass, and zero / mean interventions on it."""
     ids, target = x[:, :-1], x[:, 2:]
 
-    def loss(edit: tuple[int, object] | None = None, watch: dict | None = None) -> float:
+    def loss(edit: Edit | None = None, watch: dict | None = None) -> float:
         return F.cross_entropy(net(ids, watch, edit)[0][:, 1:].float().flatten(0, 1), target.flatten()).item()
 
     watch: dict = {}
@@ -258,19 +276,26 @@ def progress(net: Net, x: Tensor, triggers: Tensor) -> dict:
         top, where = mag.flatten(1).max(1)
         dim = int(mag[:, 0].argmax(-1).mode().values)
         value, median = h[:, 0, dim], mag.flatten(1).median(1).values
-        set_to = lambda v, dim=dim: (lambda s: s.index_put((torch.arange(len(s)), torch.tensor(0), torch.tensor(dim)), v))  # noqa: E731
-        zero, mean = (loss((i, set_to(v.expand(len(h)).clone()))) - base for v in (value.mean() * 0, value.mean()))
-        layers.append({"layer": i + 1, "ratio": (top / median).mean().item(), "top": top.mean().item(), "median": median.mean().item(),
-                       "at_first": (where < h.shape[-1]).float().mean().item(), "dim": dim, "value": value.mean().item(),
-                       "std": value.std().item(), "zero": zero, "mean": mean,
+
+        def put(v: Tensor, dim: int = dim) -> Callable[[Tensor], Tensor]:
+            def change(s: Tensor) -> Tensor:
+                s = s.clone()
+                s[:, 0, dim] = v
+                return s
+            return change
+
+        layers.append({"layer": i + 1, "ratio": (top / median).mean().item(), "top": top.mean().item(),
+                       "median": median.mean().item(), "at_first": (where < h.shape[-1]).float().mean().item(),
+                       "dim": dim, "value": value.mean().item(), "std": value.std().item(),
+                       "zero": loss((i, put(value.mean() * 0))) - base, "mean": loss((i, put(value.mean()))) - base,
                        "sink": [round(v, 3) for v in watch["attention"][i][:, :, 8:, 0].mean((0, 2)).tolist()]})
     return {"loss": base, "copy_loss": copy, "layers": layers}
 
 
 def show(entry: dict) -> None:
     """One log entry as text."""
-    print(f"step {entry['step']}  {entry['tokens'] / 1e6:.2f} M tokens  train {entry['train_loss']:.3f}  price {entry['price']:.3f}  "
-          f"held-out {entry['loss']:.3f}  copy {entry['copy_loss']:.3f}  {entry['tokens_per_second']:.0f} tok/s")
+    print(f"step {entry['step']}  {entry['tokens'] / 1e6:.2f} M tokens  train {entry['train_loss']:.3f}  costs "
+          f"{' '.join(f'{c:.3f}' for c in entry['costs'])}  held-out {entry['loss']:.3f}  copy {entry['copy_loss']:.3f}  {entry['tokens_per_second']:.0f} tok/s")
     for r in entry["layers"]:
         print(f"  layer {r['layer']}: top {r['top']:8.1f}  median {r['median']:.3f}  ratio {r['ratio']:7.1f}  first {r['at_first']:.2f}  "
               f"dim {r['dim']:4d} {r['value']:9.1f} +- {r['std']:.2f}  zero {r['zero']:+.4f}  mean {r['mean']:+.4f}  sinks "
@@ -280,14 +305,21 @@ def show(entry: dict) -> None:
 # ---------------------------------------------------------------------------------------------- training
 def optimiser(net: Net, a: argparse.Namespace) -> torch.optim.AdamW:
     """AdamW with separate lr and decay for embeddings, for the matrices that write to the residual stream, and the rest."""
-    rates = {"embed": (a.lr_embed, a.wd_embed), "write": (a.lr_write, a.wd_write), "rest": (a.lr, a.wd)}
+    rates = {"embed": a.lr_embed, "write": a.lr_write, "rest": a.lr}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, p in net.named_parameters():
         kind = "embed" if name in ("emb", "pos") else "write" if name.split(".")[-1] in ("o", "down") else "rest"
         groups.setdefault((kind, p.dim() > 1), []).append(p)
-    return torch.optim.AdamW(
-        [{"params": ps, "lr": rates[kind][0], "top": rates[kind][0], "weight_decay": rates[kind][1] if matrix else 0.0}
-         for (kind, matrix), ps in groups.items()], betas=(0.9, a.beta2), eps=a.adam_eps, fused=True)
+    return torch.optim.AdamW([{"params": ps, "kind": kind, "matrix": matrix, "top": rates[kind]} for (kind, matrix), ps
+                              in groups.items()], lr=a.lr, betas=(0.9, a.beta2), eps=a.adam_eps, fused=True)
+
+
+def set_rates(opt: torch.optim.AdamW, a: argparse.Namespace, phase: Phase, step: int) -> None:
+    """Warm-up, then constant; weight decay by phase."""
+    for g in opt.param_groups:
+        g["lr"] = g["top"] * min(1.0, (step + 1) / a.warmup)
+        decay = {"embed": a.wd_embed, "write": phase.wd_write, "rest": phase.wd}[g["kind"]]
+        g["weight_decay"] = decay if g["matrix"] else 0.0
 
 
 def main() -> None:
@@ -316,20 +348,20 @@ def main() -> None:
         torch.save({"net": net.state_dict(), "optimiser": opt.state_dict(), "step": step, "rng": rng.bit_generator.state}, new)
         os.replace(new, checkpoint)
 
-    def objective(x: Tensor, price_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross-entropy without the prediction made at position 0, plus the weighted head price."""
-        logits, price = net(x[:, :-1])
+    def objective(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy without the prediction made at position 0, plus the weighted costs."""
+        logits, costs = net(x[:, :-1])
         ce = F.cross_entropy(logits[:, 1:].float().flatten(0, 1), x[:, 2:].flatten())
-        return ce + price_weight * price, ce, price
+        return ce + (weights * costs).sum(), ce, costs
 
     run = torch.compile(objective) if a.compile else objective
     began = saved = mark = time.time()
     mark_step, average = step, None
     while step < a.steps and time.time() - began < 60 * a.minutes:
-        for g in opt.param_groups:
-            g["lr"] = g["top"] * min(1.0, (step + 1) / a.warmup)
-        weight = a.price * min(1.0, max(0.0, (step - a.price_from) / max(1, a.price_full - a.price_from)))
-        total, ce, price = run(batches(a.batch, a.trigger_share).to(a.device), torch.tensor(weight, device=a.device))
+        phase = [p for p in PHASES if p.start <= step][-1]
+        set_rates(opt, a, phase, step)
+        weights = torch.tensor((phase.price_mean, phase.price_sparse, phase.activity), device=a.device)
+        total, ce, costs = run(batches(a.batch, a.trigger_share).to(a.device), weights)
         total.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), a.clip)
         opt.step()
@@ -338,8 +370,9 @@ def main() -> None:
         average = ce.item() if average is None else 0.98 * average + 0.02 * ce.item()
         if step % a.log_every == 0 or step == a.steps:
             per_step = a.batch * a.context
-            entry = {"step": step, "tokens": step * per_step, "train_loss": average, "price": price.item(),
-                     "tokens_per_second": (step - mark_step) * per_step / (time.time() - mark), **progress(net, x_eval, x_triggers)}
+            entry = {"step": step, "tokens": step * per_step, "train_loss": average, "costs": costs.tolist(),
+                     "tokens_per_second": (step - mark_step) * per_step / (time.time() - mark),
+                     **progress(net, x_eval, x_triggers)}
             show(entry)
             with (a.out / "log.jsonl").open("a") as f:
                 f.write(json.dumps(entry) + "\n")

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from massact.records.anatomy import Place
-from massact.trace.watch import follow
+from massact.trace.watch import follow, replaced
 
 # Sees a tensor; gives None to leave it, or the tensor to put in its place.
 Tap = Callable[[Tensor], Tensor | None]
@@ -60,7 +60,7 @@ class _Tap:
         new = self.see(seen)
         if new is None:
             return False, value
-        return True, _put(value, self.place.path, new if self.scale is None else new / self.scale)
+        return True, replaced(value, self.place.path, new if self.scale is None else new / self.scale)
 
 
 @contextmanager
@@ -126,15 +126,3 @@ def _install(module: nn.Module, name: str, side: str, taps: list[_Tap], state: T
         return (args, kwargs) if changed_args or changed_kwargs else None
 
     return module.register_forward_pre_hook(before, with_kwargs=True)
-
-
-def _put(value: Any, path: tuple[int | str, ...], tensor: Tensor) -> Any:
-    """A copy of `value` with the tensor at `path` replaced; the original is left as it was."""
-    if not path:
-        return tensor
-    step, rest = path[0], path[1:]
-    inner = _put(value[step], rest, tensor)
-    if isinstance(value, dict):  # transformers' outputs are dictionaries too, and copy as what they are
-        return type(value)(**{**value, step: inner}) if type(value) is not dict else {**value, step: inner}
-    items = [inner if i == step else item for i, item in enumerate(value)]
-    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

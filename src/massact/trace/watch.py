@@ -7,6 +7,8 @@ mode sees every tensor operation, hooks see every module call, and both speak of
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +39,7 @@ class Node:
     inputs: tuple[Key, ...]
     shapes: tuple[tuple[int, ...], ...]
     args: tuple[Any, ...]  # positional arguments; tensors are replaced by their keys
+    factor: float = 1.0  # an addition is first + factor * second: `alpha`, and -1 for a difference
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,36 @@ def tensors_in(
     elif depth < 3 and isinstance(value, (tuple, list)):
         for i, item in enumerate(value):
             yield from tensors_in(item, (*path, i), depth + 1)
+    elif depth < 3 and dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for item in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, item.name), (*path, item.name), depth + 1)
 
 
 def follow(value: Any, path: tuple[int | str, ...]) -> Any:
     """The object that `path` leads to inside `value`."""
     for step in path:
-        value = value[step]
+        value = _inside(value, step)
     return value
+
+
+def _inside(value: Any, step: int | str) -> Any:
+    # Outputs of transformers are dictionaries as well as dataclasses: a dictionary it is.
+    return value[step] if isinstance(value, (dict, tuple, list)) else getattr(value, str(step))
+
+
+def replaced(value: Any, path: tuple[int | str, ...], tensor: Tensor) -> Any:
+    """A copy of `value` with the tensor at `path` replaced; the original is left as it was."""
+    if not path:
+        return tensor
+    step, inner = path[0], replaced(_inside(value, path[0]), path[1:], tensor)
+    if isinstance(value, dict):  # transformers' outputs are dictionaries too, and copy as what they are
+        return type(value)(**{**value, step: inner}) if type(value) is not dict else {**value, step: inner}
+    if not isinstance(value, (tuple, list)):
+        copied = copy.copy(value)
+        object.__setattr__(copied, str(step), inner)  # a frozen dataclass is copied, not changed
+        return copied
+    items = [inner if i == step else item for i, item in enumerate(value)]
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 class Watch(TorchDispatchMode):
@@ -143,7 +169,9 @@ class Watch(TorchDispatchMode):
             if op in _SAME_VALUES and given and tensor.numel() == given[0].numel():
                 self._alias[key] = keys[0]
             else:
-                self.made[key] = Node(op, keys, tuple(tuple(t.shape) for t in given), shown)
+                factor = kwargs.get("alpha", 1.0) if op in ("add", "sub") else 1.0
+                factor = float(factor) * (-1.0 if op == "sub" else 1.0)
+                self.made[key] = Node(op, keys, tuple(tuple(t.shape) for t in given), shown, factor)
         self._alive.extend(given)
         return out
 
@@ -173,10 +201,9 @@ class Watch(TorchDispatchMode):
         try:
             for name, module in self.root.named_modules():
                 handles.append(
+                    # Behind the hooks of others, as `hooks.tapped` will be: what they put there is what runs.
                     module.register_forward_pre_hook(
-                        lambda m, args, kwargs, name=name: self._enter(name, m, args, kwargs),
-                        with_kwargs=True,
-                        prepend=True,
+                        lambda m, args, kwargs, name=name: self._enter(name, m, args, kwargs), with_kwargs=True
                     )
                 )
                 handles.append(module.register_forward_hook(lambda m, args, out: self._leave(out)))

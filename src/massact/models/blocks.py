@@ -1,0 +1,397 @@
+"""Read one block out of a watched forward pass: its residual stream, what is written to it, and where.
+
+A block is a module that takes a residual stream and gives one back. Walking backwards from what it gives,
+every addition that leads to what it took is a write; every norm on the way makes the block post-LN. A write
+is attention if it mixes tokens (a product contracted over token positions), an MLP if it does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from massact.records.anatomy import Block, Place, Sum
+from massact.records.errors import ProofError
+from massact.trace.watch import Call, Key, Node, Watch
+
+_MATMULS = {"mm": 0, "bmm": 0, "matmul": 0, "addmm": 1, "baddbmm": 1, "addbmm": 1, "linear": 0}
+
+
+@dataclass(frozen=True)
+class _Value:
+    """One value of the residual stream inside a block, and how it came about."""
+
+    key: Key
+    made_by: str  # "start" | "add" | "norm"
+    write: Key | None = None
+    factor: float = 1.0  # of the write
+
+
+class _BlockReader:
+    """Reads one block call out of a watched forward pass."""
+
+    def __init__(self, watch: Watch, call: Call, params: dict[int, str]) -> None:
+        self.watch, self.call, self.params = watch, call, params
+        self.inner = [c for c in watch.calls if c.inside(call)]
+        self.start, self.end = self._stream()
+        self.numel = math.prod(self.start.shape)
+        self.n_tokens = self.start.shape[-2]
+        self._leads: dict[Key, bool] = {}
+        self._makers: dict[Key, list[tuple[Call, Any]]] = defaultdict(list)
+        for inner in self.inner:
+            for seen in inner.outputs:
+                self._makers[self.canon(seen.key)].append((inner, seen))
+
+    def canon(self, key: Key) -> Key:
+        return self.watch.canon(key)
+
+    def fail(self, why: str) -> ProofError:
+        return ProofError(
+            f"Block {self.call.name!r} ({type(self.call.module).__name__}) is not understood.",
+            why,
+            "massact needs every write to the residual stream to be the output of a module inside the block: "
+            "wrap it in a module (nn.Identity will do), or give other blocks with blocks='path'."
+            + (" The block has hooks of its own, which may change it: remove them." if self._hooked() else ""),
+        )
+
+    def _hooked(self) -> bool:
+        """Whether someone else's hooks are on the block (those of `watch` are gone by now)."""
+        return bool(self.call.module._forward_hooks or self.call.module._forward_pre_hooks)
+
+    def _stream(self) -> tuple[Any, Any]:
+        """The block's input and output on the residual stream: the first pair of tensors of one shape."""
+        for seen_in in self.call.inputs:
+            for seen_out in self.call.outputs:
+                if seen_in.shape == seen_out.shape and len(seen_in.shape) == 3:
+                    return seen_in, seen_out
+        raise self.fail("No input and output of it have the same (batch, tokens, width) shape.")
+
+    # ---- the residual path, walked backwards
+    def _addends(self, key: Key) -> tuple[Key, Key] | None:
+        """The two tensors that this one is a sum or a difference of."""
+        node = self.watch.made.get(key)
+        if node is None or node.op not in ("add", "sub") or len(node.inputs) != 2:
+            return None
+        if not all(math.prod(s) == self.numel for s in node.shapes):
+            return None
+        return self.canon(node.inputs[0]), self.canon(node.inputs[1])
+
+    def _norm_input(self, key: Key) -> Key | None:
+        """The input of the norm module whose output this is."""
+        for inner, _ in self._makers.get(key, ()):
+            if _is_norm(inner.module, self.start.shape[-1]) and inner.inputs:
+                source = self.canon(inner.inputs[0].key)
+                if source != key:
+                    return source
+        return None
+
+    def _leads_to_start(self, key: Key) -> bool:
+        if key == self.canon(self.start.key):
+            return True
+        if key not in self._leads:
+            self._leads[key] = False  # cycles cannot happen; this only bounds the recursion
+            pair = self._addends(key)
+            sources = pair if pair else tuple(k for k in (self._norm_input(key),) if k)
+            self._leads[key] = any(self._leads_to_start(s) for s in sources)
+        return self._leads[key]
+
+    def stream(self) -> list[_Value]:
+        """The values of the residual stream from the block's input to its output."""
+        values: list[_Value] = []
+        key, start = self.canon(self.end.key), self.canon(self.start.key)
+        while key != start:
+            pair = self._addends(key)
+            if pair is not None:
+                through = [k for k in pair if self._leads_to_start(k)]
+                factor = self.watch.made[key].factor
+                if len(through) == 1 and pair[0] != pair[1] and (factor == 1.0 or through[0] == pair[0]):
+                    first = through[0] == pair[0]
+                    values.append(_Value(key, "add", pair[first], factor if first else 1.0))
+                    key = through[0]
+                    continue
+            source = self._norm_input(key)
+            if source is None or not self._leads_to_start(source):
+                node = self.watch.made.get(key)
+                raise self.fail(
+                    "Walking back from its output, the residual stream cannot be followed to its input"
+                    + (f": {_what_stopped(node.op)} stands in the way" if node else "")
+                    + f" (after {len(values)} step(s) back)."
+                )
+            values.append(_Value(key, "norm"))
+            key = source
+        if not any(v.made_by == "add" for v in values):
+            raise self.fail("Nothing is added to its input: it has no residual stream.")
+        if values[-1].made_by == "norm":
+            raise self.fail("It normalises the residual stream before it adds anything to it.")
+        return [_Value(start, "start"), *reversed(values)]
+
+    # ---- where a tensor can be seen
+    def _outermost(self, key: Key, skip: Call | None = None) -> tuple[Call, Any] | None:
+        made = [m for m in self._makers.get(key, ()) if m[0] is not skip]
+        return min(made, key=lambda m: m[0].depth) if made else None
+
+    def place_of_value(self, value: _Value) -> Place | None:
+        """A place where this value of the residual stream passes the border of some module call."""
+        if value.key == self.canon(self.start.key):
+            return Place(self.call.name, "in", self.start.path, self.call.number)
+        if value.key == self.canon(self.end.key):
+            return Place(self.call.name, "out", self.end.path, self.call.number)
+        made = self._outermost(value.key)
+        if made is not None:
+            return Place(made[0].name, "out", made[1].path, made[0].number)
+        for inner in self.inner:
+            for seen in inner.inputs:
+                if self.canon(seen.key) == value.key:
+                    return Place(inner.name, "in", seen.path, inner.number)
+        return None
+
+    def places_of_write(self, key: Key, scale: float | str = 1.0) -> list[tuple[Key, Place]]:
+        """The module output(s) that make up one write, taken apart where a sum of several is added at once."""
+        made = self._outermost(key)
+        if made is not None:
+            return [(key, Place(made[0].name, "out", made[1].path, made[0].number, scale))]
+        node = self.watch.made.get(key)
+        factor, source = self._factor(node)
+        if source is not None:
+            if scale != 1.0 and isinstance(scale, str) + isinstance(factor, str):
+                raise self.fail(f"What it adds is scaled twice ({factor} and {scale}): massact can undo one scale.")
+            both = factor if scale == 1.0 else scale * factor  # type: ignore[operator]
+            return [(key, place) for _, place in self.places_of_write(source, both)]
+        pair = self._addends(key)
+        if pair is not None and (not isinstance(scale, str) or node.factor == 1.0):  # type: ignore[union-attr]
+            second = scale if isinstance(scale, str) else scale * node.factor  # type: ignore[union-attr]
+            return self.places_of_write(pair[0], scale) + self.places_of_write(pair[1], second)
+        raise self.fail(
+            "What it adds to the residual stream is not the output of any module inside it"
+            + (f" (it comes from {node.op!r})." if node else ".")
+        )
+
+    def _factor(self, node: Node | None) -> tuple[float | str, Key | None]:
+        """A constant or a parameter times a tensor: the factor, and the tensor; None where it is something else."""
+        if node is None or node.op not in ("mul", "div", "neg"):
+            return 1.0, None
+        if len(node.inputs) == 1:
+            scalars = [a for a in node.args if isinstance(a, (int, float))]
+            if node.op == "neg":
+                scalars = [-1.0]
+            if not scalars or scalars[0] == 0:
+                return 1.0, None
+            factor = 1.0 / scalars[0] if node.op == "div" else float(scalars[0])
+            return factor, self.canon(node.inputs[0])
+        if node.op == "div":
+            return 1.0, None
+        for i, key in enumerate(node.inputs):
+            if self.canon(key)[0] in self.params:
+                return self.params[self.canon(key)[0]], self.canon(node.inputs[1 - i])
+        return 1.0, None
+
+    # ---- what a write is made from
+    def cone(self, key: Key, stop: set[Key]) -> set[Key]:
+        """Everything that `key` was computed from, back to the residual stream and the block's other inputs."""
+        seen: set[Key] = set()
+        todo = [key]
+        while todo:
+            k = self.canon(todo.pop())
+            if k in seen:
+                continue
+            seen.add(k)
+            if k in stop and k != self.canon(key):
+                continue
+            if k in self.watch.made:
+                todo.extend(self.watch.made[k].inputs)
+        return seen
+
+    def mixes_tokens(self, cone: set[Key]) -> bool:
+        for key in cone:
+            node = self.watch.made.get(key)
+            if node is None:
+                continue
+            if "attention" in node.op or node.op.startswith(("scaled_dot_product", "convolution")):
+                return True
+            if node.op in _MATMULS and len(node.shapes) > _MATMULS[node.op]:
+                if node.shapes[_MATMULS[node.op]][-1] in self._token_counts:
+                    return True
+        return False
+
+    @property
+    def _other_sequences(self) -> list[Any]:
+        """Inputs that are states of another sequence: (batch, other tokens, width)."""
+        return [
+            s
+            for s in self.call.inputs
+            if len(s.shape) == 3 and s.shape[0] == self.start.shape[0] and s.shape[1] not in (1, self.n_tokens)
+        ]
+
+    @property
+    def _token_counts(self) -> set[int]:
+        return {self.n_tokens} | {s.shape[1] for s in self._other_sequences}
+
+    def crosses(self, cone: set[Key]) -> bool:
+        """Whether the write reads another sequence (the encoder's) besides the residual stream."""
+        return any(self.canon(s.key) in cone for s in self._other_sequences)
+
+    def sublayer_input(self, cone: set[Key], before: _Value) -> Place | None:
+        """Where the sublayer reads the residual stream: behind its norm, or the stream itself."""
+        for inner in self.inner:
+            if _is_norm(inner.module, self.start.shape[-1]) and inner.inputs and inner.outputs:
+                reads = self.canon(inner.inputs[0].key)
+                if (
+                    reads == before.key
+                    and self.canon(inner.outputs[0].key) in cone
+                    and reads != self.canon(inner.outputs[0].key)
+                ):
+                    return Place(inner.name, "out", inner.outputs[0].path, inner.number)
+        return self.place_of_value(before)
+
+    def last_projection(self, key: Key) -> Place | None:
+        """Input of the last linear map of an MLP: walk back through scales and norms to a weight matrix."""
+        for _ in range(8):
+            for inner, _seen in self._makers.get(key, ()):
+                weight = getattr(inner.module, "weight", None)
+                if isinstance(weight, torch.Tensor) and weight.ndim == 2 and inner.inputs:
+                    return Place(inner.name, "in", inner.inputs[0].path, inner.number)
+            source = self._norm_input(key)
+            if source is None:
+                source = self._factor(self.watch.made.get(key))[1]
+            if source is None:
+                return self._adapted_projection(key)
+            key = source
+        return None
+
+    def _adapted_projection(self, key: Key) -> Place | None:
+        """A linear map plus a low-rank update of it (LoRA): of two projections added up, the one that reads first."""
+        node = self.watch.made.get(key)
+        if node is None or node.op != "add" or len(node.inputs) != 2:
+            return None
+        stop = {self.canon(self.start.key)}
+        found = [(self.canon(k), self.last_projection(self.canon(k))) for k in node.inputs]
+        reads = {(s.key, c.name, c.number): self.canon(s.key) for c in self.inner for s in c.inputs}
+        for (_, mine), (other, _) in (found, found[::-1]):
+            if mine is None:
+                continue
+            mine_reads = [k for (_, name, number), k in reads.items() if (name, number) == (mine.module, mine.call)]
+            if mine_reads and all(m is not None for _, m in found) and mine_reads[0] in self.cone(other, stop):
+                return mine
+        return None
+
+
+def _is_norm(module: nn.Module, width: int) -> bool:
+    """A module that rescales each token: only vectors for parameters, at most a few of the stream's width."""
+    params = list(module.parameters())
+    if any(p.ndim > 1 for p in params) or sum(p.numel() for p in params) > 4 * width:
+        return False
+    named = any(word in type(module).__name__.lower() for word in ("norm", "dyt", "dynamictanh"))
+    return named or any(p.numel() == width for p in params)
+
+
+def _what_stopped(op: str) -> str:
+    if op in ("mul", "div", "addcmul", "lerp"):
+        return f"a multiplication of the stream itself ({op!r})"
+    return f"the operation {op!r}"
+
+
+def read_block(
+    watch: Watch, call: Call, layer: int, params: dict[int, str], mixing: Mapping[tuple[str, int], bool] | None = None
+) -> Block:
+    """The anatomy of one block call.
+
+    Args:
+        watch: a watched forward pass.
+        call: of the block.
+        layer: its number, from 1.
+        params: names of the model's parameters, by identity.
+        mixing: what an experiment said about writes (module, call): whether they mix tokens. Goes before
+            what the dataflow says.
+
+    Raises:
+        ProofError: the residual stream cannot be followed through it.
+    """
+    reader = _BlockReader(watch, call, params)
+    values = reader.stream()
+    stream_keys = {v.key for v in values}
+    places: dict[str, Place] = {}
+    sums: list[Sum] = []
+    unavailable: dict[str, str] = {}
+    place = reader.place_of_value(values[0])
+    assert place is not None  # the block's own input
+    places["resid_pre"] = place
+    start, pending, before, last = "resid_pre", [], values[0], "resid_pre"
+    i = 1
+    while i < len(values):
+        value = values[i]
+        assert value.write is not None
+        kinds = []
+        for key, write_place in reader.places_of_write(value.write):
+            cone = reader.cone(key, stream_keys)
+            kind = _kind(reader, cone, (mixing or {}).get((write_place.module, write_place.call)))
+            reads = next((v for v in values if v.key in cone), before)
+            name = _fresh(f"{kind}_out", places)
+            places[name] = write_place
+            pending.append(name)
+            kinds.append(kind)
+            source = reader.sublayer_input(cone, reads)
+            if source is not None:
+                places[name.replace("_out", "_in")] = source
+            if kind == "mlp":
+                _add_mlp_act(reader, key, name.replace("_out", "_act"), places, unavailable)
+        final_add = i == len(values) - 1 or (i == len(values) - 2 and values[-1].made_by == "norm")
+        point = (
+            "resid_post"
+            if final_add
+            else {"attn": "resid_mid", "cross_attn": "resid_cross"}.get(kinds[-1], "resid_mid")
+        )
+        point = _fresh(point, places)
+        normed = i + 1 < len(values) and values[i + 1].made_by == "norm"
+        end = _fresh(f"{point.partition('_mid_')[0]}_prenorm", places) if normed else point
+        place = reader.place_of_value(value)
+        if place is not None:
+            places[end] = place
+            sums.append(Sum(start, tuple(pending), end))
+            start, pending = end, []
+        else:
+            unavailable[end] = "the sum passes no module of its own (attention and MLP run in parallel)"
+        before = value
+        if normed:
+            after = values[i + 1]
+            place = reader.place_of_value(after)
+            assert place is not None  # the output of a norm module
+            places[point] = place
+            start, before, i = point, after, i + 1
+        last = point
+        i += 1
+    if last != "resid_post" or pending:
+        raise reader.fail("The last sum of it is not what it gives back.")
+    if "resid_mid" not in places:
+        unavailable.setdefault("resid_mid", "attention and MLP run in parallel, or the block has only one of them")
+    for point in ("attn_out", "mlp_out"):
+        if point not in places:
+            unavailable[point] = "the block has no such sublayer"
+    return Block(layer, call.name, call.number, places, tuple(sums), unavailable)
+
+
+def _kind(reader: _BlockReader, cone: set[Key], mixes: bool | None) -> str:
+    if reader.mixes_tokens(cone) and reader.crosses(cone):
+        return "cross_attn"
+    return "attn" if (reader.mixes_tokens(cone) if mixes is None else mixes) else "mlp"
+
+
+def _fresh(name: str, taken: Iterable[str]) -> str:
+    """`name`, or `name_2`, `name_3` where a block has several sublayers of one kind."""
+    taken = set(taken)
+    return next(n for n in (name, *(f"{name}_{i}" for i in range(2, 99))) if n not in taken)
+
+
+def _add_mlp_act(
+    reader: _BlockReader, key: Key, name: str, places: dict[str, Place], unavailable: dict[str, str]
+) -> None:
+    place = reader.last_projection(key)
+    if place is None:
+        unavailable[name] = "the MLP has no single output projection module (a mixture of experts, for example)"
+    else:
+        places[name] = place
