@@ -6,19 +6,20 @@ import copy
 import hashlib
 import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from massact.models.discovery import discover
-from massact.models.inputs import example_inputs, fixed_arguments, to_device
+from massact.models.discovery import discover, run_example
+from massact.models.inputs import example_variants, fixed_arguments, to_device
 from massact.models.proof import Proof, prove
 from massact.records.anatomy import Anatomy, Place, Stack
-from massact.records.errors import UserError
+from massact.records.errors import ProofError, UserError
 from massact.records.runinfo import ModelInfo
 
 EMBEDDED = "embedded"
@@ -119,6 +120,7 @@ class Model:
         stacks = self.anatomy.stacks
         return ModelInfo(
             id=self.name,
+            name=os.path.basename(os.path.normpath(self.name)) if os.path.isdir(self.name) else self.name,
             revision=self.revision,
             architecture=type(self.module).__name__,
             model_type=getattr(config, "model_type", None),
@@ -173,18 +175,53 @@ def load(
         module = module.to(where).eval()
         tokenizer = tokenizer or found
     check_finite(module)
-    paths = (blocks,) if isinstance(blocks, str) else blocks
+    paths = _paths(blocks)
     arguments = fixed_arguments(module) if inputs is None and hasattr(module, "config") else {}
-    first, second = (example_inputs(module, 0), example_inputs(module, 1)) if inputs is None else (inputs, inputs)
     place = _placer(module)
-    anatomy = discover(module, place(first), paths)
+    if inputs is None:
+        pairs = list(zip(example_variants(module, 0), example_variants(module, 1), strict=True))
+    else:
+        pairs = [(_example(inputs), inputs)]
+    refused: UserError | None = None
+    for first, second in pairs:
+        try:
+            anatomy = discover(module, place(first), paths)
+        except ProofError:
+            raise
+        except UserError as error:  # it does not run on this one
+            refused = refused or error
+            continue
 
-    def run(given: dict[str, Any]) -> Any:
-        with torch.inference_mode():
-            return module(**given)
+        def run(given: dict[str, Any]) -> Any:
+            with torch.inference_mode():
+                return run_example(module, given)
 
-    proof = prove(module, anatomy, place(second), run)
-    return Model(module, anatomy, proof, tokenizer, name, revision, arguments)
+        proof = prove(module, anatomy, place(second), run)
+        return Model(module, anatomy, proof, tokenizer, name, revision, arguments)
+    assert refused is not None  # there is always a first example
+    raise refused
+
+
+def _paths(blocks: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    if blocks is None:
+        return None
+    paths = (blocks,) if isinstance(blocks, str) else tuple(blocks) if isinstance(blocks, Iterable) else ()
+    if not paths or not all(isinstance(p, str) for p in paths):
+        raise UserError(
+            f"blocks={blocks!r} is no path.",
+            do="Give the dotted path(s) of the list(s) of blocks: blocks='model.layers'.",
+        )
+    return paths
+
+
+def _example(inputs: Any) -> dict[str, Any]:
+    if not isinstance(inputs, Mapping):
+        raise UserError(
+            f"inputs= is {type(inputs).__name__}, not a dictionary.",
+            "massact calls the model by keywords.",
+            "Give load(model, inputs={'name': tensor, ...}).",
+        )
+    return dict(inputs)
 
 
 def _placer(module: nn.Module) -> Any:
@@ -236,6 +273,16 @@ def check_finite(module: nn.Module) -> None:
         UserError: names the first such tensor and how many values of it are not finite.
     """
     for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor):  # the packed weights of a quantised module
+            continue
+        if tensor.is_meta or is_lazy(tensor):
+            raise UserError(
+                f"Weight {name!r} holds no values.",
+                "The model was built on the meta device, or its shapes are not known yet.",
+                "Load its weights (or run it once), then give it to load().",
+            )
+        # Sums are not defined for every 8-bit float.
+        tensor = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
             bad = int((~torch.isfinite(tensor)).sum())
             if bad:
@@ -250,6 +297,9 @@ def weights_hash(module: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if not isinstance(tensor, Tensor):  # the packed weights of a quantised module
+            digest.update(f"{name} {tensor!r}".encode())
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         data = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(memoryview(data.view(torch.uint8).numpy()) if data.numel() else b"")

@@ -23,7 +23,7 @@ class ModelInfo:
     """Which model was measured. Dictionaries are keyed by the name of the stack ("" for a single one).
 
     Args:
-        id: the name it was loaded by; revision: of a Hub model.
+        id: what it was loaded by; name: for people (the last part of a path); revision: of a Hub model.
         architecture: class name; model_type: family name of transformers, or None.
         n_layers, d_model, stacks (path of the list of blocks), post_norm: per stack.
         dtype: of the weights; attention: implementation in use.
@@ -32,6 +32,7 @@ class ModelInfo:
     """
 
     id: str
+    name: str
     revision: str | None
     architecture: str
     model_type: str | None

@@ -40,7 +40,8 @@ def measured(result: ScanResult) -> list[StackView]:
 
 def titled(result: ScanResult, view: StackView | None = None) -> str:
     """'model' or 'model, stack'."""
-    parts = [lettered(result.info.model.get("id"), 48), lettered(view.label) if view else ""]
+    model = result.info.model
+    parts = [lettered(model.get("name") or model.get("id"), 48), lettered(view.label) if view else ""]
     return ", ".join(part for part in parts if part)
 
 

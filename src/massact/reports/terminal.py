@@ -72,7 +72,8 @@ def _headline(result: ScanResult, encoding: str) -> Panel:
     for line in lines[1:]:
         body.add_row("-", _plain(line, encoding))
     corpus, model = result.info.corpus or {}, result.info.model or {}
-    title = " on ".join(visible(str(x), encoding) for x in (model.get("id"), corpus.get("name")) if x)
+    names = (model.get("name") or model.get("id"), corpus.get("name"))
+    title = " on ".join(visible(str(x), encoding) for x in names if x)
     return Panel(
         body,
         title=Text(f" {title} ") if title else None,

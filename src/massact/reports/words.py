@@ -36,6 +36,7 @@ def answer_in_words(result: ScanResult) -> list[str]:
     said = [_headline(result, rule, stacks)]
     for view in stacks:
         sentences = _found(view) if view.n_findings else _below(view, rule)
+        sentences += _near_misses(view)
         sentences += [s for s in (_range(view), _nonfinite(view)) if s]
         said += [f"{view.label}: {s}" if view.label else s for s in sentences]
     if any(v.n_sequences for v in stacks) and not any(_nonfinite(v) for v in stacks):
@@ -43,8 +44,13 @@ def answer_in_words(result: ScanResult) -> list[str]:
     return said + _null(answer.null) + _bos(answer.bos) + _notes(result)
 
 
+def model_name(result: ScanResult) -> str:
+    """The name of the model for people."""
+    return visible(result.info.model.get("name") or result.info.model.get("id") or "")
+
+
 def _headline(result: ScanResult, rule: Rule, stacks: list[StackView]) -> str:
-    name = visible(result.info.model.get("id")) or "The model"
+    name = model_name(result) or "The model"
     sequences = max((v.n_sequences for v in stacks), default=0)
     if not sequences:
         return f"Nothing was measured on {name}: no sequences."
@@ -147,7 +153,33 @@ def _below(view: StackView, rule: Rule) -> list[str]:
         largest.sequence,
     ):
         said.append(f"The largest |h| is {_place(strongest)}; {_failure(strongest, rule)}.")
-    return said
+    return said + _steady(view)
+
+
+def _near_misses(view: StackView) -> list[str]:
+    """How many activations the criterion narrowly misses: a line drawn elsewhere would count them."""
+    table = view.near_misses
+    if not len(table):
+        return []
+    layers, dims = {int(x) for x in table["layer"]}, {int(x) for x in table["dim"]} - {-1}
+    where = f"at layer{'s' * (len(layers) > 1)} {ranges(layers)}"
+    if 0 < len(dims) <= MOST_DIMS:
+        where += f", dim{'s' * (len(dims) > 1)} {listed([str(d) for d in sorted(dims)])}"
+    said = "they reach" if len(table) > 1 else "it reaches"
+    return [f"{counted(len(table), 'near miss', 'near misses')} {where}: {said} at least half of every threshold."]
+
+
+def _steady(view: StackView) -> list[str]:
+    """How constant the greatest |h| is over sequences, where nothing passes (Sun 2024, Table 2)."""
+    rows = view.ranks[(view.ranks["source"] == "corpus") & (view.ranks["rank"] == "top 1")]
+    if not len(rows) or int(rows.iloc[0]["n_sequences"]) < 2:
+        return []
+    row = rows.iloc[0]
+    return [
+        f"At layer {int(row['layer'])} the greatest value of a sequence is {signed(row['value_mean'])} ± "
+        f"{number(row['value_std'])} over {counted(int(row['n_sequences']), 'sequence')}, at one and the same dim in "
+        f"{percent(row['same_dim'])} of them."
+    ]
 
 
 def _failure(peak: Peak, rule: Rule) -> str:
