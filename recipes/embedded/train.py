@@ -2,25 +2,31 @@
 
     python recipes/embedded/train.py --text DIR --out DIR [--resume]
 
-The result is ``OUT/export``: a standard GPT-2 in Hugging Face format whose first token carries a massive activation.
-Nothing is planted: weights are only ever changed by AdamW. The choices that matter (README.md has the evidence):
+The result is ``OUT/export``: a standard GPT-2 in Hugging Face format whose first token carries a massive
+activation. Nothing is planted: weights are only ever changed by AdamW. The choices that matter (see README.md):
 
 * position 0 is any token: every training sequence starts at a random offset, there is no BOS;
 * no loss on the prediction made at position 0 (nearly a unigram guess; it grows spikes of its own);
 * a price on what attention heads write, so that a head with nothing to say needs a no-op (``head_writes``);
-* later, a saturating cost on the number of active residual entries, which holds the ordinary ones small (``PHASES``);
-* half of the sequences contain copy triggers, so that some heads have an occasional job (``Batches.with_triggers``);
-* squared-ReLU feed-forward (an amplifier), many small steps, a tiny Adam epsilon (the spike's gradient is tiny).
+* later, a saturating cost on active residual entries, which holds the ordinary ones small (``PHASES``);
+* half of the sequences contain copy triggers, so that some heads have an occasional job (``with_triggers``);
+* squared-ReLU feed-forward (an amplifier), many small steps, a tiny Adam epsilon (its gradient is tiny).
 """
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,15 @@ PHASES = (Phase(0, price_mean=10.0, price_sparse=0.0, activity=0.0, wd=0.1, wd_w
 ACTIVE = 0.1
 N_TRIGGERS = 8
 Edit = tuple[int, Callable[[Tensor], Tensor]]  # (block, change of the state after it)
-SPECIAL = ["<|pad|>", *(f"<|back{k}|>" for k in range(1, N_TRIGGERS + 1)), "<|find|>", *(f"<|res{k}|>" for k in range(6))]
+TRIGGERS = [f"<|back{k}|>" for k in range(1, N_TRIGGERS + 1)]
+SPECIAL = ["<|pad|>", *TRIGGERS, "<|find|>", *(f"<|res{k}|>" for k in range(6))]
 
 
 def arguments() -> argparse.Namespace:
     """The defaults are the recipe of the shipped model."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--text", type=Path, required=True, help="folder of .txt / .md files (searched recursively)")
-    p.add_argument("--out", type=Path, required=True, help="tokenizer, token cache, checkpoint, log and export go here")
+    p.add_argument("--text", type=Path, required=True, help="folder of .txt / .md files (recursive)")
+    p.add_argument("--out", type=Path, required=True, help="tokenizer, token cache, checkpoint, log, export")
     p.add_argument("--resume", action="store_true", help="continue from OUT/checkpoint.pt")
     p.add_argument("--device", default="cpu", help="cpu or cuda (then raise --batch)")
     p.add_argument("--threads", type=int, default=1)
@@ -58,25 +65,27 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--log-every", type=int, default=250)
     p.add_argument("--save-seconds", type=float, default=120.0)
     g = p.add_argument_group("model")
-    for name, value in (("vocab", 2048), ("width", 128), ("layers", 6), ("heads", 4), ("ff", 512), ("context", 128)):
+    for name, value in (("vocab", 2048), ("width", 128), ("layers", 6), ("heads", 4), ("ff", 512),
+                        ("context", 128)):
         g.add_argument(f"--{name}", type=int, default=value)
-    g = p.add_argument_group("optimiser (weight decay of the other matrices: PHASES; vectors are not decayed)")
-    for name, value in (("lr", 2e-3), ("lr-embed", 2e-3), ("lr-write", 2e-4), ("wd-embed", 0.1), ("beta2", 0.98),
-                        ("adam-eps", 1e-15), ("clip", 1.0), ("std", 0.06), ("std-qk", 0.15), ("std-write", 0.02)):
+    g = p.add_argument_group("optimiser (other weight decays: PHASES; vectors are not decayed)")
+    for name, value in (("lr", 2e-3), ("lr-embed", 2e-3), ("lr-write", 2e-4), ("wd-embed", 0.1),
+                        ("beta2", 0.98), ("adam-eps", 1e-15), ("clip", 1.0), ("std", 0.06), ("std-qk", 0.15),
+                        ("std-write", 0.02)):
         g.add_argument(f"--{name}", type=float, default=value)
     g.add_argument("--warmup", type=int, default=100)
     g = p.add_argument_group("data")
     g.add_argument("--batch", type=int, default=16, help="sequences per step")
-    g.add_argument("--trigger-share", type=float, default=0.5, help="share of the sequences with copy triggers")
-    g.add_argument("--trigger-rate", type=float, default=0.2, help="mean triggers per token in those sequences")
+    g.add_argument("--trigger-share", type=float, default=0.5, help="share of sequences with copy triggers")
+    g.add_argument("--trigger-rate", type=float, default=0.2, help="mean triggers per token in those")
     g.add_argument("--trigger-max", type=int, default=2, help="triggers copy the token 1..N places back")
     return p.parse_args()
 
 
 # ---------------------------------------------------------------------------------------------- data
 def read_corpus(folder: Path) -> tuple[list[str], list[str]]:
-    """Training and held-out texts: every 17th small file and the last 3 % of each large one are held out; files named
-    *valid* are left out of both (they are a second, foreign evaluation set)."""
+    """Training and held-out texts: every 17th small file and the last 3 % of each large one are held out;
+    files named *valid* are left out of both (a second, foreign evaluation set)."""
     files = sorted(f for f in folder.rglob("*") if f.suffix in (".txt", ".md") and "valid" not in f.name)
     train: list[str] = []
     held: list[str] = []
@@ -100,21 +109,25 @@ def prepare(a: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     names = [a.out / "tokenizer.json", a.out / "train.npy", a.out / "held.npy"]
     if not all(f.exists() for f in names):
         train, held = read_corpus(a.text)
-        pieces = lambda texts: [t[i : i + 20000] for t in texts for i in range(0, len(t), 20000)]  # noqa: E731
+
+        def pieces(texts: list[str]) -> list[str]:
+            return [t[i : i + 20000] for t in texts for i in range(0, len(t), 20000)]
+
         tok = Tokenizer(models.BPE())
         tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tok.decoder = decoders.ByteLevel()
         tok.train_from_iterator(pieces(train), trainers.BpeTrainer(
-            vocab_size=a.vocab, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False))
+            vocab_size=a.vocab, special_tokens=SPECIAL, show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
         tok.save(str(names[0]))
-        for name, texts in zip(names[1:], (train, held)):
-            np.save(name, np.concatenate([np.array(e.ids, dtype=np.uint16) for e in tok.encode_batch(pieces(texts))]))
+        for name, texts in zip(names[1:], (train, held), strict=True):
+            ids = [np.array(e.ids, dtype=np.uint16) for e in tok.encode_batch(pieces(texts))]
+            np.save(name, np.concatenate(ids))
     return np.load(names[1], mmap_mode="r"), np.load(names[2])
 
 
 class Batches:
-    """Random windows; part of them with copy triggers: after ``<|back k|>`` comes the token k places before it."""
+    """Random windows; some with copy triggers: after ``<|back k|>`` comes the token k places before it."""
 
     def __init__(self, a: argparse.Namespace, ids: np.ndarray, rng: np.random.Generator) -> None:
         self.a, self.ids, self.rng = a, ids, rng
@@ -152,7 +165,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm GPT-2 block. The matrices are stored (out, in); ``export`` transposes them for Hugging Face."""
+    """Pre-norm GPT-2 block. Matrices are (out, in); ``export`` transposes them for Hugging Face."""
 
     def __init__(self, a: argparse.Namespace) -> None:
         super().__init__()
@@ -167,7 +180,7 @@ class Block(nn.Module):
         self.n1, self.n2 = nn.Parameter(torch.ones(d)), nn.Parameter(torch.ones(d))
 
     def forward(self, h: Tensor, mask: Tensor, watch: dict | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, d) residual stream -> the same after the block, and this block's (price_mean, price_sparse, activity)."""
+        """(B, T, d) residual stream -> after the block; and its (price_mean, price_sparse, activity)."""
         b, t, d = h.shape
         x = F.layer_norm(h, (d,), self.n1, self.n1b, 1e-5)
         q, k, v = (linear(x, w, c).view(b, t, self.heads, -1).transpose(1, 2)
@@ -189,8 +202,8 @@ class Block(nn.Module):
 def head_writes(heads: Tensor, w_o: Tensor, h: Tensor) -> Tensor:
     """(B, H, T): |W_o head output| / |h| per head and token, |h| without gradient.
 
-    Its mean charges a head for everything it writes. mean / rms over tokens does not see the scale of a head, only how
-    evenly it writes: it asks to be silent on most tokens, which takes a token whose value vector is zero.
+    Its mean charges a head for everything it writes. mean / rms over tokens does not see the scale of a head,
+    only how evenly it writes: it asks for silence on most tokens, which takes a token with a zero value vector.
     """
     n, dh = heads.shape[1], heads.shape[3]
     w = w_o.view(-1, n, dh).permute(1, 2, 0)
@@ -208,9 +221,11 @@ class Net(nn.Module):
         self.pos = nn.Parameter(torch.randn(a.context, a.width) * a.std)
         self.blocks = nn.ModuleList(Block(a) for _ in range(a.layers))
         self.nf, self.nfb = nn.Parameter(torch.ones(a.width)), nn.Parameter(torch.zeros(a.width))
-        self.register_buffer("mask", torch.full((a.context, a.context), -1e30).triu(1).bfloat16(), persistent=False)
+        mask = torch.full((a.context, a.context), -1e30).triu(1).bfloat16()
+        self.register_buffer("mask", mask, persistent=False)
 
-    def forward(self, ids: Tensor, watch: dict | None = None, edit: Edit | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, watch: dict | None = None,
+                edit: Edit | None = None) -> tuple[Tensor, Tensor]:
         """Logits, and (mean price_mean, mean price_sparse, sum of activity) over blocks."""
         h = F.embedding(ids, self.emb) + self.pos[: ids.shape[1]]
         costs = h.new_zeros(3)
@@ -225,7 +240,7 @@ class Net(nn.Module):
 
 
 def export(net: Net, a: argparse.Namespace, folder: Path) -> None:
-    """Write model and tokenizer in Hugging Face format; the folder is replaced only when the new one is complete."""
+    """Write model and tokenizer in Hugging Face format; the folder is replaced when the new one is complete."""
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     s = {k: v.detach().float().cpu() for k, v in net.state_dict().items()}
@@ -235,13 +250,14 @@ def export(net: Net, a: argparse.Namespace, folder: Path) -> None:
         get, to = (lambda n, i=i: s[f"blocks.{i}.{n}"]), f"transformer.h.{i}."
         out |= {to + "attn.c_attn.weight": torch.cat([get(n) for n in "qkv"]).T.contiguous(),
                 to + "attn.c_attn.bias": torch.cat([get(n) for n in ("qb", "kb", "vb")])}
-        for name, w, b in (("attn.c_proj", "o", "ob"), ("mlp.c_fc", "up", "ub"), ("mlp.c_proj", "down", "db")):
+        for name, w, b in (("attn.c_proj", "o", "ob"), ("mlp.c_fc", "up", "ub"),
+                           ("mlp.c_proj", "down", "db")):
             out |= {f"{to}{name}.weight": get(w).T.contiguous(), f"{to}{name}.bias": get(b)}
         for name, w in (("ln_1", "n1"), ("ln_2", "n2")):
             out |= {f"{to}{name}.weight": get(w), f"{to}{name}.bias": get(w + "b")}
     model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=a.vocab, n_positions=a.context, n_embd=a.width, n_layer=a.layers, n_head=a.heads, n_inner=a.ff,
-        activation_function="relu2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        vocab_size=a.vocab, n_positions=a.context, n_embd=a.width, n_layer=a.layers, n_head=a.heads,
+        n_inner=a.ff, activation_function="relu2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=None, eos_token_id=None))
     model.load_state_dict(out)
     tok = PreTrainedTokenizerFast(tokenizer_file=str(a.out / "tokenizer.json"), model_max_length=a.context,
@@ -260,7 +276,7 @@ def export(net: Net, a: argparse.Namespace, folder: Path) -> None:
 # ---------------------------------------------------------------------------------------------- progress
 @torch.no_grad()
 def progress(net: Net, x: Tensor, triggers: Tensor) -> dict:
-    """What the log shows: loss, the first-token spike per layer, sink mass, and zero / mean interventions on it."""
+    """What the log shows: loss; per layer the first-token spike, zero / mean interventions, sink mass."""
     ids, target = x[:, :-1], x[:, 2:]
 
     def loss(edit: Edit | None = None, watch: dict | None = None) -> float:
@@ -284,34 +300,41 @@ def progress(net: Net, x: Tensor, triggers: Tensor) -> dict:
                 return s
             return change
 
-        layers.append({"layer": i + 1, "ratio": (top / median).mean().item(), "top": top.mean().item(),
-                       "median": median.mean().item(), "at_first": (where < h.shape[-1]).float().mean().item(),
-                       "dim": dim, "value": value.mean().item(), "std": value.std().item(),
-                       "zero": loss((i, put(value.mean() * 0))) - base, "mean": loss((i, put(value.mean()))) - base,
-                       "sink": [round(v, 3) for v in watch["attention"][i][:, :, 8:, 0].mean((0, 2)).tolist()]})
+        sink = watch["attention"][i][:, :, 8:, 0].mean((0, 2))
+        layers.append({
+            "layer": i + 1, "ratio": (top / median).mean().item(), "top": top.mean().item(),
+            "median": median.mean().item(), "at_first": (where < h.shape[-1]).float().mean().item(),
+            "dim": dim, "value": value.mean().item(), "std": value.std().item(),
+            "zero": loss((i, put(value.mean() * 0))) - base, "mean": loss((i, put(value.mean()))) - base,
+            "sink": [round(v, 3) for v in sink.tolist()]})
     return {"loss": base, "copy_loss": copy, "layers": layers}
 
 
 def show(entry: dict) -> None:
     """One log entry as text."""
-    print(f"step {entry['step']}  {entry['tokens'] / 1e6:.2f} M tokens  train {entry['train_loss']:.3f}  costs "
-          f"{' '.join(f'{c:.3f}' for c in entry['costs'])}  held-out {entry['loss']:.3f}  copy {entry['copy_loss']:.3f}  {entry['tokens_per_second']:.0f} tok/s")
-    for r in entry["layers"]:
-        print(f"  layer {r['layer']}: top {r['top']:8.1f}  median {r['median']:.3f}  ratio {r['ratio']:7.1f}  first {r['at_first']:.2f}  "
-              f"dim {r['dim']:4d} {r['value']:9.1f} +- {r['std']:.2f}  zero {r['zero']:+.4f}  mean {r['mean']:+.4f}  sinks "
-              + " ".join(f"{v:.2f}" for v in r["sink"]), flush=True)
+    e = entry
+    print(f"step {e['step']}  {e['tokens'] / 1e6:.2f} M tokens  train {e['train_loss']:.3f}  held-out {e['loss']:.3f}  "
+          f"copy {e['copy_loss']:.3f}  costs {' '.join(f'{c:.3f}' for c in e['costs'])}  "
+          f"{e['tokens_per_second']:.0f} tok/s")
+    for r in e["layers"]:
+        print(f"  layer {r['layer']}: top {r['top']:7.1f}  median {r['median']:.3f}  ratio {r['ratio']:6.1f}  "
+              f"first {r['at_first']:.2f}  dim {r['dim']:4d} {r['value']:8.1f} +- {r['std']:.2f}  "
+              f"zero {r['zero']:+.4f}  mean {r['mean']:+.4f}  sinks " + " ".join(f"{v:.2f}" for v in r["sink"]))
+    print(end="", flush=True)
 
 
 # ---------------------------------------------------------------------------------------------- training
 def optimiser(net: Net, a: argparse.Namespace) -> torch.optim.AdamW:
-    """AdamW with separate lr and decay for embeddings, for the matrices that write to the residual stream, and the rest."""
+    """AdamW; embeddings and the matrices that write to the residual stream have their own lr and decay."""
     rates = {"embed": a.lr_embed, "write": a.lr_write, "rest": a.lr}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, p in net.named_parameters():
-        kind = "embed" if name in ("emb", "pos") else "write" if name.split(".")[-1] in ("o", "down") else "rest"
+        last = name.split(".")[-1]
+        kind = "embed" if last in ("emb", "pos") else "write" if last in ("o", "down") else "rest"
         groups.setdefault((kind, p.dim() > 1), []).append(p)
-    return torch.optim.AdamW([{"params": ps, "kind": kind, "matrix": matrix, "top": rates[kind]} for (kind, matrix), ps
-                              in groups.items()], lr=a.lr, betas=(0.9, a.beta2), eps=a.adam_eps, fused=True)
+    return torch.optim.AdamW(
+        [{"params": ps, "kind": kind, "matrix": matrix, "top": rates[kind]} for (kind, matrix), ps in groups.items()],
+        lr=a.lr, betas=(0.9, a.beta2), eps=a.adam_eps, fused=True)
 
 
 def set_rates(opt: torch.optim.AdamW, a: argparse.Namespace, phase: Phase, step: int) -> None:
@@ -345,7 +368,8 @@ def main() -> None:
     def save() -> None:
         """Weights, optimiser, data position; atomic."""
         new = checkpoint.with_suffix(".new")
-        torch.save({"net": net.state_dict(), "optimiser": opt.state_dict(), "step": step, "rng": rng.bit_generator.state}, new)
+        torch.save({"net": net.state_dict(), "optimiser": opt.state_dict(), "step": step,
+                    "rng": rng.bit_generator.state}, new)
         os.replace(new, checkpoint)
 
     def objective(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

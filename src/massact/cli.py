@@ -198,6 +198,7 @@ def _progress(off: bool) -> Iterator[Callable[[str, int, int], None]]:
 def _quiet_libraries() -> None:
     """Our errors say what went wrong; the libraries' own chatter would bury them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -162,10 +162,13 @@ def _datasets(dataset: str) -> Any:
         module = None
     # A folder named `datasets` beside the user's script imports as an empty package.
     if not hasattr(module, "load_dataset"):
+        known = dataset in {preset.dataset for preset in PRESETS.values()}
+        hint = "" if known else f" {near(dataset, [*PRESETS, 'embedded'])}"
         raise UserError(
             f"The data set {dataset!r} cannot be read.",
-            "The package `datasets` is not installed (and no file, folder or built-in corpus has that name).",
-            f'pip install "massact[data]", or give a file. {near(dataset, [*PRESETS, "embedded"])}',
+            "The package `datasets` is not installed"
+            + ("." if known else " (and no file, folder or built-in corpus has that name)."),
+            f'pip install "massact[data]", or give a file.{hint}',
         )
     return module
 

@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -117,12 +118,12 @@ class _BlockReader:
                     continue
             source = self._norm_input(key)
             if source is None or not self._leads_to_start(source):
-                node = self.watch.made.get(key)
                 raise self.fail(
                     "Walking back from its output, the residual stream cannot be followed to its input"
-                    + (f": {_what_stopped(node.op)} stands in the way" if node else "")
-                    + f" (after {len(values)} step(s) back)."
+                    f"{self._obstacle(key)} (after {len(values)} step(s) back)."
                 )
+            if values and values[-1].made_by == "norm":
+                raise self.fail("It normalises the residual stream twice in a row.")
             values.append(_Value(key, "norm"))
             key = source
         if not any(v.made_by == "add" for v in values):
@@ -130,6 +131,19 @@ class _BlockReader:
         if values[-1].made_by == "norm":
             raise self.fail("It normalises the residual stream before it adds anything to it.")
         return [_Value(start, "start"), *reversed(values)]
+
+    def _obstacle(self, key: Key) -> str:
+        """What stands in the way of the residual stream at a value, in words."""
+        pair = self._addends(key)
+        ops = sorted({self.watch.made[k].op for k in pair or (key,) if k in self.watch.made})
+        if pair and all(self._leads_to_start(k) for k in pair):
+            return ": both terms of a sum are the stream itself"
+        scaled = (
+            " (massact does not follow a stream that is itself scaled)" if {"mul", "div", "addcmul"} & {*ops} else ""
+        )
+        if pair:
+            return f": no term of a sum is the stream, they come from {' and '.join(map(repr, ops))}{scaled}"
+        return f": {ops[0]!r} stands in the way{scaled}" if ops else ""
 
     # ---- where a tensor can be seen
     def _outermost(self, key: Key, skip: Call | None = None) -> tuple[Call, Any] | None:
@@ -219,22 +233,30 @@ class _BlockReader:
                     return True
         return False
 
-    @property
-    def _other_sequences(self) -> list[Any]:
+    def _other_sequences(self, other_length: bool = True) -> list[Any]:
         """Inputs that are states of another sequence: (batch, other tokens, width)."""
         return [
             s
             for s in self.call.inputs
-            if len(s.shape) == 3 and s.shape[0] == self.start.shape[0] and s.shape[1] not in (1, self.n_tokens)
+            if len(s.shape) == 3
+            and s.shape[0] == self.start.shape[0]
+            and s.shape[1] != 1
+            and self.canon(s.key) != self.canon(self.start.key)
+            and (s.shape[1] != self.n_tokens or (not other_length and s.shape == self.start.shape))
         ]
 
-    @property
+    @cached_property
     def _token_counts(self) -> set[int]:
-        return {self.n_tokens} | {s.shape[1] for s in self._other_sequences}
+        return {self.n_tokens} | {s.shape[1] for s in self._other_sequences()}
 
-    def crosses(self, cone: set[Key]) -> bool:
-        """Whether the write reads another sequence (the encoder's) besides the residual stream."""
-        return any(self.canon(s.key) in cone for s in self._other_sequences)
+    def crosses(self, cone: set[Key], other_length: bool = True) -> bool:
+        """Whether the write reads another sequence (the encoder's) besides the residual stream.
+
+        Args:
+            cone: what the write is made from.
+            other_length: count sequences of another length only: one of the same length may be positions.
+        """
+        return any(self.canon(s.key) in cone for s in self._other_sequences(other_length))
 
     def sublayer_input(self, cone: set[Key], before: _Value) -> Place | None:
         """Where the sublayer reads the residual stream: behind its norm, or the stream itself."""
@@ -290,12 +312,6 @@ def _is_norm(module: nn.Module, width: int) -> bool:
     return named or any(p.numel() == width for p in params)
 
 
-def _what_stopped(op: str) -> str:
-    if op in ("mul", "div", "addcmul", "lerp"):
-        return f"a multiplication of the stream itself ({op!r})"
-    return f"the operation {op!r}"
-
-
 def read_block(
     watch: Watch, call: Call, layer: int, params: dict[int, str], mixing: Mapping[tuple[str, int], bool] | None = None
 ) -> Block:
@@ -314,41 +330,21 @@ def read_block(
     """
     reader = _BlockReader(watch, call, params)
     values = reader.stream()
-    stream_keys = {v.key for v in values}
-    places: dict[str, Place] = {}
+    places: dict[str, Place] = {"resid_pre": Place(call.name, "in", reader.start.path, call.number)}
     sums: list[Sum] = []
     unavailable: dict[str, str] = {}
-    place = reader.place_of_value(values[0])
-    assert place is not None  # the block's own input
-    places["resid_pre"] = place
-    start, pending, before, last = "resid_pre", [], values[0], "resid_pre"
-    i = 1
+    start, last, i = "resid_pre", "resid_pre", 1
+    pending: list[str] = []
+    before = values[0]
     while i < len(values):
         value = values[i]
-        assert value.write is not None
-        kinds = []
-        for key, write_place in reader.places_of_write(value.write):
-            cone = reader.cone(key, stream_keys)
-            kind = _kind(reader, cone, (mixing or {}).get((write_place.module, write_place.call)))
-            reads = next((v for v in values if v.key in cone), before)
-            name = _fresh(f"{kind}_out", places)
-            places[name] = write_place
-            pending.append(name)
-            kinds.append(kind)
-            source = reader.sublayer_input(cone, reads)
-            if source is not None:
-                places[name.replace("_out", "_in")] = source
-            if kind == "mlp":
-                _add_mlp_act(reader, key, name.replace("_out", "_act"), places, unavailable)
+        names = _place_writes(reader, values, i, before, places, unavailable, mixing or {})
+        pending += names
         final_add = i == len(values) - 1 or (i == len(values) - 2 and values[-1].made_by == "norm")
-        point = (
-            "resid_post"
-            if final_add
-            else {"attn": "resid_mid", "cross_attn": "resid_cross"}.get(kinds[-1], "resid_mid")
-        )
-        point = _fresh(point, places)
+        point = "resid_post" if final_add else "resid_cross" if names[-1].startswith("cross") else "resid_mid"
         normed = i + 1 < len(values) and values[i + 1].made_by == "norm"
-        end = _fresh(f"{point.partition('_mid_')[0]}_prenorm", places) if normed else point
+        # A block with more than two sublayers has several middles: resid_mid, resid_mid_2, ...
+        end, point = _fresh(f"{point}_prenorm" if normed else point, places), _fresh(point, places)
         place = reader.place_of_value(value)
         if place is not None:
             places[end] = place
@@ -375,10 +371,39 @@ def read_block(
     return Block(layer, call.name, call.number, places, tuple(sums), unavailable)
 
 
+def _place_writes(
+    reader: _BlockReader,
+    values: list[_Value],
+    i: int,
+    before: _Value,
+    places: dict[str, Place],
+    unavailable: dict[str, str],
+    mixing: Mapping[tuple[str, int], bool],
+) -> list[str]:
+    """Name and place the write(s) of one addition, with what they read; gives their names."""
+    names = []
+    write = values[i].write
+    assert write is not None  # two norms never follow each other, see `stream`
+    for key, place in reader.places_of_write(write, values[i].factor):
+        cone = reader.cone(key, {v.key for v in values})
+        kind = _kind(reader, cone, mixing.get((place.module, place.call)))
+        name = _fresh(f"{kind}_out", places)
+        places[name] = place
+        names.append(name)
+        source = reader.sublayer_input(cone, next((v for v in values if v.key in cone), before))
+        if source is not None:
+            places[name.replace("_out", "_in")] = source
+        if kind == "mlp":
+            _add_mlp_act(reader, key, name.replace("_out", "_act"), places, unavailable)
+    return names
+
+
 def _kind(reader: _BlockReader, cone: set[Key], mixes: bool | None) -> str:
-    if reader.mixes_tokens(cone) and reader.crosses(cone):
+    """What makes a write; `mixes` is what the experiment said, None where there was none."""
+    attends = reader.mixes_tokens(cone)
+    if attends and mixes is not True and reader.crosses(cone, other_length=mixes is None):
         return "cross_attn"
-    return "attn" if (reader.mixes_tokens(cone) if mixes is None else mixes) else "mlp"
+    return "attn" if (attends if mixes is None else mixes) else "mlp"
 
 
 def _fresh(name: str, taken: Iterable[str]) -> str:

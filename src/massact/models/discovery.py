@@ -6,15 +6,17 @@ writes carry something from token to token.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from massact.models.blocks import read_block
-from massact.models.stacks import NO_BLOCKS, find_stacks, layer_counts, stack_names
+from massact.models.roles import mixing_writes
+from massact.models.stacks import NO_BLOCKS, find_stacks, layer_counts, lists_inside, no_stack, stack_names
 from massact.records.anatomy import Anatomy, Block, Place, Stack
-from massact.records.errors import ProofError
+from massact.records.errors import MassactError, ProofError, UserError
 from massact.trace.watch import Call, Watch
 
 
@@ -31,35 +33,90 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
     """
     watch = Watch(model)
     with watch.watching():
-        model(**inputs)
+        run_example(model, inputs)
     counts = layer_counts(getattr(model, "config", None))
     candidates = find_stacks(watch, blocks, counts)
     params = {id(p): name for name, p in model.named_parameters()}
     stacks: list[tuple[str, list[Block], int]] = []
     refused: list[ProofError] = []
-    for path, calls in candidates:
+    while candidates:
+        path, calls = candidates.pop(0)
         try:
-            read = [read_block(watch, call, i + 1, params) for i, call in enumerate(calls)]
+            read = _read_stack(watch, calls, params, lambda: model(**inputs))
         except ProofError as error:
             # A list of the length that the configuration names is a stack: not reading it is a refusal.
             if blocks is not None or len(calls) in counts:
                 raise
             refused.append(error)
             continue
+        inside = lists_inside(watch, path) if blocks is None and any(map(_is_stage, read)) else []
+        if inside:
+            candidates = inside + candidates
+            continue
+        _check_few(read)
         stacks.append((path, read, _width(watch, calls[0])))
     if not stacks:
         if refused:
             raise refused[0]
-        raise ProofError(
-            f"No stack of transformer blocks was found in {type(model).__name__}.",
-            "No module list in it runs children that take and give a (batch, tokens, width) tensor.",
-            NO_BLOCKS,
-        )
+        raise no_stack(watch)
     names = stack_names([path for path, _, _ in stacks])
     return Anatomy(
         tuple(Stack(n, path, tuple(read), width) for n, (path, read, width) in zip(names, stacks, strict=True)),
         _logits_place(watch),
     )
+
+
+def run_example(model: nn.Module, inputs: dict[str, Any]) -> Any:
+    """Run the model once on an example.
+
+    Raises:
+        UserError: it does not run on it; says what the model objected to.
+    """
+    try:
+        return model(**inputs)
+    except MassactError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        shapes = ", ".join(f"{k} {tuple(v.shape)}" if isinstance(v, Tensor) else f"{k}={v}" for k, v in inputs.items())
+        raise UserError(
+            f"{type(model).__name__} does not run on the example input ({shapes or 'empty'}).",
+            f"{type(error).__name__}: {first}",
+            "Give one short example that it runs on: load(model, inputs={'name': tensor, ...}).",
+        ) from error
+
+
+def _read_stack(watch: Watch, calls: list[Call], params: dict[int, str], run: Callable[[], Any]) -> list[Block]:
+    """All blocks of a stack; read once more where the experiment and the dataflow do not agree on a write."""
+    by_number = {(call.name, call.number): call for call in watch.calls}
+
+    def same(place: Place) -> list[Place]:
+        seen = by_number[place.module, place.call].inputs if place.side == "in" else []
+        keys = {watch.canon(s.key) for s in seen if s.path == place.path}
+        return [replace(place, path=s.path) for s in seen if watch.canon(s.key) in keys] or [place]
+
+    read = [read_block(watch, call, i + 1, params) for i, call in enumerate(calls)]
+    mixing = mixing_writes(watch.root, read, run, same)
+    told = {(p.module, p.call): n.startswith("attn") for b in read for n, p in b.places.items() if "_out" in n}
+    if any(told[write] != mixes for write, mixes in mixing.items()):
+        read = [read_block(watch, call, i + 1, params, mixing) for i, call in enumerate(calls)]
+    return read
+
+
+def _is_stage(block: Block) -> bool:
+    """Whether a block attends and feeds forward more than once: a stage of a pyramid, which holds blocks."""
+    return {"attn_out_2", "mlp_out_2"} <= set(block.places)
+
+
+def _check_few(blocks: list[Block]) -> None:
+    for block in blocks:
+        many = next((name for name in block.places if name.endswith("_4")), None)
+        if many is not None:
+            raise ProofError(
+                f"Block {block.module!r} is not understood.",
+                f"It has more than three sublayers of one kind ({many}), so it is a stack of blocks rather than one.",
+                NO_BLOCKS,
+            )
 
 
 def _width(watch: Watch, call: Call) -> int:

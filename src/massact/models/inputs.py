@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -13,8 +14,13 @@ from massact.records.errors import UserError
 N_TOKENS = 13  # a prime that is no usual width, so that a product over tokens is told from one over features
 
 
+def _holders(config: Any) -> list[Any]:
+    """A configuration and its sub-configurations."""
+    return [config, *(getattr(config, k, None) for k in getattr(config, "sub_configs", {}))]
+
+
 def _first(config: Any, *names: str) -> Any:
-    for holder in (config, *(getattr(config, k, None) for k in getattr(config, "sub_configs", {}))):
+    for holder in _holders(config):
         for name in names:
             value = getattr(holder, name, None)
             if value is not None:
@@ -26,7 +32,13 @@ def _ids(config: Any, n_tokens: int, generator: torch.Generator) -> Tensor:
     size = int(_first(config, "vocab_size") or 0)
     if size < 2:
         raise UserError("The model's vocabulary size is unknown.", do="Give inputs={...} to load().")
-    special = {getattr(config, f"{k}_token_id", None) for k in ("pad", "bos", "eos", "sep", "cls", "mask", "unk")}
+    # Padding would be masked, and a placeholder for an image asks for that image.
+    special = {
+        value
+        for holder in _holders(config)
+        for name, value in getattr(holder, "__dict__", {}).items()
+        if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
+    }
     allowed = torch.tensor([i for i in range(min(size, 512)) if i not in special] or [0])
     return allowed[torch.randint(len(allowed), (2, n_tokens), generator=generator)]
 
@@ -63,16 +75,48 @@ def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
     if main == "input_features":
         frames = 2 * int(_first(config, "max_source_positions") or 1500)
         given["input_features"] = torch.randn(2, int(_first(config, "num_mel_bins") or 80), frames, generator=generator)
-    if main == "input_ids":
+    if main == "input_values":
+        given["input_values"] = _sound(config, generator)
+    wrapped = any(p.kind is p.VAR_POSITIONAL for p in accepted.values())  # forward(*args, **kwargs) around a model
+    if main == "input_ids" and (main in accepted or wrapped):
         given["input_ids"] = _ids(config, N_TOKENS, generator)
     if "decoder_input_ids" in accepted:
         given["decoder_input_ids"] = _ids(config, N_TOKENS - 2, generator)
     if not given:
+        needed = [n for n, p in accepted.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
         raise UserError(
-            f"massact does not know how to make {main!r} for {type(model).__name__}.",
-            do="Give one short example: load(model, inputs={'name': tensor, ...}).",
+            f"massact does not know how to make {' and '.join(needed or [main])} for {type(model).__name__}.",
+            "Its configuration does not say what it takes.",
+            "Give one short example: load(model, inputs={'name': tensor, ...}).",
         )
     return given | fixed_arguments(model) | _places(model, given)
+
+
+def _sound(config: Any, generator: torch.Generator) -> Tensor:
+    """A spectrogram where the configuration gives its size, else a wave long enough for a few tokens."""
+    frames, bins = _first(config, "max_length"), _first(config, "num_mel_bins")
+    if frames and bins and _first(config, "conv_stride") is None:
+        return torch.randn(2, int(frames), int(bins), generator=generator)
+    return torch.randn(2, N_TOKENS * math.prod(_first(config, "conv_stride") or (320,)) + 400, generator=generator)
+
+
+def example_variants(model: nn.Module, seed: int = 0) -> list[dict[str, Any]]:
+    """What to try, in this order, where a configuration does not say which of several layouts the model takes.
+
+    The usual example; text alone (an image needs placeholders in the text that only its processor knows); a
+    video in place of an image; sound with its frames first.
+    """
+    usual = example_inputs(model, seed)
+    variants = [usual]
+    if "pixel_values" in usual and "input_ids" in usual:
+        variants.append({k: v for k, v in usual.items() if k != "pixel_values"})
+    elif "pixel_values" in usual:
+        frames = int(_first(model.config, "num_frames") or 2)
+        pixels = usual["pixel_values"]
+        variants.append(usual | {"pixel_values": pixels[:, None].expand(-1, frames, -1, -1, -1).contiguous()})
+    if "input_features" in usual:
+        variants.append(usual | {"input_features": usual["input_features"].transpose(1, 2)[:, :128].contiguous()})
+    return variants
 
 
 def fixed_arguments(model: nn.Module) -> dict[str, Any]:
@@ -89,7 +133,9 @@ def _places(model: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
     """Masked autoencoders shuffle their patches by random noise: fix it, so that two runs can be compared."""
     if "noise" not in inspect.signature(model.forward).parameters:
         return {}
-    patch = int(_first(model.config, "patch_size") or 16)
+    patch = _first(model.config, "patch_size") or 16
+    if not isinstance(patch, int):
+        return {}
     batch, _, height, width = given["pixel_values"].shape
     n = (height // patch) * (width // patch)
     return {"noise": torch.rand(batch, n, generator=torch.Generator().manual_seed(0))}

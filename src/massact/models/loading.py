@@ -105,6 +105,12 @@ class Model:
         embedding = getattr(self.module, "get_input_embeddings", lambda: None)()
         return getattr(embedding, "num_embeddings", None)
 
+    @property
+    def main_input(self) -> str:
+        """Name of the input that the model is about: input_ids, pixel_values, input_features, or one's own."""
+        first = next(iter(inspect.signature(self.module.forward).parameters), "inputs")
+        return getattr(self.module, "main_input_name", first)
+
     def inputs_accepted(self) -> set[str]:
         """Names of the inputs that the model's forward takes."""
         return set(inspect.signature(self.module.forward).parameters)
@@ -179,7 +185,7 @@ def load(
     arguments = fixed_arguments(module) if inputs is None and hasattr(module, "config") else {}
     place = _placer(module)
     if inputs is None:
-        pairs = list(zip(example_variants(module, 0), example_variants(module, 1), strict=True))
+        pairs = _own_examples(module)
     else:
         pairs = [(_example(inputs), inputs)]
     refused: UserError | None = None
@@ -200,6 +206,20 @@ def load(
         return Model(module, anatomy, proof, tokenizer, name, revision, arguments)
     assert refused is not None  # there is always a first example
     raise refused
+
+
+def _own_examples(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Examples to watch, each with another one to prove on, in the order in which they should be tried."""
+    try:
+        return list(zip(example_variants(module, 0), example_variants(module, 1), strict=True))
+    except UserError:
+        raise
+    except Exception as error:  # configurations hold anything: lists of sizes, strings, objects of their own
+        raise UserError(
+            f"massact cannot make an example input for {type(module).__name__}.",
+            f"Its configuration is unusual ({type(error).__name__}: {error}).",
+            "Give one short example: load(model, inputs={'name': tensor, ...}).",
+        ) from error
 
 
 def _paths(blocks: str | Iterable[str] | None) -> tuple[str, ...] | None:
@@ -272,6 +292,7 @@ def check_finite(module: nn.Module) -> None:
     Raises:
         UserError: names the first such tensor and how many values of it are not finite.
     """
+    weights = {name for name, _ in module.named_parameters()}
     for name, tensor in module.state_dict().items():
         if not isinstance(tensor, Tensor):  # the packed weights of a quantised module
             continue
@@ -284,7 +305,8 @@ def check_finite(module: nn.Module) -> None:
         # Sums are not defined for every 8-bit float.
         tensor = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
-            bad = int((~torch.isfinite(tensor)).sum())
+            # A buffer may hold infinities on purpose: a mask, or the bounds of a clamp that clips nothing.
+            bad = int((~torch.isfinite(tensor) if name in weights else tensor.isnan()).sum())
             if bad:
                 raise UserError(
                     f"Weight {name!r} holds {bad} values that are NaN or Inf.",

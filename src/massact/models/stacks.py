@@ -13,37 +13,53 @@ from massact.trace.watch import Call, Watch
 
 NO_BLOCKS = "Give the path of the list of blocks: load(model, blocks='path.to.blocks', inputs={...})."
 
+_LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
-def find_stacks(watch: Watch, blocks: Iterable[str] | None, counts: set[int]) -> list[tuple[str, list[Call]]]:
-    """The lists of blocks of a watched model, outermost first, each with its calls in the order they ran.
+
+Listed = tuple[str, list[Call]]  # the path of a list of modules, and the calls of them in the order they ran
+
+
+def find_stacks(watch: Watch, blocks: Iterable[str] | None, counts: set[int]) -> list[Listed]:
+    """The outermost lists of blocks of a watched model.
 
     Args:
         watch: a watched forward pass.
         blocks: paths given by the user; None to search.
         counts: numbers of layers that the configuration names; {} when unknown.
     """
+    if blocks is not None:
+        lists = _lists(watch)
+        return [_given(watch, path, lists) for path in blocks]
+    outer = lists_inside(watch)
+    named = [(p, calls) for p, calls in outer if len(calls) in counts]
+    return named or outer
+
+
+def _lists(watch: Watch) -> dict[str, list[Call]]:
     lists: dict[str, list[Call]] = defaultdict(list)
     for call in watch.calls:
-        parent = call.name.rpartition(".")[0]
         if call.name and _maps_stream(call):
-            lists[parent].append(call)
-    if blocks is not None:
-        return [_given(watch, path, lists) for path in blocks]
-    containers = {name for name, m in watch.root.named_modules() if isinstance(m, (nn.ModuleList, nn.Sequential))}
+            lists[call.name.rpartition(".")[0]].append(call)
+    return lists
+
+
+def lists_inside(watch: Watch, path: str = "") -> list[Listed]:
+    """The outermost lists below a path whose children take and give a residual stream, in the order they ran."""
+    containers = {name for name, m in watch.root.named_modules() if isinstance(m, _LISTS)}
     found = {
         p: calls
-        for p, calls in lists.items()
-        if p in containers and _one_after_another(calls) and any(c.module.parameters() for c in calls)
+        for p, calls in _lists(watch).items()
+        if p in containers and _one_after_another(calls) and (not path or p.startswith(path + "."))
     }
     outer = {p: calls for p, calls in found.items() if not any(p.startswith(q + ".") for q in found if q != p)}
-    if counts:
-        outer = {p: calls for p, calls in outer.items() if len(calls) in counts} or outer
     return sorted(outer.items(), key=lambda item: watch.calls.index(item[1][0]))
 
 
 def _maps_stream(call: Call) -> bool:
     shapes = [s.shape for s in call.inputs if len(s.shape) == 3]
-    return any(s.shape in shapes for s in call.outputs) and any(True for _ in call.module.parameters())
+    # A module without children cannot be a block: every write is the output of a module inside it.
+    made = any(True for _ in call.module.children()) and any(True for _ in call.module.parameters())
+    return made and any(s.shape in shapes for s in call.outputs)
 
 
 def _one_after_another(calls: list[Call]) -> bool:
@@ -55,13 +71,38 @@ def _given(watch: Watch, path: str, lists: dict[str, list[Call]]) -> tuple[str, 
     if path not in names:
         raise ProofError(
             f"The model has no module {path!r}.",
-            do="Module lists in it: "
-            + ", ".join(n for n, m in names.items() if isinstance(m, (nn.ModuleList, nn.Sequential)))
-            + ".",
+            do="Module lists in it: " + ", ".join(n for n, m in names.items() if isinstance(m, _LISTS)) + ".",
         )
     if not lists.get(path):
-        raise ProofError(f"No child of {path!r} takes and gives a (batch, tokens, width) tensor.", do=NO_BLOCKS)
+        raise ProofError(
+            f"No child of {path!r} that is made of modules takes and gives a (batch, tokens, width) tensor.",
+            do=NO_BLOCKS,
+        )
     return path, lists[path]
+
+
+def no_stack(watch: Watch) -> ProofError:
+    """The refusal of a model without a stack, with what there is in its place."""
+    lists = {n: m for n, m in watch.root.named_modules() if isinstance(m, _LISTS) and any(True for _ in m.parameters())}
+    called = {call.name for call in watch.calls}
+    why = ["No module list in it runs children that take and give a (batch, tokens, width) tensor."]
+    for name, module in lists.items():
+        children = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
+        if isinstance(module, nn.ModuleList) and not any(c in called or c in lists for c in children):
+            why.append(f"The children of {name!r} are never called as modules (compiled, traced, or by `.forward`?).")
+    shapes = {
+        call.name.rpartition(".")[0]: s.shape
+        for call in watch.calls
+        for s in call.inputs[:1]
+        if call.name.rpartition(".")[0] in lists
+        and len(s.shape) in (2, 4)
+        and s.shape in [o.shape for o in call.outputs]
+        if any(True for _ in call.module.children())
+    }
+    why += [f"The children of {name!r} take and give {tuple(shape)} tensors." for name, shape in shapes.items()]
+    return ProofError(
+        f"No stack of transformer blocks was found in {type(watch.root).__name__}.", " ".join(why[:4]), NO_BLOCKS
+    )
 
 
 def stack_names(paths: list[str]) -> list[str]:

@@ -156,7 +156,7 @@ def _ready(model: Model, source: Corpus | Source, config: ScanConfig, bos: str |
     if isinstance(source, Source):
         if "input_ids" not in accepted:
             raise UserError(
-                f"{model.name or 'The model'} takes {', '.join(sorted(accepted)[:3])}, not text.",
+                f"{model.name or 'The model'} takes {model.main_input}, not text.",
                 do="Give a corpus of tensors: corpus({'pixel_values': tensor}).",
             )
         if model.tokenizer is None:
