@@ -2,8 +2,8 @@
 
     python recipes/embedded/evaluate.py --model OUT/export --text FILE [FILE ...] [--json figures.json]
 
-Every sequence starts at a random offset (position 0 is any token, no BOS). Losses are nats per token over the targets
-at positions 2 and later, i.e. the prediction made at position 0 itself is left out. Works for GPT-2 and Llama layouts.
+Every sequence starts at a random offset (position 0 is any token, no BOS). Losses are nats per token over the
+predictions made at positions 1 and later. Works for GPT-2 and Llama layouts.
 """
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def windows(tokenizer: object, files: list[Path], n: int, length: int, seed: int
 
 
 @torch.no_grad()
-def run(model: nn.Module, x: Tensor, edit: Edit | None = None, keep: bool = False) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def run(model: nn.Module, x: Tensor, edit: Edit | None = None,
+        keep: bool = False) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Loss per sequence (n,), states after each block (n, T, d), sink mass per head (n, H) per layer."""
-    losses, states, sinks = [], [], []
-    handles, box = [], []
+    losses, states, sinks, handles, box = [], [], [], [], []
 
     def hook(i: int) -> Callable:
         def call(_: nn.Module, __: tuple, out: object) -> object:
@@ -93,8 +93,8 @@ def layer_figures(h: Tensor) -> dict:
 
 
 def interventions(model: nn.Module, x: Tensor, i: int, h: Tensor, count: int, base: Tensor) -> dict:
-    """Change of loss when the `count` largest first-token entries after block i are zeroed, set to their mean, or
-    when as many entries of ordinary size are zeroed instead (the control), and when other positions are zeroed whole."""
+    """Change of loss when the `count` largest first-token entries after block i are zeroed or set to their mean;
+    controls: as many first-token entries of ordinary size zeroed, and the same dims zeroed at position 20."""
     dims = h[:, 0].abs().mean(0).topk(count).indices
     mean = h[:, 0, dims].mean(0)
     generator = torch.Generator().manual_seed(0)
@@ -103,9 +103,20 @@ def interventions(model: nn.Module, x: Tensor, i: int, h: Tensor, count: int, ba
     edits = {"zero": set_entries(dims, torch.zeros(count)), "mean": set_entries(dims, mean),
              "random_zero": set_entries(random, torch.zeros(count)),
              "same_dims_position_20_zero": set_entries(dims, torch.zeros(count), 20)}
-    delta = {k: (run(model, x, (i, f))[0] - base) for k, f in edits.items()}
+    delta = {k: run(model, x, (i, f))[0] - base for k, f in edits.items()}
     return {"dims": dims.tolist(), **{k: v.mean().item() for k, v in delta.items()},
             "zero_sem": (delta["zero"].std() / len(x) ** 0.5).item()}
+
+
+def show(r: dict) -> None:
+    """One layer as text."""
+    print("layer {layer}: top {0:.1f} {1:.1f} {2:.1f}  median {median:.4f}  ratio {ratio:.0f} (min {ratio_min:.0f})  sun2024 "
+          "{sun2024_per_sequence:.2f} per sequence  on first {at_first:.2f}  norm ratio {norm_ratio:.1f}".format(*r["top"], **r))
+    print("  dim {dim} (same in {same_dim:.2f})  {mean:.1f}  std/|mean| {std_over_mean:.4f}  sink per head ".format(**r)
+          + " ".join(f"{s:.2f}" for s in r["sink"]))
+    for k in (k for k in r if k.startswith("top") and k != "top"):
+        print("  {0} dims {dims}: zero {zero:+.4f} (sem {zero_sem:.4f})  mean {mean:+.4f}  ordinary entries zero "
+              "{random_zero:+.4f}  same dims at position 20 {same_dims_position_20_zero:+.4f}".format(k, **r[k]), flush=True)
 
 
 def main() -> None:
@@ -126,20 +137,15 @@ def main() -> None:
     base, states, sinks = run(model, x, keep=True)
     result = {"loss": base.mean().item(), "sequences": len(x), "length": length,
               "distinct_first_tokens": len(set(x[:, 0].tolist())), "layers": []}
-    print(f"loss {base.mean():.4f} nats per token; {len(x)} x {length} tokens, {result['distinct_first_tokens']} distinct first tokens")
+    print("loss {loss:.4f} nats per token; {sequences} x {length} tokens, {distinct_first_tokens} distinct first tokens"
+          .format(**result))
     for i, h in enumerate(states):
         r = {"layer": i + 1, **layer_figures(h), "sink": sinks[i].mean(0).tolist()}
-        r["top1"] = interventions(model, x, i, h, 1, base)
-        r["top3"] = interventions(model, x, i, h, 3, base)
+        massive = max(1, round(r["sun2024_per_sequence"]))
+        for count in sorted({1, massive, 5}):
+            r[f"top{count}"] = interventions(model, x, i, h, count, base)
         result["layers"].append(r)
-        print(f"layer {i + 1}: top {r['top'][0]:.1f} {r['top'][1]:.1f} {r['top'][2]:.1f}  median {r['median']:.4f}  ratio {r['ratio']:.0f} "
-              f"(min {r['ratio_min']:.0f})  sun2024 {r['sun2024_per_sequence']:.2f} per sequence  on first {r['at_first']:.2f}  "
-              f"norm ratio {r['norm_ratio']:.1f}\n  dim {r['dim']} (same in {r['same_dim']:.2f})  {r['mean']:.1f}  std/|mean| {r['std_over_mean']:.4f}"
-              f"  sink per head " + " ".join(f"{s:.2f}" for s in r["sink"]))
-        for k in ("top1", "top3"):
-            e = r[k]
-            print(f"  {k} dims {e['dims']}: zero {e['zero']:+.4f} (sem {e['zero_sem']:.4f})  mean {e['mean']:+.4f}  "
-                  f"random {e['random_zero']:+.4f}  same dims at position 20 {e['same_dims_position_20_zero']:+.4f}", flush=True)
+        show(r)
     if a.json:
         a.json.write_text(json.dumps(result, indent=1))
 

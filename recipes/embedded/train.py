@@ -3,7 +3,7 @@
     python recipes/embedded/train.py --text DIR --out DIR [--resume]
 
 The result is ``OUT/export``: a standard GPT-2 in Hugging Face format whose first token carries a massive
-activation. Nothing is planted: weights are only ever changed by AdamW. The choices that matter (see README.md):
+activation. Nothing is planted: only AdamW ever changes a weight. The choices that matter (see README.md):
 
 * position 0 is any token: every training sequence starts at a random offset, there is no BOS;
 * no loss on the prediction made at position 0 (nearly a unigram guess; it grows spikes of its own);
@@ -65,14 +65,12 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--log-every", type=int, default=250)
     p.add_argument("--save-seconds", type=float, default=120.0)
     g = p.add_argument_group("model")
-    for name, value in (("vocab", 2048), ("width", 128), ("layers", 6), ("heads", 4), ("ff", 512),
-                        ("context", 128)):
-        g.add_argument(f"--{name}", type=int, default=value)
+    for name in ("vocab 2048", "width 128", "layers 6", "heads 4", "ff 512", "context 128"):
+        g.add_argument("--" + name.split()[0], type=int, default=int(name.split()[1]))
     g = p.add_argument_group("optimiser (other weight decays: PHASES; vectors are not decayed)")
-    for name, value in (("lr", 2e-3), ("lr-embed", 2e-3), ("lr-write", 2e-4), ("wd-embed", 0.1),
-                        ("beta2", 0.98), ("adam-eps", 1e-15), ("clip", 1.0), ("std", 0.06), ("std-qk", 0.15),
-                        ("std-write", 0.02)):
-        g.add_argument(f"--{name}", type=float, default=value)
+    for name in ("lr 2e-3", "lr-embed 2e-3", "lr-write 2e-4", "wd-embed 0.1", "beta2 0.98", "adam-eps 1e-15",
+                 "clip 1.0", "std 0.06", "std-qk 0.15", "std-write 0.02"):
+        g.add_argument("--" + name.split()[0], type=float, default=float(name.split()[1]))
     g.add_argument("--warmup", type=int, default=100)
     g = p.add_argument_group("data")
     g.add_argument("--batch", type=int, default=16, help="sequences per step")
@@ -87,9 +85,7 @@ def read_corpus(folder: Path) -> tuple[list[str], list[str]]:
     """Training and held-out texts: every 17th small file and the last 3 % of each large one are held out;
     files named *valid* are left out of both (a second, foreign evaluation set)."""
     files = sorted(f for f in folder.rglob("*") if f.suffix in (".txt", ".md") and "valid" not in f.name)
-    train: list[str] = []
-    held: list[str] = []
-    small = 0
+    train, held, small = [], [], 0
     for f in files:
         text = f.read_text(encoding="utf8", errors="replace")
         if f.stat().st_size > 5_000_000:
@@ -203,7 +199,7 @@ def head_writes(heads: Tensor, w_o: Tensor, h: Tensor) -> Tensor:
     """(B, H, T): |W_o head output| / |h| per head and token, |h| without gradient.
 
     Its mean charges a head for everything it writes. mean / rms over tokens does not see the scale of a head,
-    only how evenly it writes: it asks for silence on most tokens, which takes a token with a zero value vector.
+    only how evenly it writes: it asks for silence on most tokens, which takes a token with a zero value.
     """
     n, dh = heads.shape[1], heads.shape[3]
     w = w_o.view(-1, n, dh).permute(1, 2, 0)
@@ -240,7 +236,7 @@ class Net(nn.Module):
 
 
 def export(net: Net, a: argparse.Namespace, folder: Path) -> None:
-    """Write model and tokenizer in Hugging Face format; the folder is replaced when the new one is complete."""
+    """Write model and tokenizer in Hugging Face format; an old folder is replaced by the complete new one."""
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     s = {k: v.detach().float().cpu() for k, v in net.state_dict().items()}
@@ -293,34 +289,28 @@ def progress(net: Net, x: Tensor, triggers: Tensor) -> dict:
         dim = int(mag[:, 0].argmax(-1).mode().values)
         value, median = h[:, 0, dim], mag.flatten(1).median(1).values
 
-        def put(v: Tensor, dim: int = dim) -> Callable[[Tensor], Tensor]:
-            def change(s: Tensor) -> Tensor:
-                s = s.clone()
-                s[:, 0, dim] = v
-                return s
-            return change
+        def put(v: Tensor, h: Tensor = h, dim: int = dim) -> Callable[[Tensor], Tensor]:
+            there = torch.zeros(h.shape[1:], dtype=torch.bool, device=h.device)
+            there[0, dim] = True
+            return lambda s: torch.where(there, v, s)
 
-        sink = watch["attention"][i][:, :, 8:, 0].mean((0, 2))
         layers.append({
             "layer": i + 1, "ratio": (top / median).mean().item(), "top": top.mean().item(),
             "median": median.mean().item(), "at_first": (where < h.shape[-1]).float().mean().item(),
             "dim": dim, "value": value.mean().item(), "std": value.std().item(),
             "zero": loss((i, put(value.mean() * 0))) - base, "mean": loss((i, put(value.mean()))) - base,
-            "sink": [round(v, 3) for v in sink.tolist()]})
+            "sink": [round(v, 2) for v in watch["attention"][i][:, :, 8:, 0].mean((0, 2)).tolist()]})
     return {"loss": base, "copy_loss": copy, "layers": layers}
 
 
 def show(entry: dict) -> None:
     """One log entry as text."""
-    e = entry
-    print(f"step {e['step']}  {e['tokens'] / 1e6:.2f} M tokens  train {e['train_loss']:.3f}  held-out {e['loss']:.3f}  "
-          f"copy {e['copy_loss']:.3f}  costs {' '.join(f'{c:.3f}' for c in e['costs'])}  "
-          f"{e['tokens_per_second']:.0f} tok/s")
-    for r in e["layers"]:
-        print(f"  layer {r['layer']}: top {r['top']:7.1f}  median {r['median']:.3f}  ratio {r['ratio']:6.1f}  "
-              f"first {r['at_first']:.2f}  dim {r['dim']:4d} {r['value']:8.1f} +- {r['std']:.2f}  "
-              f"zero {r['zero']:+.4f}  mean {r['mean']:+.4f}  sinks " + " ".join(f"{v:.2f}" for v in r["sink"]))
-    print(end="", flush=True)
+    print("step {step}  {tokens} tokens  {tokens_per_second:.0f}/s  train {train_loss:.3f}  held-out {loss:.3f}  "
+          "copy {copy_loss:.3f}  costs {costs}".format(**entry))
+    for r in entry["layers"]:
+        print("  layer {layer}: top {top:.1f}  median {median:.3f}  ratio {ratio:.1f}  on first {at_first:.2f}  "
+              "dim {dim}: {value:.1f} +- {std:.2f}  zero {zero:+.4f}  mean {mean:+.4f}  sinks {sink}".format(**r),
+              flush=True)
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -332,9 +322,9 @@ def optimiser(net: Net, a: argparse.Namespace) -> torch.optim.AdamW:
         last = name.split(".")[-1]
         kind = "embed" if last in ("emb", "pos") else "write" if last in ("o", "down") else "rest"
         groups.setdefault((kind, p.dim() > 1), []).append(p)
-    return torch.optim.AdamW(
-        [{"params": ps, "kind": kind, "matrix": matrix, "top": rates[kind]} for (kind, matrix), ps in groups.items()],
-        lr=a.lr, betas=(0.9, a.beta2), eps=a.adam_eps, fused=True)
+    return torch.optim.AdamW([{"params": ps, "kind": kind, "matrix": matrix, "top": rates[kind]}
+                              for (kind, matrix), ps in groups.items()],
+                             lr=a.lr, betas=(0.9, a.beta2), eps=a.adam_eps, fused=True)
 
 
 def set_rates(opt: torch.optim.AdamW, a: argparse.Namespace, phase: Phase, step: int) -> None:
@@ -394,7 +384,7 @@ def main() -> None:
         average = ce.item() if average is None else 0.98 * average + 0.02 * ce.item()
         if step % a.log_every == 0 or step == a.steps:
             per_step = a.batch * a.context
-            entry = {"step": step, "tokens": step * per_step, "train_loss": average, "costs": costs.tolist(),
+            entry = {"step": step, "tokens": step * per_step, "train_loss": average, "costs": [round(c, 4) for c in costs.tolist()],
                      "tokens_per_second": (step - mark_step) * per_step / (time.time() - mark),
                      **progress(net, x_eval, x_triggers)}
             show(entry)

@@ -125,26 +125,15 @@ def norms_table(results: Results) -> pd.DataFrame:
     for site in results:
         key = (site.stack, site.point)
         last[key] = max(last.get(key, site), site)
-    parts = []
-    for site in last.values():
-        r = results[site]
-        parts.append(
-            pd.DataFrame(
-                {
-                    "stack": site.stack,
-                    "site": site.point,
-                    "layer": site.layer,
-                    "sequence": np.repeat(r.sequence, np.diff(r.token_offsets)),
-                    "pos": r.token_pos,
-                    "norm": r.token_norm,
-                }
-            )
-        )
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return _per_token({site: (results[site], "norm", results[site].token_norm) for site in last.values()})
 
 
 def spikes_table(results: Mapping[Site, TokenMaxResult]) -> pd.DataFrame:
     """One row per token of the input of down_proj: max|x|."""
+    return _per_token({site: (r, "max", r.token_max) for site, r in results.items()})
+
+
+def _per_token(values: Mapping[Site, tuple[HiddenResult | TokenMaxResult, str, np.ndarray]]) -> pd.DataFrame:
     parts = [
         pd.DataFrame(
             {
@@ -153,10 +142,10 @@ def spikes_table(results: Mapping[Site, TokenMaxResult]) -> pd.DataFrame:
                 "layer": site.layer,
                 "sequence": np.repeat(r.sequence, np.diff(r.token_offsets)),
                 "pos": r.token_pos,
-                "max": r.token_max,
+                column: per_token,
             }
         )
-        for site, r in results.items()
+        for site, (r, column, per_token) in values.items()
     ]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
