@@ -8,9 +8,6 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-_BESIDE = Path(__file__).parents[2] / "shared" / "data"  # real models beside the checkout are used where they lie
-if _BESIDE.is_dir():
-    os.environ.setdefault("MASSACT_TEST_DATA", str(_BESIDE))
 
 import pytest
 import torch
@@ -18,6 +15,9 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("massact", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("massact")
+_BESIDE = Path(__file__).parents[2] / "shared" / "data"  # real models beside the checkout are used where they lie
+if _BESIDE.is_dir():
+    os.environ.setdefault("MASSACT_TEST_DATA", str(_BESIDE))
 torch.set_num_threads(1)  # many tiny operations: more threads only wait for each other
 
 

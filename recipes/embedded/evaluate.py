@@ -63,7 +63,9 @@ def run(model: nn.Module, x: Tensor, edit: Edit | None = None,
     finally:
         for h in handles:
             h.remove()
-    return torch.cat(losses), list(torch.cat(states, 1)) if keep else [], list(torch.cat(sinks, 1)) if keep else []
+    if not keep:
+        return torch.cat(losses), [], []
+    return torch.cat(losses), list(torch.cat(states, 1)), list(torch.cat(sinks, 1))
 
 
 def set_entries(dims: Tensor, values: Tensor, position: int = 0) -> Callable[[Tensor], Tensor]:
@@ -84,8 +86,9 @@ def layer_figures(h: Tensor) -> dict:
     first = mag[:, 0]
     dim = int(first.argmax(1).mode().values)
     value = h[:, 0, dim]
-    return {"top": top.mean(0).tolist(), "median": median.mean().item(), "ratio": (top[:, 0] / median).mean().item(),
-            "ratio_min": (top[:, 0] / median).min().item(), "at_first": (where[:, 0] < h.shape[2]).float().mean().item(),
+    ratio = top[:, 0] / median
+    return {"top": top.mean(0).tolist(), "median": median.mean().item(), "ratio": ratio.mean().item(),
+            "ratio_min": ratio.min().item(), "at_first": (where[:, 0] < h.shape[2]).float().mean().item(),
             "sun2024_per_sequence": massive.sum(1).float().mean().item(), "dim": dim,
             "same_dim": (first.argmax(1) == dim).float().mean().item(), "mean": value.mean().item(),
             "std_over_mean": (value.std() / value.mean().abs()).item(),
@@ -93,8 +96,9 @@ def layer_figures(h: Tensor) -> dict:
 
 
 def interventions(model: nn.Module, x: Tensor, i: int, h: Tensor, count: int, base: Tensor) -> dict:
-    """Change of loss when the `count` largest first-token entries after block i are zeroed or set to their mean;
-    controls: as many first-token entries of ordinary size zeroed, and the same dims zeroed at position 20."""
+    """Change of loss when the `count` largest first-token entries after block i are zeroed or set to their mean.
+
+    Controls: as many first-token entries of ordinary size zeroed; the same dims zeroed at position 20."""
     dims = h[:, 0].abs().mean(0).topk(count).indices
     mean = h[:, 0, dims].mean(0)
     generator = torch.Generator().manual_seed(0)
@@ -110,13 +114,15 @@ def interventions(model: nn.Module, x: Tensor, i: int, h: Tensor, count: int, ba
 
 def show(r: dict) -> None:
     """One layer as text."""
-    print("layer {layer}: top {0:.1f} {1:.1f} {2:.1f}  median {median:.4f}  ratio {ratio:.0f} (min {ratio_min:.0f})  sun2024 "
-          "{sun2024_per_sequence:.2f} per sequence  on first {at_first:.2f}  norm ratio {norm_ratio:.1f}".format(*r["top"], **r))
-    print("  dim {dim} (same in {same_dim:.2f})  {mean:.1f}  std/|mean| {std_over_mean:.4f}  sink per head ".format(**r)
-          + " ".join(f"{s:.2f}" for s in r["sink"]))
+    text = {**r, "top": " ".join(f"{v:.1f}" for v in r["top"]), "sink": " ".join(f"{v:.2f}" for v in r["sink"])}
+    print("layer {layer}: top {top}  median {median:.4f}  ratio {ratio:.0f} (min {ratio_min:.0f})  on first "
+          "{at_first:.2f}  sun2024 {sun2024_per_sequence:.2f} per sequence  norm ratio {norm_ratio:.1f}".format(**text))
+    print("  dim {dim} (same in {same_dim:.2f})  {mean:.1f}  std/|mean| {std_over_mean:.4f}  sink per head {sink}"
+          .format(**text))
     for k in (k for k in r if k.startswith("top") and k != "top"):
         print("  {0} dims {dims}: zero {zero:+.4f} (sem {zero_sem:.4f})  mean {mean:+.4f}  ordinary entries zero "
-              "{random_zero:+.4f}  same dims at position 20 {same_dims_position_20_zero:+.4f}".format(k, **r[k]), flush=True)
+              "{random_zero:+.4f}  same dims at position 20 {same_dims_position_20_zero:+.4f}".format(k, **r[k]),
+              flush=True)
 
 
 def main() -> None:
@@ -131,14 +137,15 @@ def main() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(a.model)
-    model = AutoModelForCausalLM.from_pretrained(a.model, attn_implementation="eager", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(a.model, attn_implementation="eager", dtype=torch.float32)
+    model.eval()
     length = model.config.max_position_embeddings
     x = windows(tokenizer, a.text, a.sequences, length, a.seed)
     base, states, sinks = run(model, x, keep=True)
     result = {"loss": base.mean().item(), "sequences": len(x), "length": length,
               "distinct_first_tokens": len(set(x[:, 0].tolist())), "layers": []}
-    print("loss {loss:.4f} nats per token; {sequences} x {length} tokens, {distinct_first_tokens} distinct first tokens"
-          .format(**result))
+    print("loss {loss:.4f} nats per token; {sequences} x {length} tokens, {distinct_first_tokens} distinct first "
+          "tokens".format(**result))
     for i, h in enumerate(states):
         r = {"layer": i + 1, **layer_figures(h), "sink": sinks[i].mean(0).tolist()}
         massive = max(1, round(r["sun2024_per_sequence"]))

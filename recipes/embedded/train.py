@@ -42,7 +42,8 @@ class Phase:
 
 
 PHASES = (Phase(0, price_mean=10.0, price_sparse=0.0, activity=0.0, wd=0.1, wd_write=1.0),
-          Phase(3000, price_mean=0.0, price_sparse=1.2, activity=0.03, wd=0.01, wd_write=0.05))
+          Phase(3000, price_mean=0.0, price_sparse=1.2, activity=0.03, wd=0.01, wd_write=0.05),
+          Phase(6500, price_mean=0.0, price_sparse=1.5, activity=0.1, wd=0.01, wd_write=0.05))
 ACTIVE = 0.1
 N_TRIGGERS = 8
 Edit = tuple[int, Callable[[Tensor], Tensor]]  # (block, change of the state after it)
@@ -58,7 +59,6 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--resume", action="store_true", help="continue from OUT/checkpoint.pt")
     p.add_argument("--device", default="cpu", help="cpu or cuda (then raise --batch)")
     p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--steps", type=int, default=12000)
     p.add_argument("--minutes", type=float, default=1e9, help="stop after this much wall time (and export)")
@@ -72,6 +72,7 @@ def arguments() -> argparse.Namespace:
                  "clip 1.0", "std 0.06", "std-qk 0.15", "std-write 0.02"):
         g.add_argument("--" + name.split()[0], type=float, default=float(name.split()[1]))
     g.add_argument("--warmup", type=int, default=100)
+    g.add_argument("--cooldown", type=int, default=1500, help="last steps, in which the lr falls to a tenth")
     g = p.add_argument_group("data")
     g.add_argument("--batch", type=int, default=16, help="sequences per step")
     g.add_argument("--trigger-share", type=float, default=0.5, help="share of sequences with copy triggers")
@@ -133,8 +134,7 @@ class Batches:
         off = self.rng.integers(0, len(self.ids) - self.a.context - 2, n)
         w = self.ids[off[:, None] + np.arange(self.a.context + 1)].astype(np.int64)
         k = round(n * share)
-        if k:
-            w[:k] = self.with_triggers(w[:k])
+        w[:k] = self.with_triggers(w[:k])
         return torch.from_numpy(w)
 
     def with_triggers(self, src: np.ndarray) -> np.ndarray:
@@ -258,15 +258,13 @@ def export(net: Net, a: argparse.Namespace, folder: Path) -> None:
     model.load_state_dict(out)
     tok = PreTrainedTokenizerFast(tokenizer_file=str(a.out / "tokenizer.json"), model_max_length=a.context,
                                   clean_up_tokenization_spaces=False)
-    new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
+    new = folder.with_suffix(".new")
     shutil.rmtree(new, ignore_errors=True)
     model.eval().save_pretrained(new)
     tok.save_pretrained(new)
     GenerationConfig(max_length=a.context).save_pretrained(new)
-    if folder.exists():
-        folder.rename(old)
+    shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 # ---------------------------------------------------------------------------------------------- progress
@@ -305,12 +303,11 @@ def progress(net: Net, x: Tensor, triggers: Tensor) -> dict:
 
 def show(entry: dict) -> None:
     """One log entry as text."""
-    print("step {step}  {tokens} tokens  {tokens_per_second:.0f}/s  train {train_loss:.3f}  held-out {loss:.3f}  "
-          "copy {copy_loss:.3f}  costs {costs}".format(**entry))
+    print("step {step}  {tokens} tokens  {tokens_per_second:.0f}/s  train {train_loss:.3f}  held-out {loss:.3f}"
+          "  copy {copy_loss:.3f}  costs {costs}".format(**entry))
     for r in entry["layers"]:
-        print("  layer {layer}: top {top:.1f}  median {median:.3f}  ratio {ratio:.1f}  on first {at_first:.2f}  "
-              "dim {dim}: {value:.1f} +- {std:.2f}  zero {zero:+.4f}  mean {mean:+.4f}  sinks {sink}".format(**r),
-              flush=True)
+        print("  layer {layer}: top {top:.1f}  median {median:.3f}  ratio {ratio:.1f}  first {at_first:.2f}  dim {dim}"
+              " {value:.1f} +- {std:.2f}  zero {zero:+.4f}  mean {mean:+.4f}  sinks {sink}".format(**r), flush=True)
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -328,9 +325,10 @@ def optimiser(net: Net, a: argparse.Namespace) -> torch.optim.AdamW:
 
 
 def set_rates(opt: torch.optim.AdamW, a: argparse.Namespace, phase: Phase, step: int) -> None:
-    """Warm-up, then constant; weight decay by phase."""
+    """Warm-up, constant, at the end a linear fall to a tenth; weight decay by phase."""
+    fall = min(1.0, max(0.0, (step - a.steps + a.cooldown) / a.cooldown))
     for g in opt.param_groups:
-        g["lr"] = g["top"] * min(1.0, (step + 1) / a.warmup)
+        g["lr"] = g["top"] * min(1.0, (step + 1) / a.warmup) * (1 - 0.9 * fall)
         decay = {"embed": a.wd_embed, "write": phase.wd_write, "rest": phase.wd}[g["kind"]]
         g["weight_decay"] = decay if g["matrix"] else 0.0
 
@@ -368,7 +366,7 @@ def main() -> None:
         ce = F.cross_entropy(logits[:, 1:].float().flatten(0, 1), x[:, 2:].flatten())
         return ce + (weights * costs).sum(), ce, costs
 
-    run = torch.compile(objective) if a.compile else objective
+    run = torch.compile(objective)
     began = saved = mark = time.time()
     mark_step, average = step, None
     while step < a.steps and time.time() - began < 60 * a.minutes:
@@ -384,9 +382,9 @@ def main() -> None:
         average = ce.item() if average is None else 0.98 * average + 0.02 * ce.item()
         if step % a.log_every == 0 or step == a.steps:
             per_step = a.batch * a.context
-            entry = {"step": step, "tokens": step * per_step, "train_loss": average, "costs": [round(c, 4) for c in costs.tolist()],
-                     "tokens_per_second": (step - mark_step) * per_step / (time.time() - mark),
-                     **progress(net, x_eval, x_triggers)}
+            entry = {"step": step, "tokens": step * per_step, "train_loss": average,
+                     "costs": [round(c, 4) for c in costs.tolist()], "tokens_per_second":
+                     (step - mark_step) * per_step / (time.time() - mark), **progress(net, x_eval, x_triggers)}
             show(entry)
             with (a.out / "log.jsonl").open("a") as f:
                 f.write(json.dumps(entry) + "\n")

@@ -221,12 +221,19 @@ class _BlockReader:
                 todo.extend(self.watch.made[k].inputs)
         return seen
 
+    def calls_attention(self, cone: set[Key]) -> bool:
+        ops = (self.watch.made[key].op for key in cone if key in self.watch.made)
+        return any("attention" in op or op.startswith("scaled_dot_product") for op in ops)
+
     def mixes_tokens(self, cone: set[Key]) -> bool:
+        """Whether the dataflow shows an attention, a convolution, or a product contracted over tokens."""
+        if self.calls_attention(cone):
+            return True
         for key in cone:
             node = self.watch.made.get(key)
             if node is None:
                 continue
-            if "attention" in node.op or node.op.startswith(("scaled_dot_product", "convolution")):
+            if node.op.startswith("convolution"):
                 return True
             if node.op in _MATMULS and len(node.shapes) > _MATMULS[node.op]:
                 if node.shapes[_MATMULS[node.op]][-1] in self._token_counts:
@@ -403,7 +410,8 @@ def _kind(reader: _BlockReader, cone: set[Key], mixes: bool | None) -> str:
     attends = reader.mixes_tokens(cone)
     if attends and mixes is not True and reader.crosses(cone, other_length=mixes is None):
         return "cross_attn"
-    return "attn" if (attends if mixes is None else mixes) else "mlp"
+    # An attention kernel is one even where nothing comes of it yet (values or weights that start at zero).
+    return "attn" if (attends if mixes is None else mixes or reader.calls_attention(cone)) else "mlp"
 
 
 def _fresh(name: str, taken: Iterable[str]) -> str:

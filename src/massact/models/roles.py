@@ -82,7 +82,7 @@ def _kind_of_write(modules: dict[str, nn.Module], block: Block, name: str) -> An
 def _watched(
     model: nn.Module, run: Callable[[], Any], places: list[Place], turn: tuple[list[Place], torch.Size] | None = None
 ) -> list[Tensor | None]:
-    """What passes some places, in one forward pass; `turn`: places whose even tokens are turned round, and their shape."""
+    """What passes some places in one forward pass; `turn`: where even tokens are turned round, and their shape."""
     seen: list[Tensor | None] = [None] * len(places)
 
     def keep(i: int) -> Callable[[Tensor], None]:

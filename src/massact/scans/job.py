@@ -9,21 +9,19 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from massact.corpora import Corpus, Source
 from massact.corpora import corpus as make_corpus
 from massact.models import Model, load, random_twin
 from massact.records.answer import Answer
 from massact.records.errors import MassactError, UserError, near
-from massact.records.results import ScanResult, claim, open_run, read_info, write_info
+from massact.records.results import ScanResult, open_run, read_info
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
-from massact.records.tables import load_arrays, save_arrays
 from massact.scans.criteria import Criterion, Evidence, criterion
 from massact.scans.evidence import evidence
 from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer
 from massact.scans.portrait import portrait, prompt_corpus, ranks_table
+from massact.scans.saved import Saved
 from massact.stats import HiddenStats, TokenMax
 from massact.trace import Measurements, Probe, measure
 
@@ -32,7 +30,6 @@ Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences i
 PROMPT = "The kettle sings. The lamp is low.\n"
 TWIN_PARAMETERS = 500_000_000  # above this a random-init twin is built only when asked for
 CONTRAST_SEQUENCES = 4
-SAVE_EVERY_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ def scan(
         seed=config.seed or 0,
         git=git_state(),
     )
-    saved = _Saved(out, info, resume)
+    saved = Saved(out, info, resume)
     began = time.perf_counter()
     try:
         job = _Job(loaded, ready, source, config, rule, thresholds, progress or (lambda *_: None))
@@ -187,81 +184,6 @@ def _is_done(path: Path) -> bool:
     return (path / "run.json").is_file() and read_info(path).status == "ok"
 
 
-# ---------------------------------------------------------------------------- what is kept on disk while running
-class _Saved:
-    """The run directory while the work goes on: run.json says how it stands, state.npz what is finished."""
-
-    def __init__(self, out: str | os.PathLike[str] | None, info: RunInfo, resume: bool) -> None:
-        self.path = None if out is None else Path(out)
-        self.info, self.earlier_s = info, 0.0
-        self._last = time.monotonic()
-        self._measured: Measurements | None = None
-        if self.path is None:
-            return
-        if resume and (self.path / "run.json").is_file():
-            self._take_over(read_info(self.path))
-        self.path = claim(self.path, info)
-        write_info(self.path, info)
-
-    def _take_over(self, other: RunInfo) -> None:
-        for what in ("verb", "config", "model", "corpus", "criterion"):
-            ours, theirs = getattr(self.info, what), getattr(other, what)
-            if jsonable(ours) != theirs:
-                raise UserError(
-                    f"The run in {self.path} has another {what}; it cannot be resumed with this one.",
-                    _difference(jsonable(ours), theirs),
-                    "Use the same options, or another --out.",
-                )
-        self.info.started, self.earlier_s = other.started, float(other.wall_s or 0)
-
-    def restore(self, fresh: Measurements, kinds: dict[str, type]) -> Measurements:
-        """Measurements of an earlier, interrupted run, or the fresh ones."""
-        file = self.path / "state.npz" if self.path is not None else None
-        if file is None or not file.is_file():
-            return fresh
-        arrays = load_arrays(file)
-        for i, (name, site) in enumerate(fresh.statistics):
-            mine = {k.split(":", 1)[1]: v for k, v in arrays.items() if k.startswith(f"{i}:")}
-            fresh.statistics[name, site] = kinds[name].from_state(mine)
-        fresh.n_sequences, fresh.batch_size = int(arrays["n_sequences"]), int(arrays["batch_size"])
-        return fresh
-
-    def keep(self, measured: Measurements) -> None:
-        """Remember finished work; write it now and then."""
-        self._measured = measured
-        if self.path is not None and time.monotonic() - self._last > SAVE_EVERY_S:
-            self._write()
-            self._last = time.monotonic()
-
-    def _write(self) -> None:
-        assert self.path is not None and self._measured is not None
-        arrays = {f"{i}:{k}": v for i, s in enumerate(self._measured.statistics.values()) for k, v in s.state().items()}
-        arrays |= {
-            "n_sequences": np.array(self._measured.n_sequences),
-            "batch_size": np.array(self._measured.batch_size),
-        }
-        save_arrays(self.path / "state.npz", arrays)
-
-    def stop(self, status: str, error: str | None, seconds: float) -> None:
-        if self.path is None:
-            return
-        if self._measured is not None:
-            self._write()
-        self.info.status, self.info.error, self.info.wall_s = status, error, self.earlier_s + seconds
-        write_info(self.path, self.info)
-
-    def forget(self) -> None:
-        assert self.path is not None
-        (self.path / "state.npz").unlink(missing_ok=True)
-
-
-def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
-    changed = (
-        [k for k in sorted(set(ours) | set(theirs)) if ours.get(k) != theirs.get(k)] if isinstance(theirs, dict) else []
-    )
-    return "; ".join(f"{k}: {theirs.get(k)!r} there, {ours.get(k)!r} here" for k in changed[:3])
-
-
 # ---------------------------------------------------------------------------- the work
 @dataclass
 class _Job:
@@ -275,7 +197,7 @@ class _Job:
     thresholds: dict[str, float]
     progress: Progress
 
-    def run(self, info: RunInfo, saved: _Saved) -> ScanResult:
+    def run(self, info: RunInfo, saved: Saved) -> ScanResult:
         stacks, unreached = self.stacks(self.corpus)
         info.notes += [f"Stack {name!r} was not scanned: this corpus does not reach it." for name in unreached]
         seen, rows = self.complete(self.model, self.corpus, stacks, saved)
@@ -319,7 +241,7 @@ class _Job:
         spikes = {site: measured.result("spikes", site) for site in measured.sites("spikes")}
         return evidence(hidden, {site: module_of(model, site) for site in hidden}, spikes)
 
-    def complete(self, model: Model, corpus: Corpus, stacks: list[str], saved: _Saved | None) -> tuple[Evidence, Any]:
+    def complete(self, model: Model, corpus: Corpus, stacks: list[str], saved: Saved | None) -> tuple[Evidence, Any]:
         """Measure, with more entries kept wherever all that were kept pass, so that no finding is lost."""
         top_k, stage = self.config.top_k, "scan" if model is self.model else "null twin"
         largest = 1 << 16
