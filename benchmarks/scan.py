@@ -5,6 +5,7 @@ the median |h|. `massact` does all of its statistics (and layer 0), which is mor
 
     python benchmarks/scan.py                              # both models, 1024 and 2048 tokens, all approaches
     python benchmarks/scan.py --models llama --tokens 1024 --approaches massact hidden_states
+    python benchmarks/scan.py --device cuda --tokens 4096      # on a GPU: its clock and its memory
 
 Time: one fresh process for each approach; inside it the bare forward pass A of the base model (no head) and the
 approach B run on the same weights and take turns A B, B A, ...; printed is the median over the pairs of
@@ -38,7 +39,7 @@ Scan = Callable[[Any], Any]
 
 
 # ------------------------------------------------------------------------------------------------ models
-def build(name: str) -> Any:
+def build(name: str, device: str = "cpu") -> Any:
     """A random-weight model with fixed seed, and massive activations at the first token."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -62,15 +63,19 @@ def build(name: str) -> Any:
     with torch.no_grad():
         for dim, value in MASSIVE:
             model.get_input_embeddings().weight[0, dim] = value
-    return model.to(torch.float32 if name == "gpt2" else torch.bfloat16).eval()
+    return model.to(device, torch.float32 if name == "gpt2" else torch.bfloat16).eval()
 
 
-def tokens(length: int) -> Any:
+def tokens(length: int, device: str = "cpu") -> Any:
     import torch
 
     ids = torch.randint(1, 32000, (1, length), generator=torch.Generator().manual_seed(1))
     ids[:, 0] = 0
-    return ids
+    return ids.to(device)
+
+
+def device_of(model: Any) -> str:
+    return str(next(model.parameters()).device)
 
 
 def blocks_of(base: Any) -> Any:
@@ -174,8 +179,8 @@ def transformer_lens(model: Any) -> Scan:
     name = "gpt2" if hasattr(model, "transformer") else "meta-llama/Llama-2-7b-hf"
     bridge = TransformerBridge.boot_transformers(
         name,
-        hf_model=build("gpt2" if name == "gpt2" else "llama"),
-        device="cpu",
+        hf_model=build("gpt2" if name == "gpt2" else "llama", device_of(model)),
+        device=device_of(model),
         dtype=next(model.parameters()).dtype,
         tokenizer=AutoTokenizer.from_pretrained(folder, add_bos_token=True),
     )
@@ -216,40 +221,57 @@ APPROACHES: dict[str, Callable[[Any], Scan]] = {
 def worker(args: argparse.Namespace) -> None:
     """One process: build, run, print one JSON line."""
     try:
-        model = build(args.worker_model)
+        model = build(args.worker_model, args.device)
         plain, scan = bare(model), (bare if args.approach == "bare" else APPROACHES[args.approach])(model)
     except ImportError as error:
         print(json.dumps({"missing": str(error)}))
         return
+    short, ids = tokens(16, args.device), tokens(args.length, args.device)
     if args.memory:
-        (plain if args.approach == "bare" else scan)(tokens(16))
-        _reset_peak()
-        before = _status("VmRSS")
-        scan(tokens(args.length))
+        (plain if args.approach == "bare" else scan)(short)
         weights = sum(p.numel() * p.element_size() for p in model.base_model.parameters()) / 2**20
-        print(json.dumps({"extra_mb": _status("VmHWM") - before, "weights_mb": weights}))
+        print(json.dumps({"extra_mb": _peak_mb(lambda: scan(ids), args.device), "weights_mb": weights}))
         return
-    plain(tokens(args.length))
-    scan(tokens(args.length))
+    plain(ids)
+    scan(ids)
     pairs = []
     for i in range(args.pairs):
         seconds = {}
         for which, run in (("A", plain), ("B", scan)) if i % 2 == 0 else (("B", scan), ("A", plain)):
             began = time.perf_counter()
-            run(tokens(args.length))
+            run(ids)
+            _wait(args.device)
             seconds[which] = time.perf_counter() - began
         pairs.append((seconds["A"], seconds["B"]))
     print(json.dumps({"pairs": pairs}))
 
 
+def _wait(device: str) -> None:
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize()
+
+
+def _peak_mb(run: Callable[[], Any], device: str) -> float:
+    """Greatest memory of a call beyond what was held before it, in MB: of the device, or resident."""
+    if device != "cpu":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # resets the peak
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
 def _status(field: str) -> float:
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field + ":"))
-
-
-def _reset_peak() -> None:
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
 
 
 # ------------------------------------------------------------------------------------------------ driver
@@ -274,12 +296,24 @@ def ask(python: str, **options: Any) -> dict[str, Any]:
     return json.loads(lines[-1]) if lines else {"missing": done.stderr.strip().splitlines()[-1] if done.stderr else "?"}
 
 
+def _machine(device: str) -> str:
+    """What the figures were measured on."""
+    if device != "cpu":
+        import torch
+
+        return torch.cuda.get_device_name()
+    with open("/proc/cpuinfo") as file:
+        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, 1 thread"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--tokens", nargs="+", type=int, default=[1024, 2048])
     parser.add_argument("--approaches", nargs="+", default=list(APPROACHES), choices=list(APPROACHES))
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--peer-python",
         default=sys.executable,
@@ -294,7 +328,7 @@ def main() -> None:
     if args.worker_model:
         worker(args)
         return
-    print(f"{platform.processor() or platform.machine()}, 1 thread, Python {platform.python_version()}")
+    print(f"{_machine(args.device)}, Python {platform.python_version()}")
     rows = []
     for name in args.models:
         for length in args.tokens:
@@ -303,15 +337,19 @@ def main() -> None:
                 f"{'memory / bare':>15s}{'extra MB':>10s}",
                 flush=True,
             )
-            base = ask(sys.executable, worker_model=name, approach="bare", length=length, memory=True)
+            base = ask(
+                sys.executable, device=args.device, worker_model=name, approach="bare", length=length, memory=True
+            )
             print(f"{'bare forward':18s}{1.0:12.3f}{'':16s}{'':7s}{1.0:15.3f}{base['extra_mb']:10.0f}", flush=True)
             for approach in args.approaches:
                 python = args.peer_python if approach in ("transformer_lens", "nnsight") else sys.executable
-                timed = ask(python, worker_model=name, approach=approach, length=length, pairs=args.pairs)
+                timed = ask(
+                    python, device=args.device, worker_model=name, approach=approach, length=length, pairs=args.pairs
+                )
                 if "missing" in timed:
                     print(f"{approach:18s}not measured: {timed['missing']}")
                     continue
-                held = ask(python, worker_model=name, approach=approach, length=length, memory=True)
+                held = ask(python, device=args.device, worker_model=name, approach=approach, length=length, memory=True)
                 ratios = [b / a for a, b in timed["pairs"]]
                 memory = (held["weights_mb"] + held["extra_mb"]) / (base["weights_mb"] + base["extra_mb"])
                 print(

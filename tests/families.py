@@ -51,6 +51,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
         num_key_value_heads=4, n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=2, n_shared_experts=1,
         kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, v_head_dim=16, qk_nope_head_dim=16,
         moe_intermediate_size=24, first_k_dense_replace=1), "DeepseekV3ForCausalLM"),
+    "cohere": ("CohereConfig", G, "CohereForCausalLM"),
+    "lfm2": ("Lfm2Config", G | dict(layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False),
+             "Lfm2ForCausalLM"),
+    "qwen3_next": ("Qwen3NextConfig", G | dict(
+        head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=24,
+        linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
+        layer_types=["linear_attention", "full_attention", "linear_attention"]), "Qwen3NextForCausalLM"),
     "granite": ("GraniteConfig", G | dict(residual_multiplier=0.22), "GraniteForCausalLM"),
     "bert": ("BertConfig", T, "BertForMaskedLM"),
     "roberta": ("RobertaConfig", T, "RobertaForMaskedLM"),
@@ -60,12 +67,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "albert": ("AlbertConfig", T | dict(embedding_size=16), "AlbertForMaskedLM"),
     "modernbert": ("ModernBertConfig", T | dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1,
                                                 sep_token_id=2), "ModernBertForMaskedLM"),
+    "longformer": ("LongformerConfig", T | dict(attention_window=4, max_position_embeddings=64, pad_token_id=1),
+                   "LongformerForMaskedLM"),
+    "longt5": ("LongT5Config", dict(vocab_size=99, d_model=32, d_kv=8, d_ff=56, num_layers=3, num_decoder_layers=2,
+                                    num_heads=4, local_radius=4), "LongT5ForConditionalGeneration"),
     "t5": ("T5Config", dict(vocab_size=99, d_model=32, d_kv=8, d_ff=56, num_layers=3, num_decoder_layers=2,
                             num_heads=4), "T5ForConditionalGeneration"),
     "bart": ("BartConfig", dict(vocab_size=99, d_model=32, encoder_layers=3, decoder_layers=2, encoder_ffn_dim=56,
                                 decoder_ffn_dim=56, encoder_attention_heads=4, decoder_attention_heads=4,
                                 max_position_embeddings=64), "BartForConditionalGeneration"),
     "vit": ("ViTConfig", V, "ViTForImageClassification"),
+    "swin": ("SwinConfig", dict(embed_dim=24, depths=[3, 2], num_heads=[2, 4], window_size=4, image_size=32,
+                                patch_size=2), "SwinModel"),
+    "wav2vec2": ("Wav2Vec2Config", dict(T, conv_dim=[8, 8], conv_stride=[5, 2], conv_kernel=[10, 3],
+                                        num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+                                        num_conv_pos_embedding_groups=2), "Wav2Vec2Model"),
     "deit": ("DeiTConfig", V, "DeiTForImageClassification"),
     "dinov2": ("Dinov2Config", dict(V, mlp_ratio=2), "Dinov2Model"),
     "dinov2_with_registers": ("Dinov2WithRegistersConfig", dict(V, mlp_ratio=2, num_register_tokens=3),
@@ -88,8 +104,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 STACKS = {"t5": ["encoder", "decoder"], "bart": ["encoder", "decoder"], "whisper": ["encoder", "decoder"],
           "clip": ["text_model", "vision_model"], "siglip": ["text_model", "vision_model"],
-          "vit_mae": ["vit", "decoder"]}  # fmt: skip
-N_LAYERS = {"t5": [3, 2], "bart": [3, 2], "whisper": [3, 2], "vit_mae": [3, 2], "clip": [3, 3], "siglip": [3, 3]}
+          "vit_mae": ["vit", "decoder"], "longt5": ["encoder", "decoder"], "swin": ["0", "1"]}  # fmt: skip
+N_LAYERS = {"t5": [3, 2], "bart": [3, 2], "whisper": [3, 2], "vit_mae": [3, 2], "clip": [3, 3], "siglip": [3, 3],
+            "longt5": [3, 2], "swin": [3, 2]}  # fmt: skip
 
 
 def build(name: str, seed: int = 0) -> nn.Module:

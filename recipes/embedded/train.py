@@ -36,15 +36,16 @@ class Phase:
     start: int
     price_mean: float  # mean over tokens of |what a head writes| / |h|
     price_sparse: float  # mean / rms over tokens of the same: blind to the scale of a head
-    activity: float  # mean of h^2 / (h^2 + ACTIVE^2) over all residual entries, summed over layers
+    activity: float  # mean of h^2 / (h^2 + active^2) over all residual entries, summed over layers
+    active: float
     wd: float  # weight decay of the matrices that read from the residual stream
     wd_write: float  # weight decay of the matrices that write to it
 
 
-PHASES = (Phase(0, price_mean=10.0, price_sparse=0.0, activity=0.0, wd=0.1, wd_write=1.0),
-          Phase(3000, price_mean=0.0, price_sparse=1.2, activity=0.03, wd=0.01, wd_write=0.05),
-          Phase(6500, price_mean=0.0, price_sparse=1.5, activity=0.1, wd=0.01, wd_write=0.05))
-ACTIVE = 0.1
+PHASES = (Phase(0, price_mean=10.0, price_sparse=0.0, activity=0.0, active=0.1, wd=0.1, wd_write=1.0),
+          Phase(3000, price_mean=0.0, price_sparse=1.2, activity=0.03, active=0.1, wd=0.01, wd_write=0.05),
+          Phase(6500, price_mean=0.0, price_sparse=1.5, activity=0.1, active=0.1, wd=0.01, wd_write=0.05),
+          Phase(8000, price_mean=0.0, price_sparse=1.5, activity=0.06, active=0.15, wd=0.01, wd_write=0.05))
 N_TRIGGERS = 8
 Edit = tuple[int, Callable[[Tensor], Tensor]]  # (block, change of the state after it)
 TRIGGERS = [f"<|back{k}|>" for k in range(1, N_TRIGGERS + 1)]
@@ -60,7 +61,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--device", default="cpu", help="cpu or cuda (then raise --batch)")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--steps", type=int, default=12000)
+    p.add_argument("--steps", type=int, default=11250)
     p.add_argument("--minutes", type=float, default=1e9, help="stop after this much wall time (and export)")
     p.add_argument("--log-every", type=int, default=250)
     p.add_argument("--save-seconds", type=float, default=120.0)
@@ -103,7 +104,7 @@ def prepare(a: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """Byte-level BPE and token ids of the training and held-out text, cached in OUT."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    names = [a.out / "tokenizer.json", a.out / "train.npy", a.out / "held.npy"]
+    names = [a.out / n for n in ("tokenizer.json", "train.npy", "held.npy")]
     if not all(f.exists() for f in names):
         train, held = read_corpus(a.text)
 
@@ -139,9 +140,8 @@ class Batches:
 
     def with_triggers(self, src: np.ndarray) -> np.ndarray:
         """Insert triggers and their answers; the text goes on after each answer."""
-        n, t1 = src.shape
-        out, rows = np.zeros_like(src), np.arange(n)
-        at, pending = np.zeros(n, int), np.zeros(n, int)
+        (n, t1), out = src.shape, np.zeros_like(src)
+        rows, at, pending = np.arange(n), np.zeros(n, int), np.zeros(n, int)
         rate = self.a.trigger_rate * self.rng.uniform(0.3, 1.7, n)
         draw, which = self.rng.random((t1, n)), self.rng.integers(1, self.a.trigger_max + 1, (t1, n))
         for t in range(t1):
@@ -175,13 +175,13 @@ class Block(nn.Module):
         self.ub = nn.Parameter(torch.zeros(f))
         self.n1, self.n2 = nn.Parameter(torch.ones(d)), nn.Parameter(torch.ones(d))
 
-    def forward(self, h: Tensor, mask: Tensor, watch: dict | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, net: Net, watch: dict | None = None) -> tuple[Tensor, Tensor]:
         """(B, T, d) residual stream -> after the block; and its (price_mean, price_sparse, activity)."""
         b, t, d = h.shape
         x = F.layer_norm(h, (d,), self.n1, self.n1b, 1e-5)
         q, k, v = (linear(x, w, c).view(b, t, self.heads, -1).transpose(1, 2)
                    for w, c in ((self.q, self.qb), (self.k, self.kb), (self.v, self.vb)))
-        p = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2) + mask[:t, :t]).float().softmax(-1).bfloat16()
+        p = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2) + net.mask[:t, :t]).float().softmax(-1).bfloat16()
         heads = p @ v
         r = head_writes(heads, self.o, h)
         if watch is not None:
@@ -192,7 +192,7 @@ class Block(nn.Module):
         if watch is not None:
             watch.setdefault("states", []).append(h)
         sparse = (r.mean((0, 2)) / (r.square().mean((0, 2)) + 1e-14).sqrt()).mean()
-        return h, torch.stack((r.mean(), sparse, (h.square() / (h.square() + ACTIVE**2)).mean()))
+        return h, torch.stack((r.mean(), sparse, (h.square() / (h.square() + net.active.square())).mean()))
 
 
 def head_writes(heads: Tensor, w_o: Tensor, h: Tensor) -> Tensor:
@@ -219,20 +219,20 @@ class Net(nn.Module):
         self.nf, self.nfb = nn.Parameter(torch.ones(a.width)), nn.Parameter(torch.zeros(a.width))
         mask = torch.full((a.context, a.context), -1e30).triu(1).bfloat16()
         self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("active", torch.tensor(1.0), persistent=False)
 
-    def forward(self, ids: Tensor, watch: dict | None = None,
-                edit: Edit | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, watch: dict | None = None, edit: Edit | None = None) -> tuple[Tensor, Tensor]:
         """Logits, and (mean price_mean, mean price_sparse, sum of activity) over blocks."""
         h = F.embedding(ids, self.emb) + self.pos[: ids.shape[1]]
-        costs = h.new_zeros(3)
-        per_layer = torch.tensor((1 / len(self.blocks), 1 / len(self.blocks), 1.0), device=h.device)
+        costs = []
         for i, block in enumerate(self.blocks):
-            h, cost = block(h, self.mask, watch)
-            costs = costs + cost * per_layer
+            h, cost = block(h, self, watch)
+            costs.append(cost)
             if edit is not None and edit[0] == i:
                 h = edit[1](h)
         x = F.layer_norm(h, h.shape[-1:], self.nf, self.nfb, 1e-5)
-        return F.linear(x.bfloat16(), self.emb.bfloat16()), costs
+        c = torch.stack(costs)
+        return F.linear(x.bfloat16(), self.emb.bfloat16()), torch.cat((c[:, :2].mean(0), c[:, 2:].sum(0)))
 
 
 def export(net: Net, a: argparse.Namespace, folder: Path) -> None:
@@ -262,12 +262,11 @@ def export(net: Net, a: argparse.Namespace, folder: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
     model.eval().save_pretrained(new)
     tok.save_pretrained(new)
-    GenerationConfig(max_length=a.context).save_pretrained(new)
+    GenerationConfig(max_length=a.context, suppress_tokens=list(range(len(SPECIAL)))).save_pretrained(new)
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
 
 
-# ---------------------------------------------------------------------------------------------- progress
 @torch.no_grad()
 def progress(net: Net, x: Tensor, triggers: Tensor) -> dict:
     """What the log shows: loss; per layer the first-token spike, zero / mean interventions, sink mass."""
@@ -319,9 +318,8 @@ def optimiser(net: Net, a: argparse.Namespace) -> torch.optim.AdamW:
         last = name.split(".")[-1]
         kind = "embed" if last in ("emb", "pos") else "write" if last in ("o", "down") else "rest"
         groups.setdefault((kind, p.dim() > 1), []).append(p)
-    return torch.optim.AdamW([{"params": ps, "kind": kind, "matrix": matrix, "top": rates[kind]}
-                              for (kind, matrix), ps in groups.items()],
-                             lr=a.lr, betas=(0.9, a.beta2), eps=a.adam_eps, fused=True)
+    with_rates = [{"params": p, "kind": k, "matrix": m, "top": rates[k]} for (k, m), p in groups.items()]
+    return torch.optim.AdamW(with_rates, lr=a.lr, betas=(0.9, a.beta2), eps=a.adam_eps, fused=True)
 
 
 def set_rates(opt: torch.optim.AdamW, a: argparse.Namespace, phase: Phase, step: int) -> None:
@@ -372,6 +370,7 @@ def main() -> None:
     while step < a.steps and time.time() - began < 60 * a.minutes:
         phase = [p for p in PHASES if p.start <= step][-1]
         set_rates(opt, a, phase, step)
+        net.active.fill_(phase.active)
         weights = torch.tensor((phase.price_mean, phase.price_sparse, phase.activity), device=a.device)
         total, ce, costs = run(batches(a.batch, a.trigger_share).to(a.device), weights)
         total.backward()

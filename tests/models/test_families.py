@@ -12,9 +12,9 @@ from massact.records.sites import Site
 from massact.trace import tapped, tensors_in
 from tests.families import FAMILIES, N_LAYERS, STACKS, build
 
-MOE = {"mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"}
-PARALLEL = {"phi", "gpt_neox", "falcon", "falcon_new", "gptj"}
-POST_NORM = {"bert", "roberta", "distilbert", "electra", "albert", "opt_post_norm", "bart"}
+MOE = {"mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "deepseek_v3"}
+PARALLEL = {"cohere", "phi", "gpt_neox", "falcon", "falcon_new", "gptj"}
+POST_NORM = {"bert", "roberta", "distilbert", "electra", "albert", "opt_post_norm", "bart", "longformer", "wav2vec2"}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -35,7 +35,7 @@ def test_family_is_proved(name: str) -> None:
             first_dense = name == "deepseek_v3" and block.layer == 1  # its first layers are not experts
             expected |= set() if name in MOE and not first_dense else {"mlp_act"}
             expected |= {"resid_mid_prenorm", "resid_post_prenorm"} if name in POST_NORM else set()
-            if stack.name == "decoder" and name in ("t5", "bart", "whisper"):
+            if stack.name == "decoder" and name in ("t5", "longt5", "bart", "whisper"):
                 expected |= {"cross_attn_in", "cross_attn_out", "resid_cross"}
                 expected |= {"resid_cross_prenorm"} if name in POST_NORM else set()
             assert set(block.places) == expected

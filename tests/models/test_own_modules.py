@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from massact.models import load
 from massact.records.errors import ProofError, UserError
+from massact.trace import tapped
 
 D = 16
 SIGNAL = {"signal": torch.randn(2, 13, 5)}
@@ -32,7 +33,7 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(*(t.unflatten(-1, (4, -1)).transpose(1, 2) for t in (q, k, v)))
             y = y.transpose(1, 2).flatten(2)
         else:
-            y = (q @ k.transpose(1, 2) / 4).softmax(-1) @ v
+            y = (q @ k.transpose(-2, -1) / 4).softmax(-1) @ v
         return self.proj(y.transpose(0, 1) if self.tokens_first else y)
 
 
@@ -141,6 +142,35 @@ def test_understood(name: str) -> None:
     assert "attn_out_2" not in places and "mlp_out_2" not in places
 
 
+@pytest.mark.parametrize("name", ["tuple", "dict", "dataclass", "keywords"])
+def test_what_is_put_there_is_what_runs_on(name: str) -> None:
+    """An edit reaches the tensor inside whatever a block takes or gives, and leaves the rest as it is."""
+    how, call, _ = UNDERSTOOD[name]
+    module = Own([Block(how) for _ in range(2)], call)
+    places = load(module, inputs=SIGNAL).anatomy.stacks[0].blocks[1].places
+    for point in ("resid_pre", "resid_post"):
+        zeros = torch.zeros(2, 13, D)
+        with torch.no_grad(), tapped(module, [(places[point], torch.zeros_like)]) as taps:
+            taps.begin()
+            out = module(**SIGNAL)
+            assert taps.fired == [1]
+        with torch.no_grad():
+            expected = zeros if point == "resid_post" else module.call(module.blocks[1], zeros)
+        assert torch.equal(out, expected)
+
+
+def test_stream_is_found_among_other_tensors_of_its_shape() -> None:
+    """Positions come first, and what attention gave goes out first."""
+
+    class Crowded(Block):
+        def forward(self, positions: torch.Tensor, x: torch.Tensor) -> Any:
+            return positions * 2, sums(plain)(self, x)
+
+    module = Own([Crowded() for _ in range(2)], lambda b, x: b(torch.ones_like(x), x)[1])
+    places = load(module, inputs=SIGNAL, blocks=["blocks", "blocks"]).anatomy.stacks[0].blocks[1].places
+    assert (places["resid_pre"].path, places["resid_post"].path) == ((1,), (1,))
+
+
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "scaled stream": (sums(lambda b, x, y: 0.5 * x + y, plain), "no term of a sum is the stream"),
     "two scales": (sums(lambda b, x, y: x + 0.5 * (b.gamma * y), plain), "scaled twice"),
@@ -213,7 +243,10 @@ def test_torch_decoder_layers(n_memory: int) -> None:
 
 def test_tokens_first_is_refused() -> None:
     for module, inputs in (
-        (nn.TransformerEncoder(nn.TransformerEncoderLayer(D, 4, 32), 2), {"src": torch.randn(13, 2, D)}),
+        (
+            nn.TransformerEncoder(nn.TransformerEncoderLayer(D, 4, 32), 2, enable_nested_tensor=False),
+            {"src": torch.randn(13, 2, D)},
+        ),
         (
             Own([Block(tokens_first=True) for _ in range(2)], lambda b, x: b(x.transpose(0, 1)).transpose(0, 1)),
             SIGNAL,
@@ -260,11 +293,27 @@ class Pyramid(nn.Module):
         return x
 
 
+class Group(nn.Module):
+    """A residual connection around several blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.out = nn.ModuleList([Block(fused=True), Block(fused=True)]), nn.Linear(D, D)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        for layer in self.layers:
+            y = layer(y)
+        return x + self.out(y)
+
+
 def test_blocks_inside_stages_and_sequences() -> None:
     assert [(s.path, s.n_layers) for s in load(Pyramid(), inputs=SIGNAL).anatomy.stacks] == [
         ("stages.0", 2),
         ("stages.1", 2),
     ]
+    groups = load(Own([Group(), Group()]), inputs=SIGNAL).anatomy.stacks
+    assert [(s.path, s.n_layers) for s in groups] == [("blocks.0.layers", 2), ("blocks.1.layers", 2)]
     flat = nn.Sequential(nn.Linear(5, D), Block(), Block(), nn.LayerNorm(D), nn.Linear(D, 3))
     assert load(flat, inputs={"input": torch.randn(2, 13, 5)}).anatomy.stacks[0].n_layers == 2
 
@@ -298,6 +347,21 @@ def test_bad_input_is_one_clear_error(name: str) -> None:
     build, inputs, options, why = BAD[name]
     with pytest.raises(UserError, match=why):
         load(build(), inputs=inputs, **options)
+
+
+def test_mixed_precision_and_packed_weights() -> None:
+    """The stream in float32 over sublayers in bfloat16, and a first parameter of integers."""
+    how = sums(lambda b, x, y: x + y.float())
+    blocks = [Block(how) for _ in range(2)]
+    for block in blocks:
+        block.a = lambda x, b=block: b.attn(b.n1(x).bfloat16())
+        block.m = lambda x, b=block: b.mlp(b.n2(x).bfloat16())
+        block.attn.bfloat16(), block.mlp.bfloat16()
+    module = Own(blocks)
+    module.packed = nn.Parameter(torch.zeros(3, dtype=torch.int8), requires_grad=False)
+    model = load(module, inputs=SIGNAL)
+    assert model.proof.dtype == "float32" and model.dtype is torch.float32
+    assert model.proof.closure < model.proof.tolerance == 4 * torch.finfo(torch.bfloat16).eps
 
 
 def test_bounds_that_are_infinite_are_no_broken_weights() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
-import httpx2
 import pytest
 import torch
 import transformers
@@ -18,7 +18,7 @@ from tests.families import build
 
 
 def _response(status: int) -> object:
-    return httpx2.Response(status, request=httpx2.Request("GET", "https://example.org/model"))
+    return SimpleNamespace(status_code=status, headers={}, request=None, url="https://example.org/model")
 
 
 @pytest.mark.parametrize(("error", "says"), [

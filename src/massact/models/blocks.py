@@ -40,14 +40,17 @@ class _BlockReader:
     def __init__(self, watch: Watch, call: Call, params: dict[int, str]) -> None:
         self.watch, self.call, self.params = watch, call, params
         self.inner = [c for c in watch.calls if c.inside(call)]
-        self.start, self.end = self._stream()
-        self.numel = math.prod(self.start.shape)
-        self.n_tokens = self.start.shape[-2]
-        self._leads: dict[Key, bool] = {}
         self._makers: dict[Key, list[tuple[Call, Any]]] = defaultdict(list)
         for inner in self.inner:
             for seen in inner.outputs:
                 self._makers[self.canon(seen.key)].append((inner, seen))
+        pairs = self._pairs()
+        for self.start, self.end in [*pairs, pairs[0]]:  # the last one is for the refusal, where none leads
+            self.numel = math.prod(self.start.shape)
+            self.n_tokens = self.start.shape[-2]
+            self._leads: dict[Key, bool] = {}
+            if self._leads_to_start(self.canon(self.end.key)):
+                break
 
     def canon(self, key: Key) -> Key:
         return self.watch.canon(key)
@@ -65,13 +68,17 @@ class _BlockReader:
         """Whether someone else's hooks are on the block (those of `watch` are gone by now)."""
         return bool(self.call.module._forward_hooks or self.call.module._forward_pre_hooks)
 
-    def _stream(self) -> tuple[Any, Any]:
-        """The block's input and output on the residual stream: the first pair of tensors of one shape."""
-        for seen_in in self.call.inputs:
-            for seen_out in self.call.outputs:
-                if seen_in.shape == seen_out.shape and len(seen_in.shape) == 3:
-                    return seen_in, seen_out
-        raise self.fail("No input and output of it have the same (batch, tokens, width) shape.")
+    def _pairs(self) -> list[tuple[Any, Any]]:
+        """What may be the block's input and output on the residual stream: pairs of tensors of one shape."""
+        pairs = [
+            (seen_in, seen_out)
+            for seen_in in self.call.inputs
+            for seen_out in self.call.outputs
+            if seen_in.shape == seen_out.shape and len(seen_in.shape) == 3
+        ]
+        if not pairs:
+            raise self.fail("No input and output of it have the same (batch, tokens, width) shape.")
+        return pairs
 
     # ---- the residual path, walked backwards
     def _addends(self, key: Key) -> tuple[Key, Key] | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from massact.models.blocks import read_block
 from massact.models.roles import mixing_writes
-from massact.models.stacks import NO_BLOCKS, find_stacks, layer_counts, lists_inside, no_stack, stack_names
+from massact.models.stacks import NO_BLOCKS, Listed, find_stacks, layer_counts, lists_inside, no_stack, stack_names
 from massact.records.anatomy import Anatomy, Block, Place, Stack
 from massact.records.errors import MassactError, ProofError, UserError
 from massact.trace.watch import Call, Watch
@@ -32,13 +32,22 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
         ProofError: no stack of blocks is found, or a block cannot be read.
     """
     watch = Watch(model)
-    with watch.watching():
+    try:
+        with watch.watching():
+            model(**inputs)
+    except Exception as error:
         run_example(model, inputs)
+        raise ProofError(
+            f"{type(model).__name__} runs, but not while every operation of it is watched.",
+            f"{type(error).__name__}: {_first_line(error)}",
+            "Take away what does not run under a dispatch mode (compiled or traced parts), then load it again.",
+        ) from error
     counts = layer_counts(getattr(model, "config", None))
     candidates = find_stacks(watch, blocks, counts)
     params = {id(p): name for name, p in model.named_parameters()}
     stacks: list[tuple[str, list[Block], int]] = []
     refused: list[ProofError] = []
+    left_out: list[str] = []
     while candidates:
         path, calls = candidates.pop(0)
         try:
@@ -48,9 +57,10 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
             if blocks is not None or len(calls) in counts:
                 raise
             refused.append(error)
+            left_out.append(f"{path} was left out. {error.what} {error.why}")
             continue
-        inside = lists_inside(watch, path) if blocks is None and any(map(_is_stage, read)) else []
-        if inside:
+        inside = lists_inside(watch, path) if blocks is None else []
+        if inside and (any(map(_is_stage, read)) or _hold_blocks(watch, inside, params)):
             candidates = inside + candidates
             continue
         _check_few(read)
@@ -63,7 +73,12 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
     return Anatomy(
         tuple(Stack(n, path, tuple(read), width) for n, (path, read, width) in zip(names, stacks, strict=True)),
         _logits_place(watch),
+        tuple(left_out),
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def run_example(model: nn.Module, inputs: dict[str, Any]) -> Any:
@@ -77,11 +92,10 @@ def run_example(model: nn.Module, inputs: dict[str, Any]) -> Any:
     except MassactError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
         shapes = ", ".join(f"{k} {tuple(v.shape)}" if isinstance(v, Tensor) else f"{k}={v}" for k, v in inputs.items())
         raise UserError(
             f"{type(model).__name__} does not run on the example input ({shapes or 'empty'}).",
-            f"{type(error).__name__}: {first}",
+            f"{type(error).__name__}: {_first_line(error)}",
             "Give one short example that it runs on: load(model, inputs={'name': tensor, ...}).",
         ) from error
 
@@ -106,6 +120,18 @@ def _read_stack(watch: Watch, calls: list[Call], params: dict[int, str], run: Ca
 def _is_stage(block: Block) -> bool:
     """Whether a block attends and feeds forward more than once: a stage of a pyramid, which holds blocks."""
     return {"attn_out_2", "mlp_out_2"} <= set(block.places)
+
+
+def _hold_blocks(watch: Watch, lists: list[Listed], params: dict[int, str]) -> bool:
+    """Whether there are lists of whole blocks among these: each with attention and an MLP of its own."""
+    for _, calls in lists:
+        try:
+            read = [read_block(watch, call, i + 1, params) for i, call in enumerate(calls)]
+        except ProofError:
+            continue
+        if all({"attn_out", "mlp_out"} <= set(block.places) for block in read):
+            return True
+    return False
 
 
 def _check_few(blocks: list[Block]) -> None:

@@ -141,6 +141,12 @@ def _places(model: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
     return {"noise": torch.rand(batch, n, generator=torch.Generator().manual_seed(0))}
 
 
+def float_dtype(module: nn.Module) -> torch.dtype:
+    """What a model computes in: the dtype of its first parameter that is not packed into 8 bits or fewer."""
+    dtypes = (p.dtype for p in module.parameters())
+    return next((d for d in dtypes if d.is_floating_point and d.itemsize > 1), torch.float32)
+
+
 def to_device(inputs: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """Inputs on the model's device, floating ones in its dtype."""
     return {

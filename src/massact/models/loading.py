@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from massact.models.discovery import discover, run_example
-from massact.models.inputs import example_variants, fixed_arguments, to_device
+from massact.models.inputs import example_variants, fixed_arguments, float_dtype, to_device
 from massact.models.proof import Proof, prove
 from massact.records.anatomy import Anatomy, Place, Stack
 from massact.records.errors import ProofError, UserError
@@ -54,7 +54,7 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next((p.dtype for p in self.module.parameters()), torch.float32)
+        return float_dtype(self.module)
 
     @property
     def context(self) -> int | None:
@@ -245,8 +245,8 @@ def _example(inputs: Any) -> dict[str, Any]:
 
 
 def _placer(module: nn.Module) -> Any:
-    param = next(module.parameters(), torch.zeros(()))
-    return lambda given: to_device(given, param.device, param.dtype)
+    device, dtype = next(module.parameters(), torch.zeros(())).device, float_dtype(module)
+    return lambda given: to_device(given, device, dtype)
 
 
 def _folder(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from massact.models.inputs import float_dtype
 from massact.records.anatomy import Anatomy, Block, Stack
 from massact.records.errors import ProofError
 from massact.records.sites import Site
@@ -22,7 +23,7 @@ class Proof:
     Args:
         closure: greatest |start + sum(writes) - end| over all sums of all blocks, each divided by the
             magnitudes of its terms.
-        tolerance: what rounding allows in this dtype.
+        tolerance: what rounding allows in the coarsest dtype seen at any site.
         worst: the block and sum where `closure` was reached.
         n_sums, n_sites: how many equations held, how many sites fired.
         outputs_identical: outputs with taps installed equal those without, bit by bit.
@@ -78,8 +79,8 @@ def prove(module: nn.Module, anatomy: Anatomy, inputs: dict[str, Any], run: Call
                 f"It was found at {place}, but that call did not happen on a second input.",
                 _WHAT_TO_DO,
             )
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    tolerance = 4.0 * torch.finfo(dtype).eps
+    # Weights may be of other dtypes than what is added up: a stream in float32 over blocks in bfloat16, 8-bit weights.
+    tolerance = 4.0 * max(torch.finfo(h.dtype).eps for h in seen.values())
     worst, where, n_sums = 0.0, "", 0
     for stack in anatomy.stacks:
         for block in stack.blocks:
@@ -101,7 +102,9 @@ def prove(module: nn.Module, anatomy: Anatomy, inputs: dict[str, Any], run: Call
             "Put it in evaluation mode and fix its random numbers.",
         )
     device = next((str(p.device) for p in module.parameters()), "cpu")
-    return Proof(worst, tolerance, where, n_sums, len(seen), True, str(dtype).removeprefix("torch."), device)
+    return Proof(
+        worst, tolerance, where, n_sums, len(seen), True, str(float_dtype(module)).removeprefix("torch."), device
+    )
 
 
 _WHAT_TO_DO = (

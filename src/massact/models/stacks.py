@@ -29,10 +29,14 @@ def find_stacks(watch: Watch, blocks: Iterable[str] | None, counts: set[int]) ->
     """
     if blocks is not None:
         lists = _lists(watch)
-        return [_given(watch, path, lists) for path in blocks]
+        return [_given(watch, path, lists) for path in dict.fromkeys(blocks)]
     outer = lists_inside(watch)
     named = [(p, calls) for p, calls in outer if len(calls) in counts]
     return named or outer
+
+
+def _below(path: str, above: str) -> bool:
+    return path != above and (not above or path.startswith(above + "."))
 
 
 def _lists(watch: Watch) -> dict[str, list[Call]]:
@@ -43,15 +47,15 @@ def _lists(watch: Watch) -> dict[str, list[Call]]:
     return lists
 
 
-def lists_inside(watch: Watch, path: str = "") -> list[Listed]:
+def lists_inside(watch: Watch, path: str | None = None) -> list[Listed]:
     """The outermost lists below a path whose children take and give a residual stream, in the order they ran."""
     containers = {name for name, m in watch.root.named_modules() if isinstance(m, _LISTS)}
     found = {
         p: calls
         for p, calls in _lists(watch).items()
-        if p in containers and _one_after_another(calls) and (not path or p.startswith(path + "."))
+        if p in containers and _one_after_another(calls) and (path is None or _below(p, path))
     }
-    outer = {p: calls for p, calls in found.items() if not any(p.startswith(q + ".") for q in found if q != p)}
+    outer = {p: calls for p, calls in found.items() if not any(_below(p, q) for q in found)}
     return sorted(outer.items(), key=lambda item: watch.calls.index(item[1][0]))
 
 

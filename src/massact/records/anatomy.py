@@ -88,10 +88,18 @@ class Stack:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """All stacks of a model, and the place of every site in it."""
+    """All stacks of a model, and the place of every site in it.
+
+    Args:
+        stacks: in the order they run.
+        logits: where the language-model head gives its output, if there is one.
+        left_out: lists of modules that look like blocks, are not named by the configuration and could not be
+            read, each with the reason.
+    """
 
     stacks: tuple[Stack, ...]
     logits: Place | None = None
+    left_out: tuple[str, ...] = ()
 
     def stack(self, name: str) -> Stack:
         for stack in self.stacks:

@@ -82,6 +82,7 @@ class Measurements:
         n_sequences: sequences finished; a resumed run goes on from here.
         batch_size: sequences per forward pass, after any back-off.
         forward_s: seconds spent in forward passes with the taps installed.
+        whole: False while a batch is being added, which an interrupt may leave half-done.
     """
 
     statistics: dict[tuple[str, Site], Statistic]
@@ -89,6 +90,7 @@ class Measurements:
     n_sequences: int = 0
     batch_size: int = 0
     forward_s: float = 0.0
+    whole: bool = True
 
     def sites(self, probe: str) -> list[Site]:
         return [site for name, site in self.statistics if name == probe]
@@ -166,6 +168,7 @@ def measure(
                     raise
                 queue.split(batch, error)
                 continue
+            done.whole = False
             for key, statistic in fresh.items():
                 done.statistics[key].merge(statistic)
             for total, now in zip(done.edits, fired, strict=True):
@@ -173,6 +176,7 @@ def measure(
                 total.n_elements += int(now[1])
             done.n_sequences += len(batch.sequences)
             done.batch_size = queue.size
+            done.whole = True
             done.forward_s += time.perf_counter() - began
             if on_batch is not None:
                 on_batch(done)
@@ -254,7 +258,8 @@ class _Queue:
                 raise UserError(f"Batch size {size!r} is not 'auto' or a number from 1 on.")
             return size
         budget = TOKENS_PER_BATCH.get(model.device.type, 4096)
-        return max(1, min(budget // max(self.corpus.seq_len or 256, 1), 64))
+        longest = self.corpus.inputs["input_ids"].shape[1] if self.corpus.kind == "tokens" else 256
+        return max(1, min(budget // longest, 64))
 
     def take(self) -> Batch | None:
         if self.retry:
