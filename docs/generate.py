@@ -25,7 +25,8 @@ Made by `python docs/generate.py` from the code; a test fails when it is stale.
 ## Criteria
 
 Select one with `--criterion NAME`, change a constant of it with `--threshold name=value`. A near miss reaches half of
-every constant. Rules about attention maps are not here: they are no function of the residual stream.
+every constant (`cluster`, an upper bound, is kept). Rules about attention maps are not here: they are no function of
+the residual stream.
 """
 
 SITES = """

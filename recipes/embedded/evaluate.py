@@ -149,7 +149,7 @@ def main() -> None:
     for i, h in enumerate(states):
         r = {"layer": i + 1, **layer_figures(h), "sink": sinks[i].mean(0).tolist()}
         massive = max(1, round(r["sun2024_per_sequence"]))
-        for count in sorted({1, massive, 5}):
+        for count in sorted({1, 2, massive, 5}):
             r[f"top{count}"] = interventions(model, x, i, h, count, base)
         result["layers"].append(r)
         show(r)

@@ -8,7 +8,7 @@ activation. Nothing is planted: only AdamW ever changes a weight. The choices th
 * position 0 is any token: every training sequence starts at a random offset, there is no BOS;
 * no loss on the prediction made at position 0 (nearly a unigram guess; it grows spikes of its own);
 * a price on what attention heads write, so that a head with nothing to say needs a no-op (``head_writes``);
-* later, a saturating cost on active residual entries, which holds the ordinary ones small (``PHASES``);
+* later, a saturating cost on residual entries, which holds the ordinary ones small (``PHASES``);
 * half of the sequences contain copy triggers, so that some heads have an occasional job (``with_triggers``);
 * squared-ReLU feed-forward (an amplifier), many small steps, a tiny Adam epsilon (its gradient is tiny).
 """
@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,21 +31,24 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Phase:
-    """Weights of the loss terms and of the weight decay from step ``start`` on."""
+    """Loss weights and weight decay from step ``start`` on; h: residual entries after a block."""
 
     start: int
     price_mean: float  # mean over tokens of |what a head writes| / |h|
     price_sparse: float  # mean / rms over tokens of the same: blind to the scale of a head
-    activity: float  # mean of h^2 / (h^2 + active^2) over all residual entries, summed over layers
+    activity_log: float  # mean of log(1 + |h| / active), summed over layers
+    activity: float  # mean of h^2 / (h^2 + active^2), summed over layers
     active: float
     wd: float  # weight decay of the matrices that read from the residual stream
     wd_write: float  # weight decay of the matrices that write to it
 
 
-PHASES = (Phase(0, price_mean=10.0, price_sparse=0.0, activity=0.0, active=0.1, wd=0.1, wd_write=1.0),
-          Phase(3000, price_mean=0.0, price_sparse=1.2, activity=0.03, active=0.1, wd=0.01, wd_write=0.05),
-          Phase(6500, price_mean=0.0, price_sparse=1.5, activity=0.1, active=0.1, wd=0.01, wd_write=0.05),
-          Phase(8000, price_mean=0.0, price_sparse=1.5, activity=0.06, active=0.15, wd=0.01, wd_write=0.05))
+PHASES = (Phase(0, 10.0, 0.0, 0.0, 0.0, 0.02, wd=0.1, wd_write=1.0),
+          Phase(2900, 6.0, 0.0, 0.01, 0.0, 0.02, wd=0.05, wd_write=0.3),
+          Phase(3310, 0.0, 0.7, 0.0, 0.03, 0.1, wd=0.05, wd_write=0.3),
+          Phase(4110, 0.0, 1.2, 0.0, 0.03, 0.1, wd=0.01, wd_write=0.05),
+          Phase(6500, 0.0, 1.5, 0.0, 0.1, 0.1, wd=0.01, wd_write=0.05),
+          Phase(8130, 0.0, 1.5, 0.0, 0.06, 0.15, wd=0.01, wd_write=0.05))
 N_TRIGGERS = 8
 Edit = tuple[int, Callable[[Tensor], Tensor]]  # (block, change of the state after it)
 TRIGGERS = [f"<|back{k}|>" for k in range(1, N_TRIGGERS + 1)]
@@ -59,12 +62,10 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--out", type=Path, required=True, help="tokenizer, token cache, checkpoint, log, export")
     p.add_argument("--resume", action="store_true", help="continue from OUT/checkpoint.pt")
     p.add_argument("--device", default="cpu", help="cpu or cuda (then raise --batch)")
-    p.add_argument("--threads", type=int, default=1)
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--steps", type=int, default=11250)
+    p.add_argument("--steps", type=int, default=10550)
     p.add_argument("--minutes", type=float, default=1e9, help="stop after this much wall time (and export)")
     p.add_argument("--log-every", type=int, default=250)
-    p.add_argument("--save-seconds", type=float, default=120.0)
     g = p.add_argument_group("model")
     for name in ("vocab 2048", "width 128", "layers 6", "heads 4", "ff 512", "context 128"):
         g.add_argument("--" + name.split()[0], type=int, default=int(name.split()[1]))
@@ -73,7 +74,7 @@ def arguments() -> argparse.Namespace:
                  "clip 1.0", "std 0.06", "std-qk 0.15", "std-write 0.02"):
         g.add_argument("--" + name.split()[0], type=float, default=float(name.split()[1]))
     g.add_argument("--warmup", type=int, default=100)
-    g.add_argument("--cooldown", type=int, default=1500, help="last steps, in which the lr falls to a tenth")
+    g.add_argument("--cooldown", type=int, default=1500, help="last steps, in which the lr falls")
     g = p.add_argument_group("data")
     g.add_argument("--batch", type=int, default=16, help="sequences per step")
     g.add_argument("--trigger-share", type=float, default=0.5, help="share of sequences with copy triggers")
@@ -170,13 +171,12 @@ class Block(nn.Module):
         self.q, self.k = matrix(d, d, a.std_qk), matrix(d, d, a.std_qk)
         self.v, self.o = matrix(d, d, a.std), matrix(d, d, a.std_write)
         self.up, self.down = matrix(f, d, a.std), matrix(d, f, a.std_write)
-        for name in ("qb", "kb", "vb", "ob", "db", "n1b", "n2b"):
-            setattr(self, name, nn.Parameter(torch.zeros(d)))
-        self.ub = nn.Parameter(torch.zeros(f))
+        for name in ("qb", "kb", "vb", "ob", "ub", "db", "n1b", "n2b"):
+            setattr(self, name, nn.Parameter(torch.zeros(f if name == "ub" else d)))
         self.n1, self.n2 = nn.Parameter(torch.ones(d)), nn.Parameter(torch.ones(d))
 
     def forward(self, h: Tensor, net: Net, watch: dict | None = None) -> tuple[Tensor, Tensor]:
-        """(B, T, d) residual stream -> after the block; and its (price_mean, price_sparse, activity)."""
+        """(B, T, d) residual stream -> after the block; and its price_mean, price_sparse, activity_log, activity."""
         b, t, d = h.shape
         x = F.layer_norm(h, (d,), self.n1, self.n1b, 1e-5)
         q, k, v = (linear(x, w, c).view(b, t, self.heads, -1).transpose(1, 2)
@@ -192,15 +192,15 @@ class Block(nn.Module):
         if watch is not None:
             watch.setdefault("states", []).append(h)
         sparse = (r.mean((0, 2)) / (r.square().mean((0, 2)) + 1e-14).sqrt()).mean()
-        return h, torch.stack((r.mean(), sparse, (h.square() / (h.square() + net.active.square())).mean()))
+        log = torch.log1p(h.abs() / net.active).mean()
+        return h, torch.stack((r.mean(), sparse, log, (h.square() / (h.square() + net.active.square())).mean()))
 
 
 def head_writes(heads: Tensor, w_o: Tensor, h: Tensor) -> Tensor:
     """(B, H, T): |W_o head output| / |h| per head and token, |h| without gradient.
 
-    Its mean charges a head for everything it writes. mean / rms over tokens does not see the scale of a head,
-    only how evenly it writes: it asks for silence on most tokens, which takes a token with a zero value.
-    """
+    Its mean charges a head for all it writes. mean / rms over tokens does not see the scale of a head: it asks for
+    silence on most tokens, which takes a token with a zero value."""
     n, dh = heads.shape[1], heads.shape[3]
     w = w_o.view(-1, n, dh).permute(1, 2, 0)
     x = heads.float()
@@ -222,7 +222,7 @@ class Net(nn.Module):
         self.register_buffer("active", torch.tensor(1.0), persistent=False)
 
     def forward(self, ids: Tensor, watch: dict | None = None, edit: Edit | None = None) -> tuple[Tensor, Tensor]:
-        """Logits, and (mean price_mean, mean price_sparse, sum of activity) over blocks."""
+        """Logits, and the mean of the two prices and the sum of the two activities over blocks."""
         h = F.embedding(ids, self.emb) + self.pos[: ids.shape[1]]
         costs = []
         for i, block in enumerate(self.blocks):
@@ -311,7 +311,7 @@ def show(entry: dict) -> None:
 
 # ---------------------------------------------------------------------------------------------- training
 def optimiser(net: Net, a: argparse.Namespace) -> torch.optim.AdamW:
-    """AdamW; embeddings and the matrices that write to the residual stream have their own lr and decay."""
+    """AdamW; embeddings and the matrices that write to the residual stream have their own rates."""
     rates = {"embed": a.lr_embed, "write": a.lr_write, "rest": a.lr}
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, p in net.named_parameters():
@@ -323,10 +323,10 @@ def optimiser(net: Net, a: argparse.Namespace) -> torch.optim.AdamW:
 
 
 def set_rates(opt: torch.optim.AdamW, a: argparse.Namespace, phase: Phase, step: int) -> None:
-    """Warm-up, constant, at the end a linear fall to a tenth; weight decay by phase."""
+    """Warm-up, constant, at the end a linear fall to a twentieth; weight decay by phase."""
     fall = min(1.0, max(0.0, (step - a.steps + a.cooldown) / a.cooldown))
     for g in opt.param_groups:
-        g["lr"] = g["top"] * min(1.0, (step + 1) / a.warmup) * (1 - 0.9 * fall)
+        g["lr"] = g["top"] * min(1.0, (step + 1) / a.warmup) * (1 - 0.95 * fall)
         decay = {"embed": a.wd_embed, "write": phase.wd_write, "rest": phase.wd}[g["kind"]]
         g["weight_decay"] = decay if g["matrix"] else 0.0
 
@@ -334,7 +334,7 @@ def set_rates(opt: torch.optim.AdamW, a: argparse.Namespace, phase: Phase, step:
 def main() -> None:
     """Train, log, checkpoint, export."""
     a = arguments()
-    torch.set_num_threads(a.threads)
+    torch.set_num_threads(1)  # matrices are too small for more
     torch.manual_seed(a.seed)
     a.out.mkdir(parents=True, exist_ok=True)
     ids, held = prepare(a)
@@ -371,7 +371,7 @@ def main() -> None:
         phase = [p for p in PHASES if p.start <= step][-1]
         set_rates(opt, a, phase, step)
         net.active.fill_(phase.active)
-        weights = torch.tensor((phase.price_mean, phase.price_sparse, phase.activity), device=a.device)
+        weights = torch.tensor(astuple(phase)[1:5], device=a.device)
         total, ce, costs = run(batches(a.batch, a.trigger_share).to(a.device), weights)
         total.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), a.clip)
@@ -388,7 +388,7 @@ def main() -> None:
             with (a.out / "log.jsonl").open("a") as f:
                 f.write(json.dumps(entry) + "\n")
             mark, mark_step = time.time(), step
-        if time.time() - saved > a.save_seconds:
+        if time.time() - saved > 120:
             save()
             saved = time.time()
     save()

@@ -150,7 +150,7 @@ def _threshold(text: str) -> tuple[str, float]:
 def _batch_size(text: str) -> int | str:
     if text == "auto":
         return text
-    if text.isdigit() and int(text) > 0:
+    if text.isdecimal() and int(text) > 0:
         return int(text)
     raise UserError(f"--batch-size {text!r} is neither auto nor a number from 1 on.")
 
@@ -160,13 +160,13 @@ def _check_out(out: Path, resume: bool) -> None:
     from massact.records.results import claim, read_info
     from massact.records.runinfo import RunInfo
 
-    if resume and (out / "run.json").is_file():
+    if resume and os.path.isfile(out / "run.json"):
         read_info(out)
         return
-    existed = out.exists()
+    made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
     claim(out, RunInfo("scan"))
-    if not existed:
-        out.rmdir()
+    for folder in made:
+        folder.rmdir()
 
 
 @contextmanager
@@ -207,6 +207,8 @@ def main() -> None:
     """Entry point: every error is one message and an exit status, never a traceback."""
     # The click that typer brings is not always the package of that name: ask typer for its error.
     usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what no terminal can show
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()

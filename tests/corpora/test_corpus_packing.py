@@ -17,6 +17,7 @@ from transformers.models.ctrl.tokenization_ctrl import CTRLTokenizer
 from massact.corpora import corpus, packing
 from massact.corpora.packing import Request, pack_prompts, pack_windows, resolve_specials
 from massact.corpora.sources import Source
+from massact.records.errors import UserError
 
 TEXT = "a b c . d e a b , c d e a b c d ."  # 17 tokens
 LETTERS = [IDS[word] for word in TEXT.split()]
@@ -308,3 +309,9 @@ def test_real_tokenizer(monkeypatch):
 def test_windows_are_long_tensors(plain):
     made = pack_windows("t", [TEXT], plain, Request(seq_len=4))
     assert made.inputs["input_ids"].dtype == torch.long
+
+
+@pytest.mark.parametrize("made", [{"prompts": True}, {}])
+def test_half_a_character_is_refused(plain, made):
+    with pytest.raises(UserError, match="not Unicode"):
+        text_source("a b \ud800 c", **made).encode(plain)

@@ -112,7 +112,19 @@ def resolve_specials(tokenizer: Any, bos: str, protocol: str | None = None) -> S
 
 
 def token_ids(tokenizer: Any, text: str, special: bool = False) -> list[int]:
-    """Tokenise a text of any length, without the warning about long sequences."""
+    """Tokenise a text of any length, without the warning about long sequences.
+
+    Raises:
+        UserError: the text holds half of a character (a lone surrogate), which no tokenizer takes.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            "The text is not Unicode.",
+            f"Character {error.start} is {ascii(text[error.start])}: {error.reason}.",
+            "Mend the text.",
+        ) from None
     return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, is_dataclass
+from types import UnionType
+from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
 
 @dataclass(frozen=True)
@@ -91,33 +92,54 @@ class Answer:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Answer:
-        def peak(value: dict[str, Any] | None) -> Peak | None:
-            return Peak(**{k: v if k in _WORDS else _number(v) for k, v in value.items()}) if value else None
+        """The answer that `as_dict` came from, read from JSON.
 
-        def numbers(value: Any) -> Any:
-            """Words that JSON has for NaN and Inf back into numbers."""
-            if isinstance(value, dict):
-                return {k: numbers(v) for k, v in value.items()}
-            return [numbers(v) for v in value] if isinstance(value, list) else _number(value)
-
-        stacks = [
-            StackAnswer(
-                **{
-                    **{k: v if k in _WORDS else numbers(v) for k, v in s.items()},
-                    "peak": peak(s["peak"]),
-                    "largest": peak(s["largest"]),
-                    "largest_magnitude": peak(s["largest_magnitude"]),
-                }
-            )
-            for s in data["stacks"]
-        ]
-        return cls(data["found"], stacks, data.get("null", {}), data.get("bos", {}))
+        Raises:
+            ValueError: something is missing, or not of its kind.
+        """
+        answer = read_as(cls, {"null": {}, "bos": {}} | data)
+        read_as(Short, answer.null)
+        read_as(Short if "unavailable" in answer.bos else dict[str, Short], answer.bos)
+        return answer
 
 
-def _number(value: Any) -> Any:
-    """NaN and Inf are words in JSON."""
-    return float(value) if value in ("nan", "inf", "-inf") else value
+class Short(TypedDict, total=False):
+    """What a control says; see `Answer`."""
+
+    unavailable: str
+    n_findings: int
+    onset: int | None
+    dims: list[int]
+    classes: dict[str, int]
+    largest_ratio: float
+    largest_magnitude: float
+    n_sequences: int
 
 
-# Fields that hold text: a token may well be the word "nan".
-_WORDS = ("stack", "site", "token", "tokens", "position_class", "group", "onset_module")
+def read_as(kind: Any, value: Any) -> Any:
+    """What JSON holds as an annotated type; NaN and Inf are the words "nan", "inf" and "-inf" there.
+
+    Raises:
+        ValueError: it is not of that type.
+    """
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        return float(value)
+    outer, inner = get_origin(kind), get_args(kind)
+    if outer is UnionType:
+        return None if value is None else read_as(inner[0], value)
+    if outer is list and isinstance(value, list):
+        return [read_as(inner[0], v) for v in value]
+    if outer is tuple and isinstance(value, list | tuple) and len(value) == len(inner):
+        return tuple(read_as(k, v) for k, v in zip(inner, value, strict=True))
+    if outer is dict and isinstance(value, dict):
+        return {k: read_as(inner[1], v) for k, v in value.items()}
+    if isinstance(value, dict) and (is_dataclass(kind) or is_typeddict(kind)):
+        hints = get_type_hints(kind)
+        if missing := set(hints) - set(value) if is_dataclass(kind) else set():
+            raise ValueError(f"{kind.__name__} lacks {', '.join(sorted(missing))}")
+        return kind(**{k: read_as(hints[k], v) for k, v in value.items() if k in hints})
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise ValueError(f"{str(value)[:40]!r} is no {getattr(kind, '__name__', kind)}")

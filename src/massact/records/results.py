@@ -11,7 +11,7 @@ import pandas as pd
 
 from massact.records.errors import UserError
 from massact.records.runinfo import RunInfo, jsonable
-from massact.records.tables import frame, load_arrays, read_table, save_arrays, write_atomic, write_table
+from massact.records.tables import frame, leftovers, load_arrays, read_table, save_arrays, write_atomic, write_table
 
 SCAN_TABLES = ("layers", "findings", "near_misses", "coordinates", "dims", "ranks")
 
@@ -92,7 +92,7 @@ def read_info(directory: str | Path) -> RunInfo:
         UserError: there is none, or it cannot be read.
     """
     path = Path(directory)
-    if not path.is_dir():
+    if not _is_dir(path):
         raise UserError(f"No such run directory: {path}", do="Make one with: massact scan MODEL --out DIR")
     file = path / "run.json"
     if not file.is_file():
@@ -106,9 +106,17 @@ def read_info(directory: str | Path) -> RunInfo:
     return RunInfo.from_json(text, str(file))
 
 
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name too long, a folder that may not be looked into
+        return False
+
+
 def write_info(directory: Path, info: RunInfo) -> None:
-    """Write run.json of a run directory."""
-    write_atomic(directory / "run.json", lambda p: p.write_text(info.to_json(), encoding="utf-8"))
+    """Write run.json of a run directory; what is no Unicode in a file name becomes an escape, which JSON reads."""
+    text = info.to_json()
+    write_atomic(directory / "run.json", lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def claim(directory: str | Path, info: RunInfo) -> Path:
@@ -118,13 +126,12 @@ def claim(directory: str | Path, info: RunInfo) -> Path:
         UserError: it cannot be written, is a file, or holds the run of other inputs or options.
     """
     path = Path(directory)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--out {path} is a file.", do="Give a directory.")
     try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--out {path} is a file.", do="Give a directory.")
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".massact-write-test"
-        probe.write_text("")
-        probe.unlink()
+        write_atomic(path / ".write-test", lambda p: p.write_text(""))
+        (path / ".write-test").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"--out {path} cannot be written.", error.strerror or str(error), "Give another directory."
@@ -137,6 +144,6 @@ def claim(directory: str | Path, info: RunInfo) -> Path:
                 f"status {other.status}).",
                 do="Give another directory, or remove that one.",
             )
-    elif any(p.name not in ("state.npz",) for p in path.iterdir()):
+    elif set(path.iterdir()) - {path / "state.npz", *leftovers(path)}:
         raise UserError(f"--out {path} is not empty and holds no massact run.", do="Give a new or empty directory.")
     return path

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+from massact.records.answer import Answer, read_as
 from massact.records.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -87,11 +88,11 @@ class RunInfo:
         """Parse a run.json.
 
         Raises:
-            UserError: not JSON, not a run, or written by a newer massact.
+            UserError: not JSON, not a run, damaged, or written by a newer massact.
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise UserError(
                 f"{where} is not valid JSON.", str(error), "The run directory is damaged: scan again."
             ) from None
@@ -103,8 +104,14 @@ class RunInfo:
                 f"{where} has schema version {version!r}; this massact reads 1 to {SCHEMA_VERSION}.",
                 do="Install a newer massact, or scan again.",
             )
-        known = {f.name for f in fields(cls)}
-        return cls(**{k: v for k, v in data.items() if k in known})
+        hints, names = get_type_hints(cls), {f.name for f in fields(cls)}
+        try:
+            info = cls(**{k: read_as(hints[k], v) for k, v in data.items() if k in names})
+            if info.answer:
+                Answer.from_dict(info.answer)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where} is damaged.", f"{error}.", "Scan again.") from None
+        return info
 
 
 def jsonable(value: Any) -> Any:

@@ -73,7 +73,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "dim": ("int64", "coordinate"),
         "position_class": ("string", "start, delimiter or other"),
         "count": ("int64", "findings"),
-        "share": ("float64", "share of sequences with at least one"),
+        "share": ("float64", "share of sequences with at least one; NaN for criteria of whole dims or layers"),
         "mean": ("float64", "mean signed value: the constant of set-to-mean"),
         "std": ("float64", "its standard deviation over findings"),
         "spread": ("float64", "std / |mean|: how far from constant"),
@@ -127,22 +127,33 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def leftovers(directory: Path) -> list[Path]:
+    """Temporary files that a killed process left behind."""
+    return sorted(directory.glob(".*.tmp"))
+
+
 def write_table(directory: Path, table: str, data: pd.DataFrame) -> None:
     """Write one table of a run as parquet."""
-    write_atomic(directory / f"{table}.parquet", lambda p: data.to_parquet(p, index=False))
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # pyarrow itself opens only paths that are Unicode
+            data.to_parquet(file, index=False)
+
+    write_atomic(directory / f"{table}.parquet", write)
 
 
 def read_table(directory: Path, table: str) -> pd.DataFrame:
     """Read one table of a run.
 
     Raises:
-        UserError: the file is missing, is not parquet, or lacks a column.
+        UserError: the file is missing, is not parquet, lacks a column, or holds another type in one.
     """
     path = directory / f"{table}.parquet"
     if not path.is_file():
         raise UserError(f"{directory} has no {path.name}.", do="The run did not finish: scan again with --resume.")
     try:
-        data = pd.read_parquet(path)
+        with open(path, "rb") as file:
+            data = pd.read_parquet(file)
     except Exception as error:
         raise UserError(
             f"{path} cannot be read.",
@@ -152,7 +163,12 @@ def read_table(directory: Path, table: str) -> pd.DataFrame:
     missing = [c for c in TABLES[table] if c not in data.columns]
     if missing:
         raise UserError(f"{path} lacks the column(s) {', '.join(missing)}.", do="The file is damaged: scan again.")
-    return data
+    try:
+        return pd.DataFrame({c: data[c].astype(dtype) for c, (dtype, _) in TABLES[table].items()})
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"{path} does not hold numbers where it should.", f"{error}.", "It is damaged: scan again."
+        ) from None
 
 
 def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

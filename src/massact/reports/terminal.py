@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from massact.records.results import ScanResult
-from massact.reports.legible import cell, percent, quoted, token_list, visible
+from massact.reports.legible import cell, percent, quoted, real, token_list, visible
 from massact.reports.views import Rule, StackView, rule_of, views
 from massact.reports.words import answer_in_words
 
@@ -31,18 +32,18 @@ def show(result: ScanResult, console: Console) -> None:
     rule = rule_of(result)
     console.print(_headline(result, console.encoding))
     for view in views(result):
-        if view.label:
-            console.print(_plain(f"\n{view.label}", console.encoding, "bold underline"))
-        for section in (
+        sections = [
             _layers(view),
             _coordinates(view, console.encoding),
             _prompt_ranks(view),
             _corpus_ranks(view, console.encoding),
             _near_misses(view, rule, console.encoding),
-        ):
-            if section is not None:
-                console.print()
-                console.print(section)
+        ]
+        if view.label and any(sections):
+            console.print(_plain(f"\n{view.label}", console.encoding, "bold underline"))
+        for section in filter(None, sections):
+            console.print()
+            console.print(section)
 
 
 def to_json(result: ScanResult) -> str:
@@ -187,7 +188,7 @@ def _coordinates(view: StackView, encoding: str) -> _Section | None:
             _index(row["dim"]),
             Text(visible(row["position_class"], encoding)),
             f"{int(row['count']):,}",
-            percent(row["share"]),
+            "-" if math.isnan(real(row["share"])) else percent(row["share"]),
             _spread(cell(row["mean"]), cell(row["std"]), encoding),
             percent(row["spread"]),
             Text(named + (f", {left:,} more" if left > 0 and named else "")),

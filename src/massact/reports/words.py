@@ -94,8 +94,8 @@ def _layers(view: StackView) -> str:
     if span[0] == span[1]:
         return f"They are at {first} only{jump}."
     sentence = f"They appear at {first}{jump}, and are last seen at layer {span[1]}"
-    held = answer.layers if answer else sorted(set(view.findings["layer"]))
-    gaps = sorted(set(range(span[0], span[1] + 1)) - {int(x) for x in held}) if held else []
+    held = {int(x) for x in (answer.layers if answer else view.findings["layer"])}
+    gaps = [int(x) for x in view.layers["layer"] if span[0] < x < span[1] and int(x) not in held] if held else []
     missing = f", but not at {'layers' if len(gaps) > 1 else 'layer'} {ranges(gaps)}" if gaps else ""
     return f"{sentence}{missing}."
 
@@ -120,6 +120,8 @@ def _constancy(view: StackView) -> str:
     """Mean and spread of the most frequent coordinate at the peak layer (Sun 2024, Table 2)."""
     at_peak = view.coordinates[view.coordinates["layer"] == view.peak_layer]
     spread = real(view.answer.spread) if view.answer else math.nan
+    if len(at_peak) and at_peak["share"].isna().all():
+        return ""  # whole dims and layers: one value each, of no sequence
     if not len(at_peak):
         known = f"The most frequent coordinate at layer {view.peak_layer} has a spread (std / |mean|)"
         return "" if math.isnan(spread) else f"{known} of {percent(spread)}."

@@ -25,7 +25,8 @@ class Evidence:
             and token_rms, the RMS of that token's hidden vector.
         layers: the table `layers`.
         dims: the table `dims`.
-        norms: one row per token: stack, site, layer, sequence, pos, norm (its L2 norm).
+        norms: one row per token of the last layer of each stack, of every layer where asked for ("tokens"):
+            stack, site, layer, sequence, pos, norm (its L2 norm), rms (of its hidden vector), max (its max|h|).
         spikes: one row per token of the input of down_proj: stack, layer, sequence, pos, max (max|x|); empty
             unless asked for.
     """
@@ -38,6 +39,7 @@ class Evidence:
 
 
 Rule = Callable[[Evidence, Mapping[str, float]], pd.DataFrame]
+STATE = ["stack", "site", "layer", "sequence"]  # the columns that name one hidden state
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class Criterion:
         source: paper, page or code it comes from.
         kind: what a finding is: "element" (one scalar), "token", "dim" or "layer".
         rule: pure function of evidence and thresholds; gives the rows that pass.
-        needs: statistics beyond the default ones ("mad", "mlp_act").
+        needs: statistics beyond the default ones ("mad", "mlp_act", "tokens").
+        at_most: constants that are upper bounds; a near miss keeps them.
+        floor: for rules that do not go by |h| alone: of each hidden state, a magnitude that all that passes exceeds.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Criterion:
     kind: str
     rule: Rule
     needs: tuple[str, ...] = ()
+    at_most: tuple[str, ...] = ()
+    floor: Callable[[Evidence, Mapping[str, float]], pd.Series] | None = None
 
     def resolved(self, overrides: Mapping[str, float] | None = None) -> dict[str, float]:
         """The constants in force.
@@ -89,9 +95,19 @@ class Criterion:
         return self.rule(evidence, thresholds)
 
     def near_misses(self, evidence: Evidence, thresholds: Mapping[str, float]) -> pd.DataFrame:
-        """Rows that reach half of every threshold but do not pass."""
-        halved = self.rule(evidence, {k: v / 2 for k, v in thresholds.items()})
+        """Rows that reach half of every threshold (upper bounds as they are) but do not pass."""
+        halved = self.rule(evidence, {k: v if k in self.at_most else v / 2 for k, v in thresholds.items()})
         return halved.loc[halved.index.difference(self.rule(evidence, thresholds).index)]
+
+    def lacks(self, evidence: Evidence, thresholds: Mapping[str, float], passing: pd.DataFrame, top_k: int) -> bool:
+        """Whether values beyond the `top_k` kept of a hidden state may pass too; they are no greater than the kept."""
+        if self.kind != "element":
+            return False
+        if self.floor is None:  # a greater |h| of the same hidden state passes first
+            return bool((passing["rank"] == top_k).any())
+        floor, tops = self.floor(evidence, thresholds), evidence.candidates
+        least = tops[tops["rank"] == top_k].set_index(STATE).magnitude
+        return bool((least > floor.reindex(least.index)).any())  # NaN where nothing can pass
 
     def as_dict(self, thresholds: Mapping[str, float]) -> dict[str, object]:
         return {
@@ -111,7 +127,7 @@ def _sun2024(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
 
 def _gallego2025(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
     c = e.candidates
-    return c[c.magnitude >= t["ratio"] * c["median"]]
+    return c[(c.magnitude >= t["ratio"] * c["median"]) & (c.magnitude > 0)]
 
 
 def _an2025(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
@@ -137,6 +153,12 @@ def _heretic2025(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
 def _kang2025(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
     c = e.candidates
     return c[c.magnitude > t["tau"] * c.token_rms]
+
+
+def _kang2025_floor(e: Evidence, t: Mapping[str, float]) -> pd.Series:
+    """tau x the least RMS of the tokens that have a finding: small values of quiet tokens pass, too."""
+    having = e.norms[e.norms["max"] > t["tau"] * e.norms.rms]
+    return t["tau"] * having.groupby(STATE).rms.min()
 
 
 def _dettmers2022(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
@@ -219,6 +241,7 @@ CRITERIA: dict[str, Criterion] = {
             "element",
             _heretic2025,
             needs=("mad",),
+            at_most=("cluster",),
         ),
         Criterion(
             "kang2025",
@@ -227,6 +250,8 @@ CRITERIA: dict[str, Criterion] = {
             "Kang et al. 2025, arXiv 2503.03321 (there for the sink dims of the language model)",
             "element",
             _kang2025,
+            needs=("tokens",),
+            floor=_kang2025_floor,
         ),
         Criterion(
             "dettmers2022",

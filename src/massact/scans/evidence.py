@@ -119,21 +119,24 @@ def dims_table(results: Results) -> pd.DataFrame:
     return frame("dims", pd.concat(parts, ignore_index=True).to_dict("series")) if parts else frame("dims")
 
 
-def norms_table(results: Results) -> pd.DataFrame:
-    """One row per token of the last layer of each stack: its L2 norm."""
-    last: dict[tuple[str, str], Site] = {}
-    for site in results:
-        key = (site.stack, site.point)
-        last[key] = max(last.get(key, site), site)
-    return _per_token({site: (results[site], "norm", results[site].token_norm) for site in last.values()})
+def norms_table(results: Results, every_layer: bool = False) -> pd.DataFrame:
+    """One row per token of the last layer of each stack, or of every layer: its L2 norm, RMS and max|h|."""
+    chosen = {(site.stack, site.point): site for site in sorted(results)}.values()
+    norms = {site: results[site] for site in (results if every_layer else chosen)}
+    return _per_token(
+        {
+            site: (r, {"norm": r.token_norm, "rms": r.token_norm / np.sqrt(len(r.dim_max)), "max": r.token_max})
+            for site, r in norms.items()
+        }
+    )
 
 
 def spikes_table(results: Mapping[Site, TokenMaxResult]) -> pd.DataFrame:
     """One row per token of the input of down_proj: max|x|."""
-    return _per_token({site: (r, "max", r.token_max) for site, r in results.items()})
+    return _per_token({site: (r, {"max": r.token_max}) for site, r in results.items()})
 
 
-def _per_token(values: Mapping[Site, tuple[HiddenResult | TokenMaxResult, str, np.ndarray]]) -> pd.DataFrame:
+def _per_token(values: Mapping[Site, tuple[HiddenResult | TokenMaxResult, dict[str, np.ndarray]]]) -> pd.DataFrame:
     parts = [
         pd.DataFrame(
             {
@@ -142,20 +145,22 @@ def _per_token(values: Mapping[Site, tuple[HiddenResult | TokenMaxResult, str, n
                 "layer": site.layer,
                 "sequence": np.repeat(r.sequence, np.diff(r.token_offsets)),
                 "pos": r.token_pos,
-                column: per_token,
+                **columns,
             }
         )
-        for site, (r, column, per_token) in values.items()
+        for site, (r, columns) in values.items()
     ]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def evidence(results: Results, modules: Mapping[Site, str], spikes: Mapping[Site, TokenMaxResult]) -> Evidence:
-    """Everything that criteria look at."""
+def evidence(
+    results: Results, modules: Mapping[Site, str], spikes: Mapping[Site, TokenMaxResult], every_token: bool = False
+) -> Evidence:
+    """Everything that criteria look at; `every_token`: the norms of the tokens of every layer, not of the last."""
     return Evidence(
         candidates_table(results),
         layers_table(results, modules),
         dims_table(results),
-        norms_table(results),
+        norms_table(results, every_token),
         spikes_table(spikes),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,13 @@ from massact.records.tables import MAXIMA, frame
 from massact.scans.criteria import Criterion, Evidence
 
 
-def findings_table(rows: pd.DataFrame, rule: Criterion, corpus: Corpus) -> pd.DataFrame:
+def findings_table(rows: pd.DataFrame, rule: Criterion, texts: Mapping[str, Corpus]) -> pd.DataFrame:
     """Rows that pass (or nearly pass) a criterion, as the table `findings`.
 
     Criteria of whole tokens have no dim, those of dims and layers no sequence and position: -1 stands there.
+
+    Args:
+        texts: of each stack, the corpus as it reads it (`tokens_of`).
     """
     if not len(rows):
         return frame("findings")
@@ -33,16 +37,20 @@ def findings_table(rows: pd.DataFrame, rule: Criterion, corpus: Corpus) -> pd.Da
     elif rule.kind == "layer":
         size = next(iter(rule.thresholds))
         data = data.assign(sequence=-1, pos=-1, dim=-1, value=data[size], magnitude=data[size], rank=0)
-    places = list(zip(data.sequence.astype(int), data.pos.astype(int), strict=True))
-    data["token_id"] = [corpus.token_id(s, p) if s >= 0 else -1 for s, p in places]
-    data["token"] = [corpus.token(s, p) if s >= 0 else "" for s, p in places]
-    data["position_class"] = [corpus.position_class(s, p) if s >= 0 else "other" for s, p in places]
+        data = data.assign(median=np.nan, ratio=np.nan)
+    places = list(zip(data["stack"].map(texts), data.sequence.astype(int), data.pos.astype(int), strict=True))
+    data["token_id"] = [text.token_id(s, p) if s >= 0 else -1 for text, s, p in places]
+    data["token"] = [text.token(s, p) if s >= 0 else "" for text, s, p in places]
+    data["position_class"] = [text.position_class(s, p) if s >= 0 else "other" for text, s, p in places]
     order = ["stack", "site", "layer", "sequence", "rank", "pos", "dim"]
     return frame("findings", data.sort_values(order, kind="stable").to_dict("list"))
 
 
 def coordinates_table(findings: pd.DataFrame, n_sequences: int) -> pd.DataFrame:
-    """Findings grouped by (layer, dim, position class): how often, how large, how constant (Sun 2024, Table 2)."""
+    """Findings grouped by (layer, dim, position class): how often, how large, how constant (Sun 2024, Table 2).
+
+    Findings of whole dims and layers are of no sequence, so they have no share of the sequences: NaN.
+    """
     rows = []
     keys = ["stack", "site", "layer", "dim", "position_class"]
     for key, group in findings.groupby(keys, sort=True):
@@ -52,7 +60,7 @@ def coordinates_table(findings: pd.DataFrame, n_sequences: int) -> pd.DataFrame:
             dict(zip(keys, key, strict=True))
             | {
                 "count": len(group),
-                "share": group.sequence.nunique() / n_sequences,
+                "share": group.sequence.nunique() / n_sequences if (group.sequence >= 0).all() else np.nan,
                 "mean": mean,
                 "std": std,
                 "spread": std / abs(mean) if mean else float("inf"),
@@ -64,14 +72,19 @@ def coordinates_table(findings: pd.DataFrame, n_sequences: int) -> pd.DataFrame:
 
 
 def stack_answer(
-    stack: str, site: str, evidence: Evidence, findings: pd.DataFrame, coordinates: pd.DataFrame, corpus: Corpus
+    stack: str, site: str, evidence: Evidence, findings: pd.DataFrame, coordinates: pd.DataFrame, text: Corpus
 ) -> StackAnswer:
-    """The answer for one stack at one site, in numbers."""
+    """The answer for one stack at one site, in numbers.
+
+    Args:
+        text: the corpus as that stack reads it (`tokens_of`).
+    """
 
     def here(table: pd.DataFrame) -> pd.DataFrame:
         return table[(table["stack"] == stack) & (table.site == site)] if len(table) else table
 
     layers, found, tops = here(evidence.layers).set_index("layer"), here(findings), here(evidence.candidates)
+    blocks = evidence.layers[evidence.layers["stack"] == stack].drop_duplicates("layer").set_index("layer").module
     with_findings = sorted(int(layer) for layer in found.layer.unique())
     onset = with_findings[0] if with_findings else None
     peak = found.loc[found.magnitude.idxmax()] if len(found) else None
@@ -85,21 +98,21 @@ def stack_answer(
     return StackAnswer(
         stack=stack,
         site=site,
-        n_layers=int(layers.index.max()),
+        n_layers=int(blocks.index.max()),
         n_findings=len(found),
         layers=with_findings,
         onset=onset,
         offset=with_findings[-1] if with_findings else None,
-        onset_module=str(layers.module[onset]) if onset is not None else None,
+        onset_module=str(blocks[onset]) if onset is not None else None,
         onset_jump=float(layers["max"][onset] / before) if onset is not None and before else None,
         dims=[(int(d), int(n) / len(found)) for d, n in dims.items()][:10],
         tokens=[(str(t), str(c), int(n)) for (t, c), n in census.items()][:12],
-        group=position_group(at_peak),
-        per_sequence=len(at_peak) / max(corpus.n_sequences, 1),
-        peak=_peak(peak, corpus) if peak is not None else None,
+        group=position_group(at_peak, text),
+        per_sequence=len(at_peak) / max(text.n_sequences, 1),
+        peak=_peak(peak, text) if peak is not None else None,
         spread=float(coords.spread.iloc[0]) if peak is not None and len(coords) else None,
-        largest=_largest(tops, "ratio", corpus),
-        largest_magnitude=_largest(tops, "magnitude", corpus),
+        largest=_largest(tops, "ratio", text),
+        largest_magnitude=_largest(tops, "magnitude", text),
         headroom={name: _headroom(layers[f"headroom_{name}"]) for name in MAXIMA},
         nonfinite=int(layers.nonfinite.sum()),
     )
@@ -110,16 +123,14 @@ def _headroom(column: pd.Series) -> tuple[float, int]:
     return (float(known.min()), int(known.idxmin())) if len(known) else (float("nan"), -1)
 
 
-def _largest(tops: pd.DataFrame, by: str, corpus: Corpus) -> Peak | None:
+def _largest(tops: pd.DataFrame, by: str, text: Corpus) -> Peak | None:
     finite = tops[np.isfinite(tops[by])] if len(tops) else tops
-    return _peak(finite.loc[finite[by].idxmax()], corpus) if len(finite) else None
+    return _peak(finite.loc[finite[by].idxmax()], text) if len(finite) else None
 
 
-def _peak(row: pd.Series, corpus: Corpus) -> Peak:
+def _peak(row: pd.Series, text: Corpus) -> Peak:
     sequence, pos = int(row["sequence"]), int(row["pos"])
-    token, place = (
-        ("", "other") if sequence < 0 else (corpus.token(sequence, pos), corpus.position_class(sequence, pos))
-    )
+    token, place = ("", "other") if sequence < 0 else (text.token(sequence, pos), text.position_class(sequence, pos))
     return Peak(
         int(row["layer"]),
         pos,
@@ -134,7 +145,7 @@ def _peak(row: pd.Series, corpus: Corpus) -> Peak:
     )
 
 
-def position_group(findings: pd.DataFrame) -> str:
+def position_group(findings: pd.DataFrame, text: Corpus) -> str:
     """Which of the paper's three groups of models (Sun 2024, Section 2.2) the positions of one layer make."""
     if not len(findings) or (findings.sequence < 0).all():
         return "none"
@@ -143,11 +154,14 @@ def position_group(findings: pd.DataFrame) -> str:
         return "start"
     if "start" not in classes:
         return "not at the start"
-    elsewhere = findings[findings.position_class != "start"]
-    one_each = elsewhere.groupby("sequence").pos.nunique().max() <= 1
-    if classes == {"start", "delimiter"} and one_each:
+    elsewhere = findings.loc[findings.position_class != "start", ["sequence", "pos"]].drop_duplicates()
+    if classes == {"start", "delimiter"} and all(_first_delimiter(text, int(s)) == p for s, p in elsewhere.to_numpy()):
         return "start and first delimiter"
     return "start, delimiters and others" if "delimiter" in classes else "start and others"
+
+
+def _first_delimiter(text: Corpus, sequence: int) -> int:
+    return next(pos for pos in itertools.count() if text.position_class(sequence, pos) == "delimiter")
 
 
 def short_answer(findings: pd.DataFrame, evidence: Evidence) -> dict[str, object]:

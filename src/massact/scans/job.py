@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from massact.corpora import Corpus, Source
@@ -14,7 +13,7 @@ from massact.corpora import corpus as make_corpus
 from massact.models import Model, load, random_twin
 from massact.records.answer import Answer
 from massact.records.errors import MassactError, UserError, near
-from massact.records.results import ScanResult, open_run, read_info
+from massact.records.results import ScanResult, open_run
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
 from massact.scans.criteria import Criterion, Evidence, criterion
@@ -22,6 +21,7 @@ from massact.scans.evidence import evidence
 from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer
 from massact.scans.portrait import portrait, prompt_corpus, ranks_table
 from massact.scans.saved import Saved
+from massact.scans.tokens import tokens_of
 from massact.stats import HiddenStats, TokenMax
 from massact.trace import Measurements, Probe, measure
 
@@ -30,6 +30,7 @@ Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences i
 PROMPT = "The kettle sings. The lamp is low.\n"
 TWIN_PARAMETERS = 500_000_000  # above this a random-init twin is built only when asked for
 CONTRAST_SEQUENCES = 4
+MOST_KEPT = 1 << 16  # of the greatest |h| of one hidden state
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,18 @@ class ScanConfig:
         """Options by name.
 
         Raises:
-            UserError: an unknown option; says which are near.
+            UserError: an unknown option (says which are near), or a value out of range.
         """
         known = {f.name for f in fields(cls)}
         for name in options:
             if name not in known:
                 raise UserError(f"scan has no option {name!r}.", do=near(name, known))
-        return cls(**options)
+        config = cls(**options)
+        if not 3 <= config.top_k <= MOST_KEPT:
+            raise UserError(f"top_k is {config.top_k}.", do=f"Keep 3 to {MOST_KEPT:,} values of each hidden state.")
+        if not 0 <= (config.seed or 0) < 1 << 32:
+            raise UserError(f"The seed is {config.seed}.", do="Use a number from 0 to 4,294,967,295.")
+        return config
 
 
 def scan(
@@ -89,7 +95,7 @@ def scan(
         model: a loaded `Model`, or anything that `load` takes; None for the embedded model.
         corpus: a `Corpus`, a `Source`, or anything that `corpora.corpus` takes; None for the embedded text.
         out: run directory to write; an interrupted scan leaves its finished work there.
-        resume: go on with the interrupted scan in `out`.
+        resume: go on with the interrupted scan in `out`; a finished one with the same inputs is read.
         progress: called with (stage, sequences done, sequences in all).
         **options: see `ScanConfig`.
 
@@ -103,11 +109,11 @@ def scan(
     config = ScanConfig.of(options)
     rule = criterion(config.criterion)
     thresholds = rule.resolved(config.thresholds)
-    if out is not None and resume and _is_done(Path(out)):
-        return open_run(out)
     loaded = model if isinstance(model, Model) else load(model)
     source = _source(loaded, corpus, config)
     ready = _ready(loaded, source, config, config.bos)
+    if config.prompt != PROMPT:
+        prompt_corpus(loaded, ready, config.prompt, config.bos or "auto")  # refused now, not after the work
     info = RunInfo(
         "scan",
         jsonable(asdict(config)),
@@ -119,6 +125,8 @@ def scan(
         git=git_state(),
     )
     saved = Saved(out, info, resume)
+    if saved.path is not None and saved.is_done:
+        return open_run(saved.path)
     began = time.perf_counter()
     try:
         job = _Job(loaded, ready, source, config, rule, thresholds, progress or (lambda *_: None))
@@ -134,6 +142,8 @@ def scan(
     except Exception as error:
         saved.stop("failed", str(error) or type(error).__name__, time.perf_counter() - began)
         raise
+    finally:
+        saved.release()
 
 
 # ---------------------------------------------------------------------------- inputs
@@ -180,10 +190,6 @@ def _ready(model: Model, source: Corpus | Source, config: ScanConfig, bos: str |
     return source
 
 
-def _is_done(path: Path) -> bool:
-    return (path / "run.json").is_file() and read_info(path).status == "ok"
-
-
 # ---------------------------------------------------------------------------- the work
 @dataclass
 class _Job:
@@ -201,17 +207,16 @@ class _Job:
         stacks, unreached = self.stacks(self.corpus)
         info.notes += [f"Stack {name!r} was not scanned: this corpus does not reach it." for name in unreached]
         seen, rows = self.complete(self.model, self.corpus, stacks, saved)
-        found = findings_table(rows, self.rule, self.corpus)
+        texts = self.texts(self.corpus, seen)
+        found = findings_table(rows, self.rule, texts)
         coordinates = coordinates_table(found, self.corpus.n_sequences)
         layers = _count(seen.layers, found)
         near_rows = self.rule.near_misses(seen, self.thresholds)
-        answers = [stack_answer(stack, site, seen, found, coordinates, self.corpus) for stack, site in _pairs(seen)]
+        answers = [stack_answer(stack, site, seen, found, coordinates, texts[stack]) for stack, site in _pairs(seen)]
         answer = Answer(len(found) > 0, answers, self.null(stacks, info), self.bos(stacks))
         info.answer = jsonable(answer.as_dict())
-        info.notes += self.notes()
-        result = ScanResult(
-            info, layers, found, findings_table(near_rows, self.rule, self.corpus), coordinates, seen.dims
-        )
+        info.notes += self.notes(seen, rows, near_rows)
+        result = ScanResult(info, layers, found, findings_table(near_rows, self.rule, texts), coordinates, seen.dims)
         self.show_prompt(result, answer, seen)
         return result
 
@@ -239,12 +244,16 @@ class _Job:
     def evidence(self, measured: Measurements, model: Model) -> Evidence:
         hidden = {site: measured.result("hidden", site) for site in measured.sites("hidden")}
         spikes = {site: measured.result("spikes", site) for site in measured.sites("spikes")}
-        return evidence(hidden, {site: module_of(model, site) for site in hidden}, spikes)
+        return evidence(hidden, {s: module_of(model, s) for s in hidden}, spikes, "tokens" in self.rule.needs)
+
+    def texts(self, corpus: Corpus, seen: Evidence) -> dict[str, Corpus]:
+        """Of each stack, the corpus as it reads it."""
+        last = seen.norms.groupby("stack").pos.max()
+        return {str(stack): tokens_of(self.model, corpus, str(stack), int(pos)) for stack, pos in last.items()}
 
     def complete(self, model: Model, corpus: Corpus, stacks: list[str], saved: Saved | None) -> tuple[Evidence, Any]:
         """Measure, with more entries kept wherever all that were kept pass, so that no finding is lost."""
         top_k, stage = self.config.top_k, "scan" if model is self.model else "null twin"
-        largest = 1 << 16
         while True:
             probes = self.probes(stacks, top_k)
             start = None
@@ -261,10 +270,9 @@ class _Job:
             )
             seen = self.evidence(measured, model)
             rows = self.rule.passing(seen, self.thresholds)
-            full = self.rule.kind == "element" and len(rows) and bool((rows["rank"] == top_k).any())
-            if not full or top_k >= largest:
+            if top_k >= MOST_KEPT or not self.rule.lacks(seen, self.thresholds, rows, top_k):
                 return seen, rows
-            top_k, stage = min(top_k * 16, largest), f"scan (more than {top_k} findings in one hidden state)"
+            top_k, stage = min(top_k * 16, MOST_KEPT), f"{stage}, keeping more than {top_k} values"
 
     # ---- controls
     def null(self, stacks: list[str], info: RunInfo) -> dict[str, Any]:
@@ -282,7 +290,8 @@ class _Job:
     def short(self, model: Model, corpus: Corpus, stacks: list[str]) -> dict[str, Any]:
         few = corpus.head(min(CONTRAST_SEQUENCES, corpus.n_sequences))
         seen, rows = self.complete(model, few, stacks, None)
-        return short_answer(findings_table(rows, self.rule, few), seen) | {"n_sequences": few.n_sequences}
+        found = findings_table(rows, self.rule, self.texts(few, seen))
+        return short_answer(found, seen) | {"n_sequences": few.n_sequences}
 
     def bos(self, stacks: list[str]) -> dict[str, Any]:
         """A few sequences with and without BOS (Sun 2024, App. A.3)."""
@@ -302,11 +311,19 @@ class _Job:
             both[name] = self.short(self.model, text, stacks)
         return both
 
-    def notes(self) -> list[str]:
-        notes = []
+    def notes(self, seen: Evidence, rows: Any, near_rows: Any) -> list[str]:
+        """What the tables cannot say of themselves: what could not be seen, and where a list was cut."""
+        notes = list(self.model.anatomy.left_out)
         for site, reason in self.model.anatomy.unavailable():
             if "mlp_act" in self.rule.needs and site.point == "mlp_act":
                 notes.append(f"{site} is unavailable: {reason}.")
+        if self.rule.kind != "element" or not len(seen.candidates):
+            return notes
+        kept = int(seen.candidates["rank"].max())
+        if self.rule.lacks(seen, self.thresholds, rows, MOST_KEPT):
+            notes.append(f"Only the greatest {kept:,} values of a hidden state are listed; more may pass.")
+        if len(near_rows) and bool((near_rows["rank"] == kept).any()):
+            notes.append(f"Near misses are among the greatest {kept:,} values of a hidden state; there may be more.")
         return notes
 
     def show_prompt(self, result: ScanResult, answer: Answer, seen: Evidence) -> None:
@@ -332,8 +349,9 @@ def _fresh(model: Model, probes: list[Probe]) -> Measurements:
 
 
 def _pairs(seen: Evidence) -> list[tuple[str, str]]:
-    pairs = seen.layers[["stack", "site"]].drop_duplicates().itertuples(index=False)
-    return [(str(stack), str(site)) for stack, site in pairs]
+    """The (stack, site) that the answer is about: hidden states, and inputs of down_proj where the rule looks there."""
+    tables = [table[["stack", "site"]].drop_duplicates() for table in (seen.layers, seen.spikes) if len(table)]
+    return [(str(stack), str(site)) for table in tables for stack, site in table.itertuples(index=False)]
 
 
 def _count(layers: Any, found: Any) -> Any:

@@ -14,6 +14,7 @@ from massact.records.answer import Answer, StackAnswer
 from massact.records.sites import Site
 from massact.records.tables import frame
 from massact.scans.criteria import Evidence
+from massact.scans.tokens import tokens_of
 from massact.stats import Keep, Ranks
 from massact.trace import Probe, measure
 
@@ -28,11 +29,16 @@ def layer_to_show(answer: StackAnswer) -> int:
 
 
 def prompt_corpus(model: Model, corpus: Corpus, prompt: str, bos: str) -> Corpus:
-    """The prompt as a corpus of one sequence; without a tokenizer, the first sequence of the corpus."""
-    if model.tokenizer is None or corpus.kind != "tokens":
+    """The prompt as a corpus of one sequence; the first sequence of a corpus that is not text alone.
+
+    Raises:
+        UserError: the prompt has no token, or more than the model takes.
+    """
+    if model.tokenizer is None or set(corpus.inputs) != {"input_ids"}:
         return corpus.head(1)
     made = make_corpus([prompt], tokenizer=model.tokenizer, bos=bos)
     assert isinstance(made, Corpus)
+    made.require(model.vocabulary, model.context)
     return made
 
 
@@ -45,6 +51,8 @@ def ranks_table(model: Model, corpus: Corpus, first: Corpus, seen: Evidence, ans
     """
     rows: list[dict[str, object]] = []
     for stack in answer.stacks:
+        if stack.largest is None:  # no finite value, or a site of which only the maxima of tokens are measured
+            continue
         site = Site(stack.stack, layer_to_show(stack), stack.site)
         here = {"stack": site.stack, "site": site.point, "layer": site.layer}
         rows += [here | {"source": "prompt"} | r for r in _measured_ranks(model, first.head(1), site)]
@@ -98,7 +106,8 @@ def portrait(model: Model, text: Corpus, answer: Answer) -> dict[str, np.ndarray
     measured = measure(model, text, probes)
     values = [measured.result("keep", Site(best.stack, layer, best.site)).values[0] for layer in layers]
     n_tokens = values[0].shape[0]
-    tokens = [text.token(0, t) for t in range(n_tokens)]
+    read = tokens_of(model, text, best.stack, n_tokens - 1)
+    tokens = [read.token(0, t) for t in range(n_tokens)]
     return {
         "magnitude": np.abs(np.stack(values)).astype(np.float32),
         "layers": np.array(layers),
