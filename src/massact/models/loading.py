@@ -102,8 +102,12 @@ class Model:
     @property
     def vocabulary(self) -> int | None:
         """Rows of the input embedding, for models of tokens."""
-        embedding = getattr(self.module, "get_input_embeddings", lambda: None)()
-        return getattr(embedding, "num_embeddings", None)
+        try:
+            embedding = getattr(self.module, "get_input_embeddings", lambda: None)()
+        except NotImplementedError:  # models of two towers have no embedding that is the one
+            embedding = None
+        text = getattr(getattr(self.module, "config", None), "text_config", None)
+        return getattr(embedding, "num_embeddings", getattr(text, "vocab_size", None))
 
     @property
     def main_input(self) -> str:

@@ -37,7 +37,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "rms": ("float64", "root mean square of h, mean over sequences"),
         "kurtosis": ("float64", "fourth standardised moment of h (Gaussian: 3), mean over sequences"),
         "rms_kurtosis": ("float64", "kurtosis of the per-dim RMS, 1 (even) to D (one dim): He 2024"),
-        "token_max_median": ("float64", "mean over tokens of max|h| over the median |h|: He 2024's MMR"),
+        "token_max_median": ("float64", "mean over tokens of max|h| over the state's median |h| (He 2024: over the token's)"),
         "token_kurtosis": ("float64", "mean over tokens of relu(mean(x^4) / std(x)^4 - 3): OSP 2025"),
         "norm_first": ("float64", "mean L2 norm of the token at position 0"),
         "norm_rest": ("float64", "mean L2 norm of all other tokens"),
@@ -107,10 +107,11 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
 TABLES["near_misses"] = TABLES["findings"]
 
 
-def frame(table: str, rows: dict[str, object] | list[dict[str, object]] | None = None) -> pd.DataFrame:
+def frame(table: str, rows: pd.DataFrame | dict[str, object] | list[dict[str, object]] | None = None) -> pd.DataFrame:
     """A data frame with exactly the declared columns and types, empty when there are no rows."""
     columns = TABLES[table]
-    given = pd.DataFrame(rows if rows else {c: [] for c in columns})
+    empty = rows is None or len(rows) == 0
+    given = pd.DataFrame({c: [] for c in columns} if empty else rows)
     missing = set(columns) - set(given.columns)
     if missing:
         raise KeyError(f"table {table} lacks {sorted(missing)}")

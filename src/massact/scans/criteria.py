@@ -297,7 +297,8 @@ CRITERIA: dict[str, Criterion] = {
         ),
         Criterion(
             "he2024_mmr",
-            "layers with mean over tokens of max|h| / median|h| > token_max_median",
+            "layers with mean over tokens of max|h| / median|h| of the hidden state > token_max_median "
+            "(the source takes each token's own median)",
             {"token_max_median": _NONE},
             "He et al. 2024, NeurIPS",
             "layer",

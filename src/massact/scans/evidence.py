@@ -15,26 +15,38 @@ from massact.stats import HiddenResult, TokenMaxResult
 Results = Mapping[Site, HiddenResult]
 
 
+def _joined(parts: Mapping[Site, Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """One table from the columns of several sites; a frame for each site would cost more than a small scan."""
+    if not parts:
+        return pd.DataFrame()
+    lengths = [len(next(iter(columns.values()))) for columns in parts.values()]
+    table = {
+        "stack": np.repeat(np.array([s.stack for s in parts], object), lengths),
+        "site": np.repeat(np.array([s.point for s in parts], object), lengths),
+        "layer": np.repeat([s.layer for s in parts], lengths),
+    }
+    names = next(iter(parts.values()))
+    return pd.DataFrame(table | {name: np.concatenate([c[name] for c in parts.values()]) for name in names})
+
+
 def candidates_table(results: Results) -> pd.DataFrame:
     """One row per (site, sequence, rank): the greatest |h| with their place and what they are compared with."""
-    parts = [_candidates(site, r) for site, r in results.items()]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    table = _joined({site: _candidates(r) for site, r in results.items()})
+    return table[table.pos >= 0].reset_index(drop=True) if len(table) else table
 
 
-def _candidates(site: Site, r: HiddenResult) -> pd.DataFrame:
+def _candidates(r: HiddenResult) -> dict[str, np.ndarray]:
     n, k = r.top_value.shape
     magnitude = np.abs(r.top_value)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = magnitude / r.median[:, None]
-    columns = {
+    return {
         "sequence": np.repeat(r.sequence, k), "pos": r.top_pos.reshape(-1), "dim": r.top_dim.reshape(-1),
         "value": r.top_value.reshape(-1), "magnitude": magnitude.reshape(-1), "ratio": ratio.reshape(-1),
         "rank": np.tile(np.arange(1, k + 1), n), "median": np.repeat(r.median, k),
         "mean_abs": np.repeat(r.mean_abs, k), "mad": np.repeat(r.mad, k),
         "token_rms": _token_rms(r).reshape(-1),
     }  # fmt: skip
-    table = pd.DataFrame({"stack": site.stack, "site": site.point, "layer": site.layer, **columns})
-    return table[table.pos >= 0]
 
 
 def _token_rms(r: HiddenResult) -> np.ndarray:
@@ -109,14 +121,14 @@ def _norms(r: HiddenResult) -> tuple[float, float, float]:
 
 def dims_table(results: Results) -> pd.DataFrame:
     """One row per (site, dim): the table `dims`."""
-    parts = []
-    for site, r in results.items():
-        n = max(r.n_tokens_total, 1)
-        parts.append(pd.DataFrame({
-            "stack": site.stack, "site": site.point, "layer": site.layer, "dim": np.arange(len(r.dim_max)),
-            "max": r.dim_max, "mean_abs": r.dim_mean_abs, "mean": r.dim_mean, "std": r.dim_std,
-            "hit_rate": r.dim_hits / n}))  # fmt: skip
-    return frame("dims", pd.concat(parts, ignore_index=True).to_dict("series")) if parts else frame("dims")
+    columns = {
+        site: {
+            "dim": np.arange(len(r.dim_max)), "max": r.dim_max, "mean_abs": r.dim_mean_abs, "mean": r.dim_mean,
+            "std": r.dim_std, "hit_rate": r.dim_hits / max(r.n_tokens_total, 1),
+        }
+        for site, r in results.items()
+    }  # fmt: skip
+    return frame("dims", _joined(columns))
 
 
 def norms_table(results: Results, every_layer: bool = False) -> pd.DataFrame:
@@ -137,20 +149,12 @@ def spikes_table(results: Mapping[Site, TokenMaxResult]) -> pd.DataFrame:
 
 
 def _per_token(values: Mapping[Site, tuple[HiddenResult | TokenMaxResult, dict[str, np.ndarray]]]) -> pd.DataFrame:
-    parts = [
-        pd.DataFrame(
-            {
-                "stack": site.stack,
-                "site": site.point,
-                "layer": site.layer,
-                "sequence": np.repeat(r.sequence, np.diff(r.token_offsets)),
-                "pos": r.token_pos,
-                **columns,
-            }
-        )
-        for site, (r, columns) in values.items()
-    ]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    return _joined(
+        {
+            site: {"sequence": np.repeat(r.sequence, np.diff(r.token_offsets)), "pos": r.token_pos, **columns}
+            for site, (r, columns) in values.items()
+        }
+    )
 
 
 def evidence(

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import torch
+
 from massact.corpora import Corpus, Source
 from massact.corpora import corpus as make_corpus
 from massact.models import Model, load, random_twin
 from massact.records.answer import Answer
-from massact.records.errors import MassactError, UserError, near
+from massact.records.errors import MassactError, UserError, WorkError, near
 from massact.records.results import ScanResult, open_run
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
@@ -282,10 +284,11 @@ class _Job:
         size = info.model["n_parameters"]
         if self.config.null == "auto" and size > TWIN_PARAMETERS:
             return {"unavailable": f"the model has {size:,} parameters; ask for it with --null"}
-        twin = random_twin(self.model, seed=self.config.seed or 0)
-        if isinstance(twin, str):
-            return {"unavailable": twin}
-        return self.short(twin, self.corpus, stacks)
+        try:
+            twin = random_twin(self.model, seed=self.config.seed or 0)
+            return {"unavailable": twin} if isinstance(twin, str) else self.short(twin, self.corpus, stacks)
+        except (WorkError, MemoryError, torch.OutOfMemoryError) as error:  # a control must not cost the answer
+            return {"unavailable": f"the random-init twin does not fit: {str(error).splitlines()[0]}"}
 
     def short(self, model: Model, corpus: Corpus, stacks: list[str]) -> dict[str, Any]:
         few = corpus.head(min(CONTRAST_SEQUENCES, corpus.n_sequences))
