@@ -37,7 +37,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "rms": ("float64", "root mean square of h, mean over sequences"),
         "kurtosis": ("float64", "fourth standardised moment of h (Gaussian: 3), mean over sequences"),
         "rms_kurtosis": ("float64", "kurtosis of the per-dim RMS, 1 (even) to D (one dim): He 2024"),
-        "token_max_median": ("float64", "mean over tokens of max|h| over the state's median |h| (He 2024: over the token's)"),
+        "token_max_median": ("float64", "mean over tokens of max|h| over the state median (He 2024: the token median)"),
         "token_kurtosis": ("float64", "mean over tokens of relu(mean(x^4) / std(x)^4 - 3): OSP 2025"),
         "norm_first": ("float64", "mean L2 norm of the token at position 0"),
         "norm_rest": ("float64", "mean L2 norm of all other tokens"),
