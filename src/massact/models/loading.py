@@ -77,7 +77,7 @@ class Model:
         part = self._part([p.module for p in places])
         given = to_device(inputs, self.device, self.dtype)
         if "input_ids" in given and "decoder_input_ids" not in given and _needs_decoder(part):
-            given["decoder_input_ids"] = _shifted(given["input_ids"], part)
+            given["decoder_input_ids"] = self.decoder_ids(given["input_ids"])
         return part(**(given | self._arguments(part)))
 
     def _part(self, modules: list[str]) -> nn.Module:
@@ -118,6 +118,25 @@ class Model:
     def inputs_accepted(self) -> set[str]:
         """Names of the inputs that the model's forward takes."""
         return set(inspect.signature(self.module.forward).parameters)
+
+    def reads(self, stack: Stack) -> str | None:
+        """Name of the input whose positions a stack has: of the innermost part that holds it and says what it reads."""
+        decoder = getattr(self.module, "get_decoder", lambda: None)() if _needs_decoder(self.module) else None
+        names = {id(part): name for name, part in self.module.named_modules()}
+        if decoder is not None and stack.path.startswith(f"{names.get(id(decoder))}."):
+            return "decoder_input_ids"
+        said = getattr(self.module, "main_input_name", None)
+        for at in [i for i, character in enumerate(stack.path) if character == "."]:
+            said = getattr(self.module.get_submodule(stack.path[:at]), "main_input_name", said)
+        return said
+
+    def decoder_ids(self, ids: Tensor) -> Tensor:
+        """What a decoder reads by teacher forcing: the text (B, T) one position later, its start token in front."""
+        config: Any = self.module.config
+        start = getattr(config, "decoder_start_token_id", None)
+        shifted = ids.roll(1, dims=1)
+        shifted[:, 0] = start if start is not None else (getattr(config, "pad_token_id", None) or 0)
+        return shifted
 
     def reaches(self, stack: Stack, inputs: Iterable[str]) -> bool:
         """Whether inputs of these names run through a stack (one tower of two needs only its own)."""
@@ -280,14 +299,6 @@ def _dtype(name: str) -> torch.dtype | str:
 
 def _needs_decoder(part: nn.Module) -> bool:
     return bool(getattr(getattr(part, "config", None), "is_encoder_decoder", False))
-
-
-def _shifted(ids: Tensor, part: nn.Module) -> Tensor:
-    """Teacher forcing: the decoder sees the same text, one position later."""
-    start = getattr(part.config, "decoder_start_token_id", None)  # type: ignore[union-attr]
-    shifted = ids.roll(1, dims=1)
-    shifted[:, 0] = start if start is not None else (getattr(part.config, "pad_token_id", None) or 0)
-    return shifted
 
 
 def check_finite(module: nn.Module) -> None:
