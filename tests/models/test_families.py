@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from massact.models import discover, example_inputs, load, prove
+from massact.models import Model, discover, example_inputs, load, prove
 from massact.records.errors import ProofError
 from massact.records.sites import Site
 from massact.trace import tapped, tensors_in
@@ -63,23 +63,22 @@ def test_sites_equal_hidden_states(name: str) -> None:
         assert torch.equal(seen[Site("", layer, "resid_post")], hidden[layer])
 
 
+def everything_seen(model: Model) -> dict[Site, torch.Tensor]:
+    """What passes every site of a model in one forward pass."""
+    seen: dict[Site, torch.Tensor] = {}
+    taps = [(place, lambda h, s=site: seen.__setitem__(s, h.clone())) for site, place in model.anatomy.sites().items()]
+    with torch.no_grad(), tapped(model.module, taps) as state:
+        state.begin()
+        model.module(**example_inputs(model.module, seed=5))
+    return seen
+
+
 def test_attn_out_and_mlp_out_are_what_is_added() -> None:
     """GPT-2 written out by hand: h + attn(ln_1(h)), then + mlp(ln_2(.))."""
     module = build("gpt2")
     model = load(module)
-    seen: dict[Site, torch.Tensor] = {}
-    with (
-        torch.no_grad(),
-        tapped(
-            module,
-            [
-                (place, lambda h, s=site: seen.__setitem__(s, h.clone()))
-                for site, place in model.anatomy.sites().items()
-            ],
-        ) as taps,
-    ):
-        taps.begin()
-        module(**example_inputs(module, seed=5))
+    seen = everything_seen(model)
+    with torch.no_grad():
         block = module.transformer.h[1]
         h = seen[Site("", 1, "resid_post")]
         attn = block.attn(block.ln_1(h))[0]
@@ -102,19 +101,8 @@ def test_attn_out_and_mlp_out_are_what_is_added() -> None:
 def test_post_norm_sum_is_a_site_of_its_own() -> None:
     module = build("bert")
     model = load(module)
-    seen: dict[Site, torch.Tensor] = {}
-    with (
-        torch.no_grad(),
-        tapped(
-            module,
-            [
-                (place, lambda h, s=site: seen.__setitem__(s, h.clone()))
-                for site, place in model.anatomy.sites().items()
-            ],
-        ) as taps,
-    ):
-        taps.begin()
-        module(**example_inputs(module, seed=5))
+    seen = everything_seen(model)
+    with torch.no_grad():
         norm = module.bert.encoder.layer[1].output.LayerNorm
         assert torch.equal(norm(seen[Site("", 2, "resid_post_prenorm")]), seen[Site("", 2, "resid_post")])
 
