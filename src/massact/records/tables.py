@@ -111,11 +111,15 @@ def frame(table: str, rows: pd.DataFrame | dict[str, object] | list[dict[str, ob
     """A data frame with exactly the declared columns and types, empty when there are no rows."""
     columns = TABLES[table]
     empty = rows is None or len(rows) == 0
-    given = pd.DataFrame({c: [] for c in columns} if empty else rows)
-    missing = set(columns) - set(given.columns)
+    given = rows if isinstance(rows, dict) and not empty else pd.DataFrame({c: [] for c in columns} if empty else rows)
+    missing = set(columns) - set(given)
     if missing:
         raise KeyError(f"table {table} lacks {sorted(missing)}")
-    return pd.DataFrame({c: given[c].astype(dtype) for c, (dtype, _) in columns.items()})
+    made = {
+        c: pd.array(given[c], dtype=dtype) if dtype == "string" else np.array(given[c], dtype)
+        for c, (dtype, _) in columns.items()
+    }
+    return pd.DataFrame(made, index=getattr(given, "index", None), copy=False)
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:

@@ -92,7 +92,7 @@ class ColumnBlocks:
         torch.amax(block.mag_RD, 0, out=max_D)
         if self.hit is not None and not max_D.max().item() < self.hit:
             hit_RD = np.greater_equal(block.mag, self.hit, out=block.low).view(np.uint8)
-            self.hits_D += torch.from_numpy(np.add.reduce(hit_RD, axis=0, dtype=np.uint8))
+            self.hits_D += torch.from_numpy(np.add.reduce(hit_RD, axis=0, dtype=np.int16))
 
     def total(self) -> Columns:
         """The sums of the whole sequence, if all of its values were finite."""

@@ -46,7 +46,9 @@ def top_of_rows(h_TD: Tensor, row_max_T: np.ndarray, k: int) -> tuple[np.ndarray
     D = h_TD.shape[1]
     rows_K = np.sort(top_k_stable(row_max_T, k))  # sorted, so that flat order is kept
     near_N = h_TD[torch.from_numpy(rows_K)].abs().to(_searchable(h_TD)).numpy().reshape(-1)
-    best_K = top_k_stable(near_N, k)
+    # The least of these row maxima bounds the k-th greatest from below, and few elements reach it.
+    few = np.flatnonzero(near_N >= row_max_T[rows_K].min()) if len(rows_K) == k else np.arange(len(near_N))
+    best_K = few[top_k_stable(near_N[few], k)]
     return rows_K[best_K // D], best_K % D
 
 
@@ -77,7 +79,7 @@ def strided_sample(h_TD: Tensor, size: int) -> np.ndarray:
 
 def sample_size(n: int) -> int:
     """Balances the cost of a sample (~ S) with that of what its bracket lets through (~ n / sqrt S)."""
-    return n if n <= SMALL else int(4 * n ** (2 / 3))
+    return n if n <= SMALL else int(1.5 * n ** (2 / 3))
 
 
 class MedianBracket:
@@ -95,8 +97,8 @@ class MedianBracket:
 
     def __init__(self, sample_S: np.ndarray, n: int) -> None:
         m = len(sample_S)
-        sample_S.sort()  # SIMD; much faster than a partition at two ranks
         margin = int(1.5 * math.sqrt(m)) + 1 if m < n else 1
+        sample_S.sort()  # much faster than a partition at two ranks, or a selection, where many values are equal
         self.lo, self.hi = sample_S[max(0, m // 2 - margin)], sample_S[min(m - 1, m // 2 + margin)]
         self.rank = (n - 1) // 2
         self.n_low = self.n_between = 0
@@ -110,9 +112,9 @@ class MedianBracket:
         if self.lo == self.hi:  # nothing but ties: no need to keep them
             self.n_between += np.count_nonzero(np.not_equal(low, high, out=high))
             return
-        inside = np.flatnonzero(np.not_equal(low, high, out=high))
+        inside = mag.reshape(-1).compress(np.not_equal(low, high, out=high).reshape(-1))
         self.n_between += len(inside)
-        self.between.append(mag.reshape(-1).take(inside))
+        self.between.append(inside)
 
     def median(self) -> float | None:
         """The value of rank (n - 1) // 2 of the stream, or None if the bracket missed it."""
