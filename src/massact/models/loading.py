@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
@@ -38,6 +38,7 @@ class Model:
         tokenizer: of a text model, or None.
         name: the id, path or class name it was loaded by.
         revision: of a Hub model, or None.
+        arguments: of every forward pass. example: a short input that it runs on.
     """
 
     module: nn.Module
@@ -47,6 +48,7 @@ class Model:
     name: str = ""
     revision: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    example: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -226,7 +228,7 @@ def load(
                 return run_example(module, given)
 
         proof = prove(module, anatomy, place(second), run)
-        return Model(module, anatomy, proof, tokenizer, name, revision, arguments)
+        return Model(module, anatomy, proof, tokenizer, name, revision, arguments, place(second))
     assert refused is not None  # there is always a first example
     raise refused
 
@@ -355,6 +357,4 @@ def random_twin(model: Model, seed: int = 0) -> Model | str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         twin = type(model.module)(copy.deepcopy(config)).to(model.device, model.dtype).eval()
-    return Model(
-        twin, model.anatomy, model.proof, model.tokenizer, f"random twin of {model.name}", None, model.arguments
-    )
+    return replace(model, module=twin, name=f"random twin of {model.name}", revision=None)

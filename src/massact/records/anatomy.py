@@ -40,6 +40,37 @@ class Place:
 
 
 @dataclass(frozen=True)
+class AttentionPlace:
+    """One attention call of a block.
+
+    Args:
+        module: dotted name of the innermost module that makes the call.
+        number: which attention call of that module in one forward pass.
+        via: how it is seen: "sdpa", "interface" (transformers' attention functions) or "softmax" (written out: no
+            queries and keys, only logits).
+        n_heads, n_kv_heads: H and K.
+        forward: no query sees a key behind it.
+        binary: the mask only hides keys, it adds no bias (ALiBi, relative positions).
+        cross: the keys are another sequence.
+        projection: what the output projection W_O reads, (B, T, H * F); None where it was not found.
+        error: of the formula: greatest |P V - output| over max |output| on a short input.
+        row_sum: mean sum of a row of P on a short input: below 1 with a learned sink.
+    """
+
+    module: str
+    number: int
+    via: str
+    n_heads: int
+    n_kv_heads: int
+    forward: bool
+    binary: bool
+    cross: bool
+    projection: Place | None = None
+    error: float = 0.0
+    row_sum: float = 1.0
+
+
+@dataclass(frozen=True)
 class Sum:
     """One equation of a block: `start + sum(writes) = end`, all of them sites of that block."""
 
@@ -95,11 +126,16 @@ class Anatomy:
         logits: where the language-model head gives its output, if there is one.
         left_out: lists of modules that look like blocks, are not named by the configuration and could not be
             read, each with the reason.
+        attentions: attention calls, `layer.attention` and `layer.cross_attention`; empty until they are looked for
+            (`massact.models.with_attention`).
+        no_attention: where attention was looked for and cannot be seen, with the reason.
     """
 
     stacks: tuple[Stack, ...]
     logits: Place | None = None
     left_out: tuple[str, ...] = ()
+    attentions: dict[Site, AttentionPlace] = field(default_factory=dict)
+    no_attention: dict[Site, str] = field(default_factory=dict)
 
     def stack(self, name: str) -> Stack:
         for stack in self.stacks:
@@ -127,6 +163,10 @@ class Anatomy:
             for block in stack.blocks:
                 for point, reason in block.unavailable.items():
                     yield Site(stack.name, block.layer, point), reason
+
+    def select_attention(self, pattern: str) -> dict[Site, AttentionPlace]:
+        """The attention calls whose printed site matches a glob such as `*.attention`; {} if it is about other sites."""
+        return {site: place for site, place in self.attentions.items() if _matches(site, pattern)}
 
     def select(self, pattern: str) -> dict[Site, Place]:
         """The sites whose printed name matches a glob such as `*.resid_post`, `3.mlp_*`, `encoder/*.attn_out`.

@@ -20,6 +20,8 @@ POINTS: dict[str, str] = {
     "mlp_out": "what the MLP adds to the residual stream (B, T, D)",
     "resid_post": "residual stream after the block; layer 0: the embedding output (B, T, D)",
     "resid_post_prenorm": "post-LN blocks: the sum before the norm that makes resid_post (B, T, D)",
+    "attention": "one attention call: queries, keys and values after rotary, its output and its log-sum-exp",
+    "cross_attention": "the same of cross-attention, whose keys are another sequence",
     "logits": "output of the language-model head (B, T, V)",
 }
 

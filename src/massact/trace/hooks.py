@@ -27,9 +27,9 @@ class AllSeen(Exception):
 class Taps:
     """Installed taps, and how often each of them fired since `begin`."""
 
-    def __init__(self, n: int, stop: bool = False) -> None:
+    def __init__(self, n: int, stop: bool = False, until: Callable[[], bool] = lambda: True) -> None:
         self.fired = [0] * n
-        self.stop = stop
+        self.stop, self.until = stop, until
         self._calls: dict[str, int] = defaultdict(int)
 
     def hit(self, index: int) -> None:
@@ -37,7 +37,7 @@ class Taps:
 
     def check(self) -> None:
         """End the forward pass where nobody looks at the rest of it."""
-        if self.stop and all(self.fired):
+        if self.stop and all(self.fired) and self.until():
             raise AllSeen
 
     def begin(self) -> None:
@@ -64,19 +64,25 @@ class _Tap:
 
 
 @contextmanager
-def tapped(root: nn.Module, taps: Iterable[tuple[Place, Tap]], stop: bool = False) -> Iterator[Taps]:
+def tapped(
+    root: nn.Module,
+    taps: Iterable[tuple[Place, Tap]],
+    stop: bool = False,
+    until: Callable[[], bool] = lambda: True,
+) -> Iterator[Taps]:
     """Install taps on a model for the length of a `with`.
 
     Args:
         root: the model that the places were found in.
         taps: places, each with the function that sees its tensor; several at one place run in the given
             order, and a later one sees what an earlier one put there.
-        stop: end a forward pass by raising `AllSeen` once every tap has fired.
+        stop: end a forward pass by raising `AllSeen` once every tap has fired,
+        until: and this is true.
     """
     by_border: dict[tuple[str, str], list[_Tap]] = defaultdict(list)
     params = dict(root.named_parameters())
     all_taps = list(taps)
-    state = Taps(len(all_taps), stop)
+    state = Taps(len(all_taps), stop, until)
     for i, (place, see) in enumerate(all_taps):
         scale = params[place.scale] if isinstance(place.scale, str) else place.scale
         by_border[place.module, place.side].append(

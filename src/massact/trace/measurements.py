@@ -6,16 +6,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from massact.corpora import Batch, Corpus
-from massact.records.anatomy import Anatomy, Place
+from massact.records.anatomy import Anatomy, AttentionPlace, Place
 from massact.records.errors import UserError, WorkError
 from massact.records.sites import Site
 from massact.stats import Statistic, Where
+from massact.trace.attention import AttentionCall, attending
 from massact.trace.hooks import AllSeen, tapped
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
@@ -104,11 +106,18 @@ class _Plan:
     """Which statistics and edits sit at which places; made once, before anything runs."""
 
     probes: list[tuple[str, Site, Place, Callable[[], Statistic]]]
+    attention: list[tuple[str, Site, AttentionPlace, Callable[[], Statistic]]]
     edits: list[tuple[int, Edit, Site, Place]]
 
     @property
+    def all_probes(self) -> list[tuple[str, Site, Any, Callable[[], Statistic]]]:
+        return [*self.probes, *self.attention]
+
+    @property
     def places(self) -> list[Place]:
-        return [p[2] for p in self.probes] + [e[3] for e in self.edits]
+        """What the forward pass must reach."""
+        calls = [Place(p[2].module, "out") for p in self.attention]
+        return [p[2] for p in self.probes] + [e[3] for e in self.edits] + calls
 
 
 def plan(model: Traceable, probes: Sequence[Probe], edits: Sequence[Edit] = ()) -> _Plan:
@@ -117,14 +126,17 @@ def plan(model: Traceable, probes: Sequence[Probe], edits: Sequence[Edit] = ()) 
     Raises:
         UserError: a selector matches nothing, or two probes have one name at one site.
     """
-    chosen: dict[tuple[str, Site], tuple[Place, Callable[[], Statistic]]] = {}
+    chosen: dict[tuple[str, Site], tuple[Any, Callable[[], Statistic]]] = {}
     for probe in probes:
-        for site, place in model.anatomy.select(probe.site).items():
+        attention = model.anatomy.select_attention(probe.site)
+        for site, place in (attention or model.anatomy.select(probe.site)).items():
             if (probe.name, site) in chosen:
                 raise UserError(f"Two probes are called {probe.name!r} at site {site}.", do="Name them apart.")
             chosen[probe.name, site] = (place, probe.statistic)
     resolved = [(i, e, s, p) for i, e in enumerate(edits) for s, p in model.anatomy.select(e.site).items()]
-    return _Plan([(name, site, place, make) for (name, site), (place, make) in chosen.items()], resolved)
+    planned = [(name, site, place, make) for (name, site), (place, make) in chosen.items()]
+    calls = [p for p in planned if isinstance(p[2], AttentionPlace)]
+    return _Plan([p for p in planned if not isinstance(p[2], AttentionPlace)], calls, resolved)
 
 
 def measure(
@@ -154,7 +166,7 @@ def measure(
         WorkError: a site did not fire, an edit changed nothing, or one sequence does not fit into memory.
     """
     planned = plan(model, probes, edits)
-    done = resume or Measurements({(n, s): make() for n, s, _, make in planned.probes})
+    done = resume or Measurements({(n, s): make() for n, s, _, make in planned.all_probes})
     if not done.edits:
         done.edits = [Fired(e.name) for e in edits]
     queue = _Queue(model, batches, batch_size, done)
@@ -186,7 +198,7 @@ def measure(
 
 def _forward(model: Traceable, planned: _Plan, batch: Batch, n_edits: int) -> tuple[dict, list[list[Any]]]:
     """One forward pass into fresh statistics, so that a pass that fails half-way leaves no trace."""
-    fresh = {(name, site): make() for name, site, _, make in planned.probes}
+    fresh = {(name, site): make() for name, site, _, make in planned.all_probes}
     fired: list[list[Any]] = [[0, 0] for _ in range(n_edits)]
 
     def changer(i: int, edit: Edit) -> Callable[[Tensor], Tensor]:
@@ -208,12 +220,21 @@ def _forward(model: Traceable, planned: _Plan, batch: Batch, n_edits: int) -> tu
 
     taps = [(place, changer(i, edit)) for i, edit, _, place in planned.edits]
     taps += [(place, seer(fresh[name, site])) for name, site, place, _ in planned.probes]  # type: ignore[misc]
-    with tapped(model.module, taps, stop=True) as state, suppress(AllSeen):
+    calls: dict[AttentionPlace, list[Statistic]] = {}
+    for name, site, place, _ in planned.attention:
+        calls.setdefault(place, []).append(fresh[name, site])
+    with (
+        attending(model.module, {p: partial(_feed_call, s, p, batch) for p, s in calls.items()}) as heads,
+        tapped(model.module, taps, stop=True, until=lambda: heads.complete) as state,
+        suppress(AllSeen),
+    ):
         state.begin()
+        heads.begin()
         model.run(batch.inputs, places=planned.places)
     # From here on the device may still be at work; nothing above waited for it.
     sites = [s for _, _, s, _ in planned.edits] + [s for _, s, _, _ in planned.probes]
-    silent = [str(s) for s, n in zip(sites, state.fired, strict=True) if n == 0]
+    sites += [next(s for _, s, p, _ in planned.attention if p is place) for place in calls]
+    silent = [str(s) for s, n in zip(sites, [*state.fired, *heads.fired], strict=True) if n == 0]
     if silent:
         raise WorkError(
             f"Site {silent[0]} did not fire ({len(silent)} of {len(sites)} sites did not).",
@@ -237,6 +258,27 @@ def feed(statistic: Statistic, h_BTD: Tensor, batch: Batch) -> None:
             statistic.update(h_BTD[b, rows], Where(sequence, start=rows.start or 0))
         else:
             statistic.update(h_BTD[b].index_select(0, rows), Where(sequence, positions=rows))
+
+
+def _feed_call(statistics: list[Statistic], place: AttentionPlace, batch: Batch, call: AttentionCall) -> None:
+    """Give each sequence's attention to statistics, without the positions that do not count."""
+    n = len(batch.sequences)
+    call = call.split(n)
+    if call.shape[0] != n:
+        raise WorkError(
+            f"Attention in {place.module!r} saw {call.shape[0]} rows for {n} sequences.",
+            "The model split its input into windows, which it did not do when it was proved.",
+        )
+    ids = batch.inputs.get("input_ids")
+    masked = ids is not None and ids.shape[1] == call.shape[2]
+    for b, sequence in enumerate(batch.sequences):
+        attended, rows = call.of(b, place), batch.rows[b] if masked else None
+        where = Where(sequence)
+        if rows is not None:
+            attended = attended.trimmed(rows)
+            where = Where(sequence, rows.start or 0) if isinstance(rows, slice) else Where(sequence, positions=rows)
+        for statistic in statistics:
+            statistic.update(attended, where)
 
 
 class _Queue:

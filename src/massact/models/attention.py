@@ -1,0 +1,190 @@
+"""Find every attention call of a proved model, and prove that we read it right: P V is the output, rows sum to one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from massact.models.discovery import run_example
+from massact.models.loading import Model
+from massact.records.anatomy import AttentionPlace, Block, Place, Stack
+from massact.records.errors import ProofError
+from massact.records.sites import Site
+from massact.stats.attended import Attended, hides_only
+from massact.trace import tensors_in
+from massact.trace.attention import AttentionCall, Key, watching_attention
+from massact.trace.hooks import tapped
+
+
+@dataclass
+class _Event:
+    """One attention call of the example: where, in which block, and how it reads."""
+
+    key: Key
+    stack: Stack
+    block: Block
+    call: AttentionCall
+    shape: tuple[int, ...]  # of the block's input: (B, T, D)
+    reads: list[Place] = field(default_factory=list)  # projections that read its output
+
+
+def with_attention(model: Model) -> Model:
+    """The same model with the place of every attention call in its anatomy, each proved on a short input.
+
+    For every call the probabilities are written out from what was seen (queries, keys, scale, mask, cap, sink), and
+    P V must be the output of the model's own kernel, to the rounding of its dtype. Where it is not, or where no
+    call is seen, the site is unavailable, with the reason.
+
+    Raises:
+        ProofError: the model's outputs change while its attention is watched.
+    """
+    if model.anatomy.attentions or model.anatomy.no_attention:
+        return model
+    events, refused = _events(model)
+    places: dict[Site, AttentionPlace] = {}
+    unavailable: dict[Site, str] = {}
+    for stack in model.anatomy.stacks:
+        for block in stack.blocks:
+            mine = [e for e in events if e.block is block]
+            if not mine:
+                site = Site(stack.name, block.layer, "attention")
+                unavailable[site] = refused or "no attention call was seen in it (a convolution, a recurrence, ...)"
+            for event in mine:
+                made = _place(event)
+                cross = isinstance(made, AttentionPlace) and made.cross
+                site = _fresh(stack.name, block.layer, "cross_attention" if cross else "attention", places)
+                if isinstance(made, AttentionPlace):
+                    places[site] = made
+                else:
+                    unavailable[site] = made
+    anatomy = replace(model.anatomy, attentions=places, no_attention=unavailable)
+    return replace(model, anatomy=anatomy)
+
+
+def _fresh(stack: str, layer: int, point: str, taken: dict[Site, AttentionPlace]) -> Site:
+    names = (point, *(f"{point}_{i}" for i in range(2, 99)))
+    return next(site for name in names if (site := Site(stack, layer, name)) not in taken)
+
+
+def _events(model: Model) -> tuple[list[_Event], str]:
+    """Every attention call of one pass over the example; a reason where there is none at all."""
+    module, events = model.module, []
+    current: list[tuple[Stack, Block, tuple[int, ...]] | None] = [None]
+
+    def enter(stack: Stack, block: Block) -> Callable[[Tensor], None]:
+        def see(h: Tensor) -> None:
+            current[0] = (stack, block, tuple(h.shape))
+
+        return see
+
+    def leave(_: Tensor) -> None:
+        current[0] = None
+
+    def on_call(key: Key, call: AttentionCall) -> None:
+        if current[0] is not None:
+            events.append(_Event(key, *current[0][:2], call, current[0][2]))
+
+    def reads(name: str) -> Callable[[Tensor], None]:
+        def see(h: Tensor) -> None:
+            event = events[-1] if events else None
+            if event is not None and current[0] is not None and _same(event, h):
+                event.reads.append(Place(name, "in", (0,)))
+
+        return see
+
+    taps: list[tuple[Place, Callable[[Tensor], None]]] = []
+    for stack in model.anatomy.stacks:
+        for block in stack.blocks:
+            taps.append((block.places["resid_pre"], enter(stack, block)))
+            taps.append((block.places["resid_post"], leave))
+            if block.call == 0:
+                taps += [(Place(n, "in", (0,), c), reads(n)) for n in _projections(module, block.module) for c in
+                         range(sum(b.module == block.module for b in stack.blocks))]  # fmt: skip
+    with torch.inference_mode():
+        bare = [t.clone() for _, t in tensors_in(run_example(module, model.example))]
+        try:
+            with tapped(module, taps) as state, watching_attention(module, on_call):
+                state.begin()
+                seen = [t.clone() for _, t in tensors_in(module(**model.example))]
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [""])[0]
+            return [], f"the model does not run while its attention is watched ({type(error).__name__}: {first})"
+    if not all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(bare, seen, strict=True)):
+        raise ProofError(
+            "The model's outputs change while its attention is watched.",
+            "It is not deterministic, or its attention takes another path under a function mode.",
+            "Load it with another attention implementation: options={'attn_implementation': 'eager'}.",
+        )
+    return events, ""
+
+
+def _projections(module: nn.Module, block: str) -> list[str]:
+    """Modules inside a block that hold a matrix."""
+    inside = module.get_submodule(block)
+    return [f"{block}.{name}" for name, m in inside.named_modules()
+            if name and isinstance(getattr(m, "weight", None), Tensor) and m.weight.ndim == 2]  # fmt: skip
+
+
+def _same(event: _Event, h: Tensor) -> bool:
+    """Whether a tensor is the output of all heads side by side."""
+    out = event.call.split(event.shape[0]).out_BHTF
+    if out is None or h.numel() != out.numel() or out.ndim != 4:
+        return False
+    return torch.equal(out.transpose(1, 2).reshape(-1), h.reshape(-1))
+
+
+def _place(event: _Event) -> AttentionPlace | str:
+    """The place of one call, or why it cannot be read."""
+    B, T = event.shape[:2]
+    call = event.call.split(B)
+    if call.shape[0] != B or call.shape[2] != T:
+        return f"its queries are {call.shape[2]} x {call.shape[0]} for {T} x {B} tokens: windows, chunks or a subset"
+    cross = call.shape[3] != T
+    K = call.k_BKSE.shape[1] if call.k_BKSE is not None else (call.v_BKSF.shape[1] if call.v_BKSF is not None else 0)
+    guess = AttentionPlace(*event.key, call.via, call.shape[1], K, False, True, cross, (event.reads or [None])[0])
+    forward, binary, error, row_sum = not cross, True, 0.0, 0.0
+    with torch.inference_mode():
+        for b in range(B):
+            a = call.of(b, guess)
+            s_HTS, p_HTS = a.dense()
+            forward = forward and T > 1 and not bool(p_HTS.triu(1).any())
+            binary = binary and (call.via == "softmax" or a.mask_HTS is None or hides_only(a.mask_HTS))
+            error = max(error, _off(a, p_HTS))
+            row_sum += float(p_HTS.sum(-1).mean()) / B
+    known = [x for x in (call.q_BHTE, call.scores_BHTS, call.out_BHTF) if x is not None]
+    tolerance = 16 * max(torch.finfo(x.dtype).eps for x in known)
+    if not error <= tolerance:
+        return (
+            f"its output is not softmax(scale q.k + mask) v as massact reads it (off by {error:.2g} of the output, "
+            f"allowed {tolerance:.1g})"
+        )
+    if call.sink_H is None and abs(row_sum - 1) > tolerance:
+        return f"its rows sum to {row_sum:.3g}: it is not normalised over the keys"
+    return replace(guess, forward=forward, binary=binary, error=error, row_sum=row_sum)
+
+
+def _off(a: Attended, p_HTS: Tensor) -> float:
+    """Greatest |P V - output| over the greatest |output|."""
+    if a.v_KSF is None or a.out_HTF is None:
+        return 0.0
+    every = torch.arange(a.v_KSF.shape[1], device=a.device)
+    out = a.out_HTF.float()
+    return float((torch.matmul(p_HTS, a.values(every)) - out).abs().max() / out.abs().max().clamp(min=1e-30))
+
+
+def projection_of(model: Model, place: AttentionPlace) -> Callable[[Tensor], Tensor] | None:
+    """The output projection W_O without its bias, float32 (R, H * F) -> (R, D); None where it was not found."""
+    if place.projection is None:
+        return None
+    module: Any = model.module.get_submodule(place.projection.module)
+    dtype = next((p.dtype for p in module.parameters()), torch.float32)
+
+    def project(x_RX: Tensor) -> Tensor:
+        x_RX = x_RX.to(dtype)
+        return (module(x_RX) - module(torch.zeros_like(x_RX[:1]))).float()
+
+    return project

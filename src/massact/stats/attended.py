@@ -1,0 +1,263 @@
+"""One attention call of one sequence, and the log-sum-exp algebra: everything without a T x T matrix.
+
+With s the logits, lse the log-sum-exp of a row over its keys and b the logit of a learned sink (if there is one):
+    norm = log(exp(lse) + exp(b)),  p = exp(s - norm),  mass of the sink = sigmoid(b - lse)
+    update from a set C of keys = sum over C of p v,  the rest = output - that
+    mass that a key receives = sum over queries of exp(s - norm): a log-sum-exp with the keys as queries, so a second
+    call of the fused kernel, in which -norm rides on extra feature dims and time runs backwards.
+
+Shapes: H heads, K key-value heads, T queries, S keys, E width of q and k, F width of v, C chosen keys, R rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ROW_VALUES = 1 << 20  # logits of one block of rows
+_LEAST = -1e4  # an additive mask below this hides a key
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What one attention call of one sequence was given and gave.
+
+    Args:
+        q_HTE, k_KSE: queries and keys, after rotary; None where only the logits were seen.
+        v_KSF: values; None where they were not seen.
+        out_HTF: output of the heads, before the output projection; None where it was not seen.
+        lse_given_HT: log-sum-exp over the keys from the kernel, or None.
+        scale: logits are scale * q.k.
+        mask_HTS: added to the logits, (H or 1, T or 1, S), or None.
+        binary: the mask only hides keys (no ALiBi, no position bias).
+        causal: query t sees the keys up to t, by the kernel's own flag.
+        forward: query t sees no key behind t, by flag or by mask.
+        cap: logits are cap * tanh(logits / cap).
+        sink_H: logit of a learned sink, in the denominator only.
+        scores_HTS: the logits, where q and k were not seen.
+    """
+
+    q_HTE: Tensor | None
+    k_KSE: Tensor | None
+    v_KSF: Tensor | None
+    out_HTF: Tensor | None
+    lse_given_HT: Tensor | None = None
+    scale: float = 1.0
+    mask_HTS: Tensor | None = None
+    binary: bool = True
+    causal: bool = False
+    forward: bool = False
+    cap: float | None = None
+    sink_H: Tensor | None = None
+    scores_HTS: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, T, S)."""
+        if self.scores_HTS is not None:
+            return tuple(self.scores_HTS.shape)  # type: ignore[return-value]
+        assert self.q_HTE is not None and self.k_KSE is not None
+        return self.q_HTE.shape[0], self.q_HTE.shape[1], self.k_KSE.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        known = self.q_HTE if self.q_HTE is not None else self.scores_HTS
+        assert known is not None
+        return known.device
+
+    def logits(self, rows: slice | Tensor, keys_C: Tensor | None = None) -> Tensor:
+        """Masked logits of some queries, of all keys or of chosen ones: float32 (H, R, C)."""
+        H, T, S = self.shape
+        if self.scores_HTS is not None:
+            s_HRC = self.scores_HTS[:, rows].float()
+            return s_HRC if keys_C is None else s_HRC.index_select(2, keys_C)
+        assert self.q_HTE is not None and self.k_KSE is not None
+        k_KCE = self.k_KSE if keys_C is None else self.k_KSE.index_select(1, keys_C)
+        q_HRE = self.q_HTE[:, rows]
+        K = len(k_KCE)
+        # Heads of one key-value head lie side by side: (K, H / K, R, E).
+        q_KGRE = q_HRE.reshape(K, H // K, *q_HRE.shape[1:]).float()
+        s_HRC = torch.matmul(q_KGRE, k_KCE.float()[:, None].transpose(-1, -2)).reshape(H, q_HRE.shape[1], -1)
+        s_HRC.mul_(self.scale)
+        if self.cap is not None:
+            s_HRC = s_HRC.div_(self.cap).tanh_().mul_(self.cap)
+        if self.mask_HTS is not None:
+            mask = self.mask_HTS if self.mask_HTS.shape[1] == 1 else self.mask_HTS[:, rows]
+            s_HRC += mask if keys_C is None else mask.index_select(2, keys_C)
+        if self.causal:
+            row_R = torch.arange(T, device=self.device)[rows]
+            key_C = torch.arange(S, device=self.device) if keys_C is None else keys_C
+            s_HRC.masked_fill_(row_R[:, None] < key_C, -math.inf)
+        return s_HRC
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of rows with their logits (H, R, S), small enough to keep memory O(T)."""
+        H, T, S = self.shape
+        rows = max(1, _ROW_VALUES // (H * S))
+        for start in range(0, T, rows):
+            block = slice(start, min(T, start + rows))
+            yield block, self.logits(block)
+
+    @cached_property
+    def lse_HT(self) -> Tensor:
+        """Log-sum-exp of every row over the real keys, float32."""
+        if self.lse_given_HT is not None:
+            return self.lse_given_HT.float()
+        return torch.cat([s_HRS.logsumexp(-1) for _, s_HRS in self.blocks()], dim=1)
+
+    @cached_property
+    def norm_HT(self) -> Tensor:
+        """Log of the softmax's denominator: the keys, and the learned sink where there is one."""
+        if self.sink_H is None:
+            return self.lse_HT
+        return torch.logaddexp(self.lse_HT, self.sink_H.float()[:, None])
+
+    @cached_property
+    def slot_HT(self) -> Tensor | None:
+        """Probability that goes to the learned sink; None where there is none."""
+        return None if self.sink_H is None else torch.sigmoid(self.sink_H.float()[:, None] - self.lse_HT)
+
+    def probs(self, keys_C: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
+        """Exact probabilities of chosen keys, float32 (H, R, C)."""
+        return self.logits(rows, keys_C).sub_(self.norm_HT[:, rows, None]).exp_()
+
+    def values(self, keys_C: Tensor) -> Tensor:
+        """Values of chosen keys for every head, float32 (H, C, F)."""
+        assert self.v_KSF is not None
+        return self.v_KSF.index_select(1, keys_C).float().repeat_interleave(self.shape[0] // len(self.v_KSF), 0)
+
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """Mass that every key receives, summed over the queries (H, S), and the entropy in nats, mean over queries (H,).
+
+        One more call of the fused kernel where it can (2x attention alone, O(T) memory), else rows in blocks.
+        With a learned sink the entropy counts it as one more outcome.
+        """
+        swapped = self._columns_swapped() if self._fusable else None
+        mass_HS, score_H = swapped if swapped is not None else self._columns_blocked()
+        H, T, _ = self.shape
+        if self.slot_HT is None:
+            return mass_HS, self.norm_HT.mean(-1) - score_H / T
+        assert self.sink_H is not None
+        kept_HT = 1 - self.slot_HT
+        slot_HT = self.slot_HT * (self.sink_H.float()[:, None] - self.norm_HT)
+        return mass_HS, (kept_HT * self.norm_HT - slot_HT).mean(-1) - score_H / T
+
+    @property
+    def _fusable(self) -> bool:
+        return self.q_HTE is not None and self.cap is None and self.binary
+
+    def _columns_blocked(self) -> tuple[Tensor, Tensor]:
+        H, _, S = self.shape
+        mass_HS, score_H = (torch.zeros(shape, device=self.device) for shape in ((H, S), (H,)))
+        for rows, s_HRS in self.blocks():
+            p_HRS = (s_HRS - self.norm_HT[:, rows, None]).exp_()
+            mass_HS += p_HRS.sum(1)
+            score_H += torch.where(p_HRS > 0, p_HRS * s_HRS, 0.0).sum((1, 2))
+        return mass_HS, score_H
+
+    def _columns_swapped(self) -> tuple[Tensor, Tensor] | None:
+        """log sum_q exp(s[q, k] - norm[q]) by the fused kernel, with keys as queries and queries as keys.
+
+        -norm rides on extra feature dims (in 16 bits split into three pieces that add up to its float32 value). The
+        queries are the values too, so that the output is the mean query of each key, which gives the mean logit
+        sum_q p s = scale k.(mass * output). One more dim of ones says which keys no query can see.
+        """
+        q_HTE, k_KSE = self.q_HTE, self.k_KSE
+        assert q_HTE is not None and k_KSE is not None
+        H, T, S = self.shape
+        E = q_HTE.shape[-1]
+        n = 1 if q_HTE.dtype in (torch.float32, torch.float64) else 3
+        width = -(-(E + n + 1) // 8) * 8  # rows stay aligned
+        keys, queries = q_HTE.new_zeros(1, H, T, width), q_HTE.new_zeros(1, H, S, width)
+        flipped = (lambda x: x.flip(1)) if self.causal else (lambda x: x)
+        keys[0, ..., :E] = flipped(q_HTE)
+        queries[0, ..., :E] = flipped(k_KSE).repeat_interleave(H // len(k_KSE), 0)
+        rest_HT = flipped(self.norm_HT).neg() / self.scale
+        for i in range(n):
+            piece_HT = rest_HT.to(q_HTE.dtype)
+            keys[0, ..., E + i] = piece_HT
+            queries[0, ..., E + i] = 1
+            rest_HT = rest_HT - piece_HT.float()
+        keys[0, ..., E + n] = 1
+        mask = None if self.mask_HTS is None else self.mask_HTS.expand(-1, T, -1).transpose(1, 2)[None]
+        given = fused_attention(queries, keys, keys, mask, self.causal, self.scale)
+        if given is None:
+            return None
+        mean_HSE, log_HS = given[0][0].float(), given[1][0].float()
+        mass_HS = torch.where(mean_HSE[..., E + n] > 0.5, log_HS.exp(), 0.0)
+        score_H = (queries[0, ..., :E].float() * mean_HSE[..., :E]).sum(-1).mul_(mass_HS).sum(-1) * self.scale
+        return flipped(mass_HS), score_H
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """Logits and probabilities (H, T, S), float32: for a prompt, never for a corpus."""
+        s_HTS = self.logits(slice(None))
+        return s_HTS, (s_HTS - self.norm_HT[..., None]).exp()
+
+    def trimmed(self, rows: slice | Tensor) -> Attended:
+        """The same call without the positions that do not count; self-attention only."""
+        square = self.shape[1] == self.shape[2]
+
+        def cut(x: Tensor | None, dim: int) -> Tensor | None:
+            if x is None or x.shape[dim] == 1:
+                return x
+            return x[(slice(None),) * dim + (rows,)]
+
+        mask = self.mask_HTS if not square else cut(self.mask_HTS, 2)
+        scores = self.scores_HTS if not square else cut(self.scores_HTS, 2)
+        keys: dict[str, Any] = {"k_KSE": cut(self.k_KSE, 1), "v_KSF": cut(self.v_KSF, 1)} if square else {}
+        return replace(
+            self, q_HTE=cut(self.q_HTE, 1), out_HTF=cut(self.out_HTF, 1), lse_given_HT=cut(self.lse_given_HT, 1),
+            mask_HTS=cut(mask, 1), scores_HTS=cut(scores, 1), **keys,
+        )  # fmt: skip
+
+
+def fused_attention(
+    q_BHTE: Tensor, k_BKSE: Tensor, v_BKSF: Tensor, mask: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor] | None:
+    """Output (B, H, T, F) and log-sum-exp (B, H, T) of the kernel that SDPA uses, or None where it does not apply.
+
+    Args:
+        mask: added to the logits, broadcastable to (B, H, T, S), or None.
+        causal: only for T = S.
+    """
+    if not q_BHTE.shape[-1] == k_BKSE.shape[-1] == v_BKSF.shape[-1]:
+        return None
+    if mask is not None and mask.dtype != q_BHTE.dtype:
+        mask = mask.to(q_BHTE.dtype)
+    try:
+        if q_BHTE.device.type == "cpu":
+            out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q_BHTE, k_BKSE, v_BKSF, 0.0, causal, attn_mask=mask, scale=scale
+            )
+            return out, lse
+        if q_BHTE.device.type != "cuda":
+            return None
+        H, K = q_BHTE.shape[1], k_BKSE.shape[1]
+        k_BHSE, v_BHSF = (x if H == K else x.repeat_interleave(H // K, 1) for x in (k_BKSE, v_BKSF))
+        if mask is None and q_BHTE.dtype in (torch.float16, torch.bfloat16):
+            given = torch.ops.aten._scaled_dot_product_flash_attention(
+                q_BHTE, k_BHSE, v_BHSF, 0.0, causal, False, scale=scale
+            )
+            return given[0], given[1]
+        if mask is not None:
+            mask = mask.expand(q_BHTE.shape[0], H, q_BHTE.shape[2], k_BHSE.shape[2])
+        out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            q_BHTE, k_BHSE, v_BHSF, mask, True, 0.0, causal, scale=scale
+        )
+        return out, lse[..., : q_BHTE.shape[2]]
+    except RuntimeError as error:
+        if "out of memory" in str(error).lower():
+            raise
+        return None  # a width or a dtype that the kernel does not have
+
+
+def hides_only(mask: Tensor) -> bool:
+    """Whether an additive mask does nothing but hide keys."""
+    return bool(((mask == 0) | (mask < _LEAST)).all())

@@ -1,0 +1,197 @@
+"""How alike some tokens are, and how sparse: the tokens with massive activations beside others.
+
+Shapes: T tokens, D dims, N chosen tokens, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from massact.stats.protocol import Where, check_2d, check_same, to_numpy
+
+Chosen = Mapping[int, Sequence[int]]  # sequence -> positions
+
+
+def rows_at(where: Where, n_tokens: int, positions: Sequence[int]) -> list[int]:
+    """Rows of one call that hold some positions; positions that the call does not hold are left out."""
+    if where.positions is None:
+        return [p - where.start for p in positions if 0 <= p - where.start < n_tokens]
+    held = {int(p): i for i, p in enumerate(where.positions.tolist())}
+    return [held[p] for p in positions if p in held]
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """What a group of tokens has in common.
+
+    Args:
+        n_tokens: how many.
+        cosine: mean cosine of all pairs, (|sum of unit vectors|^2 - n) / (n (n - 1)); NaN below two tokens.
+        row_variance: 1 - |mean|^2 / mean |x|^2: 0 for equal rows, about 1 for unrelated ones.
+        sparsity: mean of Hoyer's (sqrt D - |x|_1 / |x|_2) / (sqrt D - 1): 0 even, 1 a single entry.
+        share: mean share of |x|^2 in the chosen dims; NaN where none were chosen.
+        max, norm: mean greatest |x|, mean L2 norm.
+        mean: (D,) mean vector.
+    """
+
+    n_tokens: int
+    cosine: float
+    row_variance: float
+    sparsity: float
+    share: float
+    max: float
+    norm: float
+    mean: np.ndarray
+
+
+class GroupStats:
+    """Similarity and sparsity of chosen tokens, streamed in float64 (Sun 2024, Fig. 7; Hurley and Rickard 2009).
+
+    Args:
+        groups: name -> (sequence -> positions).
+        dims: whose share of the squared norm is measured.
+    """
+
+    def __init__(self, groups: Mapping[str, Chosen], dims: Sequence[int] = ()) -> None:
+        self.groups, self.dims = groups, tuple(dims)
+        self._sums: dict[str, list[Tensor]] = {}
+
+    @torch.no_grad()
+    def update(self, h_TD: Tensor, where: Where) -> None:
+        """Take the tokens (T, D) of one sequence."""
+        check_2d(h_TD)
+        for name, chosen in self.groups.items():
+            rows = rows_at(where, len(h_TD), chosen.get(where.sequence, ()))
+            if not rows:
+                continue
+            x_ND = h_TD[torch.tensor(rows, device=h_TD.device)].detach()
+            self._add(name, _sums(x_ND.float() if h_TD.device.type == "mps" else x_ND.double(), self.dims))
+
+    def _add(self, name: str, sums: list[Tensor]) -> None:
+        held = self._sums.get(name)
+        self._sums[name] = sums if held is None else [a.to(b.device) + b for a, b in zip(held, sums, strict=True)]
+
+    def merge(self, other: GroupStats) -> None:
+        """Add what another one has seen."""
+        check_same("GroupStats", (self.dims, set(self.groups)), (other.dims, set(other.groups)))
+        for name, sums in other._sums.items():
+            self._add(name, sums)
+
+    def result(self) -> dict[str, GroupResult]:
+        """Every group that had tokens."""
+        return {name: _result(sums, bool(self.dims)) for name, sums in self._sums.items()}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything, for `np.savez`."""
+        held = {f"{name}:{i}": to_numpy(x) for name, sums in self._sums.items() for i, x in enumerate(sums)}
+        return {"dims": np.array(self.dims, np.int64)} | held
+
+    @classmethod
+    def from_state(cls, state: dict[str, np.ndarray]) -> Self:
+        """The sums that `state()` came from; it can be merged into one that knows its groups."""
+        names = {key.rpartition(":")[0] for key in state if ":" in key}
+        self = cls(dict.fromkeys(names, {}), state["dims"].tolist())
+        for name in names:
+            self._sums[name] = [torch.from_numpy(np.array(state[f"{name}:{i}"])) for i in range(_N_SUMS)]
+        return self
+
+
+_N_SUMS = 4
+
+
+def _sums(x_ND: Tensor, dims: Sequence[int]) -> list[Tensor]:
+    """Sums over the tokens: (n, |x|^2, sparsity, share, max, |x|), x (D,), x / |x| (D,), and of nothing else."""
+    D = x_ND.shape[1]
+    norm_N = x_ND.norm(dim=1)
+    safe_N = norm_N.clamp(min=torch.finfo(x_ND.dtype).tiny)
+    root = D**0.5
+    sparsity_N = (root - x_ND.abs().sum(1) / safe_N) / (root - 1) if D > 1 else torch.zeros_like(norm_N)
+    share_N = (
+        x_ND[:, list(dims)].square().sum(1) / safe_N.square() if dims else torch.full_like(norm_N, float("nan"))
+    )
+    one_N = torch.ones_like(norm_N)
+    of_tokens = [one_N, norm_N.square(), sparsity_N, share_N, x_ND.abs().amax(1), norm_N]
+    # unit vectors of zero tokens are zero
+    return [
+        torch.stack(of_tokens).sum(1),
+        x_ND.sum(0),
+        (x_ND / safe_N[:, None]).sum(0),
+        (norm_N > 0).to(x_ND.dtype).sum()[None],
+    ]
+
+
+def _result(sums: list[Tensor], has_dims: bool) -> GroupResult:
+    tokens, total_D, unit_D, (nonzero,) = (to_numpy(x) for x in sums)
+    n, square = tokens[0], tokens[1] / tokens[0]
+    mean_D = total_D / n
+    pairs = (unit_D @ unit_D - nonzero) / (nonzero * (nonzero - 1)) if nonzero > 1 else float("nan")
+    return GroupResult(
+        n_tokens=int(n),
+        cosine=float(pairs),
+        row_variance=float(max(0.0, 1 - mean_D @ mean_D / square)) if square > 0 else float("nan"),
+        sparsity=float(tokens[2] / n),
+        share=float(tokens[3] / n) if has_dims else float("nan"),
+        max=float(tokens[4] / n),
+        norm=float(tokens[5] / n),
+        mean=mean_D,
+    )
+
+
+class Gather:
+    """The values of chosen (position, dim) entries of every sequence, exactly as they are.
+
+    Args:
+        chosen: sequence -> positions.
+        dims: which dims; None for all.
+    """
+
+    def __init__(self, chosen: Chosen, dims: Sequence[int] | None = None) -> None:
+        self.chosen, self.dims = chosen, None if dims is None else tuple(dims)
+        self._rows: list[tuple[int, int, Tensor]] = []
+
+    @torch.no_grad()
+    def update(self, h_TD: Tensor, where: Where) -> None:
+        """Take the tokens (T, D) of one sequence."""
+        check_2d(h_TD)
+        wanted = self.chosen.get(where.sequence, ())
+        for pos in wanted:
+            for row in rows_at(where, len(h_TD), [pos]):
+                x_D = h_TD[row].detach()
+                kept = x_D.clone() if self.dims is None else x_D[torch.tensor(self.dims, device=x_D.device)]
+                self._rows.append((where.sequence, int(pos), kept))
+
+    def merge(self, other: Gather) -> None:
+        """Add what another one has seen."""
+        check_same("Gather", (self.dims,), (other.dims,))
+        self._rows.extend(other._rows)
+
+    def result(self) -> dict[tuple[int, int], np.ndarray]:
+        """(sequence, position) -> values (D,), float64, in order."""
+        return {(s, p): to_numpy(x) for s, p, x in sorted(self._rows, key=lambda row: row[:2])}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything, for `np.savez`."""
+        held = self.result()
+        return {
+            "all_dims": np.array(self.dims is None),
+            "dims": np.array(self.dims or (), np.int64),
+            "places": np.array(list(held), np.int64).reshape(-1, 2),
+            "values": np.array(list(held.values())),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, np.ndarray]) -> Self:
+        """The statistic that `state()` came from."""
+        places = [tuple(map(int, p)) for p in state["places"]]
+        chosen: dict[int, list[int]] = {}
+        for sequence, pos in places:
+            chosen.setdefault(sequence, []).append(pos)
+        self = cls(chosen, None if state["all_dims"] else state["dims"].tolist())
+        self._rows = [(s, p, torch.from_numpy(v)) for (s, p), v in zip(places, state["values"], strict=True)]
+        return self

@@ -1,0 +1,343 @@
+"""What the heads of one layer do with chosen tokens: concentration, value drain, and the bias that they add.
+
+Shapes: H heads, K key-value heads, T queries, S keys, E width of q and k, F width of v, C chosen keys, R sampled
+queries, D width of the residual stream, N sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from massact.stats.attended import Attended
+from massact.stats.groups import Chosen, GroupResult, GroupStats, rows_at
+from massact.stats.protocol import Where, to_numpy
+
+LEAST_QUERIES = 16  # a key that fewer queries see is not called a sink: its mean is over too few
+SAMPLED_QUERIES = 128  # of the decomposition, evenly spaced
+CHECKED_QUERIES = 8  # of which the rest is also computed on its own
+
+# One number per head and sequence each.
+PER_HEAD = (
+    *("mass_first", "mass_findings", "mass_random", "slot_mass", "entropy", "alpha_first", "secondary"),
+    *("value_norm_first", "value_norm_findings"),
+)
+PARTS = ("head", "concat", "projected")
+SETS = ("findings", "random")
+# One number per sequence each, for every part and set.
+PER_PART = ("constancy", "cosine", "energy_share")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which tokens of every sequence are looked at.
+
+    Args:
+        findings: sequence -> positions with massive activations.
+        random: as many other positions, drawn at random: the null.
+        others: ordinary tokens to compare with.
+    """
+
+    findings: Chosen
+    random: Chosen
+    others: Chosen
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """What is measured.
+
+    Args:
+        columns: also the mass on every key and the entropy: one more call of the kernel.
+        eps: a key is a sink of a head if its mean mass exceeds this (Gu 2025: 0.3).
+        bias: the decomposition; project: the output projection W_O without its bias, (R, H * F) -> (R, D), or None.
+    """
+
+    columns: bool = True
+    eps: float = 0.3
+    bias: bool = True
+    project: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """What `HeadStats` measured in one layer; NaN where a statistic is not available.
+
+    Args:
+        sequence: (N,).
+        per_head: name of `PER_HEAD` -> (N, H).
+        stable_rank: (H,) |U|_F^2 / |U|_2^2 of the updates of all queries that are no chosen token.
+        alpha: N arrays (S,), mean over heads of Gu's alpha_k; alpha_max: the greatest head's; sinks: the share of
+            heads with alpha_k > eps. Empty without columns.
+        parts: (part, set, name of `PER_PART`) -> (N,).
+        residual: (N,) greatest |U_C + U_rest - output| over |output|, of sampled queries, U_rest on its own.
+        between: set -> mean cosine of the sequences' mean projected updates.
+        groups: "q", "k", "v" -> group -> `GroupResult`.
+    """
+
+    sequence: np.ndarray
+    per_head: dict[str, np.ndarray]
+    stable_rank: np.ndarray
+    alpha: list[np.ndarray]
+    alpha_max: list[np.ndarray]
+    sinks: list[np.ndarray]
+    parts: dict[tuple[str, str, str], np.ndarray]
+    residual: np.ndarray
+    between: dict[str, float]
+    groups: dict[str, dict[str, GroupResult]]
+
+
+@dataclass
+class _Row:
+    sequence: int
+    per_head: Tensor  # (len(PER_HEAD), H)
+    parts: Tensor  # (PARTS, SETS, PER_PART)
+    residual: Tensor  # ()
+    columns: Tensor | None  # (3, S)
+
+
+class HeadStats:
+    """Concentration, value drain and implicit bias of one attention layer, streamed.
+
+    For a query t outside the chosen tokens (and not the first one of a causal model, which sees nothing else):
+        mass_C = mean over t of sum over C of p_t,  alpha_k = mean over the queries that see k of p_t[k] (Gu 2025)
+        u_t = sum over C of p_t v,  constancy = mean |u_t - mean u| / |mean u|,  energy share = sum |u|^2 / sum |out|^2
+
+    Args:
+        targets: which tokens.
+        options: what is measured.
+    """
+
+    def __init__(self, targets: Targets, options: HeadOptions = HeadOptions()) -> None:  # noqa: B008
+        self.targets, self.options = targets, options
+        self._rows: list[_Row] = []
+        self._gram_HFF: Tensor | None = None
+        self._means: dict[str, list[Tensor]] = {}
+        groups = {"findings": targets.findings, "random": targets.random, "others": targets.others}
+        self._groups = {name: GroupStats(groups) for name in ("q", "k", "v")}
+
+    @torch.no_grad()
+    def update(self, a: Attended, where: Where) -> None:
+        """Take the attention call of one sequence."""
+        H, T, S = a.shape
+        chosen = {
+            "findings": rows_at(where, min(T, S), self.targets.findings.get(where.sequence, ())),
+            "random": rows_at(where, min(T, S), self.targets.random.get(where.sequence, ())),
+        }
+        if T != S:  # the keys of cross-attention are another sequence, of which nothing was found
+            chosen = {"findings": [], "random": []}
+        keys = list(dict.fromkeys([*chosen["findings"], *chosen["random"], 0]))
+        keys_C = torch.tensor(keys, device=a.device)
+        p_HTC = a.probs(keys_C)
+        counted = [t for t in range(T) if t not in set(chosen["findings"]) and not (a.forward and t == 0)]
+        counted_T = torch.tensor(counted, device=a.device)
+        none_H = torch.full((H,), float("nan"), device=a.device)
+        head = dict.fromkeys(PER_HEAD, none_H)
+        if counted:
+            mean_HC = p_HTC.index_select(1, counted_T).mean(1)
+            for name, rows in chosen.items():
+                if rows:
+                    head[f"mass_{name}"] = mean_HC[:, [keys.index(r) for r in rows]].sum(1)
+        if T > 1:
+            head["mass_first"] = p_HTC[:, 1:, keys.index(0)].mean(1)
+        if a.slot_HT is not None:
+            head["slot_mass"] = a.slot_HT.mean(1)
+        columns = self._columns(a, head) if self.options.columns else None
+        self._drain(a, chosen["findings"], head)
+        if a.out_HTF is not None and counted:
+            self._add_gram(a.out_HTF, counted, chosen["findings"])
+        bias = _Bias(a, keys, p_HTC, chosen, self.options.project) if self.options.bias else None
+        parts = torch.full((len(PARTS), len(SETS), len(PER_PART)), float("nan"), device=a.device)
+        residual = torch.full((), float("nan"), device=a.device)
+        if bias is not None and bias.available and T == S:
+            parts, residual = bias.parts(), bias.residual()
+            for name, mean_D in bias.means.items():
+                self._means.setdefault(name, []).append(mean_D)
+        self._rows.append(_Row(where.sequence, torch.stack([head[n] for n in PER_HEAD]), parts, residual, columns))
+        for name, x in (("q", a.q_HTE), ("k", a.k_KSE), ("v", a.v_KSF)):
+            if x is not None and T == S:
+                self._groups[name].update(x.transpose(0, 1).reshape(x.shape[1], -1), where)
+
+    def _columns(self, a: Attended, head: dict[str, Tensor]) -> Tensor:
+        """Gu's alpha_k for all k, sinks, and the entropy."""
+        H, T, S = a.shape
+        mass_HS, head["entropy"] = a.columns()
+        see_S = torch.full((S,), float(T), device=a.device)
+        if a.forward:
+            see_S -= torch.arange(S, device=a.device)
+        alpha_HS = mass_HS / see_S
+        head["alpha_first"] = alpha_HS[:, 0]
+        many_S = see_S >= min(LEAST_QUERIES, T)
+        if S > 1:
+            head["secondary"] = torch.where(many_S, alpha_HS, 0.0)[:, 1:].amax(1)
+        sinks_S = ((alpha_HS > self.options.eps) & many_S).float().mean(0)
+        return torch.stack([alpha_HS.mean(0), alpha_HS.amax(0), sinks_S])
+
+    def _drain(self, a: Attended, rows: list[int], head: dict[str, Tensor]) -> None:
+        """Value norms of the first and of the chosen tokens over the mean norm of all others."""
+        if a.v_KSF is None or a.v_KSF.shape[1] < 2:
+            return
+        norm_KS = torch.linalg.vector_norm(a.v_KSF, dim=-1, dtype=torch.float32)
+        for name, at in (("first", [0]), ("findings", rows)):
+            if not at or len(at) >= norm_KS.shape[1]:
+                continue
+            total_K, mine_K = norm_KS.sum(1), norm_KS[:, at].sum(1)
+            ratio_K = mine_K / len(at) / ((total_K - mine_K) / (norm_KS.shape[1] - len(at)))
+            head[f"value_norm_{name}"] = ratio_K.repeat_interleave(a.shape[0] // len(norm_KS))
+
+    def _add_gram(self, out_HTF: Tensor, counted: list[int], rows: list[int]) -> None:
+        """Sum of u u^T over the queries that count, from which the stable rank of all of them follows."""
+        out_HTF = out_HTF.float()
+        left = [t for t in range(out_HTF.shape[1]) if t not in set(counted)]
+        gram_HFF = torch.matmul(out_HTF.transpose(1, 2), out_HTF).double()
+        if left:
+            x_HCF = out_HTF[:, left].double()
+            gram_HFF -= torch.matmul(x_HCF.transpose(1, 2), x_HCF)
+        self._gram_HFF = gram_HFF if self._gram_HFF is None else self._gram_HFF.to(gram_HFF.device) + gram_HFF
+
+    def merge(self, other: HeadStats) -> None:
+        """Add what another one has seen."""
+        self._rows.extend(other._rows)
+        for name, means in other._means.items():
+            self._means.setdefault(name, []).extend(means)
+        if other._gram_HFF is not None:
+            held = self._gram_HFF
+            self._gram_HFF = other._gram_HFF if held is None else held.to(other._gram_HFF.device) + other._gram_HFF
+        for name, groups in self._groups.items():
+            groups.merge(other._groups[name])
+
+    def result(self) -> HeadResult:
+        """Everything measured so far."""
+        rows = sorted(self._rows, key=lambda row: row.sequence)
+        heads = np.stack([to_numpy(r.per_head) for r in rows]) if rows else np.zeros((0, len(PER_HEAD), 0))
+        parts = np.stack([to_numpy(r.parts) for r in rows]) if rows else np.zeros((0, len(PARTS), len(SETS), 3))
+        columns = [to_numpy(r.columns) for r in rows if r.columns is not None]
+        return HeadResult(
+            sequence=np.array([r.sequence for r in rows], np.int64),
+            per_head={name: heads[:, i] for i, name in enumerate(PER_HEAD)},
+            stable_rank=_stable_rank(self._gram_HFF, heads.shape[2]),
+            alpha=[c[0] for c in columns],
+            alpha_max=[c[1] for c in columns],
+            sinks=[c[2] for c in columns],
+            parts={
+                (part, of, name): parts[:, i, j, k]
+                for i, part in enumerate(PARTS)
+                for j, of in enumerate(SETS)
+                for k, name in enumerate(PER_PART)
+            },
+            residual=np.array([float(r.residual) for r in rows]),
+            between={name: _mean_cosine(np.stack([to_numpy(m) for m in means])) for name, means in self._means.items()},
+            groups={name: groups.result() for name, groups in self._groups.items()},
+        )
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Attention statistics are not resumed: an interrupted explanation begins again."""
+        raise NotImplementedError("an explanation is not resumed half-way")
+
+    @classmethod
+    def from_state(cls, state: dict[str, np.ndarray]) -> Self:
+        """See `state`."""
+        raise NotImplementedError("an explanation is not resumed half-way")
+
+
+def _stable_rank(gram_HFF: Tensor | None, H: int) -> np.ndarray:
+    if gram_HFF is None:
+        return np.full(H, np.nan)
+    gram = to_numpy(gram_HFF)
+    trace_H, top_H = np.trace(gram, axis1=1, axis2=2), np.linalg.eigvalsh(gram)[:, -1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(top_H > 0, trace_H / top_H, np.nan)
+
+
+def _mean_cosine(x_ND: np.ndarray) -> float:
+    """Mean cosine of all pairs of rows that are not zero; NaN below two."""
+    norm = np.linalg.norm(x_ND, axis=1)
+    unit, n = x_ND[norm > 0] / norm[norm > 0, None], int((norm > 0).sum())
+    total = unit.sum(0) if n else np.zeros(x_ND.shape[1])
+    return float((total @ total - n) / (n * (n - 1))) if n > 1 else float("nan")
+
+
+class _Bias:
+    """The update that chosen tokens write to sampled queries, beside the whole update (Sun 2024, Eq. 2, Fig. 8)."""
+
+    def __init__(
+        self,
+        a: Attended,
+        keys: list[int],
+        p_HTC: Tensor,
+        chosen: Mapping[str, list[int]],
+        project: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self.a, self.chosen, self.project = a, chosen, project
+        self.means: dict[str, Tensor] = {}
+        self.available = a.v_KSF is not None and a.out_HTF is not None
+        self.queries = {name: _sampled(a, rows) for name, rows in chosen.items()}
+        self.p = {name: p_HTC[:, self.queries[name]][:, :, [keys.index(r) for r in rows]] for name, rows in
+                  chosen.items() if rows and self.queries[name]}  # fmt: skip
+
+    def update(self, name: str) -> Tensor:
+        """u (H, R, F) of one set of tokens."""
+        return torch.matmul(self.p[name], self.a.values(torch.tensor(self.chosen[name], device=self.a.device)))
+
+    def parts(self) -> Tensor:
+        """(PARTS, SETS, PER_PART)."""
+        table = torch.full((len(PARTS), len(SETS), len(PER_PART)), float("nan"), device=self.a.device)
+        assert self.a.out_HTF is not None
+        for j, name in enumerate(SETS):
+            if name not in self.p:
+                continue
+            u_HRF, out_HRF = self.update(name), self.a.out_HTF[:, self.queries[name]].float()
+            u_RX, out_RX = _joined(u_HRF), _joined(out_HRF)
+            table[0, j] = torch.stack([_alike(u, out) for u, out in zip(u_HRF, out_HRF, strict=True)]).nanmean(0)
+            table[1, j] = _alike(u_RX, out_RX)
+            mean_X = u_RX
+            if self.project is not None:
+                mean_X = self.project(u_RX)
+                table[2, j] = _alike(mean_X, self.project(out_RX))
+            self.means[name] = mean_X.mean(0)
+        return table
+
+    def residual(self) -> Tensor:
+        """How far the two parts are from the output where the rest is computed on its own, over |output|."""
+        a, name = self.a, "findings"
+        if name not in self.p:
+            return torch.full((), float("nan"), device=a.device)
+        assert a.out_HTF is not None
+        every = max(1, len(self.queries[name]) // CHECKED_QUERIES)
+        at_R = torch.tensor(self.queries[name][::every], device=a.device)
+        all_S = torch.arange(a.shape[2], device=a.device)
+        p_HRS = (a.logits(at_R) - a.norm_HT[:, at_R, None]).exp()
+        p_HRS[:, :, self.chosen[name]] = 0
+        whole = self.update(name)[:, ::every] + torch.matmul(p_HRS, a.values(all_S))
+        out = a.out_HTF[:, at_R].float()
+        return (whole - out).abs().max() / out.abs().max()
+
+
+def _joined(x_HRF: Tensor) -> Tensor:
+    """Heads side by side, as the output projection reads them: (R, H * F)."""
+    return x_HRF.transpose(0, 1).reshape(x_HRF.shape[1], -1)
+
+
+def _sampled(a: Attended, rows: list[int]) -> list[int]:
+    """Evenly spaced queries behind the last chosen key, or among all others where few lie behind it."""
+    T = a.shape[1]
+    behind = list(range(max(rows, default=0) + 1, T)) if a.forward else []
+    if len(behind) < min(LEAST_QUERIES, T // 2):
+        behind = [t for t in range(int(a.forward), T) if t not in set(rows)]
+    return behind[:: -(-len(behind) // SAMPLED_QUERIES)] if behind else []
+
+
+def _alike(u_RX: Tensor, out_RX: Tensor) -> Tensor:
+    """(constancy, mean pairwise cosine, energy share) of updates beside the whole outputs."""
+    mean_X = u_RX.mean(0)
+    constancy = (u_RX - mean_X).norm(dim=1).mean() / mean_X.norm()
+    norm_R = u_RX.norm(dim=1)
+    real = (norm_R > 0).sum()
+    unit_X = (u_RX / norm_R.clamp(min=torch.finfo(u_RX.dtype).tiny)[:, None]).sum(0)
+    cosine = (unit_X.square().sum() - real) / (real * (real - 1))
+    return torch.stack([constancy, cosine, u_RX.square().sum() / out_RX.square().sum()])

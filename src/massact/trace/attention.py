@@ -1,0 +1,354 @@
+"""Attention taps: see what every attention call is given and gives, with the model's own kernel left in place.
+
+Three ways, tried in this order; outputs stay bit-identical in all of them:
+
+* a `TorchFunctionMode` sees `F.scaled_dot_product_attention`, whoever calls it (transformers, timm, Falcon, one's
+  own module), and asks the same fused kernel for its log-sum-exp as well;
+* the registered attention function of transformers stands in front of every other implementation (eager with
+  soft-capping or learned sinks, flex, flash) and hands the call on to the model's own function;
+* where attention is written out, the same mode sees the softmax over (batch, heads, queries, keys) and the product
+  with the values that follows. This gives logits and values, but no queries and keys.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from massact.records.anatomy import AttentionPlace
+from massact.stats.attended import Attended, fused_attention
+
+Seen = Callable[["AttentionCall"], None]
+Key = tuple[str, int]  # module, which attention call inside it in one forward pass
+
+_SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
+_PRODUCTS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention call of a batch; see `Attended` for the fields. `via` says how it was seen."""
+
+    via: str
+    q_BHTE: Tensor | None
+    k_BKSE: Tensor | None
+    v_BKSF: Tensor | None
+    out_BHTF: Tensor | None
+    lse_BHT: Tensor | None = None
+    scale: float = 1.0
+    mask: Tensor | None = None
+    causal: bool = False
+    cap: float | None = None
+    sink_H: Tensor | None = None
+    scores_BHTS: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, T, S)."""
+        if self.scores_BHTS is not None:
+            return tuple(self.scores_BHTS.shape)  # type: ignore[return-value]
+        assert self.q_BHTE is not None and self.k_BKSE is not None
+        return *self.q_BHTE.shape[:3], self.k_BKSE.shape[2]  # type: ignore[return-value]
+
+    def of(self, b: int, place: AttentionPlace) -> Attended:
+        """The call of one sequence of the batch; what its mask means was found out when the place was."""
+
+        def one(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[b]
+
+        mask = self.mask
+        if mask is not None:
+            mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
+            mask = mask[b if len(mask) > 1 else 0]
+        return Attended(
+            one(self.q_BHTE), one(self.k_BKSE), one(self.v_BKSF), one(self.out_BHTF), one(self.lse_BHT),
+            self.scale, mask, place.binary, self.causal, place.forward, self.cap, self.sink_H, one(self.scores_BHTS),
+        )  # fmt: skip
+
+    def split(self, n_sequences: int) -> AttentionCall:
+        """The call with its sequences apart, where they and the heads were one axis."""
+        if self.scores_BHTS is None or len(self.scores_BHTS) == n_sequences:
+            return self
+        parts = {k: getattr(self, k) for k in ("scores_BHTS", "v_BKSF", "out_BHTF")}
+        return replace(self, **{k: x.reshape(n_sequences, -1, *x.shape[2:]) for k, x in parts.items()})
+
+
+class _Taps(TorchFunctionMode):
+    """Sees attention calls and says which module they belong to."""
+
+    def __init__(self, on_call: Callable[[Key, AttentionCall], None], wanted: set[str] | None) -> None:
+        super().__init__()
+        self.on_call, self.wanted = on_call, wanted
+        self.inside: list[str] = []
+        self._counts: dict[str, int] = defaultdict(int)
+        self._pending: tuple[Tensor, Tensor] | None = None  # keys and values before they were repeated for GQA
+        self._busy = False
+        self._probs: tuple[Tensor, Tensor, set[int]] | None = None  # logits, probabilities, where these may lie
+
+    def begin(self) -> None:
+        """To be called before every forward pass."""
+        self._counts.clear()
+        self.inside.clear()
+        self._probs = None
+
+    def emit(self, call: AttentionCall) -> None:
+        name = self.inside[-1] if self.inside else ""
+        number = self._counts[name]
+        self._counts[name] += 1
+        self.on_call((name, number), call)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if self._busy or (self.wanted is not None and not self.inside):
+            return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return self._sdpa(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if func in _SOFTMAX and isinstance(out, Tensor):
+            self._softmax(args[0] if args else kwargs["input"], out)
+        elif self._probs is not None:
+            self._after_softmax(func, args, out)
+        return out
+
+    # ---- the fused kernel
+    def _sdpa(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        mask = _additive(attn_mask, query.dtype)
+        given, grouped = None, key.ndim == 4 and key.shape[1] != query.shape[1]
+        if query.ndim == 4 and dropout_p == 0.0 and query.device.type == "cpu" and (enable_gqa or not grouped):
+            # On a CPU this is the kernel that SDPA itself chooses.
+            given = fused_attention(query, key, value, mask, is_causal, factor)
+        lse = None
+        if given is None:
+            out = F.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+            if query.ndim == 4:
+                second = fused_attention(query, key, key, mask, is_causal, factor)
+                lse = None if second is None else second[1]
+        else:
+            out, lse = given
+        if query.ndim == 4:
+            k, v = self._pending if self._pending is not None else (key, value)
+            self.emit(AttentionCall("sdpa", query, k, v, out, lse, factor, mask, is_causal))
+        return out
+
+    # ---- the registered function of transformers
+    def through(self, original: Callable[..., Any] | None) -> Callable[..., Any]:
+        """A function of transformers' attention interface that hands a call on and looks at what went through."""
+
+        def attend(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kw: Any
+        ) -> Any:
+            own = original or _eager_of(module)
+            if own is None:
+                raise RuntimeError(f"{type(module).__name__} has no attention function of its own.")
+            if not self.inside and self.wanted is not None:
+                return own(module, query, key, value, attention_mask, *args, **kw)
+            if getattr(own, "__name__", "") == "sdpa_attention_forward":
+                self._pending = (key, value)
+                try:
+                    return own(module, query, key, value, attention_mask, *args, **kw)
+                finally:
+                    self._pending = None
+            self._busy = True
+            try:
+                result = own(module, query, key, value, attention_mask, *args, **kw)
+            finally:
+                self._busy = False
+            self.emit(_interface_call(own, module, (query, key, value, attention_mask), args, kw, result[0]))
+            return result
+
+        return attend
+
+    # ---- attention that is written out
+    def _softmax(self, logits: Tensor, probs: Tensor) -> None:
+        square = probs.ndim == 4 or (probs.ndim == 3 and probs.shape[1] == probs.shape[2])
+        if square and self.inside:
+            self._probs = (logits, probs, {probs.data_ptr()})
+
+    def _after_softmax(self, func: Any, args: tuple, out: Any) -> None:
+        assert self._probs is not None
+        logits, probs, addresses = self._probs
+        first = args[0] if args and isinstance(args[0], Tensor) else None
+        if first is None or not isinstance(out, Tensor) or first.data_ptr() not in addresses:
+            return
+        if func in _PRODUCTS and len(args) > 1:
+            self._probs = None
+            heads = _heads(args[1], out, logits)
+            self.emit(AttentionCall("softmax", None, None, heads[1], heads[2], scores_BHTS=heads[0]))
+        elif out.numel() == probs.numel():
+            addresses.add(out.data_ptr())
+
+
+def _heads(value: Tensor, out: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, values and output of attention that is written out; (B * H, ...) becomes (1, B * H, ...)."""
+    if logits.ndim == 3:
+        logits = logits[None]
+    B, H = logits.shape[:2]
+    value, out = (x.reshape(B, -1, *x.shape[-2:]) if x.ndim == 3 else x for x in (value, out))
+    return logits, value, out
+
+
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask as what is added to the logits."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
+
+
+def _eager_of(module: nn.Module) -> Callable[..., Any] | None:
+    """The eager attention function beside the class of an attention module."""
+    for cls in type(module).__mro__:
+        found = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
+        if found is not None:
+            return found
+    return None
+
+
+def _interface_call(
+    own: Callable[..., Any], module: nn.Module, given: tuple[Any, ...], args: tuple, kw: dict, out: Tensor
+) -> AttentionCall:
+    """What an implementation other than SDPA was given, in one form."""
+    query, key, value, mask = given
+    named = dict(kw)
+    names = list(inspect.signature(own).parameters)[5:]
+    named |= dict(zip(names, args, strict=False))
+    scale = named.get("scaling")
+    eager = not any(word in getattr(own, "__name__", "") for word in ("flash", "flex"))
+    if not isinstance(mask, Tensor) or mask.ndim != 4:
+        mask = None
+    mask, bias = _additive(mask, query.dtype), named.get("position_bias")
+    if isinstance(bias, Tensor):
+        mask = bias if mask is None else mask + bias
+    said = named.get("is_causal", getattr(module, "is_causal", False))
+    causal = bool(said) and mask is None and not eager and query.shape[2] > 1
+    sinks = named.get("s_aux", getattr(module, "sinks", None))
+    cap = named.get("softcap")
+    return AttentionCall(
+        "interface", query, key, value, out.transpose(1, 2), None, query.shape[-1] ** -0.5 if scale is None else scale,
+        mask, causal, cap, sinks if isinstance(sinks, Tensor) else None,
+    )  # fmt: skip
+
+
+class Attending:
+    """Attention calls of the forward passes inside a `with`; `fired` counts the calls of each place since `begin`."""
+
+    def __init__(self, taps: _Taps, places: Mapping[Key, int]) -> None:
+        self._taps, self._places = taps, places
+        self.fired = [0] * len(places)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every place has been seen in this forward pass."""
+        return all(self.fired)
+
+    def begin(self) -> None:
+        """To be called before every forward pass."""
+        self._taps.begin()
+        self.fired = [0] * len(self.fired)
+
+
+@contextmanager
+def attending(root: nn.Module, taps: Mapping[AttentionPlace, Seen]) -> Iterator[Attending]:
+    """See the attention calls at some places for the length of a `with`.
+
+    Args:
+        root: the model that the places were found in.
+        taps: places, each with the function that sees its call.
+    """
+    order = {(place.module, place.number): i for i, place in enumerate(taps)}
+    functions = list(taps.values())
+    state: Attending
+
+    def on_call(key: Key, call: AttentionCall) -> None:
+        i = order.get(key)
+        if i is not None:
+            state.fired[i] += 1
+            seen._busy = True  # what looks at attention may use torch as it likes
+            try:
+                functions[i](call)
+            finally:
+                seen._busy = False
+
+    seen = _Taps(on_call, {module for module, _ in order})
+    state = Attending(seen, order)
+    if not order:
+        yield state
+        return
+    with _installed(root, seen):
+        yield state
+
+
+@contextmanager
+def watching_attention(root: nn.Module, on_call: Callable[[Key, AttentionCall], None]) -> Iterator[None]:
+    """See every attention call of one forward pass, with the innermost module that makes it."""
+    with _installed(root, _Taps(on_call, None)):
+        yield
+
+
+@contextmanager
+def _installed(root: nn.Module, taps: _Taps) -> Iterator[None]:
+    """Hooks that say which module runs, the registered functions, and the mode; all gone afterwards."""
+    handles = []
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: taps.inside.append(name)
+
+    def leave(*_: Any) -> None:
+        if taps.inside:
+            taps.inside.pop()
+
+    try:
+        for name, module in root.named_modules():
+            if taps.wanted is None or name in taps.wanted:
+                handles.append(module.register_forward_pre_hook(enter(name)))
+                handles.append(module.register_forward_hook(leave, always_call=True))
+        with ExitStack() as stack:
+            stack.enter_context(_registered(taps))
+            stack.enter_context(taps)
+            taps.begin()
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _registered(taps: _Taps) -> Iterator[None]:
+    """Our function in front of every attention function that transformers knows, "eager" included."""
+    try:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
+    except ImportError:
+        yield
+        return
+    before = dict(functions._local_mapping)
+    try:
+        for name in {*functions, "eager"}:
+            functions[name] = taps.through(functions.get(name))
+        yield
+    finally:
+        for name in list(functions._local_mapping):
+            del functions[name]
+        for name, function in before.items():
+            functions[name] = function
