@@ -8,6 +8,6 @@ Knows: files, data sets and their protocols, tokenizers. Must not know: models, 
 
 from massact.corpora.batch import Batch, Corpus, Origin
 from massact.corpora.presets import PRESETS, Preset
-from massact.corpora.sources import Source, corpus
+from massact.corpora.sources import Source, corpus, corpus_again
 
-__all__ = ["PRESETS", "Batch", "Corpus", "Origin", "Preset", "Source", "corpus"]
+__all__ = ["PRESETS", "Batch", "Corpus", "Origin", "Preset", "Source", "corpus", "corpus_again"]

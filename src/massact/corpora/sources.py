@@ -129,6 +129,30 @@ def corpus(
     return source
 
 
+def corpus_again(record: Mapping[str, Any]) -> Source:
+    """The source of a corpus from what run.json keeps of it.
+
+    Args:
+        record: `Corpus.info()`.
+
+    Raises:
+        UserError: its source was not kept (ids, tensors, prompts), or cannot be read any more.
+    """
+    source, name = record.get("source") or {}, record.get("name")
+    kind = source.get("kind")
+    if kind == "embedded":
+        return corpus()
+    if kind in ("file", "folder") and source.get("path"):
+        return corpus(Path(source["path"]), text_column=source.get("text_column"))
+    if kind in ("preset", "dataset"):
+        return corpus(name, split=source.get("split"), text_column=source.get("column"))
+    raise UserError(
+        f"The corpus {name!r} of this run cannot be made again from its record.",
+        f"It was given as {kind or 'ids or tensors'}, which a run does not keep.",
+        "Give it: --corpus FILE, or explain(model, corpus, result) in Python.",
+    )
+
+
 def _source(spec: Any, split: str | None, text_column: str | None) -> Source:
     if spec is None or spec == "embedded":
         _no_text_options("the embedded text", split, text_column)
@@ -183,8 +207,8 @@ def _named_source(spec: str, split: str | None, text_column: str | None) -> Sour
 def _path_source(path: Path, split: str | None, text_column: str | None) -> Source:
     _no_text_options("a file or folder", split, None)
     path = path.expanduser()
-    # The name alone: a full path says more about the user's machine than about the text, which has its hash.
-    origin = {"kind": "folder" if path.is_dir() else "file", "text_column": text_column}
+    # As it was given, so that another verb finds it again; the text itself is known by its hash.
+    origin = {"kind": "folder" if path.is_dir() else "file", "path": str(path), "text_column": text_column}
     read = _once(lambda seed: read_path(path, text_column))
     return Source(path.resolve().name, read, origin=origin)
 

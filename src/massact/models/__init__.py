@@ -4,7 +4,7 @@ Takes a Hub id, a folder or a live module; gives a `Model` whose every site is p
 transformers are built. Must not know statistics, criteria or corpora.
 """
 
-from massact.models.attention import with_attention
+from massact.models.attention import projection_of, with_attention
 from massact.models.discovery import discover
 from massact.models.inputs import example_inputs
 from massact.models.loading import EMBEDDED, Model, check_finite, load, random_twin, weights_hash
@@ -18,6 +18,7 @@ __all__ = [
     "discover",
     "example_inputs",
     "load",
+    "projection_of",
     "prove",
     "random_twin",
     "weights_hash",

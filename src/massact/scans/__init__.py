@@ -5,6 +5,8 @@ know how tensors are caught, what a family of models looks like, or how results 
 """
 
 from massact.scans.criteria import CRITERIA, Criterion, Evidence, criterion
-from massact.scans.job import PROMPT, ScanConfig, scan
+from massact.scans.job import PROMPT, ScanConfig, ready_corpus, scan
+from massact.scans.portrait import prompt_corpus
+from massact.scans.tokens import tokens_of
 
-__all__ = ["CRITERIA", "PROMPT", "Criterion", "Evidence", "ScanConfig", "criterion", "scan"]
+__all__ = ["CRITERIA", "PROMPT", "Criterion", "Evidence", "ScanConfig", "criterion", "prompt_corpus", "ready_corpus", "scan", "tokens_of"]

@@ -113,7 +113,7 @@ def scan(
     thresholds = rule.resolved(config.thresholds)
     loaded = model if isinstance(model, Model) else load(model)
     source = _source(loaded, corpus, config)
-    ready = _ready(loaded, source, config, config.bos)
+    ready = ready_corpus(loaded, source, config, config.bos)
     if config.prompt != PROMPT:
         prompt_corpus(loaded, ready, config.prompt, config.bos or "auto")  # refused now, not after the work
     info = RunInfo(
@@ -155,7 +155,7 @@ def _source(model: Model, corpus: Any, config: ScanConfig) -> Corpus | Source:
     return make_corpus(corpus)
 
 
-def _ready(model: Model, source: Corpus | Source, config: ScanConfig, bos: str | None) -> Corpus:
+def ready_corpus(model: Model, source: Corpus | Source, config: ScanConfig, bos: str | None) -> Corpus:
     """A corpus that fits the model.
 
     Raises:
@@ -308,7 +308,7 @@ class _Job:
         both = {}
         for name, policy in (("with", "always"), ("without", "never")):
             try:
-                text = _ready(self.model, self.source, self.config, policy)
+                text = ready_corpus(self.model, self.source, self.config, policy)
             except UserError as error:
                 return {"unavailable": error.what}
             both[name] = self.short(self.model, text, stacks)

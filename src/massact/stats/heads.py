@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from massact.stats.attended import Attended
+from massact.stats.dims import sum_dtype
 from massact.stats.groups import Chosen, GroupResult, GroupStats, rows_at
 from massact.stats.protocol import Where, to_numpy
 
@@ -134,7 +135,8 @@ class HeadStats:
         keys = list(dict.fromkeys([*chosen["findings"], *chosen["random"], 0]))
         keys_C = torch.tensor(keys, device=a.device)
         p_HTC = a.probs(keys_C)
-        counted = [t for t in range(T) if t not in set(chosen["findings"]) and not (a.forward and t == 0)]
+        found = set(chosen["findings"])
+        counted = [t for t in range(int(a.forward), T) if t not in found]
         counted_T = torch.tensor(counted, device=a.device)
         none_H = torch.full((H,), float("nan"), device=a.device)
         head = dict.fromkeys(PER_HEAD, none_H)
@@ -150,7 +152,7 @@ class HeadStats:
         columns = self._columns(a, head) if self.options.columns else None
         self._drain(a, chosen["findings"], head)
         if a.out_HTF is not None and counted:
-            self._add_gram(a.out_HTF, counted, chosen["findings"])
+            self._add_gram(a.out_HTF, sorted(set(range(T)) - set(counted)))
         bias = _Bias(a, keys, p_HTC, chosen, self.options.project) if self.options.bias else None
         parts = torch.full((len(PARTS), len(SETS), len(PER_PART)), float("nan"), device=a.device)
         residual = torch.full((), float("nan"), device=a.device)
@@ -190,10 +192,9 @@ class HeadStats:
             ratio_K = mine_K / len(at) / ((total_K - mine_K) / (norm_KS.shape[1] - len(at)))
             head[f"value_norm_{name}"] = ratio_K.repeat_interleave(a.shape[0] // len(norm_KS))
 
-    def _add_gram(self, out_HTF: Tensor, counted: list[int], rows: list[int]) -> None:
-        """Sum of u u^T over the queries that count, from which the stable rank of all of them follows."""
+    def _add_gram(self, out_HTF: Tensor, left: list[int]) -> None:
+        """Sum of u u^T over the queries but those left out, from which the stable rank of all of them follows."""
         out_HTF = out_HTF.float()
-        left = [t for t in range(out_HTF.shape[1]) if t not in set(counted)]
         gram_HFF = torch.matmul(out_HTF.transpose(1, 2), out_HTF).double()
         if left:
             x_HCF = out_HTF[:, left].double()
@@ -295,11 +296,11 @@ class _Bias:
             u_RX, out_RX = _joined(u_HRF), _joined(out_HRF)
             table[0, j] = torch.stack([_alike(u, out) for u, out in zip(u_HRF, out_HRF, strict=True)]).nanmean(0)
             table[1, j] = _alike(u_RX, out_RX)
-            mean_X = u_RX
+            written = u_RX
             if self.project is not None:
-                mean_X = self.project(u_RX)
-                table[2, j] = _alike(mean_X, self.project(out_RX))
-            self.means[name] = mean_X.mean(0)
+                written = _scaled(self.project, u_RX)
+                table[2, j] = _alike(written, self.project(out_RX))
+            self.means[name] = written.mean(0)
         return table
 
     def residual(self) -> Tensor:
@@ -328,12 +329,20 @@ def _sampled(a: Attended, rows: list[int]) -> list[int]:
     T = a.shape[1]
     behind = list(range(max(rows, default=0) + 1, T)) if a.forward else []
     if len(behind) < min(LEAST_QUERIES, T // 2):
-        behind = [t for t in range(int(a.forward), T) if t not in set(rows)]
+        left = set(rows)
+        behind = [t for t in range(int(a.forward), T) if t not in left]
     return behind[:: -(-len(behind) // SAMPLED_QUERIES)] if behind else []
+
+
+def _scaled(project: Callable[[Tensor], Tensor], u_RX: Tensor) -> Tensor:
+    """A linear map of updates that may be as small as the probability of a token that nobody looks at."""
+    size = u_RX.abs().amax().clamp(min=torch.finfo(u_RX.dtype).tiny)
+    return project(u_RX / size).to(sum_dtype(u_RX.device)) * size
 
 
 def _alike(u_RX: Tensor, out_RX: Tensor) -> Tensor:
     """(constancy, mean pairwise cosine, energy share) of updates beside the whole outputs."""
+    u_RX, out_RX = u_RX.to(sum_dtype(u_RX.device)), out_RX.to(sum_dtype(u_RX.device))
     mean_X = u_RX.mean(0)
     constancy = (u_RX - mean_X).norm(dim=1).mean() / mean_X.norm()
     norm_R = u_RX.norm(dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -212,9 +212,13 @@ def _forward(model: Traceable, planned: _Plan, batch: Batch, n_edits: int) -> tu
 
         return change
 
+    # Attention is seen by a function mode, which need not look at what the statistics do.
+    unseen = torch._C.DisableTorchFunction if planned.attention else nullcontext
+
     def seer(statistic: Statistic) -> Callable[[Tensor], None]:
         def see(h: Tensor) -> None:
-            feed(statistic, h, batch)
+            with unseen():
+                feed(statistic, h, batch)
 
         return see
 

@@ -1,0 +1,155 @@
+"""From measured heads to tables: concentration, value drain, residual norm, trajectory and decomposition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from massact.corpora import Corpus
+from massact.records.anatomy import AttentionPlace
+from massact.records.sites import Site
+from massact.records.tables import frame
+from massact.stats.groups import GroupResult
+from massact.stats.heads import PARTS, HeadResult
+
+Heads = Mapping[Site, HeadResult]
+
+
+def mean_of(x: np.ndarray, axis: int | None = None) -> Any:
+    """Mean of what is available; NaN where nothing is."""
+    known = ~np.isnan(x)
+    n = known.sum(axis=axis)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(n > 0, np.where(known, x, 0.0).sum(axis=axis) / n, np.nan)[()]
+
+
+def heads_table(heads: Heads, places: Mapping[Site, AttentionPlace], eps: float) -> pd.DataFrame:
+    """One row per head: the table `heads`."""
+    rows = []
+    for site, r in heads.items():
+        means = {name: mean_of(x, axis=0) for name, x in r.per_head.items()}
+        alpha_NH = r.per_head["alpha_first"]
+        above_H = mean_of(np.where(np.isnan(alpha_NH), np.nan, alpha_NH > eps), axis=0)
+        for h in range(places[site].n_heads):
+            rows.append(
+                {
+                    "stack": site.stack, "layer": site.layer, "kind": site.point, "head": h,
+                    "module": places[site].module, "sink_rate": above_H[h], "entropy_nats": means["entropy"][h],
+                    "value_norm_ratio": means["value_norm_findings"][h], "update_stable_rank": r.stable_rank[h],
+                    "n_sequences": len(r.sequence),
+                    **{n: means[n][h] for n in ("mass_first", "mass_findings", "mass_random", "alpha_first",
+                                                "secondary", "value_norm_first", "slot_mass")},
+                }
+            )  # fmt: skip
+    return frame("heads", rows)
+
+
+def positions_table(heads: Heads) -> pd.DataFrame:
+    """One row per key position: alpha_k of Gu 2025 for all k, mean over sequences."""
+    rows: list[pd.DataFrame] = []
+    for site, r in heads.items():
+        if not r.alpha or site.point.startswith("cross"):
+            continue
+        longest = max(map(len, r.alpha))
+        counts = np.zeros(longest, np.int64)
+        sums = np.zeros((3, longest))
+        for a, m, s in zip(r.alpha, r.alpha_max, r.sinks, strict=True):
+            counts[: len(a)] += 1
+            sums[:, : len(a)] += np.stack([a, m, s])
+        named = dict(zip(("alpha", "alpha_max", "sink_rate"), sums / counts, strict=True))
+        rows.append(
+            pd.DataFrame({"stack": site.stack, "layer": site.layer, "pos": np.arange(longest), **named}).assign(
+                n_sequences=counts
+            )
+        )
+    return frame("positions", pd.concat(rows, ignore_index=True) if rows else None)
+
+
+def sinks_table(heads: Heads, texts: Mapping[str, Corpus], found: Mapping[str, Mapping[int, Any]]) -> pd.DataFrame:
+    """Every token on which at least one head parks more than eps of its attention, at position 0 and elsewhere."""
+    rows = []
+    for site, r in heads.items():
+        if site.point.startswith("cross"):
+            continue
+        text = texts[site.stack]
+        for sequence, alpha, greatest, share in zip(r.sequence, r.alpha, r.alpha_max, r.sinks, strict=False):
+            for pos in np.flatnonzero(share > 0):
+                at = int(sequence), int(pos)
+                rows.append(
+                    {
+                        "stack": site.stack, "layer": site.layer, "sequence": at[0], "pos": at[1],
+                        "token_id": text.token_id(*at), "token": text.token(*at),
+                        "position_class": text.position_class(*at), "heads": share[pos], "alpha": alpha[pos],
+                        "alpha_max": greatest[pos], "finding": at[1] in found[site.stack].get(at[0], ()),
+                    }
+                )  # fmt: skip
+    return frame("sinks", rows)
+
+
+def axes_table(heads: Heads, hidden: Mapping[Site, dict[str, GroupResult]], reading: set[tuple[str, int]]) -> Any:
+    """Three axes side by side, one row per layer: concentration, value drain, residual norm.
+
+    Args:
+        hidden: groups of tokens before each block.
+        reading: (stack, layer) of the blocks that read a hidden state with findings.
+    """
+    rows = []
+    for site, r in heads.items():
+        if site.point != "attention":
+            continue
+        groups = hidden.get(Site(site.stack, site.layer, "resid_pre"), {})
+        both = "findings" in groups and "others" in groups and groups["others"].norm > 0
+        rows.append(
+            {
+                "stack": site.stack, "layer": site.layer, "after_onset": (site.stack, site.layer) in reading,
+                "concentration": mean_of(r.per_head["mass_findings"]),
+                "concentration_first": mean_of(r.per_head["mass_first"]),
+                "concentration_null": mean_of(r.per_head["mass_random"]),
+                "value_drain": mean_of(r.per_head["value_norm_findings"]),
+                "value_drain_first": mean_of(r.per_head["value_norm_first"]),
+                "residual_norm": groups["findings"].norm / groups["others"].norm if both else np.nan,
+            }
+        )  # fmt: skip
+    return frame("axes", rows)
+
+
+def trajectory_table(heads: Heads, stages: Mapping[str, Mapping[Site, dict[str, GroupResult]]]) -> pd.DataFrame:
+    """Hidden state, norm, q, k, v of tokens with findings and without (Sun 2024, Fig. 7)."""
+    rows = []
+    for stage, sites in stages.items():
+        rows += [_group_row(site, stage, group, g) for site, groups in sites.items() for group, g in groups.items()]
+    for site, r in heads.items():
+        if site.point == "attention":
+            rows += [_group_row(site, stage, n, g) for stage, groups in r.groups.items() for n, g in groups.items()]
+    return frame("trajectory", rows)
+
+
+def _group_row(site: Site, stage: str, group: str, g: GroupResult) -> dict[str, object]:
+    return {
+        "stack": site.stack, "layer": site.layer, "stage": stage, "group": group, "n_tokens": g.n_tokens,
+        "cosine": g.cosine, "row_variance": g.row_variance, "sparsity": g.sparsity, "massive_share": g.share,
+        "max": g.max, "norm": g.norm,
+    }  # fmt: skip
+
+
+def decomposition_table(heads: Heads) -> pd.DataFrame:
+    """What the tokens with findings add to all others, beside random tokens (Sun 2024, Eq. 2, Fig. 8)."""
+    rows = []
+    for site, r in heads.items():
+        if site.point != "attention" or np.isnan(r.residual).all():
+            continue
+        for part in PARTS:
+            row: dict[str, object] = {"stack": site.stack, "layer": site.layer, "part": part}
+            for of, prefix in (("findings", ""), ("random", "null_")):
+                row |= {
+                    f"{prefix}{name}": mean_of(r.parts[part, of, name])
+                    for name in ("constancy", "cosine", "energy_share")
+                }
+                row[f"{prefix}between"] = r.between.get(of, np.nan) if part == "projected" else np.nan
+            rows.append(
+                row | {"residual_error": np.nanmax(r.residual), "n_sequences": int((~np.isnan(r.residual)).sum())}
+            )
+    return frame("decomposition", rows)

@@ -1,0 +1,261 @@
+"""`explain`: one pass with probes on attention, on the hidden states and on every write, then a look at the weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from massact.corpora import Corpus
+from massact.explanations.concentration import (
+    axes_table,
+    decomposition_table,
+    heads_table,
+    positions_table,
+    sinks_table,
+    trajectory_table,
+)
+from massact.explanations.maps import attention_maps
+from massact.explanations.neurons import neurons_table
+from massact.explanations.targets import found_positions, targets
+from massact.explanations.weights import norm_weights_table, spectrum
+from massact.explanations.writers import Coordinate, coordinates_of, write_probes, writers_table
+from massact.models import Model, projection_of, with_attention
+from massact.records.errors import UserError, near
+from massact.records.explanation import ExplainInfo, Explanation
+from massact.records.results import ScanResult
+from massact.records.runinfo import git_state, jsonable
+from massact.records.sites import Site
+from massact.scans import tokens_of
+from massact.stats.groups import GroupStats
+from massact.stats.heads import HeadOptions, HeadStats, Targets
+from massact.trace import Measurements, Probe, measure
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """The options of an explanation.
+
+    Args:
+        n_sequences: of the corpus, from its start; None for all that were scanned.
+        columns: also the mass on every key and the entropy (alpha_k for all k): one more call of the attention
+            kernel. Without it positions, sinks and entropy are unavailable.
+        eps: a key is a sink of a head if alpha_k > eps (Gu 2025).
+        seed: of the random tokens.
+        batch_size: sequences per forward pass, or "auto".
+    """
+
+    n_sequences: int | None = None
+    columns: bool = True
+    eps: float = 0.3
+    seed: int = 0
+    batch_size: int | str = "auto"
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> ExplainConfig:
+        """Options by name.
+
+        Raises:
+            UserError: an unknown option (says which are near), or a value out of range.
+        """
+        known = {f.name for f in fields(cls)}
+        for name in options:
+            if name not in known:
+                raise UserError(f"explain has no option {name!r}.", do=near(name, known))
+        config = cls(**options)
+        if not 0 < config.eps < 1:
+            raise UserError(f"eps is {config.eps}.", do="Give a share of the attention between 0 and 1.")
+        if config.n_sequences is not None and config.n_sequences < 1:
+            raise UserError(f"n_sequences is {config.n_sequences}.", do="Give 1 or more.")
+        return config
+
+
+def explain(
+    model: Model, corpus: Corpus, scan: ScanResult, *, progress: Progress | None = None, **options: Any
+) -> Explanation:
+    """Explain the massive activations that a scan found: attention on them, the bias they add, who writes them.
+
+    Args:
+        model: the scanned model.
+        corpus: what was scanned, ready (tokenised).
+        scan: its result; the findings say which tokens are looked at.
+        progress: called with (stage, sequences done, sequences in all).
+        **options: see `ExplainConfig`.
+
+    Raises:
+        UserError: the model or the corpus is not the one of the scan, or a bad option.
+        WorkError: the model could not be run on the corpus.
+    Source: Sun et al. 2024, Section 4; Gu et al. 2025; Yu et al. 2024; Kovaleva et al. 2021.
+    """
+    config = ExplainConfig.of(options)
+    began = time.perf_counter()
+    _check_same(model, corpus, scan)
+    few = corpus if config.n_sequences is None else corpus.head(min(config.n_sequences, corpus.n_sequences))
+    job = _Job(with_attention(model), few, scan, config, progress or (lambda *_: None))
+    result = job.run()
+    result.info.wall_s = time.perf_counter() - began
+    return result
+
+
+def _check_same(model: Model, corpus: Corpus, scan: ScanResult) -> None:
+    """Refuse to explain findings of another model or of another corpus."""
+    ours, theirs = model.info().weights_sha256, scan.info.model.get("weights_sha256")
+    if ours != theirs:
+        raise UserError(
+            f"The model {model.name!r} is not the one that was scanned.",
+            f"Its weights have the hash {ours[:12]}..., those of the scan {str(theirs)[:12]}...",
+            "Give the scanned model, or scan this one first.",
+        )
+    if corpus.sha256 != scan.info.corpus.get("sha256"):
+        raise UserError(
+            f"The corpus {corpus.name!r} is not the one that was scanned.",
+            f"Its content has the hash {corpus.sha256[:12]}..., that of the scan "
+            f"{str(scan.info.corpus.get('sha256'))[:12]}...",
+            "Positions of findings mean nothing in another text: scan it first.",
+        )
+
+
+@dataclass
+class _Job:
+    """One explanation."""
+
+    model: Model
+    corpus: Corpus
+    scan: ScanResult
+    config: ExplainConfig
+    progress: Progress
+
+    def run(self) -> Explanation:
+        anatomy = self.model.anatomy
+        self.stacks = {s.name: s for s in anatomy.stacks if s.name in {str(x) for x in self.scan.layers["stack"]}}
+        self.texts = {name: tokens_of(self.model, self.corpus, name, self._last(name)) for name in self.stacks}
+        n = self.corpus.n_sequences
+        self.found = {
+            name: found_positions(self.scan.findings[self.scan.findings["stack"] == name], n) for name in self.stacks
+        }
+        self.targets = {name: targets(self.found[name], self._lengths(name), self.config.seed) for name in self.stacks}
+        coordinates = coordinates_of(self.scan.findings, n)
+        info = ExplainInfo(
+            config=jsonable(asdict(self.config)),
+            model={k: self.scan.info.model.get(k) for k in ("id", "name", "weights_sha256")},
+            corpus={"name": self.corpus.name, "sha256": self.corpus.sha256, "n_sequences": n},
+            attention=self._attention(),
+            git=git_state(),
+        )
+        measured = measure(
+            self.model, self.corpus, self._probes(coordinates), batch_size=self.config.batch_size,
+            on_batch=lambda done: self.progress("explain", done.n_sequences, n),
+        )  # fmt: skip
+        result = self._tables(info, measured)
+        if coordinates:
+            result.writers, info.closure = writers_table(self.stacks, coordinates, measured)
+            result.neurons, notes = neurons_table(self.model, self.corpus, coordinates, result.writers)
+            info.notes += notes
+        dims = {s: {c.dim for c in coordinates if c.stack == s} for s in self.stacks}
+        result.norm_weights = norm_weights_table(self.model, dims)
+        info.spectrum = {name: self._spectrum(name, measured) for name in self.stacks}
+        info.notes += self._notes()
+        self.progress("maps", 0, 1)
+        result.maps = attention_maps(self.model, self.corpus, self.scan, info.notes)
+        self.progress("maps", 1, 1)
+        return result
+
+    def _last(self, stack: str) -> int:
+        """Greatest position of a stack that the scan has seen; a scan without findings knows the text alone."""
+        mine = self.scan.findings[self.scan.findings["stack"] == stack]
+        ids = self.corpus.inputs.get("input_ids")
+        text = -1 if ids is None else ids.shape[1] - 1
+        return max(text, int(mine.pos.max()) if len(mine) else -1)
+
+    def _lengths(self, stack: str) -> list[int]:
+        """Positions of every sequence from which random tokens are drawn."""
+        text = self.texts[stack]
+        if text.kind != "tokens":
+            return [self._last(stack) + 1] * self.corpus.n_sequences
+        if text.mask is None:
+            return [text.inputs["input_ids"].shape[1]] * self.corpus.n_sequences
+        return [int(row.nonzero().max()) + 1 for row in text.mask]
+
+    def _probes(self, coordinates: list[Coordinate]) -> list[Probe]:
+        probes: list[Probe] = []
+        for site, place in self.model.anatomy.attentions.items():
+            if site.stack in self.stacks:
+                options = HeadOptions(self.config.columns, self.config.eps, True, projection_of(self.model, place))
+                chosen: Targets = self.targets[site.stack]
+                probes.append(Probe("heads", str(site), lambda c=chosen, o=options: HeadStats(c, o)))  # type: ignore[misc]
+        for name, stack in self.stacks.items():
+            head, t = (f"{name}/" if name else ""), self.targets[name]
+            groups = {"findings": t.findings, "random": t.random, "others": t.others}
+            dims = sorted({c.dim for c in coordinates if c.stack == name})
+            make = lambda g=groups, d=dims: GroupStats(g, d)  # noqa: E731
+            probes.append(Probe("hidden", f"{head}*.resid_pre", make))
+            if any("attn_in" in block.places for block in stack.blocks):
+                probes.append(Probe("normed", f"{head}*.attn_in", make))
+            probes.append(Probe("hidden", f"{head}*.resid_post", make))
+            mine = [c for c in coordinates if c.stack == name]
+            probes += write_probes(stack, mine) if mine else []
+        return probes
+
+    def _tables(self, info: ExplainInfo, measured: Measurements) -> Explanation:
+        heads = {site: measured.result("heads", site) for site in measured.sites("heads")}
+        hidden = {site: measured.result("hidden", site) for site in measured.sites("hidden")}
+        normed = {site: measured.result("normed", site) for site in measured.sites("normed")}
+        before = {site: groups for site, groups in hidden.items() if site.point == "resid_pre"}
+        reading = {(str(s), int(layer) + 1) for s, layer in
+                   self.scan.findings[["stack", "layer"]].drop_duplicates().itertuples(index=False)}  # fmt: skip
+        return Explanation(
+            info,
+            heads=heads_table(heads, self.model.anatomy.attentions, self.config.eps),
+            positions=positions_table(heads),
+            sinks=sinks_table(heads, self.texts, self.found),
+            axes=axes_table(heads, before, reading),
+            trajectory=trajectory_table(heads, {"hidden": before, "normed": normed}),
+            decomposition=decomposition_table(heads),
+        )
+
+    def _attention(self) -> dict[str, Any]:
+        """How attention was seen in each stack, with the worst number of the proof."""
+        seen: dict[str, Any] = {}
+        for site, place in self.model.anatomy.attentions.items():
+            if site.stack not in self.stacks:
+                continue
+            here = seen.setdefault(
+                site.stack,
+                {"via": place.via, "n_heads": place.n_heads, "n_kv_heads": place.n_kv_heads, "error": 0.0,
+                 "row_sum": 1.0, "causal": place.forward, "n_calls": 0},
+            )  # fmt: skip
+            here["n_calls"] += 1
+            here["error"] = max(here["error"], place.error)
+            here["row_sum"] = min(here["row_sum"], place.row_sum)
+        return seen
+
+    def _spectrum(self, stack: str, measured: Measurements) -> dict[str, Any]:
+        """Of the last layer with findings, as the mean states stand there."""
+        layers = self.scan.findings.loc[self.scan.findings["stack"] == stack, "layer"]
+        if not len(layers):
+            return {"unavailable": "the scan has no findings"}
+        site = Site(stack, int(layers.max()), "resid_post")
+        groups = measured.result("hidden", site)
+        states = {name: g.mean for name, g in groups.items() if np.isfinite(g.mean).all()}
+        return spectrum(self.model, states) | ({"layer": site.layer} if states else {})
+
+    def _notes(self) -> list[str]:
+        notes = [
+            f"Attention of {site} is unavailable: {why}."
+            for site, why in self.model.anatomy.no_attention.items()
+            if site.stack in self.stacks
+        ]
+        if len(notes) > 3:
+            notes = [*notes[:2], f"Attention of {len(notes) - 2} more layers is unavailable; the first two say why."]
+        if not len(self.scan.findings):
+            notes.append("The scan has no findings: what is about their tokens is unavailable.")
+        if any(p.via == "softmax" for p in self.model.anatomy.attentions.values()):
+            notes.append("This model writes its attention out: logits and values are seen, queries and keys are not.")
+        if not self.config.columns:
+            notes.append("Mass on every key and entropy were not asked for.")
+        return notes

@@ -1,0 +1,146 @@
+"""Who writes a massive activation: exact accounting over the residual stream, then over the neurons of the writer.
+
+value after block L = embedding + sum of every write (+ what a norm changes, in post-LN blocks), entry by entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from massact.records.anatomy import Block, Place, Stack
+from massact.records.sites import Site
+from massact.records.tables import frame
+from massact.stats.groups import Gather
+from massact.trace import Measurements, Probe
+
+STEP = 0.25  # of the value at the peak layer: a write of that size is a step up or down
+MOST_COORDINATES = 16  # of one stack, the most frequent
+Values = Mapping[tuple[int, int], np.ndarray]  # (sequence, position) -> values at the coordinates' dims
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """One massive coordinate of a stack.
+
+    Args:
+        stack, site: which residual stream, and the point of it that has the findings.
+        dim, position_class: which.
+        layer: of the largest finding of the stack, where its value is `peak`.
+        tokens: (sequence, position) of its findings at that layer.
+    """
+
+    stack: str
+    site: str
+    dim: int
+    position_class: str
+    layer: int
+    tokens: tuple[tuple[int, int], ...]
+
+
+def coordinates_of(findings: pd.DataFrame, n_sequences: int) -> list[Coordinate]:
+    """The most frequent coordinates of each stack, at the layer of its largest finding."""
+    found: list[Coordinate] = []
+    known = findings[(findings.dim >= 0) & (findings.sequence >= 0) & (findings.sequence < n_sequences)]
+    for (stack, site), mine in known.groupby(["stack", "site"], sort=True):
+        peak = int(mine.loc[mine.magnitude.idxmax(), "layer"])
+        groups = mine[mine.layer == peak].groupby(["dim", "position_class"], sort=True)
+        ranked = sorted(groups, key=lambda item: (-len(item[1]), item[0]))[:MOST_COORDINATES]
+        for (dim, where), rows in ranked:
+            tokens = tuple((int(s), int(p)) for s, p in rows[["sequence", "pos"]].drop_duplicates().to_numpy())
+            found.append(Coordinate(str(stack), str(site), int(dim), str(where), peak, tokens))
+    return found
+
+
+def chosen_tokens(coordinates: Sequence[Coordinate]) -> dict[int, list[int]]:
+    """sequence -> positions of some coordinates."""
+    chosen: dict[int, set[int]] = {}
+    for c in coordinates:
+        for sequence, pos in c.tokens:
+            chosen.setdefault(sequence, set()).add(pos)
+    return {s: sorted(p) for s, p in chosen.items()}
+
+
+def write_probes(stack: Stack, coordinates: Sequence[Coordinate]) -> list[Probe]:
+    """Probes that keep the coordinates' entries at every site of the account."""
+    dims, chosen = sorted({c.dim for c in coordinates}), chosen_tokens(coordinates)
+    points = {name for block in stack.blocks for s in block.sums for name in (s.start, *s.writes, s.end)}
+    points |= {name.removesuffix("_prenorm") for name in points}
+    head = f"{stack.name}/" if stack.name else ""
+    return [Probe("writes", f"{head}[0-9]*.{point}", lambda: Gather(chosen, dims)) for point in sorted(points)]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One term of the account: the site before it, the site after it, and what it adds."""
+
+    layer: int
+    submodule: str
+    module: str
+    before: str
+    after: str
+    writes: str  # the site of the write; "" where a norm changes the stream: after - before
+
+
+def steps_of(block: Block) -> list[Step]:
+    """Every term of a block's account, in the order in which it happens."""
+    steps: list[Step] = []
+    for s in block.sums:
+        for name in s.writes:
+            steps.append(Step(block.layer, name, block.places[name].module, s.start, s.end, name))
+        if s.end.endswith("_prenorm"):
+            after = s.end.removesuffix("_prenorm")
+            place: Place = block.places[after]
+            steps.append(Step(block.layer, "norm", place.module, s.end, after, ""))
+    return steps
+
+
+def writers_table(
+    stacks: Mapping[str, Stack], coordinates: Sequence[Coordinate], measured: Measurements
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """The account of every coordinate, and its greatest error over the value at the peak, for each stack."""
+    rows: list[dict[str, object]] = []
+    closure: dict[str, float] = {}
+    kept: dict[Site, Values] = {site: measured.result("writes", site) for site in measured.sites("writes")}
+    for c in coordinates:
+        stack = stacks[c.stack]
+        at = sorted({k.dim for k in coordinates if k.stack == c.stack}).index(c.dim)
+
+        def values(layer: int, point: str, at: int = at, c: Coordinate = c) -> np.ndarray:
+            held = kept[Site(c.stack, layer, point)]
+            return np.array([held[token][at] for token in c.tokens])
+
+        peak = values(c.layer, c.site)
+        start = values(1, "resid_pre")
+        common = {"stack": c.stack, "dim": c.dim, "position_class": c.position_class, "n_tokens": len(c.tokens)}
+        total, running = start.copy(), start
+        rows.append(
+            common | _row(0, "embedding", f"input of {stack.blocks[0].module}", start, np.zeros_like(start), peak)
+        )
+        for block in stack.blocks:
+            for step in steps_of(block):
+                write = (
+                    values(step.layer, step.writes)
+                    if step.writes
+                    else values(step.layer, step.after) - values(step.layer, step.before)
+                )
+                rows.append(common | _row(step.layer, step.submodule, step.module, write, running, peak))
+                running = running + write
+            total = running
+        error = np.abs(total - values(stack.n_layers, "resid_post")) / np.abs(peak)
+        closure[c.stack] = max(closure.get(c.stack, 0.0), float(error.max()))
+    return frame("writers", rows), closure
+
+
+def _row(
+    layer: int, submodule: str, module: str, write: np.ndarray, before: np.ndarray, peak: np.ndarray
+) -> dict[str, object]:
+    share = float(write.mean() / peak.mean())
+    return {
+        "layer": layer, "submodule": submodule, "module": module, "write": write.mean(), "write_std": write.std(),
+        "share": share, "before": before.mean(), "after": (before + write).mean(),
+        "role": "up" if share >= STEP else "down" if share <= -STEP else "",
+    }  # fmt: skip

@@ -1,0 +1,124 @@
+"""The result of an explanation, in memory and as files beside the scan that it explains."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from massact.records.answer import read_as
+from massact.records.errors import UserError
+from massact.records.runinfo import jsonable, versions
+from massact.records.tables import frame, load_arrays, read_table, save_arrays, write_atomic, write_table
+
+EXPLAIN_TABLES = (
+    "heads", "positions", "sinks", "axes", "trajectory", "decomposition", "writers", "neurons", "norm_weights",
+)  # fmt: skip
+EXPLAIN_VERSION = 1
+
+
+@dataclass
+class ExplainInfo:
+    """The record of an explanation: explain.json.
+
+    Args:
+        config: options as they were resolved.
+        model, corpus: id and hash of what was measured.
+        attention: how the attention of each stack was seen, with the numbers of its proof.
+        spectrum: per stack, the share of the mean state of the tokens with findings in the weakest directions of the
+            unembedding, beside that of other tokens, or {"unavailable": reason}.
+        closure: greatest error of the account of all writes, relative to the peak value.
+        notes: what a reader must know, one sentence each.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    corpus: dict[str, Any] = field(default_factory=dict)
+    attention: dict[str, Any] = field(default_factory=dict)
+    spectrum: dict[str, Any] = field(default_factory=dict)
+    closure: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    wall_s: float = 0.0
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    git: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = EXPLAIN_VERSION
+
+
+@dataclass
+class Explanation:
+    """Why massive activations are there, and what they do to attention.
+
+    Args:
+        info: what was asked and how.
+        heads, positions, sinks, axes, trajectory, decomposition, writers, neurons, norm_weights: tables, see
+            `massact.records.tables`.
+        maps: of one prompt, "logits" and "probs" (P, T, T), means over heads; "layers" (P,); "tokens" (T,); "stack".
+    """
+
+    info: ExplainInfo
+    heads: pd.DataFrame = field(default_factory=lambda: frame("heads"))
+    positions: pd.DataFrame = field(default_factory=lambda: frame("positions"))
+    sinks: pd.DataFrame = field(default_factory=lambda: frame("sinks"))
+    axes: pd.DataFrame = field(default_factory=lambda: frame("axes"))
+    trajectory: pd.DataFrame = field(default_factory=lambda: frame("trajectory"))
+    decomposition: pd.DataFrame = field(default_factory=lambda: frame("decomposition"))
+    writers: pd.DataFrame = field(default_factory=lambda: frame("writers"))
+    neurons: pd.DataFrame = field(default_factory=lambda: frame("neurons"))
+    norm_weights: pd.DataFrame = field(default_factory=lambda: frame("norm_weights"))
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def save(self, directory: str | Path) -> Path:
+        """Add the tables to a run directory; explain.json last, so that its presence speaks for the rest.
+
+        Raises:
+            UserError: the directory cannot be written.
+        """
+        path = Path(directory)
+        try:
+            (path / "explain.json").unlink(missing_ok=True)
+            for table in EXPLAIN_TABLES:
+                write_table(path, table, getattr(self, table))
+            save_arrays(path / "attention.npz", self.maps)
+            text = json.dumps(jsonable(asdict(self.info)), indent=2, ensure_ascii=False) + "\n"
+            write_atomic(path / "explain.json", lambda p: p.write_text(text, "utf-8", "backslashreplace"))
+        except OSError as error:
+            raise UserError(f"{path} cannot be written.", error.strerror or str(error)) from None
+        return path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the maps, as JSON-able records."""
+        tables = {t: jsonable(getattr(self, t).to_dict(orient="records")) for t in EXPLAIN_TABLES}
+        return jsonable(asdict(self.info)) | tables
+
+
+def open_explanation(directory: str | Path) -> Explanation | None:
+    """Read the explanation in a run directory; None where there is none.
+
+    Raises:
+        UserError: it is damaged, or written by a newer massact.
+    """
+    path = Path(directory)
+    file = path / "explain.json"
+    if not file.is_file():
+        return None
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        version = data["schema_version"]
+        if not isinstance(version, int) or not 1 <= version <= EXPLAIN_VERSION:
+            raise UserError(f"{file} has schema version {version!r}; this massact reads {EXPLAIN_VERSION}.")
+        known = {f.name for f in fields(ExplainInfo)}
+        info = read_as(ExplainInfo, {k: v for k, v in data.items() if k in known})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file} is damaged.", f"{error}.", "Explain the run again.") from None
+    maps = path / "attention.npz"
+    return Explanation(
+        info, **{t: read_table(path, t) for t in EXPLAIN_TABLES}, maps=load_arrays(maps) if maps.is_file() else {}
+    )
