@@ -17,6 +17,7 @@ _ROOMS = {
     "corpus": "corpora",
     "measure": "trace", "Probe": "trace", "Edit": "trace",
     "scan": "scans", "criterion": "scans",
+    "explain": "explanations",
     "ScanResult": "records.results", "open_run": "records.results",
     "Site": "records.sites",
     "MassactError": "records.errors",

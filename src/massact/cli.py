@@ -115,26 +115,87 @@ def scan(
 
 
 @app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run directory of a scan; tables and figures are added to it.")],
+    model: Annotated[
+        str | None, typer.Argument(help="Where the scanned model lies now; nothing: where the scan had it.")
+    ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="Where the scanned text lies now, or another text, which is scanned first (as `scan`)."),
+    ] = None,
+    n_sequences: Annotated[int | None, typer.Option(min=1, help="Sequences, from the start; nothing: all.")] = None,
+    all_keys: Annotated[
+        bool, typer.Option(help="Also the mass on every key and the entropy: one more call of the attention kernel.")
+    ] = True,
+    eps: Annotated[float, typer.Option(help="A key is a sink of a head if its mean mass exceeds this.")] = 0.3,
+    batch_size: Annotated[str, typer.Option(help="Sequences per forward pass, or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the random tokens that results are compared with.")] = 0,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .bin weights, with weights_only=True.")
+    ] = False,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no tables.")] = False,
+) -> None:
+    """Why are they there: attention on them, the bias they add, who writes them?"""
+    from massact.records.results import open_run
+
+    result = open_run(run)
+    options = {"n_sequences": n_sequences, "columns": all_keys, "eps": eps, "seed": seed,
+               "batch_size": _batch_size(batch_size)}  # fmt: skip
+    _quiet_libraries()
+    from massact.explanations import ExplainConfig, explain_run
+    from massact.reports import draw
+
+    ExplainConfig.of(options)  # before minutes are spent on loading
+    extra = {"trust_remote_code": True} if trust_remote_code else {}
+    with _progress(quiet or json) as progress:
+        explanation = explain_run(
+            result, model=model, corpus=corpus, device=device, progress=progress,
+            load_options=extra | ({"allow_pickle": True} if allow_pickle else {}), options=options,
+        )  # fmt: skip
+    explanation.save(run)
+    draw(explanation, run)
+    _print(explanation, json, quiet)
+    if not json and not quiet:
+        typer.echo(f"\nAdded to {run}: tables, explain.json, figures/. Print it again: massact show {run}")
+
+
+@app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     json: Json = False,
 ) -> None:
     """Print a saved run again; needs neither the model nor torch."""
+    from massact.records.explanation import open_explanation
     from massact.records.results import open_run
 
-    _print(open_run(run), json, quiet=False)
+    result, explanation = open_run(run), open_explanation(run)
+    if json and explanation is not None:
+        from massact.reports import to_json
+
+        typer.echo(f'{to_json(result).rstrip()[:-1].rstrip()},\n"explanation": {to_json(explanation)}}}')
+        return
+    _print(result, json, quiet=False)
+    if explanation is not None:
+        _print(explanation, json, quiet=False)
 
 
 def _print(result: Any, json: bool, quiet: bool) -> None:
     from rich.console import Console
 
+    from massact.records.explanation import Explanation
     from massact.reports import show as show_result
-    from massact.reports import to_json
+    from massact.reports import show_explanation, to_json
 
     if json:
         typer.echo(to_json(result))
     elif not quiet:
-        show_result(result, Console())
+        (show_explanation if isinstance(result, Explanation) else show_result)(result, Console())
 
 
 def _threshold(text: str) -> tuple[str, float]:

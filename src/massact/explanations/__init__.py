@@ -6,5 +6,6 @@ calls are caught, nor name a cause: it reports what is measured side by side (fi
 """
 
 from massact.explanations.job import ExplainConfig, explain
+from massact.explanations.saved_run import explain_run
 
-__all__ = ["ExplainConfig", "explain"]
+__all__ = ["ExplainConfig", "explain", "explain_run"]

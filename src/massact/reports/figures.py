@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from massact.records.errors import UserError
+from massact.records.explanation import Explanation
 from massact.records.results import ScanResult
 from massact.records.tables import write_atomic
+from massact.reports.attention import EXPLAIN_FIGURES
 from massact.reports.census import draw_census
 from massact.reports.curves import draw_headroom, draw_layers, draw_norms
 from massact.reports.lettering import style
@@ -29,15 +32,15 @@ DPI = 160
 METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 
 
-def draw(result: ScanResult, directory: Path) -> list[Path]:
-    """Write every figure of a scan as PNG and SVG into `directory/figures/`.
+def draw(result: ScanResult | Explanation, directory: Path) -> list[Path]:
+    """Write every figure of a scan or of an explanation as PNG and SVG into `directory/figures/`.
 
     Args:
-        result: of a scan, or of a run directory.
+        result: fresh, or of a run directory.
         directory: the run directory; made if it is not there.
 
     Returns:
-        The files, in the order of `FIGURES`; "magnitudes" is missing for a run without a portrait.
+        The files, in the order of `FIGURES` or `EXPLAIN_FIGURES`; a figure without anything to show is missing.
 
     Raises:
         UserError: the directory cannot be written.
@@ -47,7 +50,10 @@ def draw(result: ScanResult, directory: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with style():
-            for name, make in FIGURES.items():
+            figures: dict[str, Callable[[Any], Figure | None]] = (
+                dict(EXPLAIN_FIGURES) if isinstance(result, Explanation) else dict(FIGURES)
+            )
+            for name, make in figures.items():
                 figure = make(result)
                 if figure is not None:
                     written += _save(figure, folder, name)

@@ -14,8 +14,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from massact.records.explanation import Explanation
 from massact.records.results import ScanResult
 from massact.reports.legible import cell, percent, quoted, real, token_list, visible
+from massact.reports.story import story_in_words
 from massact.reports.views import Rule, StackView, rule_of, views
 from massact.reports.words import answer_in_words
 
@@ -46,7 +48,35 @@ def show(result: ScanResult, console: Console) -> None:
             console.print(section)
 
 
-def to_json(result: ScanResult) -> str:
+def show_explanation(e: Explanation, console: Console) -> None:
+    """Print the story of an explanation in words, then its tables.
+
+    Args:
+        e: fresh, or of a run directory.
+        console: where to; colours and width are its own.
+    """
+    names = (e.info.model.get("name") or e.info.model.get("id"), e.info.corpus.get("name"))
+    title = " on ".join(visible(str(x), console.encoding) for x in names if x)
+    console.print(_framed(story_in_words(e), console.encoding, f"{title}: explanation" if title else "explanation"))
+    for stack in dict.fromkeys(e.axes["stack"]):
+        console.print()
+        console.print(_axes(e.axes[e.axes["stack"] == stack], str(stack)))
+
+
+def _axes(rows: pd.DataFrame, stack: str) -> _Section:
+    """Three axes side by side."""
+    table = _table("", "layer", "attention on\nfindings", "on\nposition 0", "on random\ntokens", "value norm\nratio",
+                   "residual\nnorm ratio", left=("",))  # fmt: skip
+    columns = ("concentration", "concentration_first", "concentration_null", "value_drain", "residual_norm")
+    for _, row in rows.sort_values("layer").iterrows():
+        reads = bool(row["after_onset"])
+        table.add_row("|" if reads else "", str(row["layer"]), *(cell(row[c]) for c in columns),
+                      style="" if reads else "dim")  # fmt: skip
+    name = f"{visible(stack)}: " if stack else ""
+    return _Section(f"{name}concentration, value drain, residual norm (|: the block reads findings)", table)
+
+
+def to_json(result: ScanResult | Explanation) -> str:
     """What `--json` prints: `result.as_dict()`; NaN and Inf are strings, and all is ASCII for any pipe."""
     return json.dumps(result.as_dict(), indent=2, allow_nan=False, default=_missing)
 
@@ -65,16 +95,20 @@ def _plain(text: str, encoding: str, style: str = "") -> Text:
 
 def _headline(result: ScanResult, encoding: str) -> Panel:
     """The words in a frame, one line of them each, the first in bold."""
-    lines = answer_in_words(result)
+    corpus, model = result.info.corpus or {}, result.info.model or {}
+    names = (model.get("name") or model.get("id"), corpus.get("name"))
+    title = " on ".join(visible(str(x), encoding) for x in names if x)
+    return _framed(answer_in_words(result), encoding, title)
+
+
+def _framed(lines: list[str], encoding: str, title: str) -> Panel:
+    """Lines in a frame, the first in bold."""
     body = Table.grid(padding=(0, 1))
     body.add_column(width=1)
     body.add_column()
     body.add_row("", _plain(lines[0], encoding, "bold"))
     for line in lines[1:]:
         body.add_row("-", _plain(line, encoding))
-    corpus, model = result.info.corpus or {}, result.info.model or {}
-    names = (model.get("name") or model.get("id"), corpus.get("name"))
-    title = " on ".join(visible(str(x), encoding) for x in names if x)
     return Panel(
         body,
         title=Text(f" {title} ") if title else None,
