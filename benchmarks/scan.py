@@ -18,20 +18,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from side_by_side import ask, machine, one_thread, pairs_of, peak_mb
+
+one_thread()
 
 MODELS = {"gpt2": "GPT-2 124M shape, fp32", "llama": "12 x 768 Llama shape, bf16"}
 MASSIVE = ((447, 900.0), (138, -600.0), (600, 250.0))  # planted at token 0, so that there is something to find
@@ -230,83 +225,15 @@ def worker(args: argparse.Namespace) -> None:
     if args.memory:
         (plain if args.approach == "bare" else scan)(short)
         weights = sum(p.numel() * p.element_size() for p in model.base_model.parameters()) / 2**20
-        print(json.dumps({"extra_mb": _peak_mb(lambda: scan(ids), args.device), "weights_mb": weights}))
+        print(json.dumps({"extra_mb": peak_mb(lambda: scan(ids), args.device), "weights_mb": weights}))
         return
     plain(ids)
     scan(ids)
-    pairs = []
-    for i in range(args.pairs):
-        seconds = {}
-        for which, run in (("A", plain), ("B", scan)) if i % 2 == 0 else (("B", scan), ("A", plain)):
-            began = time.perf_counter()
-            run(ids)
-            _wait(args.device)
-            seconds[which] = time.perf_counter() - began
-        pairs.append((seconds["A"], seconds["B"]))
+    pairs = pairs_of(lambda: plain(ids), lambda: scan(ids), args.pairs, args.device)
     print(json.dumps({"pairs": pairs}))
 
 
-def _wait(device: str) -> None:
-    if device != "cpu":
-        import torch
-
-        torch.cuda.synchronize()
-
-
-def _peak_mb(run: Callable[[], Any], device: str) -> float:
-    """Greatest memory of a call beyond what was held before it, in MB: of the device, or resident."""
-    if device != "cpu":
-        import torch
-
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # resets the peak
-    before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> float:
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field + ":"))
-
-
 # ------------------------------------------------------------------------------------------------ driver
-def ask(python: str, **options: Any) -> dict[str, Any]:
-    """Run one worker and read its line."""
-    command = [python, os.path.abspath(__file__)]
-    for name, value in options.items():
-        command += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
-    # Big blocks by mmap and returned at once, so that resident memory follows the live tensors.
-    exact = (
-        {
-            "MALLOC_MMAP_THRESHOLD_": "65536",
-            "MALLOC_TRIM_THRESHOLD_": "65536",
-            "MALLOC_TOP_PAD_": "0",
-            "MALLOC_ARENA_MAX": "1",
-        }
-        if options.get("memory")
-        else {}
-    )
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | exact)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    return json.loads(lines[-1]) if lines else {"missing": done.stderr.strip().splitlines()[-1] if done.stderr else "?"}
-
-
-def _machine(device: str) -> str:
-    """What the figures were measured on."""
-    if device != "cpu":
-        import torch
-
-        return torch.cuda.get_device_name()
-    with open("/proc/cpuinfo") as file:
-        names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, 1 thread"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
@@ -328,7 +255,7 @@ def main() -> None:
     if args.worker_model:
         worker(args)
         return
-    print(f"{_machine(args.device)}, Python {platform.python_version()}")
+    print(f"{machine(args.device)}, Python {platform.python_version()}")
     rows = []
     for name in args.models:
         for length in args.tokens:
@@ -338,18 +265,38 @@ def main() -> None:
                 flush=True,
             )
             base = ask(
-                sys.executable, device=args.device, worker_model=name, approach="bare", length=length, memory=True
+                sys.executable,
+                __file__,
+                device=args.device,
+                worker_model=name,
+                approach="bare",
+                length=length,
+                memory=True,
             )
             print(f"{'bare forward':18s}{1.0:12.3f}{'':16s}{'':7s}{1.0:15.3f}{base['extra_mb']:10.0f}", flush=True)
             for approach in args.approaches:
                 python = args.peer_python if approach in ("transformer_lens", "nnsight") else sys.executable
                 timed = ask(
-                    python, device=args.device, worker_model=name, approach=approach, length=length, pairs=args.pairs
+                    python,
+                    __file__,
+                    device=args.device,
+                    worker_model=name,
+                    approach=approach,
+                    length=length,
+                    pairs=args.pairs,
                 )
                 if "missing" in timed:
                     print(f"{approach:18s}not measured: {timed['missing']}")
                     continue
-                held = ask(python, device=args.device, worker_model=name, approach=approach, length=length, memory=True)
+                held = ask(
+                    python,
+                    __file__,
+                    device=args.device,
+                    worker_model=name,
+                    approach=approach,
+                    length=length,
+                    memory=True,
+                )
                 ratios = [b / a for a, b in timed["pairs"]]
                 memory = (held["weights_mb"] + held["extra_mb"]) / (base["weights_mb"] + base["extra_mb"])
                 print(

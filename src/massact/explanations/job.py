@@ -102,6 +102,12 @@ def explain(
     return result
 
 
+def measured_tables(model: Model, corpus: Corpus, scan: ScanResult, config: ExplainConfig) -> Explanation:
+    """What the pass over the corpus gives, without the looks at weights and prompt that follow it once."""
+    job = _Job(model, corpus, scan, config, lambda *_: None)
+    return job.tables(ExplainInfo(), job.measure(job.prepare()))
+
+
 def _check_same(model: Model, corpus: Corpus, scan: ScanResult) -> None:
     """Refuse to explain findings of another model or of another corpus."""
     ours, theirs = model.info().weights_sha256, scan.info.model.get("weights_sha256")
@@ -130,7 +136,8 @@ class _Job:
     config: ExplainConfig
     progress: Progress
 
-    def run(self) -> Explanation:
+    def prepare(self) -> list[Coordinate]:
+        """Choose the tokens to look at; gives the coordinates to account for."""
         anatomy = self.model.anatomy
         self.stacks = {s.name: s for s in anatomy.stacks if s.name in {str(x) for x in self.scan.layers["stack"]}}
         self.texts = {name: tokens_of(self.model, self.corpus, name, self._last(name)) for name in self.stacks}
@@ -139,7 +146,10 @@ class _Job:
             name: found_positions(self.scan.findings[self.scan.findings["stack"] == name], n) for name in self.stacks
         }
         self.targets = {name: targets(self.found[name], self._lengths(name), self.config.seed) for name in self.stacks}
-        coordinates = coordinates_of(self.scan.findings, n)
+        return coordinates_of(self.scan.findings, n)
+
+    def run(self) -> Explanation:
+        coordinates, n = self.prepare(), self.corpus.n_sequences
         info = ExplainInfo(
             config=jsonable(asdict(self.config)),
             model={k: self.scan.info.model.get(k) for k in ("id", "name", "weights_sha256")},
@@ -147,11 +157,8 @@ class _Job:
             attention=self._attention(),
             git=git_state(),
         )
-        measured = measure(
-            self.model, self.corpus, self._probes(coordinates), batch_size=self.config.batch_size,
-            on_batch=lambda done: self.progress("explain", done.n_sequences, n),
-        )  # fmt: skip
-        result = self._tables(info, measured)
+        measured = self.measure(coordinates)
+        result = self.tables(info, measured)
         if coordinates:
             result.writers, info.closure = writers_table(self.stacks, coordinates, measured)
             result.neurons, notes = neurons_table(self.model, self.corpus, coordinates, result.writers)
@@ -164,6 +171,14 @@ class _Job:
         result.maps = attention_maps(self.model, self.corpus, self.scan, info.notes)
         self.progress("maps", 1, 1)
         return result
+
+    def measure(self, coordinates: list[Coordinate]) -> Measurements:
+        """The one pass over the corpus."""
+        n = self.corpus.n_sequences
+        return measure(
+            self.model, self.corpus, self._probes(coordinates), batch_size=self.config.batch_size,
+            on_batch=lambda done: self.progress("explain", done.n_sequences, n),
+        )  # fmt: skip
 
     def _last(self, stack: str) -> int:
         """Greatest position of a stack that the scan has seen; a scan without findings knows the text alone."""
@@ -201,7 +216,7 @@ class _Job:
             probes += write_probes(stack, mine) if mine else []
         return probes
 
-    def _tables(self, info: ExplainInfo, measured: Measurements) -> Explanation:
+    def tables(self, info: ExplainInfo, measured: Measurements) -> Explanation:
         heads = {site: measured.result("heads", site) for site in measured.sites("heads")}
         hidden = {site: measured.result("hidden", site) for site in measured.sites("hidden")}
         normed = {site: measured.result("normed", site) for site in measured.sites("normed")}

@@ -165,7 +165,7 @@ class Anatomy:
                     yield Site(stack.name, block.layer, point), reason
 
     def select_attention(self, pattern: str) -> dict[Site, AttentionPlace]:
-        """The attention calls whose printed site matches a glob such as `*.attention`; {} if it is about other sites."""
+        """The attention calls whose printed site matches a glob such as `*.attention`; {} if none does."""
         return {site: place for site, place in self.attentions.items() if _matches(site, pattern)}
 
     def select(self, pattern: str) -> dict[Site, Place]:

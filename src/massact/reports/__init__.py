@@ -1,9 +1,9 @@
-"""A scan, readable: sentences, terminal tables, JSON and figures.
+"""A scan or an explanation, readable: sentences, terminal tables, JSON and figures.
 
 Takes a `ScanResult` or an `Explanation`, fresh or read from a run directory. Gives sentences (`answer_in_words`,
-`story_in_words`), tables in a terminal (`show`, `show_explanation`), JSON (`to_json`) and the paper's figures (`draw`). Knows how numbers and strange tokens are
-spelled, and what each figure of Sun 2024 looks like. Must not know torch, models, or how anything was
-measured; it measures nothing, and nothing that it writes is read back.
+`story_in_words`), tables in a terminal (`show`, `show_explanation`), JSON (`to_json`) and the paper's figures (`draw`).
+Knows how numbers and strange tokens are spelled, and what each figure of Sun 2024 looks like. Must not know torch,
+models, or how anything was measured; it measures nothing, and nothing that it writes is read back.
 """
 
 from massact.reports.figures import draw

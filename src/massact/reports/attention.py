@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from massact.records.explanation import Explanation
-from massact.reports.lettering import PLAIN, STACKS, TOP_1, TOP_2, TOP_3, WARNING, lettered, token_label
+from massact.reports.lettering import PLAIN, STACKS, TOP_1, TOP_2, TOP_3, WARNING, lettered, log_axis, token_label
 
 HEADS = "YlGnBu"  # the colours of Figs. 5 and 6 of Sun 2024
 LABELLED = 40  # tokens of a map that still have a label each
@@ -51,6 +51,11 @@ def _line(axes: Axes, rows: pd.DataFrame, column: str, label: str, color: str, s
         axes.plot(rows["layer"], values, style, color=color, label=label)
 
 
+def _drawn(axes: Axes) -> np.ndarray:
+    """All values of the lines of a panel."""
+    return np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
+
+
 def _onset(axes: Axes, rows: pd.DataFrame) -> None:
     after = rows.loc[rows["after_onset"], "layer"]
     if len(after):
@@ -78,7 +83,7 @@ def draw_axes(e: Explanation) -> Figure | None:
             axes.set_xlabel("layer")
             _onset(axes, rows)
             if i and axes.lines:
-                axes.set_yscale("log")
+                log_axis(axes, _drawn(axes))
                 axes.axhline(1, color=PLAIN, linewidth=0.6)
         if row[0].lines:
             row[0].legend(loc="best")
@@ -98,6 +103,7 @@ def draw_heads(e: Explanation) -> Figure | None:
         image = axes.imshow(np.ma.masked_invalid(table.to_numpy(float)), cmap=HEADS, vmin=0, vmax=1, aspect="auto")
         every = max(1, len(table.columns) // 12)
         axes.set_xticks(range(0, len(table.columns), every), table.columns[::every])
+        axes.set_yticks(range(0, len(table), max(1, len(table) // 12)))
         axes.set_xlabel("layer"), axes.set_ylabel("head")
         what = "tokens with findings" if column == "mass_findings" else "position 0"
         axes.set_title(" ".join(filter(None, (lettered(stack), f"Attention on {what}"))))
@@ -113,15 +119,15 @@ def draw_bias(e: Explanation) -> Figure | None:
         return None
     stacks = _stacks(e.decomposition[e.decomposition["part"] == parts[0]])
     figure = Figure(figsize=(10.5, 2.7 * len(stacks) + 0.3), layout="constrained")
-    panels = (("constancy", "Spread between queries / mean", "log"), ("cosine", "Mean cosine between queries", ""),
-              ("energy_share", "Share of the output's energy", "log"))  # fmt: skip
+    panels = (("constancy", "Spread between queries / mean", True), ("cosine", "Mean cosine between queries", False),
+              ("energy_share", "Share of the output's energy", True))  # fmt: skip
     for row, (stack, rows) in zip(figure.subplots(len(stacks), 3, squeeze=False), stacks, strict=True):
-        for axes, (column, title, scale) in zip(row, panels, strict=True):
+        for axes, (column, title, log) in zip(row, panels, strict=True):
             _line(axes, rows, column, "tokens with findings", TOP_1)
             _line(axes, rows, f"null_{column}", "random tokens", PLAIN, ":s")
             axes.set_title(title), axes.set_xlabel("layer")
-            if scale and axes.lines:
-                axes.set_yscale(scale)
+            if log and axes.lines:
+                log_axis(axes, _drawn(axes))
         row[0].set_ylabel(lettered(stack))
         row[0].legend(loc="best")
     return figure

@@ -58,13 +58,14 @@ def _concentration(e: Explanation) -> list[str]:
         if first is None:
             return []
         return [
-            f"No block reads a hidden state with findings. Position 0 gets {percent(_mean(axes, 'concentration_first'))} "
-            f"of the attention on average over layers, most in layer {int(first['layer'])} "
+            "No block reads a hidden state with findings. Position 0 gets "
+            f"{percent(_mean(axes, 'concentration_first'))} of the attention on average over layers, most in layer "
+            f"{int(first['layer'])} "
             f"({percent(first['concentration_first'])})."
         ]
     told = [
-        f"Attention: the tokens with findings get {percent(_mean(after, 'concentration'))} of it, on average over heads, "
-        f"in the blocks that read them (layers {ranges(int(x) for x in after['layer'])})"
+        f"Attention: the tokens with findings get {percent(_mean(after, 'concentration'))} of it, on average over "
+        f"heads, in the blocks that read them (layers {ranges(int(x) for x in after['layer'])})"
         + (
             f", and {percent(_mean(before, 'concentration'))} in the others (layers "
             f"{ranges(int(x) for x in before['layer'])})"
@@ -155,8 +156,8 @@ def _bias(e: Explanation) -> list[str]:
     told = [
         f"What these tokens add to the others ({where}, layers {ranges(int(x) for x in rows['layer'])}, medians): it "
         f"differs between queries by {percent(spread)} of its mean (random tokens: {percent(null)}), has a mean cosine "
-        f"of {number(rows['cosine'].median())} between queries and makes up {percent(rows['energy_share'].median())} of "
-        f"the energy of the attention output (random tokens: {percent(rows['null_energy_share'].median())})."
+        f"of {number(rows['cosine'].median())} between queries and makes up {percent(rows['energy_share'].median())} "
+        f"of the energy of the attention output (random tokens: {percent(rows['null_energy_share'].median())})."
     ]
     if rows["between"].notna().any():
         told.append(
@@ -224,8 +225,9 @@ def _weights(e: Explanation) -> list[str]:
     for stack, s in e.info.spectrum.items():
         if (stack in set(w["stack"]) or not len(w)) and "findings" in s and "others" in s:
             told.append(
-                f"At layer {int(s['layer'])} {percent(s['findings'])} of the mean state of the tokens with findings lies "
-                f"in the weakest {percent(s['bottom'])} of the unembedding's directions (others: {percent(s['others'])})."
+                f"At layer {int(s['layer'])} {percent(s['findings'])} of the mean state of the tokens with findings "
+                f"lies in the weakest {percent(s['bottom'])} of the unembedding's directions (others: "
+                f"{percent(s['others'])})."
             )
     return told
 

@@ -9,4 +9,15 @@ from massact.scans.job import PROMPT, ScanConfig, ready_corpus, scan
 from massact.scans.portrait import prompt_corpus
 from massact.scans.tokens import tokens_of
 
-__all__ = ["CRITERIA", "PROMPT", "Criterion", "Evidence", "ScanConfig", "criterion", "prompt_corpus", "ready_corpus", "scan", "tokens_of"]
+__all__ = [
+    "CRITERIA",
+    "PROMPT",
+    "Criterion",
+    "Evidence",
+    "ScanConfig",
+    "criterion",
+    "prompt_corpus",
+    "ready_corpus",
+    "scan",
+    "tokens_of",
+]

@@ -134,7 +134,7 @@ class Attended:
         return self.v_KSF.index_select(1, keys_C).float().repeat_interleave(self.shape[0] // len(self.v_KSF), 0)
 
     def columns(self) -> tuple[Tensor, Tensor]:
-        """Mass that every key receives, summed over the queries (H, S), and the entropy in nats, mean over queries (H,).
+        """Mass on every key, summed over the queries (H, S), and the entropy in nats, mean over the queries (H,).
 
         One more call of the fused kernel where it can (2x attention alone, O(T) memory), else rows in blocks.
         With a learned sink the entropy counts it as one more outcome.
@@ -151,7 +151,9 @@ class Attended:
 
     @property
     def _fusable(self) -> bool:
-        return self.q_HTE is not None and self.cap is None and self.binary
+        _, T, S = self.shape
+        square = not self.causal or T == S  # the kernel's flag counts from the first key: only a square can be turned
+        return self.q_HTE is not None and self.cap is None and self.binary and square
 
     def _columns_blocked(self) -> tuple[Tensor, Tensor]:
         H, _, S = self.shape
@@ -178,7 +180,8 @@ class Attended:
         keys, queries = q_HTE.new_zeros(1, H, T, width), q_HTE.new_zeros(1, H, S, width)
         flipped = (lambda x: x.flip(1)) if self.causal else (lambda x: x)
         keys[0, ..., :E] = flipped(q_HTE)
-        queries[0, ..., :E] = flipped(k_KSE).repeat_interleave(H // len(k_KSE), 0)
+        grouped = queries.view(len(k_KSE), H // len(k_KSE), S, width)  # heads of one key-value head lie side by side
+        grouped[..., :E] = flipped(k_KSE)[:, None]
         rest_HT = flipped(self.norm_HT).neg() / self.scale
         for i in range(n):
             piece_HT = rest_HT.to(q_HTE.dtype)

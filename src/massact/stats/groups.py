@@ -35,7 +35,8 @@ class GroupResult:
         cosine: mean cosine of all pairs, (|sum of unit vectors|^2 - n) / (n (n - 1)); NaN below two tokens.
         row_variance: 1 - |mean|^2 / mean |x|^2: 0 for equal rows, about 1 for unrelated ones.
         sparsity: mean of Hoyer's (sqrt D - |x|_1 / |x|_2) / (sqrt D - 1): 0 even, 1 a single entry.
-        share: mean share of |x|^2 in the chosen dims; NaN where none were chosen.
+        share: mean share of |x|^2 in the chosen dims; NaN where none were chosen. Like the cosine and the sparsity
+            it is over the tokens that are not zero.
         max, norm: mean greatest |x|, mean L2 norm.
         mean: (D,) mean vector.
     """
@@ -90,14 +91,13 @@ class GroupStats:
     def state(self) -> dict[str, np.ndarray]:
         """Everything, for `np.savez`."""
         held = {f"{name}:{i}": to_numpy(x) for name, sums in self._sums.items() for i, x in enumerate(sums)}
-        return {"dims": np.array(self.dims, np.int64)} | held
+        return {"dims": np.array(self.dims, np.int64), "groups": np.array(list(self.groups), np.str_)} | held
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Self:
         """The sums that `state()` came from; it can be merged into one that knows its groups."""
-        names = {key.rpartition(":")[0] for key in state if ":" in key}
-        self = cls(dict.fromkeys(names, {}), state["dims"].tolist())
-        for name in names:
+        self = cls(dict.fromkeys(state["groups"].tolist(), {}), state["dims"].tolist())
+        for name in {key.rpartition(":")[0] for key in state if ":" in key}:
             self._sums[name] = [torch.from_numpy(np.array(state[f"{name}:{i}"])) for i in range(_N_SUMS)]
         return self
 
@@ -111,19 +111,14 @@ def _sums(x_ND: Tensor, dims: Sequence[int]) -> list[Tensor]:
     norm_N = x_ND.norm(dim=1)
     safe_N = norm_N.clamp(min=torch.finfo(x_ND.dtype).tiny)
     root = D**0.5
-    sparsity_N = (root - x_ND.abs().sum(1) / safe_N) / (root - 1) if D > 1 else torch.zeros_like(norm_N)
-    share_N = (
-        x_ND[:, list(dims)].square().sum(1) / safe_N.square() if dims else torch.full_like(norm_N, float("nan"))
-    )
+    # Tokens of zeros have no sparsity, no share and no direction: they add nothing here, and are counted on their own.
+    real_N = (norm_N > 0).to(x_ND.dtype)
+    unit_ND = x_ND / safe_N[:, None]
+    sparsity_N = real_N * (root - unit_ND.abs().sum(1)) / (root - 1) if D > 1 else torch.zeros_like(norm_N)
+    share_N = unit_ND[:, list(dims)].square().sum(1) if dims else torch.full_like(norm_N, float("nan"))
     one_N = torch.ones_like(norm_N)
     of_tokens = [one_N, norm_N.square(), sparsity_N, share_N, x_ND.abs().amax(1), norm_N]
-    # unit vectors of zero tokens are zero
-    return [
-        torch.stack(of_tokens).sum(1),
-        x_ND.sum(0),
-        (x_ND / safe_N[:, None]).sum(0),
-        (norm_N > 0).to(x_ND.dtype).sum()[None],
-    ]
+    return [torch.stack(of_tokens).sum(1), x_ND.sum(0), unit_ND.sum(0), real_N.sum()[None]]
 
 
 def _result(sums: list[Tensor], has_dims: bool) -> GroupResult:
@@ -135,8 +130,8 @@ def _result(sums: list[Tensor], has_dims: bool) -> GroupResult:
         n_tokens=int(n),
         cosine=float(pairs),
         row_variance=float(max(0.0, 1 - mean_D @ mean_D / square)) if square > 0 else float("nan"),
-        sparsity=float(tokens[2] / n),
-        share=float(tokens[3] / n) if has_dims else float("nan"),
+        sparsity=float(tokens[2] / nonzero) if nonzero else float("nan"),
+        share=float(tokens[3] / nonzero) if has_dims and nonzero else float("nan"),
         max=float(tokens[4] / n),
         norm=float(tokens[5] / n),
         mean=mean_D,
@@ -163,7 +158,7 @@ class Gather:
         for pos in wanted:
             for row in rows_at(where, len(h_TD), [pos]):
                 x_D = h_TD[row].detach()
-                kept = x_D.clone() if self.dims is None else x_D[torch.tensor(self.dims, device=x_D.device)]
+                kept = x_D.clone() if self.dims is None else x_D[torch.tensor(self.dims, device=x_D.device, dtype=torch.long)]
                 self._rows.append((where.sequence, int(pos), kept))
 
     def merge(self, other: Gather) -> None:
