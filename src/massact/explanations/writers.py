@@ -29,7 +29,7 @@ class Coordinate:
     Args:
         stack, site: which residual stream, and the point of it that has the findings.
         dim, position_class: which.
-        layer: of the largest finding of the stack, where its value is `peak`.
+        layer: the one with most findings in the stack, where its value is `peak`.
         tokens: (sequence, position) of its findings at that layer.
     """
 
@@ -42,17 +42,25 @@ class Coordinate:
 
 
 def coordinates_of(findings: pd.DataFrame, n_sequences: int) -> list[Coordinate]:
-    """The most frequent coordinates of each stack, at the layer of its largest finding."""
-    found: list[Coordinate] = []
+    """The most frequent coordinates of each stack, at its layer with most findings (of several, with the greatest).
+
+    A coordinate that is massive at two points of a block (before and after a norm) is told once, at the greater one.
+    """
+    found: dict[tuple[str, int, str], Coordinate] = {}
     known = findings[(findings.dim >= 0) & (findings.sequence >= 0) & (findings.sequence < n_sequences)]
-    for (stack, site), mine in known.groupby(["stack", "site"], sort=True):
-        peak = int(mine.loc[mine.magnitude.idxmax(), "layer"])
+    sites = known.groupby(["stack", "site"], sort=True).magnitude.max().sort_values(ascending=False, kind="stable")
+    for stack, site in sites.index:
+        mine = known[(known["stack"] == stack) & (known["site"] == site)]
+        layers = mine.groupby("layer").magnitude.agg(["size", "max"]).sort_values(["size", "max"], kind="stable")
+        peak = int(layers.index[-1])
         groups = mine[mine.layer == peak].groupby(["dim", "position_class"], sort=True)
         ranked = sorted(groups, key=lambda item: (-len(item[1]), item[0]))[:MOST_COORDINATES]
         for (dim, where), rows in ranked:
             tokens = tuple((int(s), int(p)) for s, p in rows[["sequence", "pos"]].drop_duplicates().to_numpy())
-            found.append(Coordinate(str(stack), str(site), int(dim), str(where), peak, tokens))
-    return found
+            one = Coordinate(str(stack), str(site), int(dim), str(where), peak, tokens)
+            if sum(c.stack == one.stack for c in found.values()) < MOST_COORDINATES:
+                found.setdefault((one.stack, one.dim, one.position_class), one)
+    return sorted(found.values(), key=lambda c: c.stack)
 
 
 def chosen_tokens(coordinates: Sequence[Coordinate]) -> dict[int, list[int]]:

@@ -185,6 +185,7 @@ def projection_of(model: Model, place: AttentionPlace) -> Callable[[Tensor], Ten
 
     def project(x_RX: Tensor) -> Tensor:
         x_RX = x_RX.to(dtype)
-        return (module(x_RX) - module(torch.zeros_like(x_RX[:1]))).float()
+        # Not module(x): taps on its output (a write of the residual stream) are for the model's own calls.
+        return (module.forward(x_RX) - module.forward(torch.zeros_like(x_RX[:1]))).float()
 
     return project

@@ -192,7 +192,7 @@ TABLES |= {
         "module": ("string", "dotted path of what writes"),
         "write": ("float64", "what it adds, signed mean over the tokens of the coordinate"),
         "write_std": ("float64", "standard deviation over these tokens"),
-        "share": ("float64", "write / value at the peak layer"),
+        "share": ("float64", "write / value at the layer of the stack with most findings (the peak)"),
         "before": ("float64", "value before it, mean"),
         "after": ("float64", "value after it, mean"),
         "role": ("string", "up (adds at least a quarter of the peak), down (takes as much), or empty"),

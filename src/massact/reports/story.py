@@ -27,7 +27,7 @@ def story_in_words(e: Explanation) -> list[str]:
     for stack in stacks:
         mine = _of(e, stack)
         sentences = [
-            *_concentration(mine), *_sinks(mine), *_trajectory(mine), *_bias(mine), *_writers(mine), *_weights(mine)
+            *_concentration(mine), *_sinks(mine), *_trajectory(mine), *_bias(mine), *_writers(mine), *_weights(mine, stack),
         ]  # fmt: skip
         said += [f"{visible(stack)}: {s}" if stack and len(stacks) > 1 else s for s in sentences]
     return [*said, CAUSES, *(f"Note: {visible(str(n))}" for n in e.info.notes)]
@@ -210,7 +210,7 @@ def _neurons(e: Explanation, dim: int, where: str) -> list[str]:
     return told
 
 
-def _weights(e: Explanation) -> list[str]:
+def _weights(e: Explanation, stack: str) -> list[str]:
     told = []
     w = e.norm_weights
     if len(w):
@@ -222,13 +222,12 @@ def _weights(e: Explanation) -> list[str]:
             f"Norm weights {rule}: {_dims(outliers)}"
             + (f"; of the dims of the findings, {_dims(both)}." if dims else ".")
         )
-    for stack, s in e.info.spectrum.items():
-        if (stack in set(w["stack"]) or not len(w)) and "findings" in s and "others" in s:
-            told.append(
-                f"At layer {int(s['layer'])} {percent(s['findings'])} of the mean state of the tokens with findings "
-                f"lies in the weakest {percent(s['bottom'])} of the unembedding's directions (others: "
-                f"{percent(s['others'])})."
-            )
+    s = e.info.spectrum.get(stack, {})
+    if "findings" in s and "others" in s:
+        told.append(
+            f"At layer {int(s['layer'])} {percent(s['findings'])} of the mean state of the tokens with findings lies "
+            f"in the weakest {percent(s['bottom'])} of the unembedding's directions (others: {percent(s['others'])})."
+        )
     return told
 
 

@@ -158,7 +158,7 @@ class Gather:
         for pos in wanted:
             for row in rows_at(where, len(h_TD), [pos]):
                 x_D = h_TD[row].detach()
-                kept = x_D.clone() if self.dims is None else x_D[torch.tensor(self.dims, device=x_D.device, dtype=torch.long)]
+                kept = x_D.clone() if self.dims is None else x_D[list(self.dims)]
                 self._rows.append((where.sequence, int(pos), kept))
 
     def merge(self, other: Gather) -> None:

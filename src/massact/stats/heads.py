@@ -349,4 +349,5 @@ def _alike(u_RX: Tensor, out_RX: Tensor) -> Tensor:
     real = (norm_R > 0).sum()
     unit_X = (u_RX / norm_R.clamp(min=torch.finfo(u_RX.dtype).tiny)[:, None]).sum(0)
     cosine = (unit_X.square().sum() - real) / (real * (real - 1))
+    cosine = torch.where(real > 1, cosine, float("nan"))  # one update alone: a rounding over zero is no cosine
     return torch.stack([constancy, cosine, u_RX.square().sum() / out_RX.square().sum()])
