@@ -22,8 +22,9 @@ ARROWS: dict[str, set[str]] = {
     "corpora": {"records"},
     "stats": {"records"},
     "trace": {"records", "corpora", "stats"},
-    "models": {"records", "trace"},
+    "models": {"records", "stats", "trace"},
     "scans": {"records", "corpora", "stats", "trace", "models"},
+    "explanations": {"records", "corpora", "stats", "trace", "models", "scans"},
     "reports": {"records"},
 }
 NO_TORCH = {"records", "reports"}
@@ -127,7 +128,7 @@ def test_public_functions_have_docstrings() -> None:
                 assert ast.get_docstring(node) or node.name in ("Rule",), f"{path}: {node.name} has no docstring"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["scan", "--help"], ["show", "--help"], ["show", "nowhere"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["scan", "--help"], ["explain", "--help"], ["show", "--help"], ["show", "nowhere"]])
 def test_help_and_show_import_no_torch(arguments: list[str]) -> None:
     code = (
         f"import sys; from massact.cli import main\nsys.argv = ['massact', *{arguments!r}]\n"

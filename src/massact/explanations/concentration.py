@@ -69,21 +69,22 @@ def positions_table(heads: Heads) -> pd.DataFrame:
 
 
 def sinks_table(heads: Heads, texts: Mapping[str, Corpus], found: Mapping[str, Mapping[int, Any]]) -> pd.DataFrame:
-    """Every token on which at least one head parks more than eps of its attention, at position 0 and elsewhere."""
+    """Every token on which at least one head parks more than eps of its attention, and every token with findings."""
     rows = []
     for site, r in heads.items():
         if site.point.startswith("cross"):
             continue
         text = texts[site.stack]
         for sequence, alpha, greatest, share in zip(r.sequence, r.alpha, r.alpha_max, r.sinks, strict=False):
-            for pos in np.flatnonzero(share > 0):
+            mine = set(found[site.stack].get(int(sequence), ()))
+            for pos in sorted({*np.flatnonzero(share > 0).tolist(), *(p for p in mine if p < len(share))}):
                 at = int(sequence), int(pos)
                 rows.append(
                     {
                         "stack": site.stack, "layer": site.layer, "sequence": at[0], "pos": at[1],
                         "token_id": text.token_id(*at), "token": text.token(*at),
                         "position_class": text.position_class(*at), "heads": share[pos], "alpha": alpha[pos],
-                        "alpha_max": greatest[pos], "finding": at[1] in found[site.stack].get(at[0], ()),
+                        "alpha_max": greatest[pos], "finding": at[1] in mine,
                     }
                 )  # fmt: skip
     return frame("sinks", rows)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+import torch
 
-from massact.corpora import Corpus
+from massact.corpora import Corpus, Source, corpus_again
+from massact.corpora import corpus as make_corpus
 from massact.explanations.concentration import (
     axes_table,
     decomposition_table,
@@ -23,15 +25,15 @@ from massact.explanations.neurons import neurons_table
 from massact.explanations.targets import found_positions, targets
 from massact.explanations.weights import norm_weights_table, spectrum
 from massact.explanations.writers import Coordinate, coordinates_of, write_probes, writers_table
-from massact.models import Model, projection_of, with_attention
-from massact.records.errors import UserError, near
+from massact.models import Model, load, projection_of, with_attention
+from massact.records.errors import UserError, WorkError, near
 from massact.records.explanation import ExplainInfo, Explanation
 from massact.records.results import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.sites import Site
-from massact.scans import tokens_of
+from massact.scans import ScanConfig, ready_corpus, tokens_of
 from massact.stats.groups import GroupStats
-from massact.stats.heads import HeadOptions, HeadStats, Targets
+from massact.stats.heads import HeadOptions, HeadResult, HeadStats, Targets
 from massact.trace import Measurements, Probe, measure
 
 Progress = Callable[[str, int, int], None]
@@ -76,13 +78,14 @@ class ExplainConfig:
 
 
 def explain(
-    model: Model, corpus: Corpus, scan: ScanResult, *, progress: Progress | None = None, **options: Any
+    model: Any, corpus: Any, scan: ScanResult, *, progress: Progress | None = None, **options: Any
 ) -> Explanation:
     """Explain the massive activations that a scan found: attention on them, the bias they add, who writes them.
 
     Args:
-        model: the scanned model.
-        corpus: what was scanned, ready (tokenised).
+        model: the scanned model, loaded, or anything that `load` takes.
+        corpus: what was scanned: the same `Corpus` or `Source`, anything that `corpora.corpus` takes, or None to make
+            it again from the record of the scan.
         scan: its result; the findings say which tokens are looked at.
         progress: called with (stage, sequences done, sequences in all).
         **options: see `ExplainConfig`.
@@ -94,12 +97,23 @@ def explain(
     """
     config = ExplainConfig.of(options)
     began = time.perf_counter()
-    _check_same(model, corpus, scan)
-    few = corpus if config.n_sequences is None else corpus.head(min(config.n_sequences, corpus.n_sequences))
-    job = _Job(with_attention(model), few, scan, config, progress or (lambda *_: None))
+    loaded = model if isinstance(model, Model) else load(model)
+    ready = scanned_corpus(loaded, corpus, scan)
+    _check_same(loaded, ready, scan)
+    few = ready if config.n_sequences is None else ready.head(min(config.n_sequences, ready.n_sequences))
+    job = _Job(with_attention(loaded), few, scan, config, progress or (lambda *_: None))
     result = job.run()
     result.info.wall_s = time.perf_counter() - began
     return result
+
+
+def scanned_corpus(model: Model, corpus: Any, scan: ScanResult) -> Corpus:
+    """A corpus made ready by the options of a scan; None makes it again from the scan's record."""
+    known = {f.name for f in fields(ScanConfig)}
+    asked = ScanConfig.of({k: v for k, v in scan.info.config.items() if k in known})
+    source = corpus_again(scan.info.corpus) if corpus is None else corpus
+    source = source if isinstance(source, Corpus | Source) else make_corpus(source)
+    return ready_corpus(model, source, asked, asked.bos)
 
 
 def measured_tables(model: Model, corpus: Corpus, scan: ScanResult, config: ExplainConfig) -> Explanation:
@@ -124,6 +138,19 @@ def _check_same(model: Model, corpus: Corpus, scan: ScanResult) -> None:
             f"{str(scan.info.corpus.get('sha256'))[:12]}...",
             "Positions of findings mean nothing in another text: scan it first.",
         )
+
+
+def _check_parts(heads: Mapping[Site, HeadResult], model: Model) -> None:
+    """Refuse a decomposition whose two parts are not the output: 1e-4 of it in float32."""
+    allowed = 1e-4 * max(1.0, torch.finfo(model.dtype).eps / torch.finfo(torch.float32).eps) ** 0.5
+    for site, r in heads.items():
+        worst = float(np.nanmax(r.residual, initial=0.0))
+        if worst > allowed:
+            raise WorkError(
+                f"Attention of {site} is not the sum of its parts: off by {worst:.2g} of it (allowed {allowed:.1g}).",
+                "The model takes another path on this corpus than when its attention was proved.",
+                "Report it with the model's name.",
+            )
 
 
 @dataclass
@@ -201,7 +228,8 @@ class _Job:
         for site, place in self.model.anatomy.attentions.items():
             if site.stack in self.stacks:
                 options = HeadOptions(self.config.columns, self.config.eps, True, projection_of(self.model, place))
-                chosen: Targets = self.targets[site.stack]
+                # The keys of cross-attention are another sequence, even where that is as long as this one.
+                chosen = Targets({}, {}, {}) if place.cross else self.targets[site.stack]
                 probes.append(Probe("heads", str(site), lambda c=chosen, o=options: HeadStats(c, o)))  # type: ignore[misc]
         for name, stack in self.stacks.items():
             head, t = (f"{name}/" if name else ""), self.targets[name]
@@ -223,6 +251,7 @@ class _Job:
         before = {site: groups for site, groups in hidden.items() if site.point == "resid_pre"}
         reading = {(str(s), int(layer) + 1) for s, layer in
                    self.scan.findings[["stack", "layer"]].drop_duplicates().itertuples(index=False)}  # fmt: skip
+        _check_parts(heads, self.model)
         return Explanation(
             info,
             heads=heads_table(heads, self.model.anatomy.attentions, self.config.eps),

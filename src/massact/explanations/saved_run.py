@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 from massact.corpora import corpus as make_corpus
 from massact.corpora import corpus_again
-from massact.explanations.job import Progress, explain
+from massact.explanations.job import Progress, explain, scanned_corpus
 from massact.models import EMBEDDED, load
 from massact.records.explanation import Explanation
 from massact.records.results import ScanResult
-from massact.scans import ScanConfig, ready_corpus, scan
+from massact.scans import scan
 
 
 def explain_run(
@@ -50,14 +49,11 @@ def explain_run(
         options=load_options,
     )
     say("load", 1, 1)
-    known = {f.name for f in fields(ScanConfig)}
-    config = ScanConfig.of({k: v for k, v in info.config.items() if k in known})
-    ready = ready_corpus(loaded, source, config, config.bos)
-    notes: list[str] = []
-    if corpus is not None and ready.sha256 != info.corpus.get("sha256"):
-        asked = {k: v for k, v in vars(config).items() if k not in ("null", "bos_contrast", "rank_sequences")}
-        result = scan(loaded, source, progress=progress, null=False, bos_contrast=False, rank_sequences=0, **asked)
-        notes.append(f"{ready.name} is not the corpus of this run: it was scanned anew, by the same rule.")
-    explanation = explain(loaded, ready, result, progress=progress, **(options or {}))
-    explanation.info.notes += notes
+    ready = scanned_corpus(loaded, source, result)
+    if corpus is None or ready.sha256 == info.corpus.get("sha256"):
+        return explain(loaded, ready, result, progress=progress, **(options or {}))
+    again = {k: v for k, v in info.config.items() if k not in ("null", "bos_contrast", "rank_sequences")}
+    anew = scan(loaded, source, progress=progress, null=False, bos_contrast=False, rank_sequences=0, **again)
+    explanation = explain(loaded, ready, anew, progress=progress, **(options or {}))
+    explanation.info.notes.append(f"{ready.name} is not the corpus of this run: it was scanned anew, by the same rule.")
     return explanation

@@ -143,7 +143,7 @@ TABLES |= {
         "token_id": ("int64", "-1 where there are no tokens"),
         "token": ("string", "readable token"),
         "position_class": ("string", "start, delimiter or other"),
-        "heads": ("float64", "share of heads with alpha_k > eps"),
+        "heads": ("float64", "share of heads with alpha_k > eps; 0 for a token with findings that is no sink"),
         "alpha": ("float64", "alpha_k, mean over heads"),
         "alpha_max": ("float64", "alpha_k of the greatest head"),
         "finding": ("bool", "whether the scan has a finding on this token, at any layer"),

@@ -27,7 +27,8 @@ def story_in_words(e: Explanation) -> list[str]:
     for stack in stacks:
         mine = _of(e, stack)
         sentences = [
-            *_concentration(mine), *_sinks(mine), *_trajectory(mine), *_bias(mine), *_writers(mine), *_weights(mine, stack),
+            *_concentration(mine), *_sinks(mine), *_trajectory(mine), *_bias(mine), *_writers(mine),
+            *_weights(mine, stack),
         ]  # fmt: skip
         said += [f"{visible(stack)}: {s}" if stack and len(stacks) > 1 else s for s in sentences]
     return [*said, CAUSES, *(f"Note: {visible(str(n))}" for n in e.info.notes)]
@@ -92,7 +93,7 @@ def _sinks(e: Explanation) -> list[str]:
             f"{always} of {counted(len(heads), 'head')} have position 0 as a sink in most sequences "
             f"(alpha_0 > {number(eps)}, Gu 2025)."
         )
-        later = e.sinks[e.sinks["pos"] > 0]
+        later = e.sinks[(e.sinks["pos"] > 0) & (e.sinks["heads"] > 0)]
         if len(later):
             tokens = later.groupby(["token", "position_class"]).size().sort_values(ascending=False, kind="stable")
             named = [f"{quoted(t)} ({visible(c)}, {n:,})" for (t, c), n in list(tokens.items())[:5]]
