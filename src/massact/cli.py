@@ -277,7 +277,7 @@ def main() -> None:
     except MassactError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("Interrupted. What was finished is kept; go on with the same command and --resume.", 130)
+        _fail("Interrupted. What a scan has finished is kept: go on with the same command and --resume.", 130)
     except usage_error as error:
         error.show()
         sys.exit(error.exit_code)

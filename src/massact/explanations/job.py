@@ -98,8 +98,9 @@ def explain(
     config = ExplainConfig.of(options)
     began = time.perf_counter()
     loaded = model if isinstance(model, Model) else load(model)
+    check_weights(loaded, scan)
     ready = scanned_corpus(loaded, corpus, scan)
-    _check_same(loaded, ready, scan)
+    _check_text(ready, scan)
     few = ready if config.n_sequences is None else ready.head(min(config.n_sequences, ready.n_sequences))
     job = _Job(with_attention(loaded), few, scan, config, progress or (lambda *_: None))
     result = job.run()
@@ -122,8 +123,8 @@ def measured_tables(model: Model, corpus: Corpus, scan: ScanResult, config: Expl
     return job.tables(ExplainInfo(), job.measure(job.prepare()))
 
 
-def _check_same(model: Model, corpus: Corpus, scan: ScanResult) -> None:
-    """Refuse to explain findings of another model or of another corpus."""
+def check_weights(model: Model, scan: ScanResult) -> None:
+    """Refuse to explain findings of another model."""
     ours, theirs = model.info().weights_sha256, scan.info.model.get("weights_sha256")
     if ours != theirs:
         raise UserError(
@@ -131,6 +132,10 @@ def _check_same(model: Model, corpus: Corpus, scan: ScanResult) -> None:
             f"Its weights have the hash {ours[:12]}..., those of the scan {str(theirs)[:12]}...",
             "Give the scanned model, or scan this one first.",
         )
+
+
+def _check_text(corpus: Corpus, scan: ScanResult) -> None:
+    """Refuse to explain findings in another corpus."""
     if corpus.sha256 != scan.info.corpus.get("sha256"):
         raise UserError(
             f"The corpus {corpus.name!r} is not the one that was scanned.",

@@ -6,7 +6,7 @@ from typing import Any
 
 from massact.corpora import corpus as make_corpus
 from massact.corpora import corpus_again
-from massact.explanations.job import Progress, explain, scanned_corpus
+from massact.explanations.job import Progress, check_weights, explain, scanned_corpus
 from massact.models import EMBEDDED, load
 from massact.records.explanation import Explanation
 from massact.records.results import ScanResult
@@ -49,6 +49,7 @@ def explain_run(
         options=load_options,
     )
     say("load", 1, 1)
+    check_weights(loaded, result)
     ready = scanned_corpus(loaded, source, result)
     if corpus is None or ready.sha256 == info.corpus.get("sha256"):
         return explain(loaded, ready, result, progress=progress, **(options or {}))

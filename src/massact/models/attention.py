@@ -171,6 +171,8 @@ def _off(a: Attended, p_HTS: Tensor) -> float:
     """Greatest |P V - output| over the greatest |output|."""
     if a.v_KSF is None or a.out_HTF is None:
         return 0.0
+    if a.v_KSF.shape[1] != p_HTS.shape[2] or len(p_HTS) % len(a.v_KSF):
+        return float("inf")  # a softmax over features (linear attention): its columns are no keys
     every = torch.arange(a.v_KSF.shape[1], device=a.device)
     out = a.out_HTF.float()
     return float((torch.matmul(p_HTS, a.values(every)) - out).abs().max() / out.abs().max().clamp(min=1e-30))
