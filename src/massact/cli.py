@@ -23,6 +23,11 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the records as JSON instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no tables.")]
+BatchSize = Annotated[str, typer.Option(help="Sequences per forward pass, or auto.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights, with weights_only=True.")]
 
 
 @app.callback()
@@ -51,8 +56,8 @@ def scan(
     ] = None,
     bos: Annotated[str, typer.Option(help="auto (as the tokenizer does), always or never (as the paper).")] = "auto",
     prompt: Annotated[str | None, typer.Option(help="Prompt of the 3-D figure and Table 1.")] = None,
-    batch_size: Annotated[str, typer.Option(help="Sequences per forward pass, or auto.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    batch_size: BatchSize = "auto",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     top_k: Annotated[int, typer.Option(min=3, help="Greatest |h| kept per sequence and layer.")] = 16,
@@ -62,15 +67,11 @@ def scan(
     ] = None,
     bos_contrast: Annotated[bool, typer.Option(help="Also scan a few sequences with and without BOS.")] = True,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub model.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read .bin weights, with weights_only=True.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted scan in --out.")] = False,
     json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no tables.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Has this model massive activations: where, how large, how constant, how close to overflow?"""
     options: dict[str, Any] = {
@@ -91,7 +92,6 @@ def scan(
     criterion_named(criterion).resolved(options["thresholds"])  # before minutes are spent on loading
     if out is not None:
         _check_out(out, resume)
-    extra = {"trust_remote_code": True} if trust_remote_code else {}
     with _progress(quiet or json) as progress:
         progress("load", 0, 1)
         loaded = load(
@@ -99,7 +99,7 @@ def scan(
             device=device,
             dtype=dtype,
             revision=revision,
-            options=extra | ({"allow_pickle": True} if allow_pickle else {}),
+            options=_load_options(trust_remote_code, allow_pickle),
         )
         progress("load", 1, 1)
         result = run_scan(loaded, corpus, out=out, resume=resume, progress=progress, **options)
@@ -129,17 +129,13 @@ def explain(
         bool, typer.Option(help="Also the mass on every key and the entropy: one more call of the attention kernel.")
     ] = True,
     eps: Annotated[float, typer.Option(help="A key is a sink of a head if its mean mass exceeds this.")] = 0.3,
-    batch_size: Annotated[str, typer.Option(help="Sequences per forward pass, or auto.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    batch_size: BatchSize = "auto",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the random tokens that results are compared with.")] = 0,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read .bin weights, with weights_only=True.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
     json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no tables.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Why are they there: attention on them, the bias they add, who writes them?"""
     from massact.records.results import open_run
@@ -152,11 +148,10 @@ def explain(
     from massact.reports import draw
 
     ExplainConfig.of(options)  # before minutes are spent on loading
-    extra = {"trust_remote_code": True} if trust_remote_code else {}
     with _progress(quiet or json) as progress:
         explanation = explain_run(
             result, model=model, corpus=corpus, device=device, progress=progress,
-            load_options=extra | ({"allow_pickle": True} if allow_pickle else {}), options=options,
+            load_options=_load_options(trust_remote_code, allow_pickle), options=options,
         )  # fmt: skip
     explanation.save(run)
     draw(explanation, run)
@@ -196,6 +191,11 @@ def _print(result: Any, json: bool, quiet: bool) -> None:
         typer.echo(to_json(result))
     elif not quiet:
         (show_explanation if isinstance(result, Explanation) else show_result)(result, Console())
+
+
+def _load_options(trust_remote_code: bool, allow_pickle: bool) -> dict[str, Any]:
+    asked = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    return {name: True for name, on in asked.items() if on}
 
 
 def _threshold(text: str) -> tuple[str, float]:

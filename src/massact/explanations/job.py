@@ -26,7 +26,7 @@ from massact.explanations.targets import found_positions, targets
 from massact.explanations.weights import norm_weights_table, spectrum
 from massact.explanations.writers import Coordinate, coordinates_of, write_probes, writers_table
 from massact.models import Model, load, projection_of, with_attention
-from massact.records.errors import UserError, WorkError, near
+from massact.records.errors import UserError, WorkError, check_options
 from massact.records.explanation import ExplainInfo, Explanation
 from massact.records.results import ScanResult
 from massact.records.runinfo import git_state, jsonable
@@ -65,10 +65,7 @@ class ExplainConfig:
         Raises:
             UserError: an unknown option (says which are near), or a value out of range.
         """
-        known = {f.name for f in fields(cls)}
-        for name in options:
-            if name not in known:
-                raise UserError(f"explain has no option {name!r}.", do=near(name, known))
+        check_options("explain", options, {f.name for f in fields(cls)})
         config = cls(**options)
         if not 0 < config.eps < 1:
             raise UserError(f"eps is {config.eps}.", do="Give a share of the attention between 0 and 1.")

@@ -144,6 +144,8 @@ def _place(event: _Event) -> AttentionPlace | str:
     if call.shape[0] != B or call.shape[2] != T:
         return f"its queries are {call.shape[2]} x {call.shape[0]} for {T} x {B} tokens: windows, chunks or a subset"
     cross = call.shape[3] != T
+    if cross and call.via == "softmax" and not any(point.startswith("cross_attn") for point in event.block.places):
+        return f"its softmax is over {call.shape[3]} entries for {T} tokens, in a block that reads no other sequence"
     K = call.k_BKSE.shape[1] if call.k_BKSE is not None else (call.v_BKSF.shape[1] if call.v_BKSF is not None else 0)
     guess = AttentionPlace(*event.key, call.via, call.shape[1], K, False, True, cross, (event.reads or [None])[0])
     forward, binary, error, row_sum = not cross, True, 0.0, 0.0

@@ -44,6 +44,17 @@ class WorkError(MassactError, RuntimeError):
     exit_code = 1
 
 
+def check_options(verb: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse an option that a verb does not have.
+
+    Raises:
+        UserError: says which are near.
+    """
+    for name in given:
+        if name not in known:
+            raise UserError(f"{verb} has no option {name!r}.", do=near(name, known))
+
+
 def near(name: str, names: Iterable[str]) -> str:
     """Say which known names resemble `name`, and list them all when they are few."""
     known = sorted(names)

@@ -14,7 +14,7 @@ from massact.corpora import Corpus, Source
 from massact.corpora import corpus as make_corpus
 from massact.models import Model, load, random_twin
 from massact.records.answer import Answer
-from massact.records.errors import MassactError, UserError, WorkError, near
+from massact.records.errors import MassactError, UserError, WorkError, check_options, near
 from massact.records.results import ScanResult, open_run
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
@@ -70,10 +70,7 @@ class ScanConfig:
         Raises:
             UserError: an unknown option (says which are near), or a value out of range.
         """
-        known = {f.name for f in fields(cls)}
-        for name in options:
-            if name not in known:
-                raise UserError(f"scan has no option {name!r}.", do=near(name, known))
+        check_options("scan", options, {f.name for f in fields(cls)})
         config = cls(**options)
         if not 3 <= config.top_k <= MOST_KEPT:
             raise UserError(f"top_k is {config.top_k}.", do=f"Keep 3 to {MOST_KEPT:,} values of each hidden state.")
