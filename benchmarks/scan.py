@@ -264,39 +264,16 @@ def main() -> None:
                 f"{'memory / bare':>15s}{'extra MB':>10s}",
                 flush=True,
             )
-            base = ask(
-                sys.executable,
-                __file__,
-                device=args.device,
-                worker_model=name,
-                approach="bare",
-                length=length,
-                memory=True,
-            )
+            cell = {"device": args.device, "worker_model": name, "length": length}
+            base = ask(sys.executable, __file__, approach="bare", memory=True, **cell)
             print(f"{'bare forward':18s}{1.0:12.3f}{'':16s}{'':7s}{1.0:15.3f}{base['extra_mb']:10.0f}", flush=True)
             for approach in args.approaches:
                 python = args.peer_python if approach in ("transformer_lens", "nnsight") else sys.executable
-                timed = ask(
-                    python,
-                    __file__,
-                    device=args.device,
-                    worker_model=name,
-                    approach=approach,
-                    length=length,
-                    pairs=args.pairs,
-                )
+                timed = ask(python, __file__, approach=approach, pairs=args.pairs, **cell)
                 if "missing" in timed:
                     print(f"{approach:18s}not measured: {timed['missing']}")
                     continue
-                held = ask(
-                    python,
-                    __file__,
-                    device=args.device,
-                    worker_model=name,
-                    approach=approach,
-                    length=length,
-                    memory=True,
-                )
+                held = ask(python, __file__, approach=approach, memory=True, **cell)
                 ratios = [b / a for a, b in timed["pairs"]]
                 memory = (held["weights_mb"] + held["extra_mb"]) / (base["weights_mb"] + base["extra_mb"])
                 print(

@@ -129,11 +129,12 @@ def corpus(
     return source
 
 
-def corpus_again(record: Mapping[str, Any]) -> Source:
+def corpus_again(record: Mapping[str, Any], given: str | None = None) -> Source:
     """The source of a corpus from what run.json keeps of it.
 
     Args:
         record: `Corpus.info()`.
+        given: how the user named it: the path of a file or folder.
 
     Raises:
         UserError: its source was not kept (ids, tensors, prompts), or cannot be read any more.
@@ -142,8 +143,8 @@ def corpus_again(record: Mapping[str, Any]) -> Source:
     kind = source.get("kind")
     if kind == "embedded":
         return corpus()
-    if kind in ("file", "folder") and source.get("path"):
-        return corpus(Path(source["path"]), text_column=source.get("text_column"))
+    if kind in ("file", "folder") and given is not None:
+        return corpus(Path(given), text_column=source.get("text_column"))
     if kind in ("preset", "dataset"):
         return corpus(name, split=source.get("split"), text_column=source.get("column"))
     raise UserError(
@@ -207,8 +208,8 @@ def _named_source(spec: str, split: str | None, text_column: str | None) -> Sour
 def _path_source(path: Path, split: str | None, text_column: str | None) -> Source:
     _no_text_options("a file or folder", split, None)
     path = path.expanduser()
-    # As it was given, so that another verb finds it again; the text itself is known by its hash.
-    origin = {"kind": "folder" if path.is_dir() else "file", "path": str(path), "text_column": text_column}
+    # The name alone: a full path says more about the user's machine than about the text, which has its hash.
+    origin = {"kind": "folder" if path.is_dir() else "file", "text_column": text_column}
     read = _once(lambda seed: read_path(path, text_column))
     return Source(path.resolve().name, read, origin=origin)
 

@@ -109,7 +109,7 @@ def scanned_corpus(model: Model, corpus: Any, scan: ScanResult) -> Corpus:
     """A corpus made ready by the options of a scan; None makes it again from the scan's record."""
     known = {f.name for f in fields(ScanConfig)}
     asked = ScanConfig.of({k: v for k, v in scan.info.config.items() if k in known})
-    source = corpus_again(scan.info.corpus) if corpus is None else corpus
+    source = corpus_again(scan.info.corpus, scan.info.config.get("corpus")) if corpus is None else corpus
     source = source if isinstance(source, Corpus | Source) else make_corpus(source)
     return ready_corpus(model, source, asked, asked.bos)
 

@@ -38,7 +38,7 @@ def explain_run(
     """
     info = result.info
     say = progress or (lambda *_: None)
-    source = corpus_again(info.corpus) if corpus is None else make_corpus(corpus)
+    source = corpus_again(info.corpus, info.config.get("corpus")) if corpus is None else make_corpus(corpus)
     name = info.model["id"] if model is None else model
     say("load", 0, 1)
     loaded = load(
@@ -53,7 +53,7 @@ def explain_run(
     ready = scanned_corpus(loaded, source, result)
     if corpus is None or ready.sha256 == info.corpus.get("sha256"):
         return explain(loaded, ready, result, progress=progress, **(options or {}))
-    again = {k: v for k, v in info.config.items() if k not in ("null", "bos_contrast", "rank_sequences")}
+    again = {k: v for k, v in info.config.items() if k not in ("null", "bos_contrast", "rank_sequences", "corpus")}
     anew = scan(loaded, source, progress=progress, null=False, bos_contrast=False, rank_sequences=0, **again)
     explanation = explain(loaded, ready, anew, progress=progress, **(options or {}))
     explanation.info.notes.append(f"{ready.name} is not the corpus of this run: it was scanned anew, by the same rule.")

@@ -50,7 +50,7 @@ class AttentionPlace:
             queries and keys, only logits).
         n_heads, n_kv_heads: H and K.
         forward: no query sees a key behind it.
-        binary: the mask only hides keys, it adds no bias (ALiBi, relative positions).
+        binary: the mask only hides keys, it adds no bias (ALiBi, relative positions); where queries and keys are seen.
         cross: the keys are another sequence.
         projection: what the output projection W_O reads, (B, T, H * F); None where it was not found.
         error: of the formula: greatest |P V - output| over max |output| on a short input.

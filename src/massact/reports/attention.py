@@ -129,7 +129,8 @@ def draw_bias(e: Explanation) -> Figure | None:
             if log and axes.lines:
                 log_axis(axes, _drawn(axes))
         row[0].set_ylabel(lettered(stack))
-        row[0].legend(loc="best")
+        if row[0].lines:
+            row[0].legend(loc="best")
     return figure
 
 
@@ -173,7 +174,8 @@ def draw_trajectory(e: Explanation) -> Figure | None:
                     axes.plot(range(len(STAGES)), values, "-o", color=color, label=f"{group}")
             axes.set_xticks(range(len(STAGES)), STAGES)
             axes.set_title(" ".join(filter(None, (lettered(stack), f"{title}, layer {layer}"))))
-        row[0].legend(loc="best")
+        if row[0].lines:
+            row[0].legend(loc="best")
     return figure
 
 

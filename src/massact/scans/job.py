@@ -115,7 +115,7 @@ def scan(
         prompt_corpus(loaded, ready, config.prompt, config.bos or "auto")  # refused now, not after the work
     info = RunInfo(
         "scan",
-        jsonable(asdict(config)),
+        jsonable(asdict(config)) | {"corpus": str(corpus) if isinstance(corpus, str | os.PathLike) else None},
         jsonable(asdict(loaded.info())),
         jsonable(ready.info()),
         rule.as_dict(thresholds),

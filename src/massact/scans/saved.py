@@ -151,10 +151,8 @@ def _locked(path: Path) -> int | None:
 
 
 def _same_everywhere(record: Any) -> Any:
-    """A record without the rounding errors of the proof and the spelling of a path, which differ between machines."""
-    if not isinstance(record, dict):
-        return record
-    return {k: _same_everywhere(v) for k, v in record.items() if k not in ("proof", "path")}
+    """A record without the rounding errors of the proof and the name of the corpus, which differ between machines."""
+    return {k: v for k, v in record.items() if k not in ("proof", "corpus")} if isinstance(record, dict) else record
 
 
 def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:

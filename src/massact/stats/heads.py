@@ -106,7 +106,7 @@ class HeadStats:
     """Concentration, value drain and implicit bias of one attention layer, streamed.
 
     For a query t outside the chosen tokens (and not the first one of a causal model, which sees nothing else):
-        mass_C = mean over t of sum over C of p_t,  alpha_k = mean over the queries that see k of p_t[k] (Gu 2025)
+        mass_C = mean over t of sum over C of p_t,  alpha_k = mean over the queries from k on of p_t[k] (Gu 2025)
         u_t = sum over C of p_t v,  constancy = mean |u_t - mean u| / |mean u|,  energy share = sum |u|^2 / sum |out|^2
 
     Args:
@@ -250,6 +250,8 @@ def _stable_rank(gram_HFF: Tensor | None, H: int) -> np.ndarray:
     if gram_HFF is None:
         return np.full(H, np.nan)
     gram = to_numpy(gram_HFF)
+    if not np.isfinite(gram).all():  # eigenvalues of NaN do not converge
+        return np.full(H, np.nan)
     trace_H, top_H = np.trace(gram, axis1=1, axis2=2), np.linalg.eigvalsh(gram)[:, -1]
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(top_H > 0, trace_H / top_H, np.nan)
@@ -335,9 +337,12 @@ def _sampled(a: Attended, rows: list[int]) -> list[int]:
 
 
 def _scaled(project: Callable[[Tensor], Tensor], u_RX: Tensor) -> Tensor:
-    """A linear map of updates that may be as small as the probability of a token that nobody looks at."""
-    size = u_RX.abs().amax().clamp(min=torch.finfo(u_RX.dtype).tiny)
-    return project(u_RX / size).to(sum_dtype(u_RX.device)) * size
+    """A linear map of updates that may be as small as the probability of a token that nobody looks at.
+
+    Row by row: a map with a bias takes it off again, which costs what is small beside the bias its digits.
+    """
+    size_R1 = u_RX.abs().amax(1, keepdim=True).clamp(min=torch.finfo(u_RX.dtype).tiny)
+    return project(u_RX / size_R1).to(sum_dtype(u_RX.device)) * size_R1
 
 
 def _alike(u_RX: Tensor, out_RX: Tensor) -> Tensor:

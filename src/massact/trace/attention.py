@@ -92,7 +92,7 @@ class _Taps(TorchFunctionMode):
         self.inside: list[str] = []
         self._counts: dict[str, int] = defaultdict(int)
         self._pending: tuple[Tensor, Tensor] | None = None  # keys and values before they were repeated for GQA
-        self._busy = False
+        self._n_seen = 0
         self._probs: tuple[Tensor, Tensor, set[int]] | None = None  # logits, probabilities, where these may lie
 
     def begin(self) -> None:
@@ -105,15 +105,18 @@ class _Taps(TorchFunctionMode):
         name = self.inside[-1] if self.inside else ""
         number = self._counts[name]
         self._counts[name] += 1
+        self._n_seen += 1
         self.on_call((name, number), call)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
-        if self._busy or (self.wanted is not None and not self.inside):
+        if self.wanted is not None and not self.inside:
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._sdpa(*args, **kwargs)
         out = func(*args, **kwargs)
+        if self._pending is not None:  # an implementation of transformers: its own softmax is not looked at
+            return out
         if func in _SOFTMAX and isinstance(out, Tensor):
             self._softmax(args[0] if args else kwargs["input"], out)
         elif self._probs is not None:
@@ -165,18 +168,13 @@ class _Taps(TorchFunctionMode):
                 raise RuntimeError(f"{type(module).__name__} has no attention function of its own.")
             if not self.inside and self.wanted is not None:
                 return own(module, query, key, value, attention_mask, *args, **kw)
-            if getattr(own, "__name__", "") == "sdpa_attention_forward":
-                self._pending = (key, value)
-                try:
-                    return own(module, query, key, value, attention_mask, *args, **kw)
-                finally:
-                    self._pending = None
-            self._busy = True
+            self._pending, seen = (key, value), self._n_seen
             try:
                 result = own(module, query, key, value, attention_mask, *args, **kw)
             finally:
-                self._busy = False
-            self.emit(_interface_call(own, module, (query, key, value, attention_mask), args, kw, result[0]))
+                self._pending = None
+            if self._n_seen == seen:  # it did not come to the fused kernel of torch
+                self.emit(_interface_call(own, module, (query, key, value, attention_mask), args, kw, result[0]))
             return result
 
         return attend
@@ -190,13 +188,18 @@ class _Taps(TorchFunctionMode):
     def _after_softmax(self, func: Any, args: tuple, out: Any) -> None:
         assert self._probs is not None
         logits, probs, addresses = self._probs
-        first = args[0] if args and isinstance(args[0], Tensor) else None
-        if first is None or not isinstance(out, Tensor) or first.data_ptr() not in addresses:
+        contracted = func is torch.einsum and len(args) == 3
+        first = args[int(contracted)] if args else None
+        if not isinstance(first, Tensor) or not isinstance(out, Tensor) or first.data_ptr() not in addresses:
             return
-        if func in _PRODUCTS and len(args) > 1:
+        if contracted or (func in _PRODUCTS and len(args) > 1):
             self._probs = None
-            heads = _heads(args[1], out, logits)
-            self.emit(AttentionCall("softmax", None, None, heads[1], heads[2], scores_BHTS=heads[0]))
+            value = args[2] if contracted else args[1]
+            if contracted:
+                value, out = _of_einsum(args[0], value, out)
+            if value is not None:
+                heads = _heads(value, out, logits)
+                self.emit(AttentionCall("softmax", None, None, heads[1], heads[2], scores_BHTS=heads[0]))
         elif out.numel() == probs.numel():
             addresses.add(out.data_ptr())
 
@@ -208,6 +211,20 @@ def _heads(value: Tensor, out: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, 
     B, H = logits.shape[:2]
     value, out = (x.reshape(B, -1, *x.shape[-2:]) if x.ndim == 3 else x for x in (value, out))
     return logits, value, out
+
+
+def _of_einsum(equation: str, value: Tensor, out: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Values and output of probabilities times values as (B, H, S, F) and (B, H, T, F); None where it is not that."""
+    inputs, _, given = equation.replace(" ", "").partition("->")
+    probs, _, values = inputs.partition(",")
+    width = set(values) - set(probs)
+    if len(probs) != 4 or len(width) != 1 or not set(probs[:2]) <= set(given):
+        return None, out
+    f = width.pop()
+    wanted = probs[:2] + probs[3] + f, probs[:3] + f
+    if sorted(values) != sorted(wanted[0]) or sorted(given) != sorted(wanted[1]):
+        return None, out
+    return value.permute(*map(values.index, wanted[0])), out.permute(*map(given.index, wanted[1]))
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
