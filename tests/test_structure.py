@@ -128,7 +128,9 @@ def test_public_functions_have_docstrings() -> None:
                 assert ast.get_docstring(node) or node.name in ("Rule",), f"{path}: {node.name} has no docstring"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["scan", "--help"], ["explain", "--help"], ["show", "--help"], ["show", "nowhere"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["scan", "--help"], ["explain", "--help"], ["show", "--help"], ["show", "nowhere"]]
+)
 def test_help_and_show_import_no_torch(arguments: list[str]) -> None:
     code = (
         f"import sys; from massact.cli import main\nsys.argv = ['massact', *{arguments!r}]\n"

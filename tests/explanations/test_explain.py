@@ -200,9 +200,7 @@ def test_eps_is_the_bound_of_a_sink(explained: Explanation, model: Model, text: 
     ({"n_sequence": 3}, ["n_sequence", "n_sequences"]), ({"eps": 0.0}, ["eps"]), ({"eps": 1.0}, ["eps"]),
     ({"eps": float("nan")}, ["eps"]), ({"n_sequences": 0}, ["n_sequences"]), ({"batch_size": 0}, ["0"]),
 ])  # fmt: skip
-def test_bad_options(
-    options: dict[str, object], says: list[str], model: Model, text: Corpus, scan: ScanResult
-) -> None:
+def test_bad_options(options: dict[str, object], says: list[str], model: Model, text: Corpus, scan: ScanResult) -> None:
     with pytest.raises(UserError) as refused:
         ma.explain(model, text, scan, **options)
     assert all(word in str(refused.value) for word in says)
@@ -261,9 +259,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "no neurons": lambda p: (p / "neurons.parquet").unlink(),
     "broken table": lambda p: (p / "writers.parquet").write_bytes(b"PAR1"),
     "broken maps": lambda p: (p / "attention.npz").write_bytes(b"PK"),
-    "lost column": lambda p: (
-        pd.read_parquet(p / "sinks.parquet").drop(columns="alpha").to_parquet(p / "sinks.parquet")
-    ),
+    "lost column": lambda p: pd.read_parquet(p / "sinks.parquet").drop(columns="alpha").to_parquet(p / "sinks.parquet"),
 }
 
 

@@ -32,6 +32,7 @@ from massact.records.results import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.sites import Site
 from massact.scans import ScanConfig, ready_corpus, tokens_of
+from massact.stats import TokenMax
 from massact.stats.groups import GroupStats
 from massact.stats.heads import HeadOptions, HeadResult, HeadStats, Targets
 from massact.trace import Measurements, Probe, measure
@@ -169,7 +170,8 @@ class _Job:
         """Choose the tokens to look at; gives the coordinates to account for."""
         anatomy = self.model.anatomy
         self.stacks = {s.name: s for s in anatomy.stacks if s.name in {str(x) for x in self.scan.layers["stack"]}}
-        self.texts = {name: tokens_of(self.model, self.corpus, name, self._last(name)) for name in self.stacks}
+        self.n_positions = {name: self._positions(name) for name in self.stacks}
+        self.texts = {n: tokens_of(self.model, self.corpus, n, last - 1) for n, last in self.n_positions.items()}
         n = self.corpus.n_sequences
         self.found = {
             name: found_positions(self.scan.findings[self.scan.findings["stack"] == name], n) for name in self.stacks
@@ -209,21 +211,22 @@ class _Job:
             on_batch=lambda done: self.progress("explain", done.n_sequences, n),
         )  # fmt: skip
 
-    def _last(self, stack: str) -> int:
-        """Greatest position of a stack that the scan has seen; a scan without findings knows the text alone."""
-        mine = self.scan.findings[self.scan.findings["stack"] == stack]
-        ids = self.corpus.inputs.get("input_ids")
-        text = -1 if ids is None else ids.shape[1] - 1
-        return max(text, int(mine.pos.max()) if len(mine) else -1)
+    def _positions(self, stack: str) -> int:
+        """How many positions a stack has: those of the text where it reads it, else as it runs."""
+        text = self.model.reads(self.model.anatomy.stack(stack))
+        ids = self.corpus.inputs.get(text or "input_ids", self.corpus.inputs.get("input_ids"))
+        if text in ("input_ids", "decoder_input_ids") and ids is not None:
+            return ids.shape[1]
+        site = f"{stack}/1.resid_pre" if stack else "1.resid_pre"
+        first = measure(self.model, self.corpus.head(1), [Probe("n", site, TokenMax)])
+        return int(first.result("n", first.sites("n")[0]).n_tokens[0])
 
     def _lengths(self, stack: str) -> list[int]:
         """Positions of every sequence from which random tokens are drawn."""
         text = self.texts[stack]
-        if text.kind != "tokens":
-            return [self._last(stack) + 1] * self.corpus.n_sequences
-        if text.mask is None:
-            return [text.inputs["input_ids"].shape[1]] * self.corpus.n_sequences
-        return [int(row.nonzero().max()) + 1 for row in text.mask]
+        if text.kind == "tokens" and text.mask is not None:
+            return [int(row.nonzero().max()) + 1 for row in text.mask]
+        return [self.n_positions[stack]] * self.corpus.n_sequences
 
     def _probes(self, coordinates: list[Coordinate]) -> list[Probe]:
         probes: list[Probe] = []

@@ -88,7 +88,7 @@ class Model:
         candidates = [base] if isinstance(base, nn.Module) and id(base) in names else []
         for name in {m.split(".")[0] for m in modules}:  # one tower of a two-tower model
             tower = getattr(self.module, name, None)
-            if hasattr(tower, "main_input_name"):
+            if hasattr(tower, "main_input_name") and _takes_only(tower, tower.main_input_name):
                 candidates.insert(0, tower)
         for part in candidates:
             prefix = names[id(part)]
@@ -297,6 +297,13 @@ def _dtype(name: str) -> torch.dtype | str:
     if name not in DTYPES:
         raise UserError(f"Unknown dtype {name!r}.", do=f"Known: auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
+
+
+def _takes_only(part: nn.Module, name: str) -> bool:
+    """Whether a part of a model can be run on one input: Swin's encoder calls itself a tower, and is none."""
+    parameters = inspect.signature(part.forward).parameters.values()
+    required = {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    return required <= {name}
 
 
 def _needs_decoder(part: nn.Module) -> bool:

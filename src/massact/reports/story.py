@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from massact.records.explanation import Explanation
 from massact.reports.legible import counted, listed, number, percent, quoted, ranges, real, signed, visible
 
 MOST_COORDINATES = 4  # told one by one
+RANDOM = " (random tokens: {})"
 SUPER = 0.5  # a weight that carries this share of a step up is named
 CAUSES = "Measured side by side: none of these numbers says what causes what."
 
@@ -73,7 +75,8 @@ def _concentration(e: Explanation) -> list[str]:
             if len(before)
             else ""
         )
-        + f"; as many random tokens get {percent(_mean(after, 'concentration_null'))}."
+        + _beside(_mean(after, "concentration_null"), "; as many random tokens get {}")
+        + "."
     ]
     drain, norm = _mean(after, "value_drain"), _mean(after, "residual_norm")
     if not math.isnan(drain) or not math.isnan(norm):
@@ -81,6 +84,11 @@ def _concentration(e: Explanation) -> list[str]:
         said += [f"their hidden states {number(norm)} times"] * (not math.isnan(norm))
         told.append(f"In the same blocks {listed(said)}.")
     return told
+
+
+def _beside(value: float, words: str, spell: Callable[[float], str] = percent) -> str:
+    """A number to compare with, where there is one."""
+    return "" if math.isnan(real(value)) else words.format(spell(value))
 
 
 def _sinks(e: Explanation) -> list[str]:
@@ -124,7 +132,7 @@ def _trajectory(e: Explanation) -> list[str]:
         if (stage, "findings") in here.index and (stage, "others") in here.index:
             mine, rest = here.loc[(stage, "findings"), "cosine"], here.loc[(stage, "others"), "cosine"]
             if not math.isnan(real(mine)):
-                parts.append(f"{name} {number(mine)} ({number(rest)})")
+                parts.append(f"{name} {number(mine)}{_beside(rest, ' ({})', number)}")
     if not parts:
         return []
     said = [
@@ -156,14 +164,14 @@ def _bias(e: Explanation) -> list[str]:
     spread, null = rows["constancy"].median(), rows["null_constancy"].median()
     told = [
         f"What these tokens add to the others ({where}, layers {ranges(int(x) for x in rows['layer'])}, medians): it "
-        f"differs between queries by {percent(spread)} of its mean (random tokens: {percent(null)}), has a mean cosine "
+        f"differs between queries by {percent(spread)} of its mean{_beside(null, RANDOM)}, has a mean cosine "
         f"of {number(rows['cosine'].median())} between queries and makes up {percent(rows['energy_share'].median())} "
-        f"of the energy of the attention output (random tokens: {percent(rows['null_energy_share'].median())})."
+        f"of the energy of the attention output{_beside(rows['null_energy_share'].median(), RANDOM)}."
     ]
     if rows["between"].notna().any():
         told.append(
-            f"Between sequences these updates have a mean cosine of {number(rows['between'].median())} "
-            f"(random tokens: {number(rows['null_between'].median())})."
+            f"Between sequences these updates have a mean cosine of {number(rows['between'].median())}"
+            f"{_beside(rows['null_between'].median(), RANDOM, number)}."
         )
     told.append(
         f"The two parts add up to the attention output within {number(rows['residual_error'].max())} of it."
