@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "models": {"records", "stats", "trace"},
     "scans": {"records", "corpora", "stats", "trace", "models"},
     "explanations": {"records", "corpora", "stats", "trace", "models", "scans"},
+    "interventions": {"records", "corpora", "stats", "trace", "models", "scans"},
     "reports": {"records"},
 }
 NO_TORCH = {"records", "reports"}

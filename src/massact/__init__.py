@@ -17,7 +17,7 @@ _ROOMS = {
     "corpus": "corpora",
     "measure": "trace", "Probe": "trace", "Edit": "trace",
     "scan": "scans", "criterion": "scans",
-    "explain": "explanations",
+    "explain": "explanations", "intervene": "interventions", "edited": "trace",
     "ScanResult": "records.results", "open_run": "records.results",
     "Site": "records.sites",
     "MassactError": "records.errors",

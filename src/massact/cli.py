@@ -161,36 +161,96 @@ def explain(
 
 
 @app.command()
+def intervene(
+    run: Annotated[Path, typer.Argument(help="Run directory of a scan; tables and figures are added to it.")],
+    model: Annotated[
+        str | None, typer.Argument(help="Where the scanned model lies now; nothing: where the scan had it.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Edit: zero, mean, random, shuffle, scale=F, clip=C, value=V. Can be repeated; default: the first 4.",
+        ),
+    ] = None,
+    layer: Annotated[str, typer.Option(help="A layer with findings, or onset (as the paper).")] = "onset",
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="Where the scanned text lies now, or another text, which is scanned first (as `scan`)."),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column of the JSONL file --corpus: effects for each of its labels as well.")
+    ] = None,
+    hold_out: Annotated[
+        bool, typer.Option(help="Means of the first half of the sequences, effects on the second.")
+    ] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 1,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of bootstrap and shuffle.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What happens without them: zero, mean, random and shuffle side by side?"""
+    from massact.records.results import open_run
+
+    result = open_run(run)
+    options = {"layer": int(layer) if layer.isdecimal() else layer, "hold_out": hold_out, "batch_size": batch_size,
+               "seed": seed} | ({"sets": tuple(sets)} if sets else {})  # fmt: skip
+    _quiet_libraries()
+    from massact.interventions import InterveneConfig, intervene_run
+    from massact.reports import draw
+
+    InterveneConfig.of(options)  # before minutes are spent on loading
+    with _progress(quiet or json) as progress:
+        done = intervene_run(
+            result, model=model, corpus=corpus, group=group, device=device, progress=progress,
+            load_options=_load_options(trust_remote_code, allow_pickle), options=options,
+        )  # fmt: skip
+    done.save(run)
+    draw(done, run)
+    _print(done, json, quiet)
+    if not json and not quiet:
+        typer.echo(f"\nAdded to {run}: effects.parquet, intervene.json, figures/. Print it again: massact show {run}")
+
+
+@app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     json: Json = False,
 ) -> None:
     """Print a saved run again; needs neither the model nor torch."""
     from massact.records.explanation import open_explanation
+    from massact.records.intervention import open_intervention
     from massact.records.results import open_run
 
-    result, explanation = open_run(run), open_explanation(run)
-    if json and explanation is not None:
+    result = open_run(run)
+    later = {"explanation": open_explanation(run), "intervention": open_intervention(run)}
+    added = {name: one for name, one in later.items() if one is not None}
+    if json and added:
         from massact.reports import to_json
 
-        typer.echo(f'{to_json(result).rstrip()[:-1].rstrip()},\n"explanation": {to_json(explanation)}}}')
+        more = "".join(f',\n"{name}": {to_json(one)}' for name, one in added.items())
+        typer.echo(f"{to_json(result).rstrip()[:-1].rstrip()}{more}}}")
         return
-    _print(result, json, quiet=False)
-    if explanation is not None:
-        _print(explanation, json, quiet=False)
+    for one in (result, *added.values()):
+        _print(one, json, quiet=False)
 
 
 def _print(result: Any, json: bool, quiet: bool) -> None:
     from rich.console import Console
 
     from massact.records.explanation import Explanation
+    from massact.records.intervention import Intervention
     from massact.reports import show as show_result
-    from massact.reports import show_explanation, to_json
+    from massact.reports import show_explanation, show_intervention, to_json
 
     if json:
         typer.echo(to_json(result))
     elif not quiet:
-        (show_explanation if isinstance(result, Explanation) else show_result)(result, Console())
+        shown = {Explanation: show_explanation, Intervention: show_intervention}.get(type(result), show_result)
+        shown(result, Console())
 
 
 def _load_options(trust_remote_code: bool, allow_pickle: bool) -> dict[str, Any]:

@@ -29,11 +29,13 @@ class Batch:
         sequences: index in the corpus, one per row.
         rows: the positions that count, one entry per row: None = all, a slice = a contiguous run,
             a LongTensor = any other set.
+        past: positions before the first one here, which a cache of keys and values already holds.
     """
 
     inputs: dict[str, torch.Tensor]
     sequences: tuple[int, ...]
     rows: tuple[Positions, ...]
+    past: int = 0
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on another device."""

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from massact.corpora import Corpus, Source, corpus_again
-from massact.corpora import corpus as make_corpus
+from massact.corpora import Corpus
 from massact.explanations.concentration import (
     axes_table,
     decomposition_table,
@@ -31,7 +30,7 @@ from massact.records.explanation import ExplainInfo, Explanation
 from massact.records.results import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.sites import Site
-from massact.scans import ScanConfig, ready_corpus, tokens_of
+from massact.scans import check_text, check_weights, scanned_corpus, tokens_of
 from massact.stats import TokenMax
 from massact.stats.groups import GroupStats
 from massact.stats.heads import HeadOptions, HeadResult, HeadStats, Targets
@@ -98,7 +97,7 @@ def explain(
     loaded = model if isinstance(model, Model) else load(model)
     check_weights(loaded, scan)
     ready = scanned_corpus(loaded, corpus, scan)
-    _check_text(ready, scan)
+    check_text(ready, scan)
     few = ready if config.n_sequences is None else ready.head(min(config.n_sequences, ready.n_sequences))
     job = _Job(with_attention(loaded), few, scan, config, progress or (lambda *_: None))
     result = job.run()
@@ -106,41 +105,10 @@ def explain(
     return result
 
 
-def scanned_corpus(model: Model, corpus: Any, scan: ScanResult) -> Corpus:
-    """A corpus made ready by the options of a scan; None makes it again from the scan's record."""
-    known = {f.name for f in fields(ScanConfig)}
-    asked = ScanConfig.of({k: v for k, v in scan.info.config.items() if k in known})
-    source = corpus_again(scan.info.corpus, scan.info.config.get("corpus")) if corpus is None else corpus
-    source = source if isinstance(source, Corpus | Source) else make_corpus(source)
-    return ready_corpus(model, source, asked, asked.bos)
-
-
 def measured_tables(model: Model, corpus: Corpus, scan: ScanResult, config: ExplainConfig) -> Explanation:
     """What the pass over the corpus gives, without the looks at weights and prompt that follow it once."""
     job = _Job(model, corpus, scan, config, lambda *_: None)
     return job.tables(ExplainInfo(), job.measure(job.prepare()))
-
-
-def check_weights(model: Model, scan: ScanResult) -> None:
-    """Refuse to explain findings of another model."""
-    ours, theirs = model.info().weights_sha256, scan.info.model.get("weights_sha256")
-    if ours != theirs:
-        raise UserError(
-            f"The model {model.name!r} is not the one that was scanned.",
-            f"Its weights have the hash {ours[:12]}..., those of the scan {str(theirs)[:12]}...",
-            "Give the scanned model, or scan this one first.",
-        )
-
-
-def _check_text(corpus: Corpus, scan: ScanResult) -> None:
-    """Refuse to explain findings in another corpus."""
-    if corpus.sha256 != scan.info.corpus.get("sha256"):
-        raise UserError(
-            f"The corpus {corpus.name!r} is not the one that was scanned.",
-            f"Its content has the hash {corpus.sha256[:12]}..., that of the scan "
-            f"{str(scan.info.corpus.get('sha256'))[:12]}...",
-            "Positions of findings mean nothing in another text: scan it first.",
-        )
 
 
 def _check_parts(heads: Mapping[Site, HeadResult], model: Model) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from massact.corpora import corpus as make_corpus
-from massact.corpora import corpus_again
-from massact.explanations.job import Progress, check_weights, explain, scanned_corpus
-from massact.models import EMBEDDED, load
+from massact.explanations.job import Progress, explain
 from massact.records.explanation import Explanation
 from massact.records.results import ScanResult
-from massact.scans import scan
+from massact.scans import reopen
 
 
 def explain_run(
@@ -36,25 +33,9 @@ def explain_run(
     Raises:
         UserError: model or corpus cannot be found, or are not those of the scan.
     """
-    info = result.info
-    say = progress or (lambda *_: None)
-    source = corpus_again(info.corpus, info.config.get("corpus")) if corpus is None else make_corpus(corpus)
-    name = info.model["id"] if model is None else model
-    say("load", 0, 1)
-    loaded = load(
-        None if name == EMBEDDED else name,
-        device=device,
-        dtype=info.model["dtype"],
-        revision=info.model.get("revision") if model is None else None,
-        options=load_options,
+    opened = reopen(
+        result, model=model, corpus=corpus, device=device, load_options=load_options, progress=progress
     )
-    say("load", 1, 1)
-    check_weights(loaded, result)
-    ready = scanned_corpus(loaded, source, result)
-    if corpus is None or ready.sha256 == info.corpus.get("sha256"):
-        return explain(loaded, ready, result, progress=progress, **(options or {}))
-    again = {k: v for k, v in info.config.items() if k not in ("null", "bos_contrast", "rank_sequences", "corpus")}
-    anew = scan(loaded, source, progress=progress, null=False, bos_contrast=False, rank_sequences=0, **again)
-    explanation = explain(loaded, ready, anew, progress=progress, **(options or {}))
-    explanation.info.notes.append(f"{ready.name} is not the corpus of this run: it was scanned anew, by the same rule.")
+    explanation = explain(opened.model, opened.corpus, opened.scan, progress=progress, **(options or {}))
+    explanation.info.notes += opened.notes
     return explanation

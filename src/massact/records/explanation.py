@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from massact.records.answer import read_as
 from massact.records.errors import UserError
 from massact.records.runinfo import jsonable, versions
-from massact.records.tables import frame, load_arrays, read_table, save_arrays, write_atomic, write_table
+from massact.records.sidecars import read_sidecar, write_sidecar
+from massact.records.tables import frame, load_arrays, read_table, save_arrays, write_table
 
 EXPLAIN_TABLES = (
     "heads", "positions", "sinks", "axes", "trajectory", "decomposition", "writers", "neurons", "norm_weights",
@@ -85,8 +84,7 @@ class Explanation:
             for table in EXPLAIN_TABLES:
                 write_table(path, table, getattr(self, table))
             save_arrays(path / "attention.npz", self.maps)
-            text = json.dumps(jsonable(asdict(self.info)), indent=2, ensure_ascii=False) + "\n"
-            write_atomic(path / "explain.json", lambda p: p.write_text(text, "utf-8", "backslashreplace"))
+            write_sidecar(path / "explain.json", self.info)
         except OSError as error:
             raise UserError(f"{path} cannot be written.", error.strerror or str(error)) from None
         return path
@@ -104,20 +102,9 @@ def open_explanation(directory: str | Path) -> Explanation | None:
         UserError: it is damaged, or written by a newer massact.
     """
     path = Path(directory)
-    file = path / "explain.json"
-    if not file.is_file():
+    info = read_sidecar(path / "explain.json", ExplainInfo, EXPLAIN_VERSION, "Explain the run again.")
+    if info is None:
         return None
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        version = data["schema_version"]
-        if not isinstance(version, int) or not 1 <= version <= EXPLAIN_VERSION:
-            raise UserError(f"{file} has schema version {version!r}; this massact reads {EXPLAIN_VERSION}.")
-        known = {f.name for f in fields(ExplainInfo)}
-        info = read_as(ExplainInfo, {k: v for k, v in data.items() if k in known})
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file} is damaged.", f"{error}.", "Explain the run again.") from None
     maps = path / "attention.npz"
     return Explanation(
         info, **{t: read_table(path, t) for t in EXPLAIN_TABLES}, maps=load_arrays(maps) if maps.is_file() else {}

@@ -11,11 +11,13 @@ from matplotlib.figure import Figure
 
 from massact.records.errors import UserError
 from massact.records.explanation import Explanation
+from massact.records.intervention import Intervention
 from massact.records.results import ScanResult
 from massact.records.tables import write_atomic
 from massact.reports.attention import EXPLAIN_FIGURES
 from massact.reports.census import draw_census
 from massact.reports.curves import draw_headroom, draw_layers, draw_norms
+from massact.reports.effects import draw_effects
 from massact.reports.lettering import style
 from massact.reports.portrait import draw_magnitudes
 
@@ -32,8 +34,8 @@ DPI = 160
 METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 
 
-def draw(result: ScanResult | Explanation, directory: Path) -> list[Path]:
-    """Write every figure of a scan or of an explanation as PNG and SVG into `directory/figures/`.
+def draw(result: ScanResult | Explanation | Intervention, directory: Path) -> list[Path]:
+    """Write every figure of a scan, an explanation or an intervention as PNG and SVG into `directory/figures/`.
 
     Args:
         result: fresh, or of a run directory.
@@ -50,10 +52,7 @@ def draw(result: ScanResult | Explanation, directory: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with style():
-            figures: dict[str, Callable[[Any], Figure | None]] = (
-                dict(EXPLAIN_FIGURES) if isinstance(result, Explanation) else dict(FIGURES)
-            )
-            for name, make in figures.items():
+            for name, make in _figures_of(result).items():
                 figure = make(result)
                 if figure is not None:
                     written += _save(figure, folder, name)
@@ -62,6 +61,12 @@ def draw(result: ScanResult | Explanation, directory: Path) -> list[Path]:
             f"Figures cannot be written to {folder}.", error.strerror or str(error), "Give another directory."
         ) from None
     return written
+
+
+def _figures_of(result: Any) -> dict[str, Callable[[Any], Figure | None]]:
+    if isinstance(result, Explanation):
+        return dict(EXPLAIN_FIGURES)
+    return {"effects": draw_effects} if isinstance(result, Intervention) else dict(FIGURES)
 
 
 def _save(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -15,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from massact.records.explanation import Explanation
+from massact.records.intervention import Intervention
 from massact.records.results import ScanResult
-from massact.reports.legible import cell, percent, quoted, real, token_list, visible
+from massact.reports.effects import effects_in_words
+from massact.reports.legible import cell, number, percent, quoted, real, token_list, visible
 from massact.reports.story import story_in_words
 from massact.reports.views import Rule, StackView, rule_of, views
 from massact.reports.words import answer_in_words
@@ -63,6 +65,26 @@ def show_explanation(e: Explanation, console: Console) -> None:
         console.print(_axes(e.axes[e.axes["stack"] == stack], str(stack)))
 
 
+def show_intervention(e: Intervention, console: Console) -> None:
+    """Print what edits did in words, then the table.
+
+    Args:
+        e: fresh, or of a run directory.
+        console: where to; colours and width are its own.
+    """
+    name = visible(str(e.info.model.get("name") or e.info.model.get("id") or ""), console.encoding)
+    console.print(_framed(effects_in_words(e), console.encoding, f"{name}: intervention" if name else "intervention"))
+    grouped = e.effects["group"].nunique() > 1
+    names = ["edit", "metric", *["group"] * grouped]
+    table = _table(*names, "without", "with", "change", "95% interval", left=tuple(names), folding=("edit", "group"))
+    for _, row in e.effects.iterrows():
+        told = (visible(str(row[c]), console.encoding) for c in names)
+        interval = f"{number(row['ci_low'])} to {number(row['ci_high'])}"
+        table.add_row(*told, *(number(row[c]) for c in ("baseline", "edited", "delta")), interval)
+    console.print()
+    console.print(_Section("Effects of each edit", table))
+
+
 def _axes(rows: pd.DataFrame, stack: str) -> _Section:
     """Three axes side by side."""
     table = _table("", "layer", "attention on\nfindings", "on\nposition 0", "on random\ntokens", "value norm\nratio",
@@ -76,7 +98,7 @@ def _axes(rows: pd.DataFrame, stack: str) -> _Section:
     return _Section(f"{name}concentration, value drain, residual norm (|: the block reads findings)", table)
 
 
-def to_json(result: ScanResult | Explanation) -> str:
+def to_json(result: ScanResult | Explanation | Intervention) -> str:
     """What `--json` prints: `result.as_dict()`; NaN and Inf are strings, and all is ASCII for any pipe."""
     return json.dumps(result.as_dict(), indent=2, allow_nan=False, default=_missing)
 

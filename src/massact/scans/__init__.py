@@ -7,6 +7,7 @@ know how tensors are caught, what a family of models looks like, or how results 
 from massact.scans.criteria import CRITERIA, Criterion, Evidence, criterion
 from massact.scans.job import PROMPT, ScanConfig, ready_corpus, scan
 from massact.scans.portrait import prompt_corpus
+from massact.scans.reopened import Reopened, check_text, check_weights, reopen, scanned_corpus
 from massact.scans.tokens import tokens_of
 
 __all__ = [
@@ -14,10 +15,15 @@ __all__ = [
     "PROMPT",
     "Criterion",
     "Evidence",
+    "Reopened",
     "ScanConfig",
+    "check_text",
+    "check_weights",
     "criterion",
     "prompt_corpus",
     "ready_corpus",
+    "reopen",
     "scan",
+    "scanned_corpus",
     "tokens_of",
 ]

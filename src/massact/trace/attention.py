@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from massact.records.anatomy import AttentionPlace
 from massact.stats.attended import Attended, fused_attention
 
-Seen = Callable[["AttentionCall"], None]
+Seen = Callable[["AttentionCall"], Tensor | None]  # gives None to leave the output, or a new one (B, H, T, F)
 Key = tuple[str, int]  # module, which attention call inside it in one forward pass
 
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
@@ -86,7 +86,7 @@ class AttentionCall:
 class _Taps(TorchFunctionMode):
     """Sees attention calls and says which module they belong to."""
 
-    def __init__(self, on_call: Callable[[Key, AttentionCall], None], wanted: set[str] | None) -> None:
+    def __init__(self, on_call: Callable[[Key, AttentionCall], Tensor | None], wanted: set[str] | None) -> None:
         super().__init__()
         self.on_call, self.wanted = on_call, wanted
         self.inside: list[str] = []
@@ -101,12 +101,12 @@ class _Taps(TorchFunctionMode):
         self.inside.clear()
         self._probs = None
 
-    def emit(self, call: AttentionCall) -> None:
+    def emit(self, call: AttentionCall) -> Tensor | None:
         name = self.inside[-1] if self.inside else ""
         number = self._counts[name]
         self._counts[name] += 1
         self._n_seen += 1
-        self.on_call((name, number), call)
+        return self.on_call((name, number), call)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
@@ -120,7 +120,7 @@ class _Taps(TorchFunctionMode):
         if func in _SOFTMAX and isinstance(out, Tensor):
             self._softmax(args[0] if args else kwargs["input"], out)
         elif self._probs is not None:
-            self._after_softmax(func, args, out)
+            return self._after_softmax(func, args, out)
         return out
 
     # ---- the fused kernel
@@ -153,7 +153,8 @@ class _Taps(TorchFunctionMode):
             out, lse = given
         if query.ndim == 4:
             k, v = self._pending if self._pending is not None else (key, value)
-            self.emit(AttentionCall("sdpa", query, k, v, out, lse, factor, mask, is_causal))
+            new = self.emit(AttentionCall("sdpa", query, k, v, out, lse, factor, mask, is_causal))
+            out = out if new is None else new
         return out
 
     # ---- the registered function of transformers
@@ -174,7 +175,9 @@ class _Taps(TorchFunctionMode):
             finally:
                 self._pending = None
             if self._n_seen == seen:  # it did not come to the fused kernel of torch
-                self.emit(_interface_call(own, module, (query, key, value, attention_mask), args, kw, result[0]))
+                call = _interface_call(own, module, (query, key, value, attention_mask), args, kw, result[0])
+                new = self.emit(call)
+                return result if new is None else (new.transpose(1, 2).contiguous(), *result[1:])
             return result
 
         return attend
@@ -185,23 +188,24 @@ class _Taps(TorchFunctionMode):
         if square and self.inside:
             self._probs = (logits, probs, {probs.data_ptr()})
 
-    def _after_softmax(self, func: Any, args: tuple, out: Any) -> None:
+    def _after_softmax(self, func: Any, args: tuple, out: Any) -> Any:
         assert self._probs is not None
         logits, probs, addresses = self._probs
         contracted = func is torch.einsum and len(args) == 3
         first = args[int(contracted)] if args else None
         if not isinstance(first, Tensor) or not isinstance(out, Tensor) or first.data_ptr() not in addresses:
-            return
+            return out
         if contracted or (func in _PRODUCTS and len(args) > 1):
             self._probs = None
-            value = args[2] if contracted else args[1]
-            if contracted:
-                value, out = _of_einsum(args[0], value, out)
+            value, seen = _of_einsum(*args, out) if contracted else (args[1], out)
             if value is not None:
-                heads = _heads(value, out, logits)
-                self.emit(AttentionCall("softmax", None, None, heads[1], heads[2], scores_BHTS=heads[0]))
+                heads = _heads(value, seen, logits)
+                new = self.emit(AttentionCall("softmax", None, None, heads[1], heads[2], scores_BHTS=heads[0]))
+                if new is not None:
+                    seen.copy_(new.reshape(seen.shape))  # a view of what the product gave
         elif out.numel() == probs.numel():
             addresses.add(out.data_ptr())
+        return out
 
 
 def _heads(value: Tensor, out: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,7 +217,7 @@ def _heads(value: Tensor, out: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, 
     return logits, value, out
 
 
-def _of_einsum(equation: str, value: Tensor, out: Tensor) -> tuple[Tensor | None, Tensor]:
+def _of_einsum(equation: str, _: Tensor, value: Tensor, out: Tensor) -> tuple[Tensor | None, Tensor]:
     """Values and output of probabilities times values as (B, H, S, F) and (B, H, T, F); None where it is not that."""
     inputs, _, given = equation.replace(" ", "").partition("->")
     probs, _, values = inputs.partition(",")
@@ -298,12 +302,13 @@ def attending(root: nn.Module, taps: Mapping[AttentionPlace, Seen]) -> Iterator[
     functions = list(taps.values())
     state: Attending
 
-    def on_call(key: Key, call: AttentionCall) -> None:
+    def on_call(key: Key, call: AttentionCall) -> Tensor | None:
         i = order.get(key)
         if i is not None:
             state.fired[i] += 1
             with torch._C.DisableTorchFunction():  # what looks at attention may use torch as it likes
-                functions[i](call)
+                return functions[i](call)
+        return None
 
     seen = _Taps(on_call, {module for module, _ in order})
     state = Attending(seen, order)
@@ -315,7 +320,7 @@ def attending(root: nn.Module, taps: Mapping[AttentionPlace, Seen]) -> Iterator[
 
 
 @contextmanager
-def watching_attention(root: nn.Module, on_call: Callable[[Key, AttentionCall], None]) -> Iterator[None]:
+def watching_attention(root: nn.Module, on_call: Callable[[Key, AttentionCall], Tensor | None]) -> Iterator[None]:
     """See every attention call of one forward pass, with the innermost module that makes it."""
     with _installed(root, _Taps(on_call, None)):
         yield

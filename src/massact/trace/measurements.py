@@ -18,6 +18,7 @@ from massact.records.errors import UserError, WorkError
 from massact.records.sites import Site
 from massact.stats import Statistic, Where
 from massact.trace.attention import AttentionCall, attending
+from massact.trace.edits import Edit, Fired, change_of, check_fired
 from massact.trace.hooks import AllSeen, tapped
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
@@ -48,30 +49,6 @@ class Probe:
     name: str
     site: str
     statistic: Callable[[], Statistic]
-
-
-@dataclass(frozen=True)
-class Edit:
-    """Where to change a tensor, and the pure function that does it.
-
-    Args:
-        name: shown in results and errors.
-        site: a glob over printed site names.
-        apply: takes the tensor (B, T, D) and the batch, gives a new tensor of that shape.
-    """
-
-    name: str
-    site: str
-    apply: Callable[[Tensor, Batch], Tensor]
-
-
-@dataclass
-class Fired:
-    """Proof that an edit did something: how often it ran, how many elements it changed."""
-
-    name: str
-    n_calls: int = 0
-    n_elements: int = 0
 
 
 @dataclass
@@ -174,7 +151,7 @@ def measure(
         while (batch := queue.take()) is not None:
             began = time.perf_counter()
             try:
-                fresh, fired = _forward(model, planned, batch.to(model.device), len(edits))
+                fresh, fired = _forward(model, planned, batch.to(model.device), edits)
             except Exception as error:
                 if not _out_of_memory(error):
                     raise
@@ -184,33 +161,22 @@ def measure(
             for key, statistic in fresh.items():
                 done.statistics[key].merge(statistic)
             for total, now in zip(done.edits, fired, strict=True):
-                total.n_calls += now[0]
-                total.n_elements += int(now[1])
+                total.n_calls += now.n_calls
+                total.n_elements += int(now.n_elements)
             done.n_sequences += len(batch.sequences)
             done.batch_size = queue.size
             done.whole = True
             done.forward_s += time.perf_counter() - began
             if on_batch is not None:
                 on_batch(done)
-    _check_edits(done)
+    check_fired(done.edits)
     return done
 
 
-def _forward(model: Traceable, planned: _Plan, batch: Batch, n_edits: int) -> tuple[dict, list[list[Any]]]:
+def _forward(model: Traceable, planned: _Plan, batch: Batch, edits: Sequence[Edit]) -> tuple[dict, list[Fired]]:
     """One forward pass into fresh statistics, so that a pass that fails half-way leaves no trace."""
     fresh = {(name, site): make() for name, site, _, make in planned.all_probes}
-    fired: list[list[Any]] = [[0, 0] for _ in range(n_edits)]
-
-    def changer(i: int, edit: Edit) -> Callable[[Tensor], Tensor]:
-        def change(h: Tensor) -> Tensor:
-            new = edit.apply(h, batch)
-            if new.shape != h.shape:
-                raise WorkError(f"Edit {edit.name!r} gave shape {tuple(new.shape)} for {tuple(h.shape)}.")
-            fired[i][0] += 1
-            fired[i][1] = fired[i][1] + (new != h).sum()  # a tensor on the device: no synchronisation here
-            return new
-
-        return change
+    fired = [Fired(edit.name) for edit in edits]
 
     # Attention is seen by a function mode, which need not look at what the statistics do.
     unseen = torch._C.DisableTorchFunction if planned.attention else nullcontext
@@ -222,7 +188,7 @@ def _forward(model: Traceable, planned: _Plan, batch: Batch, n_edits: int) -> tu
 
         return see
 
-    taps = [(place, changer(i, edit)) for i, edit, _, place in planned.edits]
+    taps = [(place, change_of(edit, fired[i], lambda: batch)) for i, edit, _, place in planned.edits]
     taps += [(place, seer(fresh[name, site])) for name, site, place, _ in planned.probes]  # type: ignore[misc]
     calls: dict[AttentionPlace, list[Statistic]] = {}
     for name, site, place, _ in planned.attention:
@@ -337,12 +303,3 @@ def _out_of_memory(error: Exception) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-
-
-def _check_edits(done: Measurements) -> None:
-    for fired in done.edits:
-        if fired.n_calls == 0 or fired.n_elements == 0:
-            raise WorkError(
-                f"Edit {fired.name!r} changed nothing ({fired.n_calls} calls, {fired.n_elements} elements).",
-                do="Check its site and what it matches: a table of its effect would be about nothing.",
-            )

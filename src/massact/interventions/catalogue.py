@@ -1,0 +1,279 @@
+"""The catalogue of edits: each a small pure function of a hidden state, of weights, of inputs or of attention.
+
+A massive activation is found again in any input by its dims and a cut on |h|: half of the smallest finding at that dim.
+So an edit made from a scan works on other texts, other lengths and other batches.
+
+Shapes: B batch, T tokens, D dims, J massive dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from massact.corpora import Batch
+from massact.records.errors import UserError
+from massact.records.sites import Site
+from massact.stats.attended import Attended
+from massact.trace import AttentionEdit, Edit, InputEdit, WeightEdit
+
+CUT = 0.5  # of the smallest finding at a dim
+
+
+@dataclass(frozen=True)
+class Massive:
+    """How to find the massive activations of one layer again.
+
+    Args:
+        site: where.
+        dims, cuts: (J,) an entry is massive if |h| at one of these dims reaches its cut.
+        means: position class ("start" or "rest") -> (J,) mean values: the constants of set-to-mean; NaN where a class
+            has no finding at a dim (the other class' mean stands in).
+        values: the same -> J arrays of all values found: what a shuffle draws from.
+    """
+
+    site: Site
+    dims: tuple[int, ...]
+    cuts: tuple[float, ...]
+    means: Mapping[str, tuple[float, ...]]
+    values: Mapping[str, tuple[tuple[float, ...], ...]]
+
+    def mask(self, h_BTD: Tensor) -> Tensor:
+        """Which entries at the dims are massive: (B, T, J) bool."""
+        cuts_J = torch.tensor(self.cuts, device=h_BTD.device, dtype=torch.float32)
+        return h_BTD[..., list(self.dims)].abs().float() >= cuts_J
+
+
+def massive(findings: pd.DataFrame, layer: int | str = "onset", stack: str | None = None) -> Massive:
+    """How to find again what a scan found at one layer.
+
+    Args:
+        findings: the table of a scan.
+        layer: a layer with findings, or "onset": the first at which at least half of the sequences that have any
+            have one.
+        stack: of several, which; None: the one with most findings.
+
+    Raises:
+        UserError: there are no findings of single entries there.
+    """
+    known = findings[findings.dim >= 0]
+    if not len(known):
+        raise UserError("The scan has no massive activations to intervene on.", do="Lower a threshold, or name dims.")
+    name = stack if stack is not None else str(known["stack"].value_counts().index[0])
+    mine = known[known["stack"] == name]
+    site = str(mine["site"].value_counts().index[0]) if len(mine) else "resid_post"
+    mine = mine[mine["site"] == site]
+    if layer == "onset":
+        having = mine.groupby("layer").sequence.nunique()
+        layer = int(having.index[(having >= 0.5 * mine.sequence.nunique()).argmax()]) if len(having) else 0
+    here = mine[mine.layer == int(layer)]
+    if not len(here):
+        layers = ", ".join(str(x) for x in sorted(mine.layer.unique())) or "none"
+        raise UserError(f"Layer {layer} of stack {name!r} has no findings.", do=f"Layers that have: {layers}.")
+    dims = tuple(int(d) for d in sorted(here.dim.unique()))
+    split = {"start": here[here.position_class == "start"], "rest": here[here.position_class != "start"]}
+    values = {
+        c: tuple(tuple(float(v) for v in rows.loc[rows.dim == d, "value"]) for d in dims) for c, rows in split.items()
+    }
+    return Massive(
+        Site(name, int(layer), site),
+        dims,
+        tuple(CUT * float(here.loc[here.dim == d, "magnitude"].min()) for d in dims),
+        {c: tuple(float(np.mean(v)) if v else float("nan") for v in per_dim) for c, per_dim in values.items()},
+        values,
+    )
+
+
+# ---- edits of massive entries
+def zero(target: Massive) -> Edit:
+    """h = 0 at massive entries (Sun 2024, Table 3)."""
+    return _of(target, "zero", lambda h_BTD, batch: 0.0)
+
+
+def scale(target: Massive, factor: float) -> Edit:
+    """h = factor x h at massive entries."""
+    return _of(target, f"scale {factor:g}", lambda h_BTD, batch: h_BTD[..., list(target.dims)] * factor)
+
+
+def clip(target: Massive, limit: float) -> Edit:
+    """|h| <= limit at massive entries, the sign kept."""
+    return _of(target, f"clip {limit:g}", lambda h_BTD, batch: h_BTD[..., list(target.dims)].clamp(-limit, limit))
+
+
+def fixed(target: Massive, value: float) -> Edit:
+    """h = value at massive entries."""
+    return _of(target, f"value {value:g}", lambda h_BTD, batch: value)
+
+
+def mean(target: Massive) -> Edit:
+    """h = its mean over the scanned sequences, of its position class and dim (Sun 2024, Table 3; Owen 2025)."""
+
+    def means(h_BTD: Tensor, batch: Batch) -> Tensor:
+        table = {c: torch.tensor(v, device=h_BTD.device, dtype=h_BTD.dtype) for c, v in target.means.items()}
+        start, rest = (torch.where(table[a].isnan(), table[b], table[a]) for a, b in (("start", "rest"),
+                                                                                    ("rest", "start")))  # fmt: skip
+        return torch.where(starts(h_BTD, batch)[..., None], start, rest)
+
+    return _of(target, "mean", means)
+
+
+def shuffle(target: Massive, seed: int = 0) -> Edit:
+    """h = the value that another sequence of the scan had there: of the same position class and dim, at random."""
+
+    def drawn(h_BTD: Tensor, batch: Batch) -> Tensor:
+        draw = np.random.default_rng((seed, *batch.sequences))
+        both = {}
+        for c, other in (("start", "rest"), ("rest", "start")):
+            pools = [np.array(a or b) for a, b in zip(target.values[c], target.values[other], strict=True)]
+            both[c] = torch.from_numpy(np.stack([draw.choice(p, h_BTD.shape[:2]) for p in pools], -1)).to(h_BTD)
+        return torch.where(starts(h_BTD, batch)[..., None], both["start"], both["rest"])
+
+    return _of(target, "shuffle", drawn)
+
+
+def matched_random(target: Massive) -> Edit:
+    """The control: as many entries of each sequence, those whose |h| is nearest to the median, set to zero."""
+
+    def apply(h_BTD: Tensor, batch: Batch) -> Tensor:
+        count_B = target.mask(h_BTD).sum((1, 2))
+        new = h_BTD.clone().reshape(len(h_BTD), -1)
+        magnitude = new.abs().float()
+        off = (magnitude - magnitude.median(1, keepdim=True).values).abs()
+        off.view(h_BTD.shape)[..., list(target.dims)] = torch.inf  # another dim than the massive ones
+        nearest = off.topk(int(count_B.max()) if len(count_B) else 0, largest=False).indices
+        hit = torch.arange(nearest.shape[1], device=h_BTD.device) < count_B[:, None]
+        return new.scatter(1, nearest, torch.where(hit, 0.0, new.gather(1, nearest))).view(h_BTD.shape)
+
+    return Edit("random", str(target.site), apply)
+
+
+def starts(h_BTD: Tensor, batch: Batch) -> Tensor:
+    """Where the first position that counts is: (B, T) bool; nowhere behind a cache of earlier positions."""
+    at = torch.zeros(h_BTD.shape[:2], dtype=torch.bool, device=h_BTD.device)
+    if batch.past:
+        return at
+    mask = batch.inputs.get("attention_mask")
+    first = None if mask is None or mask.ndim != 2 or mask.shape[1] != h_BTD.shape[1] else mask.long().argmax(1)
+    rows = torch.arange(len(h_BTD), device=h_BTD.device)
+    at[rows, 0 if first is None else first.to(h_BTD.device)] = True
+    return at
+
+
+def _of(target: Massive, name: str, new_values: Callable[[Tensor, Batch], Any]) -> Edit:
+    """An edit that puts new values (broadcast to (B, T, J)) at massive entries."""
+    dims = list(target.dims)
+
+    def apply(h_BTD: Tensor, batch: Batch) -> Tensor:
+        old = h_BTD[..., dims]
+        value = torch.as_tensor(new_values(h_BTD, batch), device=h_BTD.device).to(h_BTD.dtype)
+        new = h_BTD.clone()
+        new[..., dims] = torch.where(target.mask(h_BTD), value.expand_as(old), old)
+        return new
+
+    return Edit(name, str(target.site), apply)
+
+
+# ---- edits of whole dims, directions, inputs, weights, attention
+def zero_dims(dims: Sequence[int], site: str) -> Edit:
+    """Whole dims set to zero at all tokens: outlier features (Dettmers 2022), rogue dims (Timkey 2021)."""
+    chosen = list(dims)
+
+    def apply(h_BTD: Tensor, batch: Batch) -> Tensor:
+        new = h_BTD.clone()
+        new[..., chosen] = 0
+        return new
+
+    return Edit(f"dims {', '.join(map(str, chosen[:4]))}{' ...' * (len(chosen) > 4)} to zero", site, apply)
+
+
+def remove_direction(direction_D: Tensor, site: str) -> Edit:
+    """h - (h.u) u with u the unit vector of a direction (D,), at all tokens."""
+
+    def apply(h_BTD: Tensor, batch: Batch) -> Tensor:
+        u_D = (direction_D / direction_D.norm()).to(h_BTD)
+        return h_BTD - (h_BTD @ u_D)[..., None] * u_D
+
+    return Edit("direction removed", site, apply)
+
+
+def drop_first(n: int = 1) -> InputEdit:
+    """The first n tokens are taken away (BOS, where there is one)."""
+
+    def apply(inputs: dict[str, Any]) -> dict[str, Any]:
+        cut = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "labels"}
+        return {k: v[:, n:] if k in cut and isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+    return InputEdit(f"first {n} token(s) dropped", apply)
+
+
+def replace_first(token_id: int) -> InputEdit:
+    """The first token is another one."""
+
+    def apply(inputs: dict[str, Any]) -> dict[str, Any]:
+        ids = inputs["input_ids"].clone()
+        ids[:, 0] = token_id
+        return inputs | {"input_ids": ids}
+
+    return InputEdit(f"first token is {token_id}", apply)
+
+
+def cut_attention(positions: Sequence[int], site: str = "*.attention") -> AttentionEdit:
+    """No query attends to some positions: (output - sum over them of p v) / (1 - sum over them of p).
+
+    A query that sees nothing else gives zero.
+    """
+    chosen = list(positions)
+
+    def apply(a: Attended) -> Tensor:
+        keys_C = torch.tensor([p for p in chosen if p < a.shape[2]], device=a.device)
+        assert a.out_HTF is not None
+        p_HTC = a.probs(keys_C)
+        left_HT1 = (1 - p_HTC.sum(-1, keepdim=True)).clamp(min=0)
+        rest_HTF = a.out_HTF.float() - torch.matmul(p_HTC, a.values(keys_C))
+        return torch.where(left_HT1 > 1e-6, rest_HTF / left_HT1.clamp(min=1e-6), 0.0)
+
+    return AttentionEdit(f"positions {chosen[:4]} not attended to", site, apply)
+
+
+def super_weights(parameter: str, entries: Sequence[tuple[int, int]], keep_only: bool = False) -> WeightEdit:
+    """Single weights [row, column] set to zero, or all weights but these (Yu 2024)."""
+
+    def apply(weight: Tensor) -> Tensor:
+        rows, columns = (list(x) for x in zip(*entries, strict=True))
+        if keep_only:
+            kept = torch.zeros_like(weight)
+            kept[rows, columns] = weight[rows, columns]
+            return kept
+        weight[rows, columns] = 0
+        return weight
+
+    what = f"{len(entries)} weight(s) of {parameter}"
+    return WeightEdit(f"only {what}" if keep_only else f"{what} to zero", parameter, apply)
+
+
+def norm_dims(parameter: str, dims: Sequence[int]) -> WeightEdit:
+    """Scale or bias of a norm set to zero at some dims (Kovaleva 2021)."""
+    chosen = list(dims)
+
+    def apply(weight: Tensor) -> Tensor:
+        weight[chosen] = 0
+        return weight
+
+    return WeightEdit(f"{parameter} at {chosen[:4]} to zero", parameter, apply)
+
+
+def everywhere(make: Callable[[Massive], Edit], findings: pd.DataFrame, stack: str | None = None) -> list[Edit]:
+    """The same edit at every layer that has findings."""
+    mine = findings if stack is None else findings[findings["stack"] == stack]
+    edits = [make(massive(findings, int(layer), stack)) for layer in sorted(mine[mine.dim >= 0].layer.unique())]
+    return [replace(e, name=f"{e.name} at {e.site}") for e in edits]
+
+
+QUARTET: dict[str, Callable[[Massive], Edit]] = {
+    "zero": zero, "mean": mean, "random": matched_random, "shuffle": shuffle}  # fmt: skip

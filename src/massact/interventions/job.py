@@ -1,0 +1,167 @@
+"""`intervene`: the quartet of edits at the onset layer, and what each does to the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from massact.corpora import Corpus
+from massact.interventions.catalogue import QUARTET, Massive, clip, fixed, massive, scale
+from massact.interventions.effects import Paired, effects_of, evaluate
+from massact.models import Model, load
+from massact.records.errors import UserError, check_options, near
+from massact.records.intervention import InterveneInfo, Intervention
+from massact.records.results import ScanResult
+from massact.records.runinfo import git_state, jsonable
+from massact.records.tables import frame
+from massact.scans import check_text, check_weights, scanned_corpus
+from massact.trace import Edit
+from massact.trace.edits import AnyEdit
+
+LEAST_HELD_OUT = 8  # sequences from which on half of them are kept apart for the means
+
+
+@dataclass(frozen=True)
+class InterveneConfig:
+    """The options of an intervention.
+
+    Args:
+        sets: names of edits: zero, mean, random, shuffle, scale=F, clip=C, value=V.
+        layer: a layer with findings, or "onset".
+        stack: of several, which; None: the one with most findings.
+        hold_out: estimate cuts, means and the shuffle's values on the first half of the sequences, and evaluate on
+            the second (where there are at least eight).
+        batch_size: sequences per forward pass.
+        seed: of bootstrap and shuffle.
+    """
+
+    sets: tuple[str, ...] = tuple(QUARTET)
+    layer: int | str = "onset"
+    stack: str | None = None
+    hold_out: bool = True
+    batch_size: int = 1
+    seed: int = 0
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> InterveneConfig:
+        """Options by name.
+
+        Raises:
+            UserError: an unknown option or edit (says which are near).
+        """
+        check_options("intervene", options, {f.name for f in fields(cls)})
+        config = cls(**options)
+        for name in config.sets:
+            edit_named(name)
+        return config
+
+
+def edit_named(name: str) -> Callable[[Massive], Edit]:
+    """The edit that a name such as 'zero' or 'scale=0.5' stands for.
+
+    Raises:
+        UserError: unknown, or no number behind the sign.
+    """
+    word, sign, value = name.partition("=")
+    if word in QUARTET and not sign:
+        return QUARTET[word]
+    numbered = {"scale": scale, "clip": clip, "value": fixed}
+    if word not in numbered:
+        raise UserError(f"Unknown edit {name!r}.", do=near(word, [*QUARTET, *(f"{n}=NUMBER" for n in numbered)]))
+    try:
+        number = float(value)
+    except ValueError:
+        raise UserError(f"{name!r} needs a number.", do=f"For example: {word}=0.5") from None
+    return lambda target: numbered[word](target, number)
+
+
+def intervene(
+    model: Any,
+    corpus: Any,
+    scan: ScanResult,
+    *,
+    labels: Sequence[int] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    more: Sequence[AnyEdit] = (),
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Intervention:
+    """What happens without the massive activations: zero, mean, matched-random and shuffle side by side.
+
+    Args:
+        model: the scanned model, with its head; loaded, or anything that `load` takes.
+        corpus: what was scanned, see `explain`.
+        scan: its result.
+        labels: classes of the sequences (images), for accuracy.
+        groups: column -> label of every sequence: effects are also told for each label.
+        more: further edits of the catalogue, or one's own.
+        progress: called with sequences done and sequences in all.
+        **options: see `InterveneConfig`.
+
+    Raises:
+        UserError: nothing was found, or a bad option.
+        WorkError: an edit changed nothing.
+    Source: Sun 2024, Section 3 and Table 3; Owen 2025; Parodi 2026 (controls).
+    """
+    config, began = InterveneConfig.of(options), time.perf_counter()
+    loaded = model if isinstance(model, Model) else load(model)
+    check_weights(loaded, scan)
+    ready = scanned_corpus(loaded, corpus, scan)
+    check_text(ready, scan)
+    n = ready.n_sequences
+    half = n // 2 if config.hold_out and n >= LEAST_HELD_OUT else 0
+    findings = scan.findings[scan.findings.sequence < half] if half else scan.findings
+    target = massive(findings, config.layer, config.stack)
+    edits = [*(edit_named(name)(target) for name in config.sets), *more]
+    truth = None if labels is None else torch.tensor(list(labels)[half:])
+    paired = evaluate(
+        loaded, _part(ready, half), edits, batch_size=config.batch_size, labels=truth, progress=progress
+    )  # fmt: skip
+    columns = {column: np.array([str(x) for x in list(values)[half:]]) for column, values in (groups or {}).items()}
+    info = InterveneInfo(
+        config=jsonable(asdict(config)),
+        model={k: scan.info.model.get(k) for k in ("id", "name", "weights_sha256")},
+        corpus={"name": ready.name, "sha256": ready.sha256, "n_sequences": n},
+        target=jsonable({"site": str(target.site), "dims": target.dims, "cuts": target.cuts, "means": target.means}),
+        estimated_on=f"sequences 0 to {(half or n) - 1}",
+        evaluated_on=f"sequences {half} to {n - 1}",
+        git=git_state(),
+        wall_s=time.perf_counter() - began,
+    )
+    if not half:
+        info.notes.append("Means and cuts are of the sequences that the effects are of.")
+    return Intervention(info, _table(paired, target, columns, config.seed))
+
+
+def _part(corpus: Corpus, start: int) -> Corpus:
+    """The sequences from `start` on."""
+    if not start:
+        return corpus
+    inputs = {name: tensor[start:] for name, tensor in corpus.inputs.items()}
+    return replace(corpus, inputs=inputs, mask=None if corpus.mask is None else corpus.mask[start:])
+
+
+def _table(paired: Paired, target: Massive, groups: Mapping[str, np.ndarray], seed: int) -> pd.DataFrame:
+    everyone = np.ones(len(paired.n_targets), bool)
+    chosen = {"all": everyone}
+    for column, values in groups.items():
+        chosen |= {f"{column}={value}": values == value for value in dict.fromkeys(values)}
+    rows = []
+    for name, fired in paired.fired.items():
+        for group, mask in chosen.items():
+            for e in effects_of(paired, name, mask, seed):
+                rows.append(
+                    {
+                        "edit": name, "stack": target.site.stack, "layer": target.site.layer, "metric": e.metric,
+                        "group": group, "baseline": e.baseline, "edited": e.edited, "delta": e.delta,
+                        "ci_low": e.ci_low, "ci_high": e.ci_high, "n_calls": fired.n_calls,
+                        "n_elements": int(fired.n_elements), "n_sequences": e.n_sequences,
+                    }
+                )  # fmt: skip
+    return frame("effects", rows)

@@ -1,0 +1,76 @@
+"""Intervene on a saved run, on its own text or, told by group, on the rows of a JSONL file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from massact.interventions.job import intervene
+from massact.records.errors import UserError, near
+from massact.records.intervention import Intervention
+from massact.records.results import ScanResult
+from massact.scans import reopen
+
+
+def intervene_run(
+    result: ScanResult,
+    *,
+    model: str | None = None,
+    corpus: str | None = None,
+    group: str | None = None,
+    device: str = "auto",
+    progress: Callable[[str, int, int], None] | None = None,
+    load_options: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+) -> Intervention:
+    """Intervene on the findings of a saved run.
+
+    Args:
+        result: of the run.
+        model, corpus, device, load_options: see `massact.scans.reopen`.
+        group: column of the JSONL file `corpus` whose labels effects are broken down by; each of its rows is a
+            sequence of its own then.
+        progress: called with (stage, sequences done, sequences in all).
+        options: see `InterveneConfig`.
+
+    Raises:
+        UserError: model, corpus or column cannot be found, or the model is another one.
+    """
+    groups, source = None, corpus
+    if group is not None:
+        if corpus is None:
+            raise UserError("--group needs rows with labels.", do="Give a JSONL file: --corpus FILE.jsonl")
+        texts, labels = _rows(Path(corpus), group)
+        groups, source = {group: labels}, texts
+    opened = reopen(
+        result, model=model, corpus=source, device=device, load_options=load_options, progress=progress
+    )
+    say = progress or (lambda *_: None)
+    done = intervene(
+        opened.model, opened.corpus, opened.scan, groups=groups,
+        progress=lambda now, all_: say("intervene", now, all_), **(options or {}),
+    )  # fmt: skip
+    done.info.notes += opened.notes
+    return done
+
+
+def _rows(file: Path, column: str) -> tuple[Any, list[str]]:
+    """Texts and labels of a JSONL file.
+
+    Raises:
+        UserError: it cannot be read, or a row lacks the column or its text.
+    """
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSONL.", str(error)) from None
+    for i, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise UserError(f"Row {i} of {file} has no text.", do="Each row needs a column 'text'.")
+        if column not in row:
+            raise UserError(f"Row {i} of {file} has no column {column!r}.", do=near(column, row))
+    if not rows:
+        raise UserError(f"{file} is empty.", do="Each row needs a column 'text'.")
+    return [row["text"] for row in rows], [str(row[column]) for row in rows]

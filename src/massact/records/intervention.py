@@ -1,0 +1,86 @@
+"""The result of an intervention, in memory and as files beside the scan."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from massact.records.errors import UserError
+from massact.records.runinfo import jsonable, versions
+from massact.records.sidecars import read_sidecar, write_sidecar
+from massact.records.tables import frame, read_table, write_table
+
+INTERVENE_VERSION = 1
+
+
+@dataclass
+class InterveneInfo:
+    """The record of an intervention: intervene.json.
+
+    Args:
+        config: options as they were resolved.
+        model, corpus: id and hash of what was run.
+        target: site, dims, cuts and means of the massive activations that were edited.
+        estimated_on, evaluated_on: sequences that the means are of, and that the effects are of.
+        notes: what a reader must know, one sentence each.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    corpus: dict[str, Any] = field(default_factory=dict)
+    target: dict[str, Any] = field(default_factory=dict)
+    estimated_on: str = ""
+    evaluated_on: str = ""
+    notes: list[str] = field(default_factory=list)
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    wall_s: float = 0.0
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    git: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = INTERVENE_VERSION
+
+
+@dataclass
+class Intervention:
+    """What edits of massive activations did.
+
+    Args:
+        info: what was asked and how.
+        effects: one row per edit, metric and group, see `massact.records.tables`.
+    """
+
+    info: InterveneInfo
+    effects: pd.DataFrame = field(default_factory=lambda: frame("effects"))
+
+    def save(self, directory: str | Path) -> Path:
+        """Add the table to a run directory; intervene.json last.
+
+        Raises:
+            UserError: the directory cannot be written.
+        """
+        path = Path(directory)
+        try:
+            (path / "intervene.json").unlink(missing_ok=True)
+            write_table(path, "effects", self.effects)
+            write_sidecar(path / "intervene.json", self.info)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written.", error.strerror or str(error)) from None
+        return path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON-able records."""
+        return jsonable(asdict(self.info)) | {"effects": jsonable(self.effects.to_dict(orient="records"))}
+
+
+def open_intervention(directory: str | Path) -> Intervention | None:
+    """Read the intervention in a run directory; None where there is none.
+
+    Raises:
+        UserError: it is damaged, or written by a newer massact.
+    """
+    path = Path(directory)
+    info = read_sidecar(path / "intervene.json", InterveneInfo, INTERVENE_VERSION, "Intervene on the run again.")
+    return None if info is None else Intervention(info, read_table(path, "effects"))

@@ -1,0 +1,48 @@
+"""Records that a later verb puts beside run.json: explain.json, intervene.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from massact.records.answer import read_as
+from massact.records.errors import UserError
+from massact.records.runinfo import jsonable
+from massact.records.tables import write_atomic
+
+Info = TypeVar("Info")
+
+
+def write_sidecar(file: Path, info: Any) -> None:
+    """Write a record; last of a verb's files, so that its presence speaks for the rest."""
+    text = json.dumps(jsonable(asdict(info)), indent=2, ensure_ascii=False) + "\n"
+    write_atomic(file, lambda p: p.write_text(text, "utf-8", "backslashreplace"))
+
+
+def read_sidecar(file: Path, kind: type[Info], version: int, again: str) -> Info | None:
+    """Read a record; None where there is none.
+
+    Args:
+        file: of the record.
+        kind: its dataclass, with a field `schema_version`.
+        version: the newest that this massact reads.
+        again: what to do if it is damaged.
+
+    Raises:
+        UserError: it is damaged, or written by a newer massact.
+    """
+    if not file.is_file():
+        return None
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        found = data["schema_version"]
+        if not isinstance(found, int) or not 1 <= found <= version:
+            raise UserError(f"{file} has schema version {found!r}; this massact reads up to {version}.", do=again)
+        known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+        return read_as(kind, {k: v for k, v in data.items() if k in known})
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} is damaged.", f"{error}.", again) from None

@@ -1,0 +1,101 @@
+"""What edits did, in words, as a table and as a figure: harmful, harmless or inconclusive, with the interval."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from massact.records.intervention import Intervention
+from massact.reports.legible import listed, number, percent, real, signed, visible
+from massact.reports.lettering import PLAIN, TOP_1, WARNING, lettered
+
+HARM = 0.01  # relative change of perplexity, change of accuracy: within it nothing has happened
+HARMFUL, HARMLESS, OPEN = "harmful", "harmless", "inconclusive"
+
+
+def main_metric(effects: pd.DataFrame) -> str:
+    """The metric that a verdict is about: perplexity, accuracy, or else how often the top answer stays."""
+    have = set(effects["metric"])
+    return next((m for m in ("perplexity", "accuracy", "top1_agreement") if m in have), "")
+
+
+def verdict(row: pd.Series) -> str:
+    """Harmful if the whole interval is beyond the margin, harmless if all of it is within, else inconclusive.
+
+    The margin is 1 % of the perplexity, or 0.01 of the accuracy. An edited value that is not finite is harmful.
+    """
+    low, high = real(row["ci_low"]), real(row["ci_high"])
+    if row["metric"] == "perplexity":
+        if not math.isfinite(real(row["edited"])):
+            return HARMFUL
+        low, high = low / row["baseline"], high / row["baseline"]
+    else:
+        low, high = -high, -low  # less is worse
+    if math.isnan(low) or math.isnan(high):
+        return OPEN
+    return HARMFUL if low > HARM else HARMLESS if high < HARM and low > -HARM else OPEN
+
+
+def effects_in_words(e: Intervention) -> list[str]:
+    """Put effects into sentences.
+
+    Args:
+        e: fresh, or read from a run directory.
+    Source: Sun 2024, Table 3; the controls of Owen 2025 and Parodi 2026.
+    """
+    metric, target = main_metric(e.effects), e.info.target
+    rows = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] == "all")]
+    dims = listed([str(d) for d in target.get("dims", [])][:6])
+    said = [
+        f"Edited: the massive activations at {visible(str(target.get('site', '?')))}, dim{'s' * (',' in dims)} {dims}; "
+        f"effects on {visible(e.info.evaluated_on)}, values estimated on {visible(e.info.estimated_on)}."
+    ]
+    for _, row in rows.iterrows():
+        said.append(f"{_sentence(row)}: {verdict(row)}.")
+    groups = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] != "all")]
+    for name, mine in groups.groupby("edit", sort=False):
+        worst = mine.loc[(mine["delta"] * (1 if metric == "perplexity" else -1)).idxmax()]
+        said.append(f"{visible(str(name))} hurts {visible(worst['group'])} most: {_change(worst)}.")
+    return said + [f"Note: {visible(str(n))}" for n in e.info.notes]
+
+
+def _sentence(row: pd.Series) -> str:
+    return (
+        f"{visible(row['edit'])} ({int(row['n_elements']):,} elements in {int(row['n_calls']):,} calls): "
+        f"{row['metric']} {_change(row)}"
+    )
+
+
+def _change(row: pd.Series) -> str:
+    spell = number if row["metric"] == "perplexity" else percent
+    difference = signed(row["delta"]) if row["metric"] == "perplexity" else f"{percent(row['delta'])}"
+    return (
+        f"{spell(row['baseline'])} to {spell(row['edited'])} ({difference}, 95% interval {spell(row['ci_low'])} to "
+        f"{spell(row['ci_high'])})"
+    )
+
+
+def draw_effects(e: Intervention) -> Figure | None:
+    """The change of the main metric under each edit, with its interval."""
+    metric = main_metric(e.effects)
+    rows = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] == "all")]
+    if not len(rows):
+        return None
+    figure = Figure(figsize=(7.2, 0.5 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    delta = rows["delta"].to_numpy(float)
+    shown = np.where(np.isfinite(delta), delta, np.nan)
+    around = np.abs(rows[["ci_low", "ci_high"]].to_numpy(float).T - shown)
+    colors = [WARNING if verdict(row) == HARMFUL else TOP_1 for _, row in rows.iterrows()]
+    at = np.arange(len(rows))[::-1]
+    axes.barh(at, np.nan_to_num(shown), color=colors, height=0.6)
+    axes.errorbar(shown, at, xerr=np.nan_to_num(around), fmt="none", ecolor=PLAIN, capsize=3, linewidth=1)
+    axes.set_yticks(at, [lettered(name, 40) for name in rows["edit"]])
+    axes.axvline(0, color=PLAIN, linewidth=0.6)
+    axes.set_xscale("symlog", linthresh=max(0.01 * float(rows["baseline"].iloc[0]), 1e-3))
+    axes.set_xlabel(f"change of {metric} (without edit: {number(rows['baseline'].iloc[0])})")
+    axes.set_title(f"Edits at {lettered(str(e.info.target.get('site', '?')))}; red: harmful")
+    return figure

@@ -1,0 +1,273 @@
+"""Edits: what changes a model's tensors, weights or inputs, and `edited`, which patches a live model with them.
+
+Inside the `with` the module is the same object, usable by any other library; on exit it is bit for bit as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from massact.corpora import Batch
+from massact.records.anatomy import Anatomy
+from massact.records.errors import UserError, WorkError, near
+from massact.stats.attended import Attended
+from massact.trace.attention import AttentionCall, attending
+from massact.trace.hooks import tapped
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Where to change a tensor, and the pure function that does it.
+
+    Args:
+        name: shown in results and errors.
+        site: a glob over printed site names.
+        apply: takes the tensor (B, T, D) and the batch, gives a new tensor of that shape.
+    """
+
+    name: str
+    site: str
+    apply: Callable[[Tensor, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class WeightEdit:
+    """A parameter that is changed for the time.
+
+    Args:
+        name: shown in results and errors.
+        parameter: its dotted name.
+        apply: takes the parameter, gives a new tensor of its shape.
+    """
+
+    name: str
+    parameter: str
+    apply: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class InputEdit:
+    """The model's inputs, changed before it sees them.
+
+    Args:
+        name: shown in results and errors.
+        apply: takes the inputs by name, gives new ones.
+    """
+
+    name: str
+    apply: Callable[[dict[str, Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class AttentionEdit:
+    """The output of attention calls, changed before the output projection.
+
+    Args:
+        name: shown in results and errors.
+        site: a glob over attention sites, such as `*.attention`.
+        apply: takes the call of one sequence and gives its new output (H, T, F).
+    """
+
+    name: str
+    site: str
+    apply: Callable[[Attended], Tensor]
+
+
+AnyEdit = Edit | WeightEdit | InputEdit | AttentionEdit
+
+
+@dataclass
+class Fired:
+    """Proof that an edit did something: how often it ran, how many elements it changed."""
+
+    name: str
+    n_calls: int = 0
+    n_elements: int = 0
+
+    def count(self, old: Tensor, new: Tensor) -> None:
+        """One more call; the number of changed elements stays a tensor, so that nothing synchronises."""
+        self.n_calls += 1
+        self.n_elements = self.n_elements + (new != old).sum()  # type: ignore[assignment]
+
+
+class Editable(Protocol):
+    """What `edited` needs of a model; `massact.models.Model` is one."""
+
+    module: nn.Module
+    anatomy: Anatomy
+
+
+@contextmanager
+def edited(model: Editable, *edits: AnyEdit) -> Iterator[list[Fired]]:
+    """Patch a live model for the length of a `with`.
+
+    Args:
+        model: a loaded model; its `module` is what other libraries run.
+        edits: applied in this order where several are at one place.
+
+    Yields:
+        What each edit did so far.
+
+    Raises:
+        UserError: a selector or a parameter name matches nothing.
+        WorkError: on leaving, an edit did not fire or changed nothing (not if the body raised).
+    """
+    fired = [Fired(e.name) for e in edits]
+    live = _Live()
+    with ExitStack() as stack:
+        taps: list[Any] = []
+        calls: dict[Any, Any] = {}
+        for edit, done in zip(edits, fired, strict=True):
+            if isinstance(edit, WeightEdit):
+                stack.enter_context(_weights(model.module, edit, done))
+            elif isinstance(edit, InputEdit):
+                live.inputs.append((edit, done))
+            elif isinstance(edit, AttentionEdit):
+                places = model.anatomy.select_attention(edit.site)
+                if not places:
+                    raise UserError(
+                        f"No attention call matches {edit.site!r}.",
+                        do=near(edit.site, [str(s) for s in model.anatomy.attentions])
+                        if model.anatomy.attentions
+                        else "Look for them first: with_attention(model).",
+                    )
+                calls |= {place: _attention(edit, done, place) for place in places.values()}
+            else:
+                change = change_of(edit, done, lambda: live.batch)
+                taps += [(place, change) for place in model.anatomy.select(edit.site).values()]
+        state = stack.enter_context(tapped(model.module, taps))
+        heads = stack.enter_context(attending(model.module, calls))
+        live.begin = lambda: (state.begin(), heads.begin())
+        stack.enter_context(_roots(model.module, live))
+        yield fired
+    for done in fired:
+        done.n_elements = int(done.n_elements)
+    check_fired(fired)
+
+
+class _Live:
+    """What is known of the forward pass that goes on: the batch that edits are told about."""
+
+    def __init__(self) -> None:
+        self.batch = Batch({}, (), ())
+        self.inputs: list[tuple[InputEdit, Fired]] = []
+        self.begin: Callable[[], Any] = lambda: None
+        self.depth = 0
+
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
+        """Before a forward pass of the whole model, or of its base alone."""
+        self.depth += 1
+        if self.depth > 1:
+            return None
+        self.begin()
+        names = [n for n in _parameters(module)]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        changed = dict(given)
+        for edit, done in self.inputs:
+            before = changed
+            changed = edit.apply(dict(changed))
+            done.n_calls += 1
+            done.n_elements += sum(_differ(before.get(k), v) for k, v in changed.items())
+        self.batch = _batch(changed)
+        return ((), changed) if self.inputs else None
+
+    def leave(self, *_: Any) -> None:
+        self.depth -= 1
+
+
+def _parameters(module: nn.Module) -> list[str]:
+    import inspect
+
+    return list(inspect.signature(module.forward).parameters)
+
+
+def _differ(old: Any, new: Any) -> int:
+    if not isinstance(new, Tensor) or not isinstance(old, Tensor):
+        return 0
+    return new.numel() if old.shape != new.shape else int((old != new).sum())
+
+
+def _batch(inputs: dict[str, Any]) -> Batch:
+    """The batch of one live forward pass: where each row begins, and how much a cache already holds."""
+    tensors = {k: v for k, v in inputs.items() if isinstance(v, Tensor)}
+    first = next((v for k, v in tensors.items() if k != "attention_mask"), None)
+    n = 0 if first is None else len(first)
+    cache = inputs.get("past_key_values")
+    past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+    return Batch(tensors, tuple(range(n)), (None,) * n, past)
+
+
+@contextmanager
+def _roots(module: nn.Module, live: _Live) -> Iterator[None]:
+    """Hooks on the model, and on its base, which may be run alone."""
+    base = getattr(module, "base_model", module)
+    handles = []
+    try:
+        for root in dict.fromkeys([module, base if isinstance(base, nn.Module) else module]):
+            handles.append(root.register_forward_pre_hook(live.enter, with_kwargs=True, prepend=True))
+            handles.append(root.register_forward_hook(live.leave, always_call=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def change_of(edit: Edit, done: Fired, batch: Callable[[], Batch]) -> Callable[[Tensor], Tensor]:
+    """A tap that applies an edit and counts what it did."""
+
+    def change(h: Tensor) -> Tensor:
+        new = edit.apply(h, batch())
+        if new.shape != h.shape:
+            raise WorkError(f"Edit {edit.name!r} gave shape {tuple(new.shape)} for {tuple(h.shape)}.")
+        done.count(h, new)
+        return new
+
+    return change
+
+
+def _attention(edit: AttentionEdit, done: Fired, place: Any) -> Callable[[AttentionCall], Tensor]:
+    def change(call: AttentionCall) -> Tensor:
+        assert call.out_BHTF is not None
+        new = torch.stack([edit.apply(call.of(b, place)) for b in range(call.shape[0])]).to(call.out_BHTF.dtype)
+        done.count(call.out_BHTF, new)
+        return new
+
+    return change
+
+
+@contextmanager
+def _weights(module: nn.Module, edit: WeightEdit, done: Fired) -> Iterator[None]:
+    parameters = dict(module.named_parameters())
+    if edit.parameter not in parameters:
+        raise UserError(f"The model has no parameter {edit.parameter!r}.", do=near(edit.parameter, parameters))
+    weight = parameters[edit.parameter]
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            new = edit.apply(kept.clone())
+            done.count(kept, new)
+            weight.copy_(new)
+        yield
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+
+
+def check_fired(fired: Sequence[Fired]) -> None:
+    """Refuse a table of effects about nothing.
+
+    Raises:
+        WorkError: an edit never ran, or changed no element.
+    """
+    for one in fired:
+        if one.n_calls == 0 or int(one.n_elements) == 0:
+            raise WorkError(
+                f"Edit {one.name!r} changed nothing ({one.n_calls} calls, {int(one.n_elements)} elements).",
+                do="Check its site and what it matches: a table of its effect would be about nothing.",
+            )
