@@ -1,0 +1,94 @@
+"""What a table of edits costs: forward passes of the whole model, with and without sharing the prefix.
+
+    python benchmarks/intervene.py                       # GPT-2 124M shape, fp32, 8 edits at layers 3, 6 and 9 of 12
+    python benchmarks/intervene.py --models llama --tokens 512
+
+The bound: eight edits at layer l of L cost l / L + 8 (1 - l / L) forward passes. `shared` holds the baseline's own way
+through the blocks behind l as well, and the head, which every edit needs. Every approach runs on the same weights in
+one process and takes turns with one evaluation of the baseline; printed are medians over the pairs. One thread. That
+sharing changes no number is checked first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+from typing import Any
+
+from side_by_side import machine, one_thread, pairs_of
+
+one_thread()
+
+
+def edits_at(layer: int, n: int) -> list[Any]:
+    """Edits that change one entry of the first token each: as cheap as an edit can be."""
+    from massact.trace import Edit
+
+    def edit(i: int) -> Any:
+        def apply(h: Any, batch: Any) -> Any:
+            new = h.clone()
+            new[:, 0, i] += 1
+            return new
+
+        return Edit(f"edit {i}", f"{layer}.resid_post", apply)
+
+    return [edit(i) for i in range(n)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["gpt2"], choices=["gpt2", "llama"])
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--layers", nargs="+", type=int, default=[3, 6, 9])
+    parser.add_argument("--edits", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    args = parser.parse_args()
+    import scan as scans
+
+    import massact as ma
+
+    print(f"{machine(args.device)}, Python {platform.python_version()}")
+    for name in args.models:
+        model, ids = ma.load(scans.build(name, args.device)), scans.tokens(args.tokens, args.device)
+        corpus = ma.corpus(ids.cpu())
+        print(f"\n{scans.MODELS[name]}, {args.tokens:,} tokens, {args.edits} edits; unit: one forward pass with loss")
+        print(f"{'layer':>6s}{'bound':>8s}{'+ 10 %':>8s}{'shared':>8s}{'range':>14s}{'not shared':>12s}")
+        for layer in args.layers:
+            one_layer(model, corpus, layer, args)
+
+
+def one_layer(model: Any, corpus: Any, layer: int, args: argparse.Namespace) -> None:
+    """One row of the table."""
+    import numpy as np
+
+    from massact.interventions import evaluate
+
+    edits = edits_at(layer, args.edits)
+    one, other = evaluate(model, corpus, edits), evaluate(model, corpus, edits, share_prefix=False)
+    for edit in edits:
+        np.testing.assert_array_equal(one.edited[edit.name]["nll"], other.edited[edit.name]["nll"])
+
+    def ratios(n: int, share_prefix: bool) -> list[float]:
+        pairs = pairs_of(
+            lambda: evaluate(model, corpus, []),
+            lambda: evaluate(model, corpus, edits, share_prefix=share_prefix),
+            n,
+            args.device,
+        )
+        return [b / a for a, b in pairs]
+
+    share = layer / model.anatomy.stacks[0].n_layers
+    bound = share + args.edits * (1 - share)
+    shared, plain = ratios(args.pairs, True), ratios(max(1, args.pairs // 2), False)
+    print(
+        f"{layer:6d}{bound:8.2f}{1.1 * bound:8.2f}{statistics.median(shared):8.2f}"
+        f"{min(shared):7.2f}-{max(shared):.2f} {statistics.median(plain):11.2f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
