@@ -19,7 +19,6 @@ _ROOMS = {
     "scan": "scans", "criterion": "scans",
     "explain": "explanations", "intervene": "interventions", "edited": "trace",
     "ScanResult": "records.results", "open_run": "records.results",
-    "Site": "records.sites",
     "MassactError": "records.errors",
     "draw": "reports",
 }  # fmt: skip
