@@ -91,66 +91,71 @@ def massive(findings: pd.DataFrame, layer: int | str = "onset", stack: str | Non
 
 
 # ---- edits of massive entries
-def zero(target: Massive) -> Edit:
-    """h = 0 at massive entries (Sun 2024, Table 3)."""
+def zero(target: Massive | pd.DataFrame) -> Edit:
+    """h = 0 at massive entries (Sun 2024, Table 3); of a table of findings, at its onset, as all edits here."""
     return _of(target, "zero", lambda h_BTD, batch: 0.0)
 
 
-def scale(target: Massive, factor: float) -> Edit:
+def scale(target: Massive | pd.DataFrame, factor: float) -> Edit:
     """h = factor x h at massive entries."""
-    return _of(target, f"scale {factor:g}", lambda h_BTD, batch: h_BTD[..., list(target.dims)] * factor)
+    known = _known(target)
+    return _of(known, f"scale {factor:g}", lambda h_BTD, batch: h_BTD[..., list(known.dims)] * factor)
 
 
-def clip(target: Massive, limit: float) -> Edit:
+def clip(target: Massive | pd.DataFrame, limit: float) -> Edit:
     """|h| <= limit at massive entries, the sign kept."""
-    return _of(target, f"clip {limit:g}", lambda h_BTD, batch: h_BTD[..., list(target.dims)].clamp(-limit, limit))
+    known = _known(target)
+    return _of(known, f"clip {limit:g}", lambda h_BTD, batch: h_BTD[..., list(known.dims)].clamp(-limit, limit))
 
 
-def fixed(target: Massive, value: float) -> Edit:
+def fixed(target: Massive | pd.DataFrame, value: float) -> Edit:
     """h = value at massive entries."""
     return _of(target, f"value {value:g}", lambda h_BTD, batch: value)
 
 
-def mean(target: Massive) -> Edit:
+def mean(target: Massive | pd.DataFrame) -> Edit:
     """h = its mean over the scanned sequences, of its position class and dim (Sun 2024, Table 3; Owen 2025)."""
+    known = _known(target)
 
     def means(h_BTD: Tensor, batch: Batch) -> Tensor:
-        table = {c: torch.tensor(v, device=h_BTD.device, dtype=h_BTD.dtype) for c, v in target.means.items()}
+        table = {c: torch.tensor(v, device=h_BTD.device, dtype=h_BTD.dtype) for c, v in known.means.items()}
         start, rest = (torch.where(table[a].isnan(), table[b], table[a]) for a, b in (("start", "rest"),
                                                                                     ("rest", "start")))  # fmt: skip
         return torch.where(starts(h_BTD, batch)[..., None], start, rest)
 
-    return _of(target, "mean", means)
+    return _of(known, "mean", means)
 
 
-def shuffle(target: Massive, seed: int = 0) -> Edit:
+def shuffle(target: Massive | pd.DataFrame, seed: int = 0) -> Edit:
     """h = the value that another sequence of the scan had there: of the same position class and dim, at random."""
+    known = _known(target)
 
     def drawn(h_BTD: Tensor, batch: Batch) -> Tensor:
         draw = np.random.default_rng((seed, *batch.sequences))
         both = {}
         for c, other in (("start", "rest"), ("rest", "start")):
-            pools = [np.array(a or b) for a, b in zip(target.values[c], target.values[other], strict=True)]
+            pools = [np.array(a or b) for a, b in zip(known.values[c], known.values[other], strict=True)]
             both[c] = torch.from_numpy(np.stack([draw.choice(p, h_BTD.shape[:2]) for p in pools], -1)).to(h_BTD)
         return torch.where(starts(h_BTD, batch)[..., None], both["start"], both["rest"])
 
-    return _of(target, "shuffle", drawn)
+    return _of(known, "shuffle", drawn)
 
 
-def matched_random(target: Massive) -> Edit:
+def matched_random(target: Massive | pd.DataFrame) -> Edit:
     """The control: as many entries of each sequence, those whose |h| is nearest to the median, set to zero."""
+    known = _known(target)
 
     def apply(h_BTD: Tensor, batch: Batch) -> Tensor:
-        count_B = target.mask(h_BTD).sum((1, 2))
+        count_B = known.mask(h_BTD).sum((1, 2))
         new = h_BTD.clone().reshape(len(h_BTD), -1)
         magnitude = new.abs().float()
         off = (magnitude - magnitude.median(1, keepdim=True).values).abs()
-        off.view(h_BTD.shape)[..., list(target.dims)] = torch.inf  # another dim than the massive ones
+        off.view(h_BTD.shape)[..., list(known.dims)] = torch.inf  # another dim than the massive ones
         nearest = off.topk(int(count_B.max()) if len(count_B) else 0, largest=False).indices
         hit = torch.arange(nearest.shape[1], device=h_BTD.device) < count_B[:, None]
         return new.scatter(1, nearest, torch.where(hit, 0.0, new.gather(1, nearest))).view(h_BTD.shape)
 
-    return Edit("random", str(target.site), apply)
+    return Edit("random", str(known.site), apply)
 
 
 def starts(h_BTD: Tensor, batch: Batch) -> Tensor:
@@ -165,8 +170,13 @@ def starts(h_BTD: Tensor, batch: Batch) -> Tensor:
     return at
 
 
-def _of(target: Massive, name: str, new_values: Callable[[Tensor, Batch], Any]) -> Edit:
+def _known(target: Massive | pd.DataFrame) -> Massive:
+    return target if isinstance(target, Massive) else massive(target)
+
+
+def _of(given: Massive | pd.DataFrame, name: str, new_values: Callable[[Tensor, Batch], Any]) -> Edit:
     """An edit that puts new values (broadcast to (B, T, J)) at massive entries."""
+    target = _known(given)
     dims = list(target.dims)
 
     def apply(h_BTD: Tensor, batch: Batch) -> Tensor:
