@@ -181,6 +181,13 @@ def intervene(
     group: Annotated[
         str | None, typer.Option(help="Column of the JSONL file --corpus: effects for each of its labels as well.")
     ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="lm-eval tasks as well, with commas: piqa,winogrande,arc_easy (extra: tasks).")
+    ] = None,
+    task_folder: Annotated[
+        Path | None, typer.Option(help="Folder of lm-eval task files of one's own; these work offline.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task.")] = None,
     hold_out: Annotated[
         bool, typer.Option(help="Means of the first half of the sequences, effects on the second.")
     ] = True,
@@ -197,7 +204,9 @@ def intervene(
 
     result = open_run(run)
     options = {"layer": int(layer) if layer.isdecimal() else layer, "hold_out": hold_out, "batch_size": batch_size,
-               "seed": seed} | ({"sets": tuple(sets)} if sets else {})  # fmt: skip
+               "seed": seed, "limit": limit, "tasks": tuple(t for t in (tasks or "").split(",") if t),
+               "task_folder": None if task_folder is None else str(task_folder)}  # fmt: skip
+    options |= {"sets": tuple(sets)} if sets else {}
     _quiet_libraries()
     from massact.interventions import InterveneConfig, intervene_run
     from massact.reports import draw

@@ -250,7 +250,7 @@ def effects_of(paired: Paired, name: str, chosen: np.ndarray, seed: int = 0, res
         with np.errstate(over="ignore", invalid="ignore"):
             add("perplexity", old, new, lambda x, w: np.exp((x * w).sum(1) / w.sum(1)))
             add("perplexity_windowed", old, new, lambda x, w: np.exp(x.mean(1)))
-    for metric in METRICS:
+    for metric in (*METRICS, *(m for m in after if m not in METRICS)):
         if metric in after:
             start = base[metric][chosen] if metric in base else ones if metric == "top1_agreement" else zeros
             add(metric, start, after[metric][chosen], lambda x, w: x.mean(1))

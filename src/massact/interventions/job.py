@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from massact.corpora import Corpus
 from massact.interventions.catalogue import QUARTET, Massive, clip, fixed, massive, scale
 from massact.interventions.effects import Paired, effects_of, evaluate
+from massact.interventions.tasks import evaluate_tasks
 from massact.models import Model, load
 from massact.records.errors import UserError, check_options, near
 from massact.records.intervention import InterveneInfo, Intervention
@@ -37,6 +38,8 @@ class InterveneConfig:
         stack: of several, which; None: the one with most findings.
         hold_out: estimate cuts, means and the shuffle's values on the first half of the sequences, and evaluate on
             the second (where there are at least eight).
+        tasks: names of lm-eval tasks that are run as well; task_folder: of task files of one's own, which work offline;
+            limit: questions of each.
         batch_size: sequences per forward pass.
         seed: of bootstrap and shuffle.
     """
@@ -45,6 +48,9 @@ class InterveneConfig:
     layer: int | str = "onset"
     stack: str | None = None
     hold_out: bool = True
+    tasks: tuple[str, ...] = ()
+    task_folder: str | None = None
+    limit: int | None = None
     batch_size: int = 1
     seed: int = 0
 
@@ -132,11 +138,17 @@ def intervene(
         estimated_on=f"sequences 0 to {(half or n) - 1}",
         evaluated_on=f"sequences {half} to {n - 1}",
         git=git_state(),
-        wall_s=time.perf_counter() - began,
     )
     if not half:
         info.notes.append("Means and cuts are of the sequences that the effects are of.")
-    return Intervention(info, _table(paired, target, columns, config.seed))
+    rows = _rows(paired, target, columns, config.seed)
+    if config.tasks:
+        folder = None if config.task_folder is None else Path(config.task_folder)
+        done = evaluate_tasks(loaded, config.tasks, edits, folder=folder, limit=config.limit, progress=progress)
+        for task, questions in done.items():
+            rows += [r | {"metric": f"{task}/{r['metric']}"} for r in _rows(questions, target, {}, config.seed)]
+    info.wall_s = time.perf_counter() - began
+    return Intervention(info, frame("effects", rows))
 
 
 def _part(corpus: Corpus, start: int) -> Corpus:
@@ -147,12 +159,13 @@ def _part(corpus: Corpus, start: int) -> Corpus:
     return replace(corpus, inputs=inputs, mask=None if corpus.mask is None else corpus.mask[start:])
 
 
-def _table(paired: Paired, target: Massive, groups: Mapping[str, np.ndarray], seed: int) -> pd.DataFrame:
+def _rows(paired: Paired, target: Massive, groups: Mapping[str, np.ndarray], seed: int) -> list[dict[str, object]]:
+    """The rows of the table `effects`."""
     everyone = np.ones(len(paired.n_targets), bool)
     chosen = {"all": everyone}
     for column, values in groups.items():
         chosen |= {f"{column}={value}": values == value for value in dict.fromkeys(values)}
-    rows = []
+    rows: list[dict[str, object]] = []
     for name, fired in paired.fired.items():
         for group, mask in chosen.items():
             for e in effects_of(paired, name, mask, seed):
@@ -164,4 +177,4 @@ def _table(paired: Paired, target: Massive, groups: Mapping[str, np.ndarray], se
                         "n_elements": int(fired.n_elements), "n_sequences": e.n_sequences,
                     }
                 )  # fmt: skip
-    return frame("effects", rows)
+    return rows
