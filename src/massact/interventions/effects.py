@@ -24,6 +24,7 @@ from massact.trace.edits import AnyEdit, check_fired, edited
 from massact.trace.replay import Prefix
 
 ROWS = 256  # of logits turned into probabilities at once
+MOST_KEPT_BYTES = 1 << 28  # of probabilities without an edit, of one sequence; beyond it they are made again
 # Per sequence: sum over its targets, or its own number. All are means over sequences but `perplexity`.
 METRICS = ("nll", "kl", "top1_agreement", "accuracy")
 
@@ -89,6 +90,7 @@ def evaluate(
                 stack.enter_context(prefix.recording())
             logits = _logits(model, batch)
         base.append(_measured(logits, None, batch, truth))
+        before = _befores(logits, batch) if edits else []
         for edit in edits:
             with torch.inference_mode(), _silently(model, edit, fired[edit.name]):
                 with ExitStack() as stack:
@@ -96,7 +98,7 @@ def evaluate(
                     if where in prefixes:
                         stack.enter_context(prefixes[where].skipping())  # type: ignore[index]
                     changed = _logits(model, batch)
-            after[edit.name].append(_measured(changed, logits, batch, truth))
+            after[edit.name].append(_measured(changed, before, batch, truth))
         done += len(batch.sequences)
         if progress is not None:
             progress(done, corpus.n_sequences)
@@ -153,53 +155,91 @@ def _logits(model: Model, batch: Batch) -> Tensor:
     return logits
 
 
-def _measured(logits: Tensor, before: Tensor | None, batch: Batch, labels: Tensor | None) -> dict[str, np.ndarray]:
-    """Metrics of each sequence of a batch; `before`: logits without the edit."""
-    if logits.ndim == 2:
-        rows = [_classified(logits[b], None if before is None else before[b],
-                            None if labels is None else int(labels[b])) for b in range(len(logits))]  # fmt: skip
-    else:
-        ids = batch.inputs["input_ids"].to(logits.device)
-        rows = [_predicted(logits[b], None if before is None else before[b], ids[b], batch.rows[b])
-                for b in range(len(logits))]  # fmt: skip
+def _measured(
+    logits: Tensor, before: list[_Before] | None, batch: Batch, labels: Tensor | None
+) -> dict[str, np.ndarray]:
+    """Metrics of each sequence of a batch; `before`: what was without the edit."""
+    rows = []
+    for b in range(len(logits)):
+        old = None if before is None else before[b]
+        if logits.ndim == 2:
+            rows.append(_classified(logits[b], old, None if labels is None else int(labels[b])))
+        else:
+            rows.append(_predicted(logits[b], old, _targets(batch, b).to(logits.device), batch.rows[b]))
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def _classified(logits_V: Tensor, before_V: Tensor | None, label: int | None) -> dict[str, float]:
-    log_V = logits_V.float().log_softmax(-1)
+def _befores(logits: Tensor, batch: Batch) -> list[_Before]:
+    if logits.ndim == 2:
+        return [_Before(logits[b : b + 1], None) for b in range(len(logits))]
+    return [_Before(logits[b], batch.rows[b]) for b in range(len(logits))]
+
+
+def _targets(batch: Batch, b: int) -> Tensor:
+    """The tokens of one sequence that count."""
+    ids_T = batch.inputs["input_ids"][b]
+    return ids_T if batch.rows[b] is None else ids_T[batch.rows[b]]
+
+
+class _Before:
+    """What the model gave for one sequence without an edit, ready to be compared with: log p, and p where it fits.
+
+    With l the logits, p = softmax(l_before): KL = sum p l_before - lse_before - sum p l_after + lse_after.
+    """
+
+    def __init__(self, logits_TV: Tensor, rows: Any) -> None:
+        self.logits_TV = logits_TV if rows is None else logits_TV[rows]
+        self.lse_T = torch.cat([x.float().logsumexp(-1) for x in self.logits_TV.split(ROWS)])
+        self.top_T = self.logits_TV.argmax(-1)
+        fits = self.logits_TV.numel() * 4 <= MOST_KEPT_BYTES
+        self.p_TV = (self.logits_TV.float() - self.lse_T[:, None]).exp_() if fits else None
+        self.own_T = self._against(self.logits_TV, slice(0, len(self.logits_TV)))
+
+    def _against(self, logits_TV: Tensor, rows: slice) -> Tensor:
+        """sum over the vocabulary of p l, for rows of it."""
+        parts = []
+        for start in range(rows.start, rows.stop, ROWS):
+            part = slice(start, min(start + ROWS, rows.stop))
+            p_RV = self.p_TV[part] if self.p_TV is not None else (
+                self.logits_TV[part].float() - self.lse_T[part, None]).exp_()  # fmt: skip
+            shifted = slice(part.start - rows.start, part.stop - rows.start)
+            parts.append(torch.einsum("rv,rv->r", p_RV, logits_TV[shifted].float()))
+        return torch.cat(parts)
+
+    def kl(self, logits_RV: Tensor, lse_R: Tensor, first: int) -> Tensor:
+        """KL(before || after) of each row; `first` is the row here that is row 0 there."""
+        rows = slice(first, first + len(logits_RV))
+        return self.own_T[rows] - self.lse_T[rows] - self._against(logits_RV, rows) + lse_R
+
+
+def _classified(logits_V: Tensor, before: _Before | None, label: int | None) -> dict[str, float]:
+    logits_1V = logits_V[None]
+    lse_1 = logits_1V.float().logsumexp(-1)
     known = {"n_targets": 1.0}
     if label is not None:
-        known |= {"nll": float(-log_V[label]), "accuracy": float(log_V.argmax() == label)}
-    if before_V is not None:
-        was_V = before_V.float().log_softmax(-1)
-        known["kl"] = float((was_V.exp() * (was_V - log_V)).sum())
-        known["top1_agreement"] = float(was_V.argmax() == log_V.argmax())
+        known |= {"nll": float(lse_1 - logits_V[label].float()), "accuracy": float(logits_V.argmax() == label)}
+    if before is not None:
+        known["kl"] = float(before.kl(logits_1V, lse_1, 0))
+        known["top1_agreement"] = float(before.top_T[0] == logits_V.argmax())
     return known
 
 
-def _predicted(logits_TV: Tensor, before_TV: Tensor | None, ids_T: Tensor, rows: Any) -> dict[str, float]:
+def _predicted(logits_TV: Tensor, before: _Before | None, ids_T: Tensor, rows: Any) -> dict[str, float]:
     """Mean loss over the T - 1 targets of one window (paper.md 2.1), mean KL and agreement over the same positions."""
-    if rows is not None:
-        logits_TV, ids_T = logits_TV[rows], ids_T[rows]
-        before_TV = None if before_TV is None else before_TV[rows]
-    n = len(ids_T) - 1
-    if logits_TV.shape[0] < len(ids_T):  # the edit has taken tokens away at the start
-        gone = len(ids_T) - logits_TV.shape[0]
-        ids_T, n = ids_T[gone:], n - gone
-        before_TV = None if before_TV is None else before_TV[gone:]
-    totals = dict.fromkeys(("nll", "kl", "top1_agreement"), 0.0)
-    for start in range(0, n, ROWS):
-        part = slice(start, min(n, start + ROWS))
-        log_RV = logits_TV[part].float().log_softmax(-1)
-        targets_R = ids_T[1:][part]
-        totals["nll"] -= float(log_RV.gather(1, targets_R[:, None]).double().sum())
-        if before_TV is not None:
-            was_RV = before_TV[part].float().log_softmax(-1)
-            totals["kl"] += float((was_RV.exp() * (was_RV - log_RV)).double().sum())
-            totals["top1_agreement"] += float((was_RV.argmax(-1) == log_RV.argmax(-1)).sum())
-    if before_TV is None:
-        totals = {"nll": totals["nll"]}
-    return {k: v / max(n, 1) for k, v in totals.items()} | {"n_targets": float(n)}
+    if rows is not None and len(logits_TV) > len(ids_T):
+        logits_TV = logits_TV[rows]
+    gone = len(ids_T) - len(logits_TV)  # tokens that the edit has taken away at the start
+    targets_N = ids_T[gone + 1 :]
+    n = len(targets_N)
+    logits_NV = logits_TV[:n]
+    lse_N = torch.cat([x.float().logsumexp(-1) for x in logits_NV.split(ROWS)]) if n else logits_NV.new_zeros(0)
+    nll_N = lse_N - logits_NV.gather(1, targets_N[:, None])[:, 0].float()
+    known = {"nll": float(nll_N.double().sum()) / max(n, 1), "n_targets": float(n)}
+    if before is not None:
+        known["kl"] = float(before.kl(logits_NV, lse_N, gone).double().sum()) / max(n, 1)
+        same_N = before.top_T[gone : gone + n] == logits_NV.argmax(-1)
+        known["top1_agreement"] = float(same_N.double().sum()) / max(n, 1)
+    return known
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
