@@ -155,7 +155,7 @@ def matched_random(target: Massive | pd.DataFrame) -> Edit:
         hit = torch.arange(nearest.shape[1], device=h_BTD.device) < count_B[:, None]
         return new.scatter(1, nearest, torch.where(hit, 0.0, new.gather(1, nearest))).view(h_BTD.shape)
 
-    return Edit("random", str(known.site), apply)
+    return Edit("random", str(known.site), apply, known.mask)
 
 
 def starts(h_BTD: Tensor, batch: Batch) -> Tensor:
@@ -186,7 +186,7 @@ def _of(given: Massive | pd.DataFrame, name: str, new_values: Callable[[Tensor, 
         new[..., dims] = torch.where(target.mask(h_BTD), value.expand_as(old), old)
         return new
 
-    return Edit(name, str(target.site), apply)
+    return Edit(name, str(target.site), apply, target.mask)
 
 
 # ---- edits of whole dims, directions, inputs, weights, attention

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -29,11 +29,14 @@ class Edit:
         name: shown in results and errors.
         site: a glob over printed site names.
         apply: takes the tensor (B, T, D) and the batch, gives a new tensor of that shape.
+        writes: what it writes to, as a mask or what else has a sum, for edits that may write what is there already (the
+            mean of a constant); None: what differs afterwards.
     """
 
     name: str
     site: str
     apply: Callable[[Tensor, Batch], Tensor]
+    writes: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ AnyEdit = Edit | WeightEdit | InputEdit | AttentionEdit
 
 @dataclass
 class Fired:
-    """Proof that an edit did something: how often it ran, how many elements it changed."""
+    """Proof that an edit did something: how often it ran, how many elements it wrote."""
 
     name: str
     n_calls: int = 0
@@ -137,7 +140,7 @@ def edited(model: Editable, *edits: AnyEdit) -> Iterator[list[Fired]]:
                         if model.anatomy.attentions
                         else "Look for them first: with_attention(model).",
                     )
-                calls |= {place: _attention(edit, done, place) for place in places.values()}
+                calls |= {place: _attention(edit, done, place, calls.get(place)) for place in places.values()}
             else:
                 change = change_of(edit, done, lambda: live.batch)
                 taps += [(place, change) for place in model.anatomy.select(edit.site).values()]
@@ -225,14 +228,23 @@ def change_of(edit: Edit, done: Fired, batch: Callable[[], Batch]) -> Callable[[
         new = edit.apply(h, batch())
         if new.shape != h.shape:
             raise WorkError(f"Edit {edit.name!r} gave shape {tuple(new.shape)} for {tuple(h.shape)}.")
-        done.count(h, new)
+        if edit.writes is None:
+            done.count(h, new)
+        else:
+            done.n_calls += 1
+            done.n_elements = done.n_elements + edit.writes(h).sum()  # type: ignore[assignment]
         return new
 
     return change
 
 
-def _attention(edit: AttentionEdit, done: Fired, place: Any) -> Callable[[AttentionCall], Tensor]:
+def _attention(
+    edit: AttentionEdit, done: Fired, place: Any, earlier: Callable[[AttentionCall], Tensor] | None
+) -> Callable[[AttentionCall], Tensor]:
+    """What sees an attention call and applies an edit, after an earlier edit of the same call."""
+
     def change(call: AttentionCall) -> Tensor:
+        call = call if earlier is None else replace(call, out_BHTF=earlier(call))
         assert call.out_BHTF is not None
         new = torch.stack([edit.apply(call.of(b, place)) for b in range(call.shape[0])]).to(call.out_BHTF.dtype)
         done.count(call.out_BHTF, new)
