@@ -173,7 +173,9 @@ def intervene(
             help="Edit: zero, mean, random, shuffle, scale=F, clip=C, value=V. Can be repeated; default: the first 4.",
         ),
     ] = None,
-    layer: Annotated[str, typer.Option(help="A layer with findings, or onset (as the paper).")] = "onset",
+    layer: Annotated[
+        str, typer.Option(help="A layer with findings, onset (as the paper), or all that have any.")
+    ] = "onset",
     corpus: Annotated[
         str | None,
         typer.Option(help="Where the scanned text lies now, or another text, which is scanned first (as `scan`)."),

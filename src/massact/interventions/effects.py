@@ -16,10 +16,11 @@ from torch import Tensor
 
 from massact.corpora import Batch, Corpus
 from massact.models import Model
-from massact.records.anatomy import Stack
+from massact.records.anatomy import AttentionPlace, Stack
 from massact.records.errors import UserError, WorkError
 from massact.records.sites import Site
 from massact.trace import Edit, Fired
+from massact.trace.attention import AttentionCall, attending
 from massact.trace.edits import AnyEdit, check_fired, edited
 from massact.trace.replay import Prefix
 
@@ -39,6 +40,7 @@ class Paired:
         baseline: metric -> (N,).
         edited: name of the edit -> metric -> (N,).
         fired: what each edit did.
+        baseline_of: name of the edit -> metric -> (N,), for metrics that are of the layers behind the edit.
     """
 
     sequences: np.ndarray
@@ -46,6 +48,7 @@ class Paired:
     baseline: dict[str, np.ndarray]
     edited: dict[str, dict[str, np.ndarray]]
     fired: dict[str, Fired] = field(default_factory=dict)
+    baseline_of: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 def evaluate(
@@ -56,6 +59,7 @@ def evaluate(
     batch_size: int = 1,
     labels: Tensor | None = None,
     share_prefix: bool = True,
+    sinks: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Paired:
     """Run a corpus without edits and with each of them.
@@ -69,6 +73,8 @@ def evaluate(
         batch_size: sequences per forward pass.
         labels: (N,) classes, for accuracy.
         share_prefix: False runs every edit through the whole model (to check that it is the same).
+        sinks: also the attention on the first position, in the layers behind the edit: mean over queries and heads.
+            Needs a model of `with_attention`.
         progress: called with sequences done and sequences in all.
 
     Raises:
@@ -80,6 +86,7 @@ def evaluate(
         raise UserError(f"Two edits are called alike: {', '.join(names)}.", do="Name them apart.")
     base: list[dict[str, np.ndarray]] = []
     after: dict[str, list[dict[str, np.ndarray]]] = {n: [] for n in names}
+    own: dict[str, list[dict[str, np.ndarray]]] = {n: [] for n in names}
     fired = {n: Fired(n) for n in names}
     done = 0
     for batch in corpus.batches(batch_size):
@@ -88,6 +95,7 @@ def evaluate(
         with torch.inference_mode(), ExitStack() as stack:
             for prefix in prefixes.values():
                 stack.enter_context(prefix.recording())
+            first = stack.enter_context(_first_mass(model, batch, sinks))
             logits = _logits(model, batch)
         base.append(_measured(logits, None, batch, truth))
         before = _befores(logits, batch) if edits else []
@@ -97,8 +105,14 @@ def evaluate(
                     where = _layer_of(model, edit)
                     if where in prefixes:
                         stack.enter_context(prefixes[where].skipping())  # type: ignore[index]
+                    now = stack.enter_context(_first_mass(model, batch, sinks))
                     changed = _logits(model, batch)
             after[edit.name].append(_measured(changed, before, batch, truth))
+            if sinks:
+                behind = [s for s in now if where is None or (s.stack == where[0] and s.layer > where[1])]
+                if behind:
+                    after[edit.name][-1]["attention_first"] = np.mean([now[s] for s in behind], axis=0)
+                    own[edit.name].append({"attention_first": np.mean([first[s] for s in behind], axis=0)})
         done += len(batch.sequences)
         if progress is not None:
             progress(done, corpus.n_sequences)
@@ -107,6 +121,7 @@ def evaluate(
     return Paired(
         np.arange(corpus.n_sequences), joined.pop("n_targets"), joined,
         {n: {k: v for k, v in _joined(rows).items() if k != "n_targets"} for n, rows in after.items()}, fired,
+        {n: _joined(rows) for n, rows in own.items() if rows},
     )  # fmt: skip
 
 
@@ -118,10 +133,33 @@ def _silently(model: Model, edit: AnyEdit, total: Fired) -> Iterator[None]:
         with edited(model, edit) as counts:
             yield
     except WorkError:
-        if not counts or int(counts[0].n_elements):
+        if not counts or any(c.n_calls == 0 for c in counts):
             raise
-    total.n_calls += counts[0].n_calls
-    total.n_elements += int(counts[0].n_elements)
+    total.n_calls += sum(c.n_calls for c in counts)
+    total.n_elements += sum(int(c.n_elements) for c in counts)
+
+
+@contextmanager
+def _first_mass(model: Model, batch: Batch, wanted: bool) -> Iterator[dict[Site, np.ndarray]]:
+    """Attention on the first position that counts, mean over later queries and heads: (B,) of every layer."""
+    masses: dict[Site, np.ndarray] = {}
+
+    def see(site: Site, place: AttentionPlace) -> Callable[[AttentionCall], None]:
+        def look(call: AttentionCall) -> None:
+            call = call.split(len(batch.sequences))
+            found = []
+            for b in range(call.shape[0]):
+                a = call.of(b, place)
+                a = a if batch.rows[b] is None else a.trimmed(batch.rows[b])
+                found.append(float(a.probs(torch.zeros(1, dtype=torch.long, device=a.device))[:, 1:].mean()))
+            masses[site] = np.array(found)
+
+        return look
+
+    places = {s: p for s, p in model.anatomy.attentions.items() if s.point == "attention"} if wanted else {}
+    with attending(model.module, {p: see(s, p) for s, p in places.items()}) as heads:
+        heads.begin()
+        yield masses
 
 
 def _layer_of(model: Model, edit: AnyEdit) -> tuple[str, int] | None:
@@ -273,7 +311,8 @@ def effects_of(paired: Paired, name: str, chosen: np.ndarray, seed: int = 0, res
         name: of the edit.
         chosen: (N,) bool.
     """
-    n, base, after = paired.n_targets[chosen], paired.baseline, paired.edited[name]
+    n, after = paired.n_targets[chosen], paired.edited[name]
+    base = paired.baseline | paired.baseline_of.get(name, {})
     draw = np.random.default_rng(seed).integers(0, len(n), (resamples, len(n)))
     found: list[Effect] = []
 

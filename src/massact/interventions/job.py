@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from massact.corpora import Corpus
-from massact.interventions.catalogue import QUARTET, Massive, clip, fixed, massive, scale
+from massact.interventions.catalogue import QUARTET, Massive, clip, everywhere, fixed, massive, scale
 from massact.interventions.effects import Paired, effects_of, evaluate
+from massact.interventions.repetition import evaluate_repetition
 from massact.interventions.tasks import evaluate_tasks
-from massact.models import Model, load
+from massact.models import Model, load, with_attention
 from massact.records.errors import UserError, check_options, near
 from massact.records.intervention import InterveneInfo, Intervention
 from massact.records.results import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.tables import frame
 from massact.scans import check_text, check_weights, scanned_corpus
-from massact.trace import Edit
+from massact.trace import Edit, Together
 from massact.trace.edits import AnyEdit
 
 LEAST_HELD_OUT = 8  # sequences from which on half of them are kept apart for the means
@@ -34,7 +36,8 @@ class InterveneConfig:
 
     Args:
         sets: names of edits: zero, mean, random, shuffle, scale=F, clip=C, value=V.
-        layer: a layer with findings, or "onset".
+        layer: a layer with findings, "onset", or "all" for every layer that has any.
+        sinks, repetition: also the attention on the first position, and greedy samples.
         stack: of several, which; None: the one with most findings.
         hold_out: estimate cuts, means and the shuffle's values on the first half of the sequences, and evaluate on
             the second (where there are at least eight).
@@ -48,6 +51,8 @@ class InterveneConfig:
     layer: int | str = "onset"
     stack: str | None = None
     hold_out: bool = True
+    sinks: bool = True
+    repetition: bool = True
     tasks: tuple[str, ...] = ()
     task_folder: str | None = None
     limit: int | None = None
@@ -123,11 +128,13 @@ def intervene(
     n = ready.n_sequences
     half = n // 2 if config.hold_out and n >= LEAST_HELD_OUT else 0
     findings = scan.findings[scan.findings.sequence < half] if half else scan.findings
-    target = massive(findings, config.layer, config.stack)
-    edits = [*(edit_named(name)(target) for name in config.sets), *more]
+    target = massive(findings, "onset" if config.layer == "all" else config.layer, config.stack)
+    edits = [*(_edit(name, target, findings, config) for name in config.sets), *more]
     truth = None if labels is None else torch.tensor(list(labels)[half:])
+    loaded = with_attention(loaded) if config.sinks else loaded
+    held_out = _part(ready, half)
     paired = evaluate(
-        loaded, _part(ready, half), edits, batch_size=config.batch_size, labels=truth, progress=progress
+        loaded, held_out, edits, batch_size=config.batch_size, labels=truth, progress=progress, sinks=config.sinks
     )  # fmt: skip
     columns = {column: np.array([str(x) for x in list(values)[half:]]) for column, values in (groups or {}).items()}
     info = InterveneInfo(
@@ -142,6 +149,12 @@ def intervene(
     if not half:
         info.notes.append("Means and cuts are of the sequences that the effects are of.")
     rows = _rows(paired, target, columns, config.seed)
+    if config.repetition:
+        samples = evaluate_repetition(loaded, held_out, edits)
+        if isinstance(samples, str):
+            info.notes.append(f"No samples: {samples}.")
+        else:
+            rows += _rows(samples, target, {}, config.seed)
     if config.tasks:
         folder = None if config.task_folder is None else Path(config.task_folder)
         done = evaluate_tasks(loaded, config.tasks, edits, folder=folder, limit=config.limit, progress=progress)
@@ -149,6 +162,13 @@ def intervene(
             rows += [r | {"metric": f"{task}/{r['metric']}"} for r in _rows(questions, target, {}, config.seed)]
     info.wall_s = time.perf_counter() - began
     return Intervention(info, frame("effects", rows))
+
+
+def _edit(name: str, target: Massive, findings: pd.DataFrame, config: InterveneConfig) -> AnyEdit:
+    """An edit at one layer, or at every layer with findings."""
+    if config.layer != "all":
+        return edit_named(name)(target)
+    return Together(f"{name}, all layers", tuple(everywhere(edit_named(name), findings, target.site.stack)))
 
 
 def _part(corpus: Corpus, start: int) -> Corpus:

@@ -222,7 +222,8 @@ TABLES |= {
         "edit": ("string", "name of the edit"),
         "stack": ("string", "stack of the massive activations"),
         "layer": ("int64", "their layer; edits of weights, inputs and attention act where they say"),
-        "metric": ("string", "perplexity, perplexity_windowed, nll, kl, top1_agreement, accuracy"),
+        "metric": ("string", "perplexity, perplexity_windowed, nll, kl, top1_agreement, accuracy, attention_first (of "
+                   "the layers behind the edit), repetition (of greedy samples), task/metric"),
         "group": ("string", "all, or column=label"),
         "baseline": ("float64", "without the edit"),
         "edited": ("float64", "with it"),

@@ -4,7 +4,7 @@ Takes a model with its anatomy, batches, probes and edits; gives measurements. K
 how a forward pass is watched. Must not know criteria, findings, files or what a statistic computes.
 """
 
-from massact.trace.edits import AttentionEdit, Edit, Fired, InputEdit, WeightEdit, edited
+from massact.trace.edits import AttentionEdit, Edit, Fired, InputEdit, Together, WeightEdit, edited
 from massact.trace.hooks import Taps, tapped
 from massact.trace.measurements import Measurements, Probe, feed, measure, plan
 from massact.trace.watch import Watch, follow, tensors_in
@@ -17,6 +17,7 @@ __all__ = [
     "Measurements",
     "Probe",
     "Taps",
+    "Together",
     "Watch",
     "WeightEdit",
     "edited",

@@ -82,7 +82,20 @@ class AttentionEdit:
     apply: Callable[[Attended], Tensor]
 
 
-AnyEdit = Edit | WeightEdit | InputEdit | AttentionEdit
+@dataclass(frozen=True)
+class Together:
+    """Several edits that are one: the same change at several layers, say.
+
+    Args:
+        name: shown in results and errors.
+        edits: one count for all: at a later layer there may be nothing left to change.
+    """
+
+    name: str
+    edits: tuple[Edit | WeightEdit | InputEdit | AttentionEdit, ...]
+
+
+AnyEdit = Edit | WeightEdit | InputEdit | AttentionEdit | Together
 
 
 @dataclass
@@ -122,11 +135,13 @@ def edited(model: Editable, *edits: AnyEdit) -> Iterator[list[Fired]]:
         WorkError: on leaving, an edit did not fire or changed nothing (not if the body raised).
     """
     fired = [Fired(e.name) for e in edits]
+    several = [e.edits if isinstance(e, Together) else (e,) for e in edits]
+    parts = [(one, done) for group, done in zip(several, fired, strict=True) for one in group]
     live = _Live()
     with ExitStack() as stack:
         taps: list[Any] = []
         calls: dict[Any, Any] = {}
-        for edit, done in zip(edits, fired, strict=True):
+        for edit, done in parts:
             if isinstance(edit, WeightEdit):
                 stack.enter_context(_weights(model.module, edit, done))
             elif isinstance(edit, InputEdit):

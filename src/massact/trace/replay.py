@@ -63,6 +63,7 @@ class Prefix:
             return forward
 
         modules = {name: self.root.get_submodule(name) for name in left}
+        patched = {name: vars(module)["forward"] for name, module in modules.items() if "forward" in vars(module)}
         try:
             for name, module in modules.items():
                 originals[name] = module.forward
@@ -70,5 +71,7 @@ class Prefix:
             with torch.no_grad():
                 yield
         finally:
-            for module in modules.values():
+            for name, module in modules.items():
                 module.__dict__.pop("forward", None)
+                if name in patched:  # by another library
+                    module.forward = patched[name]
