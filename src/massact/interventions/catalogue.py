@@ -69,12 +69,10 @@ def massive(findings: pd.DataFrame, layer: int | str = "onset", stack: str | Non
     mine = known[known["stack"] == name]
     site = str(mine["site"].value_counts().index[0]) if len(mine) else "resid_post"
     mine = mine[mine["site"] == site]
-    if isinstance(layer, str) and layer != "onset":
-        raise UserError(f"{layer!r} is no layer.", do="Give the number of a layer with findings, or onset.")
     if layer == "onset":
         having = mine.groupby("layer").sequence.nunique()
         layer = int(having.index[(having >= 0.5 * mine.sequence.nunique()).argmax()]) if len(having) else 0
-    here = mine[mine.layer == int(layer)]
+    here = mine[mine.layer == int(layer)] if str(layer).isdecimal() else mine.iloc[:0]
     if not len(here):
         layers = ", ".join(str(x) for x in sorted(mine.layer.unique())) or "none"
         raise UserError(f"Layer {layer} of stack {name!r} has no findings.", do=f"Layers that have: {layers}.")
