@@ -16,25 +16,27 @@ import torch
 from torch import Tensor, nn
 
 import massact as ma
-from massact.corpora import Corpus
+from massact.corpora import Batch, Corpus
 from massact.interventions import (
     QUARTET,
+    Massive,
     cut_attention,
     drop_first,
     evaluate,
     intervene,
     massive,
-    norm_dims,
+    shuffle,
     zero_dims,
 )
 from massact.interventions.effects import effects_of
 from massact.models import Model, with_attention
 from massact.records.errors import UserError, WorkError
 from massact.records.intervention import InterveneInfo, Intervention, open_intervention
+from massact.records.sites import Site
 from massact.records.tables import TABLES, frame
 from massact.reports import effects_in_words, verdict
 from massact.reports.effects import draw_effects
-from massact.trace import Edit, edited
+from massact.trace import Edit, WeightEdit, edited
 from tests.families import build
 
 OFF = {"null": False, "bos_contrast": False}
@@ -105,9 +107,9 @@ def test_a_dropped_first_token_is_no_target_and_shifts_none(batch_size: int) -> 
 def test_the_shared_prefix_with_padding_and_edits_of_all_kinds(name: str) -> None:
     model = with_attention(ma.load(build(name)))
     norm = next(n for n, p in model.module.named_parameters() if p.shape == (32,) and n.endswith("weight"))
+    more = WeightEdit("more", norm, lambda w: w + 0.1)
     edits = [zero_dims([1], "1.resid_post"), zero_dims([2], "1.resid_post"), zero_dims([3], "3.resid_post"),
-             zero_dims([4], "*.resid_post"), zero_dims([5], "2.mlp_out"), norm_dims(norm, [6]),
-             cut_attention([0])]  # fmt: skip
+             zero_dims([4], "*.resid_post"), zero_dims([5], "2.mlp_out"), more, cut_attention([0])]  # fmt: skip
     corpus = ma.corpus(ragged([12, 5, 9], left=False))
     one, other = (evaluate(model, corpus, edits, batch_size=2, share_prefix=shared) for shared in (True, False))
     for edit in edits:
@@ -154,6 +156,24 @@ def test_an_edit_may_leave_a_batch_alone_but_not_all() -> None:
     assert (np.abs(paired.edited["once"]["kl"]) > 1e-6).tolist() == [False, True, False, False]
     with pytest.raises(WorkError, match="changed nothing"):
         evaluate(model, ma.corpus(ids()[2:3]), [once])
+
+
+def test_every_sequence_is_shuffled_on_its_own() -> None:
+    """Of two values one is drawn for each sequence: not the same one for all of them, whatever the batch size."""
+    model, drawn = ma.load(build("llama")), []
+    pools = {"start": ((-900.0, 900.0),), "rest": ((0.0,),)}
+    target = Massive(Site("", 2, "resid_post"), (3,), (0.0,), {"start": (0.0,), "rest": (0.0,)}, pools)
+    mixed = shuffle(target)
+
+    def apply(h: Tensor, batch: Batch) -> Tensor:
+        new = mixed.apply(h, batch)
+        drawn.extend(new[:, 0, 3].tolist())
+        return new
+
+    for batch_size in (1, 3):
+        drawn.clear()
+        evaluate(model, ma.corpus(ids(12)), [Edit("shuffle", mixed.site, apply)], batch_size=batch_size)
+        assert len(drawn) == 12 and 2 <= drawn.count(900.0) <= 10, (batch_size, drawn)
 
 
 def test_a_model_without_a_head_is_refused() -> None:
@@ -239,11 +259,11 @@ def test_information_that_the_logits_need_is_harmful_to_lose() -> None:
     """Known in advance: without the spike all logits are 0, the perplexity is 16; its mean is the spike itself."""
     model, corpus, scan = carried(True)
     assert set(zip(scan.findings.pos, scan.findings.dim, strict=True)) == {(0, SPIKE)}
-    done = intervene(model, corpus, scan, layer=2, sets=(*QUARTET, "scale=0.5", "value=1000"))
+    done = intervene(model, corpus, scan, layer=2, sets=(*QUARTET, "scale=0", "value=1000"))
     rows = main_rows(done)
-    assert rows.edited["zero"] == pytest.approx(V, rel=1e-4) and rows.baseline["zero"] < 2
+    assert rows.edited["zero"] == pytest.approx(V, rel=1e-4) and rows.baseline["zero"] < V / 3
     assert {name: verdict(row) for name, row in rows.iterrows()} == {
-        "zero": "harmful", "mean": "harmless", "random": "harmless", "shuffle": "harmless", "scale 0.5": "harmful",
+        "zero": "harmful", "mean": "harmless", "random": "harmless", "shuffle": "harmless", "scale 0": "harmful",
         "value 1000": "harmless"}  # fmt: skip
     assert list(done.effects.columns) == list(TABLES["effects"])
     assert (done.effects.n_sequences == 8).all() and (done.effects.n_calls == 8).all()

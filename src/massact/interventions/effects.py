@@ -100,7 +100,7 @@ def evaluate(
         base.append(_measured(logits, None, batch, truth))
         before = _befores(logits, batch) if edits else []
         for edit in edits:
-            with torch.inference_mode(), _silently(model, edit, fired[edit.name]):
+            with torch.inference_mode(), _silently(model, edit, fired[edit.name], batch):
                 with ExitStack() as stack:
                     where = _layer_of(model, edit)
                     if where in prefixes:
@@ -126,11 +126,11 @@ def evaluate(
 
 
 @contextmanager
-def _silently(model: Model, edit: AnyEdit, total: Fired) -> Iterator[None]:
+def _silently(model: Model, edit: AnyEdit, total: Fired, batch: Batch) -> Iterator[None]:
     """One batch under an edit: it may leave a batch alone, but not all of them."""
     counts: list[Fired] = []
     try:
-        with edited(model, edit) as counts:
+        with edited(model, edit, sequences=batch.sequences) as counts:
             yield
     except WorkError:
         if not counts or any(c.n_calls == 0 for c in counts):
@@ -203,7 +203,8 @@ def _measured(
         if logits.ndim == 2:
             rows.append(_classified(logits[b], old, None if labels is None else int(labels[b])))
         else:
-            rows.append(_predicted(logits[b], old, _targets(batch, b).to(logits.device), batch.rows[b]))
+            ids_T, width = _targets(batch, b).to(logits.device), batch.inputs["input_ids"].shape[1]
+            rows.append(_predicted(logits[b], old, ids_T, batch.rows[b], width))
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -262,11 +263,17 @@ def _classified(logits_V: Tensor, before: _Before | None, label: int | None) -> 
     return known
 
 
-def _predicted(logits_TV: Tensor, before: _Before | None, ids_T: Tensor, rows: Any) -> dict[str, float]:
-    """Mean loss over the T - 1 targets of one window (paper.md 2.1), mean KL and agreement over the same positions."""
-    if rows is not None and len(logits_TV) > len(ids_T):
+def _predicted(logits_TV: Tensor, before: _Before | None, ids_T: Tensor, rows: Any, width: int) -> dict[str, float]:
+    """Mean loss over the T - 1 targets of one window (paper.md 2.1), mean KL and agreement over the same positions.
+
+    `rows`: which of the `width` positions of the batch the tokens `ids_T` are; None for all.
+    """
+    gone = width - len(logits_TV)  # tokens that the edit has taken away at the start
+    if rows is not None and not gone:
         logits_TV = logits_TV[rows]
-    gone = len(ids_T) - len(logits_TV)  # tokens that the edit has taken away at the start
+    elif rows is not None:
+        at = torch.arange(width, device=logits_TV.device)[rows]
+        logits_TV, gone = logits_TV[at[at >= gone] - gone], int((at < gone).sum())
     targets_N = ids_T[gone + 1 :]
     n = len(targets_N)
     logits_NV = logits_TV[:n]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,21 @@ def intervene_run(
     Raises:
         UserError: model, corpus or column cannot be found, or the model is another one.
     """
-    groups, source = None, corpus
+    groups, source, labels = None, corpus, list[str]()
     if group is not None:
         if corpus is None:
             raise UserError("--group needs rows with labels.", do="Give a JSONL file: --corpus FILE.jsonl")
         texts, labels = _rows(Path(corpus), group)
         groups, source = {group: labels}, texts
+        # Windows of a fixed length would run across rows.
+        apart = result.info.config | {"seq_len": None, "n_sequences": None}
+        result = replace(result, info=replace(result.info, config=apart))
     opened = reopen(
         result, model=model, corpus=source, device=device, load_options=load_options, progress=progress
     )
     say = progress or (lambda *_: None)
+    if groups is not None and len(labels) != opened.corpus.n_sequences:
+        raise UserError(f"{corpus} has {len(labels)} rows, but {opened.corpus.n_sequences} of them have tokens.")
     done = intervene(
         opened.model, opened.corpus, opened.scan, groups=groups,
         progress=lambda now, all_: say("intervene", now, all_), **(options or {}),

@@ -120,12 +120,13 @@ class Editable(Protocol):
 
 
 @contextmanager
-def edited(model: Editable, *edits: AnyEdit) -> Iterator[list[Fired]]:
+def edited(model: Editable, *edits: AnyEdit, sequences: Sequence[int] = ()) -> Iterator[list[Fired]]:
     """Patch a live model for the length of a `with`.
 
     Args:
         model: a loaded model; its `module` is what other libraries run.
         edits: applied in this order where several are at one place.
+        sequences: index in the corpus of every row, for edits that draw at random; nothing: the rows are counted.
 
     Yields:
         What each edit did so far.
@@ -137,7 +138,7 @@ def edited(model: Editable, *edits: AnyEdit) -> Iterator[list[Fired]]:
     fired = [Fired(e.name) for e in edits]
     several = [e.edits if isinstance(e, Together) else (e,) for e in edits]
     parts = [(one, done) for group, done in zip(several, fired, strict=True) for one in group]
-    live = _Live()
+    live = _Live(tuple(sequences))
     with ExitStack() as stack:
         taps: list[Any] = []
         calls: dict[Any, Any] = {}
@@ -172,8 +173,8 @@ def edited(model: Editable, *edits: AnyEdit) -> Iterator[list[Fired]]:
 class _Live:
     """What is known of the forward pass that goes on: the batch that edits are told about."""
 
-    def __init__(self) -> None:
-        self.batch = Batch({}, (), ())
+    def __init__(self, sequences: tuple[int, ...] = ()) -> None:
+        self.batch, self.sequences = Batch({}, (), ()), sequences
         self.inputs: list[tuple[InputEdit, Fired]] = []
         self.begin: Callable[[], Any] = lambda: None
         self.depth = 0
@@ -192,7 +193,9 @@ class _Live:
             changed = edit.apply(dict(changed))
             done.n_calls += 1
             done.n_elements += sum(_differ(before.get(k), v) for k, v in changed.items())
-        self.batch = _batch(changed)
+        batch = _batch(changed)
+        known = len(self.sequences) == len(batch.sequences)
+        self.batch = replace(batch, sequences=self.sequences) if known else batch
         return ((), changed) if self.inputs else None
 
     def leave(self, *_: Any) -> None:
