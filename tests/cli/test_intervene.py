@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -161,6 +162,16 @@ def test_effects_by_a_column_of_a_jsonl_file(
     assert e is not None and e.info.evaluated_on == "sequences 6 to 11"
     counts = e.effects[e.effects.metric == "perplexity"].set_index("group").n_sequences.to_dict()
     assert counts == {"all": 6, "kind=home": 3, "kind=sea": 3}
+    model, alone = ma.load(), []  # each row stands alone, whatever windows the scan had
+    for row in map(json.loads, labelled.read_text().splitlines()[6:]):
+        ids = ma.corpus([row["text"]], tokenizer=model.tokenizer).inputs["input_ids"]
+        with torch.no_grad():
+            nll = torch.nn.functional.cross_entropy(model.module(input_ids=ids).logits[0, :-1], ids[0, 1:])
+        alone.append({"kind": row["kind"], "nll": float(nll)})
+    wanted = pd.DataFrame(alone).groupby("kind").nll.mean()
+    told = e.effects[e.effects.metric == "nll"].set_index("group").baseline
+    for kind in ("sea", "home"):
+        assert told[f"kind={kind}"] == pytest.approx(wanted[kind], rel=1e-5)
     assert "kind=sea" in printed and "hurts kind=" in printed
     assert any("scanned anew" in note for note in e.info.notes)
 

@@ -70,7 +70,6 @@ def test_skipping_gives_the_logits_of_the_full_pass(name: str) -> None:
         prefix = Prefix(model.module, stack, layer)
         with prefix.recording():
             plain = run(model)
-        assert torch.equal(plain, run(model))
         skipped = {m for n in range(1, layer + 1) for m in inside(model, stack, n)}
         shared = len({b.module for b in stack.blocks}) < stack.n_layers
         with counted(model, skipped) as calls, prefix.skipping():
@@ -94,8 +93,6 @@ def test_an_edit_behind_the_prefix_is_that_of_the_full_pass(name: str) -> None:
         with edited(model, edit) as fired, prefix.skipping():
             assert torch.equal(run(model), wanted), (stack.name, layer)
         assert fired[0].n_calls == 1 and not torch.equal(wanted, plain)
-        with edited(model, edit), prefix.skipping():  # what was recorded is not written into
-            assert torch.equal(run(model), wanted)
 
 
 def test_a_shared_block_is_skipped_as_often_as_it_was_recorded() -> None:
