@@ -3,11 +3,11 @@
     python benchmarks/intervene.py                       # 8 edits at layers 3, 6 and 9 of 12
     python benchmarks/intervene.py --models gpt2 --tokens 512
 
-The bound: eight edits at layer l of L cost l / L + 8 (1 - l / L) forward passes. `shared` holds the baseline's own way
-through the blocks behind l as well, and the head and the loss, which every edit needs: `small head` is a 12 x 768 Llama
-shape with 2,048 words, where they cost as little as in a model of billions; of GPT-2 124M they are 40 %. Every approach runs on the same weights in
-one process and takes turns with one evaluation of the baseline; printed are medians over the pairs. One thread. That
-sharing changes no number is checked first.
+Eight edits at layer l of L cost l / L + 8 (1 - l / L) forward passes (`edits`), and the baseline its own way through
+the blocks behind l (`with baseline`). `shared` holds the head and the loss as well, which every edit needs: in `small
+head`, a 12 x 768 Llama shape with 2,048 words, they cost as little as in a model of billions; of GPT-2 124M they are
+40 %. Every approach runs on the same weights in one process and takes turns with one evaluation of the baseline;
+printed are medians over the pairs. One thread. That sharing changes no number is checked first.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def main() -> None:
         module = small_head(args.device) if name == "small head" else scans.build(name, args.device)
         model, ids = ma.load(module), scans.tokens(args.tokens, args.device).cpu() % 2048
         corpus = ma.corpus(ids)
-        print(
-            f"\n{scans.MODELS.get(name, '12 x 768 Llama shape, 2,048 words, fp32')}, {args.tokens:,} tokens, {args.edits} edits; unit: one forward pass with loss"
-        )
-        print(f"{'layer':>6s}{'bound':>8s}{'+ 10 %':>8s}{'shared':>8s}{'range':>14s}{'not shared':>12s}")
+        title = scans.MODELS.get(name, "12 x 768 Llama shape, 2,048 words, fp32")
+        print(f"\n{title}, {args.tokens:,} tokens, {args.edits} edits; unit: one forward pass with loss")
+        head = ("layer", 6), ("edits", 8), ("with baseline", 15), ("+ 10 %", 8), ("shared", 8), ("range", 14)
+        print("".join(f"{word:>{width}s}" for word, width in head) + f"{'not shared':>12s}")
         for layer in args.layers:
             one_layer(model, corpus, layer, args)
 
@@ -98,10 +98,11 @@ def one_layer(model: Any, corpus: Any, layer: int, args: argparse.Namespace) -> 
         return [b / a for a, b in pairs]
 
     share = layer / model.anatomy.stacks[0].n_layers
-    bound = share + args.edits * (1 - share)
+    edits_alone = share + args.edits * (1 - share)
+    bound = edits_alone + 1 - share
     shared, plain = ratios(args.pairs, True), ratios(max(1, args.pairs // 2), False)
     print(
-        f"{layer:6d}{bound:8.2f}{1.1 * bound:8.2f}{statistics.median(shared):8.2f}"
+        f"{layer:6d}{edits_alone:8.2f}{bound:15.2f}{1.1 * bound:8.2f}{statistics.median(shared):8.2f}"
         f"{min(shared):7.2f}-{max(shared):.2f} {statistics.median(plain):11.2f}",
         flush=True,
     )

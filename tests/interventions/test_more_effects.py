@@ -10,8 +10,10 @@ import torch
 
 import massact as ma
 from massact.interventions import cut_attention, evaluate, everywhere, intervene, mean, zero
+from massact.interventions.effects import effects_of
 from massact.interventions.repetition import evaluate_repetition, repeated
 from massact.models import with_attention
+from massact.records.errors import UserError
 from massact.trace import Edit, Together
 from tests.families import build
 from tests.interventions.test_paired import planted, tokens
@@ -84,3 +86,35 @@ def test_an_edit_at_all_layers_counts_as_one() -> None:
     done = intervene(model, ids, scan, layer="all", sets=("zero",), repetition=False)
     assert list(done.effects.edit.unique()) == ["zero, all layers"]
     assert "attention_first" in set(done.effects.metric)
+
+
+def test_what_a_model_predicts_decides_its_loss() -> None:
+    """T5's decoder predicts the token it is about to read; BERT predicts none, so it has no perplexity."""
+    ids = tokens(3)
+    edit = Edit("shift", "decoder/2.resid_post", lambda h, b: h + 1)
+    module = build("t5")
+    started = torch.cat([torch.zeros(3, 1, dtype=torch.long), ids[:, :-1]], dim=1)  # 0 is where T5 begins
+    with torch.no_grad():
+        logits = module(input_ids=ids, decoder_input_ids=started).logits
+    loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none").mean(1)
+    paired = evaluate(ma.load(module), ma.corpus(ids), [edit])
+    np.testing.assert_allclose(paired.baseline["nll"], loss.numpy(), rtol=1e-5)
+    masked = evaluate(ma.load(build("bert")), ma.corpus(ids), [Edit("e", "2.resid_post", lambda h, b: h * 2)])
+    assert "nll" not in masked.baseline and (masked.edited["e"]["kl"] > 0).all()
+
+
+def test_a_prompt_of_one_token_has_no_numbers() -> None:
+    model, ids = ma.load(build("llama")), tokens(2)
+    mask = torch.ones(2, 24, dtype=torch.long)
+    mask[1, 1:] = 0
+    paired = evaluate(
+        model, ma.corpus({"input_ids": ids, "attention_mask": mask}), [Edit("e", "2.resid_post", lambda h, b: h * 2)]
+    )
+    assert paired.n_targets.tolist() == [23, 0] and np.isnan(paired.baseline["nll"][1])
+    assert {e.n_sequences for e in effects_of(paired, "e", np.ones(2, bool))} == {1}
+
+
+def test_labels_of_another_length_are_refused() -> None:
+    model, scan, ids = planted(read=True)
+    with pytest.raises(UserError, match="parity has 5 entries for 12"):
+        intervene(model, ids, scan, layer=1, groups={"parity": ["a"] * 5})

@@ -88,7 +88,7 @@ def evaluate(
     after: dict[str, list[dict[str, np.ndarray]]] = {n: [] for n in names}
     own: dict[str, list[dict[str, np.ndarray]]] = {n: [] for n in names}
     fired = {n: Fired(n) for n in names}
-    done = 0
+    done, ahead = 0, _ahead(model)
     for batch in corpus.batches(batch_size):
         truth = None if labels is None else labels[list(batch.sequences)]
         prefixes = _prefixes(model, edits) if share_prefix else {}
@@ -97,7 +97,7 @@ def evaluate(
                 stack.enter_context(prefix.recording())
             first = stack.enter_context(_first_mass(model, batch, sinks))
             logits = _logits(model, batch)
-        base.append(_measured(logits, None, batch, truth))
+        base.append(_measured(logits, None, batch, truth, ahead))
         before = _befores(logits, batch) if edits else []
         for edit in edits:
             with torch.inference_mode(), _silently(model, edit, fired[edit.name], batch):
@@ -107,7 +107,7 @@ def evaluate(
                         stack.enter_context(prefixes[where].skipping())  # type: ignore[index]
                     now = stack.enter_context(_first_mass(model, batch, sinks))
                     changed = _logits(model, batch)
-            after[edit.name].append(_measured(changed, before, batch, truth))
+            after[edit.name].append(_measured(changed, before, batch, truth, ahead))
             if sinks:
                 behind = [s for s in now if where is None or (s.stack == where[0] and s.layer > where[1])]
                 if behind:
@@ -193,10 +193,21 @@ def _logits(model: Model, batch: Batch) -> Tensor:
     return logits
 
 
+def _ahead(model: Model) -> int | None:
+    """How far ahead a language model predicts: 1 the next token, 0 the one that its decoder is about to read.
+
+    None for masked models: they predict no token that they have not seen, so there is no loss to speak of.
+    """
+    if getattr(getattr(model.module, "config", None), "is_encoder_decoder", False):
+        return 0
+    generates = getattr(model.module, "can_generate", None)
+    return 1 if generates is None or generates() else None
+
+
 def _measured(
-    logits: Tensor, before: list[_Before] | None, batch: Batch, labels: Tensor | None
+    logits: Tensor, before: list[_Before] | None, batch: Batch, labels: Tensor | None, ahead: int | None
 ) -> dict[str, np.ndarray]:
-    """Metrics of each sequence of a batch; `before`: what was without the edit."""
+    """Metrics of each sequence of a batch; `before`: what was without the edit; `ahead`: see `_ahead`."""
     rows = []
     for b in range(len(logits)):
         old = None if before is None else before[b]
@@ -204,7 +215,7 @@ def _measured(
             rows.append(_classified(logits[b], old, None if labels is None else int(labels[b])))
         else:
             ids_T, width = _targets(batch, b).to(logits.device), batch.inputs["input_ids"].shape[1]
-            rows.append(_predicted(logits[b], old, ids_T, batch.rows[b], width))
+            rows.append(_predicted(_counted(logits[b], batch.rows[b], width), old, ids_T, ahead))
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -243,7 +254,7 @@ class _Before:
                 self.logits_TV[part].float() - self.lse_T[part, None]).exp_()  # fmt: skip
             shifted = slice(part.start - rows.start, part.stop - rows.start)
             parts.append(torch.einsum("rv,rv->r", p_RV, logits_TV[shifted].float()))
-        return torch.cat(parts)
+        return torch.cat(parts) if parts else self.lse_T[:0]
 
     def kl(self, logits_RV: Tensor, lse_R: Tensor, first: int) -> Tensor:
         """KL(before || after) of each row; `first` is the row here that is row 0 there."""
@@ -263,27 +274,42 @@ def _classified(logits_V: Tensor, before: _Before | None, label: int | None) -> 
     return known
 
 
-def _predicted(logits_TV: Tensor, before: _Before | None, ids_T: Tensor, rows: Any, width: int) -> dict[str, float]:
-    """Mean loss over the T - 1 targets of one window (paper.md 2.1), mean KL and agreement over the same positions.
+def _counted(logits_TV: Tensor, rows: Any, width: int) -> tuple[Tensor, int]:
+    """The logits at positions that count, and how many of these the edit has taken away at the start.
 
-    `rows`: which of the `width` positions of the batch the tokens `ids_T` are; None for all.
+    `rows`: which of the `width` positions of the batch count; None for all.
     """
-    gone = width - len(logits_TV)  # tokens that the edit has taken away at the start
-    if rows is not None and not gone:
-        logits_TV = logits_TV[rows]
-    elif rows is not None:
-        at = torch.arange(width, device=logits_TV.device)[rows]
-        logits_TV, gone = logits_TV[at[at >= gone] - gone], int((at < gone).sum())
-    targets_N = ids_T[gone + 1 :]
-    n = len(targets_N)
+    gone = width - len(logits_TV)
+    if rows is None:
+        return logits_TV, gone
+    if not gone:
+        return logits_TV[rows], 0
+    at = torch.arange(width, device=logits_TV.device)[rows]
+    return logits_TV[at[at >= gone] - gone], int((at < gone).sum())
+
+
+def _predicted(
+    counted: tuple[Tensor, int], before: _Before | None, ids_T: Tensor, ahead: int | None
+) -> dict[str, float]:
+    """Mean loss over the targets of one window (paper.md 2.1), mean KL and agreement over the same positions.
+
+    A window without a target (one token) has no numbers: NaN.
+    """
+    logits_TV, gone = counted
+    targets_N = ids_T[gone + (ahead or 0) :]
+    n = min(len(targets_N), len(logits_TV))
     logits_NV = logits_TV[:n]
     lse_N = torch.cat([x.float().logsumexp(-1) for x in logits_NV.split(ROWS)]) if n else logits_NV.new_zeros(0)
-    nll_N = lse_N - logits_NV.gather(1, targets_N[:, None])[:, 0].float()
-    known = {"nll": float(nll_N.double().sum()) / max(n, 1), "n_targets": float(n)}
+
+    def mean(x_N: Tensor) -> float:
+        return float(x_N.double().mean()) if n else float("nan")
+
+    known = {"n_targets": float(n)}
+    if ahead is not None:
+        known["nll"] = mean(lse_N - logits_NV.gather(1, targets_N[:n, None])[:, 0].float())
     if before is not None:
-        known["kl"] = float(before.kl(logits_NV, lse_N, gone).double().sum()) / max(n, 1)
-        same_N = before.top_T[gone : gone + n] == logits_NV.argmax(-1)
-        known["top1_agreement"] = float(same_N.double().sum()) / max(n, 1)
+        known["kl"] = mean(before.kl(logits_NV, lse_N, gone))
+        known["top1_agreement"] = mean(before.top_T[gone : gone + n] == logits_NV.argmax(-1))
     return known
 
 
@@ -318,6 +344,7 @@ def effects_of(paired: Paired, name: str, chosen: np.ndarray, seed: int = 0, res
         name: of the edit.
         chosen: (N,) bool.
     """
+    chosen = chosen & (paired.n_targets > 0)
     n, after = paired.n_targets[chosen], paired.edited[name]
     base = paired.baseline | paired.baseline_of.get(name, {})
     draw = np.random.default_rng(seed).integers(0, len(n), (resamples, len(n)))

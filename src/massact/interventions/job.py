@@ -126,6 +126,9 @@ def intervene(
     ready = scanned_corpus(loaded, corpus, scan)
     check_text(ready, scan)
     n = ready.n_sequences
+    for what, given in {"labels": labels, **(groups or {})}.items():
+        if given is not None and len(given) != n:
+            raise UserError(f"{what} has {len(given)} entries for {n} sequences.", do="Give one for each sequence.")
     half = n // 2 if config.hold_out and n >= LEAST_HELD_OUT else 0
     findings = scan.findings[scan.findings.sequence < half] if half else scan.findings
     target = massive(findings, "onset" if config.layer == "all" else config.layer, config.stack)
