@@ -88,6 +88,10 @@ def test_an_edit_at_all_layers_counts_as_one() -> None:
     assert "attention_first" in set(done.effects.metric)
 
 
+def _wave(h: torch.Tensor, batch: object) -> torch.Tensor:
+    return h + 3 * torch.sin(torch.arange(h.shape[-1]).float())
+
+
 def test_what_a_model_predicts_decides_its_loss() -> None:
     """T5's decoder predicts the token it is about to read; BERT predicts none, so it has no perplexity."""
     ids = tokens(3)
@@ -99,7 +103,7 @@ def test_what_a_model_predicts_decides_its_loss() -> None:
     loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids, reduction="none").mean(1)
     paired = evaluate(ma.load(module), ma.corpus(ids), [edit])
     np.testing.assert_allclose(paired.baseline["nll"], loss.numpy(), rtol=1e-5)
-    masked = evaluate(ma.load(build("bert")), ma.corpus(ids), [Edit("e", "2.resid_post", lambda h, b: h * 2)])
+    masked = evaluate(ma.load(build("bert")), ma.corpus(ids), [Edit("e", "2.resid_post", _wave)])
     assert "nll" not in masked.baseline and (masked.edited["e"]["kl"] > 0).all()
 
 

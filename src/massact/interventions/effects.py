@@ -259,7 +259,8 @@ class _Before:
     def kl(self, logits_RV: Tensor, lse_R: Tensor, first: int) -> Tensor:
         """KL(before || after) of each row; `first` is the row here that is row 0 there."""
         rows = slice(first, first + len(logits_RV))
-        return self.own_T[rows] - self.lse_T[rows] - self._against(logits_RV, rows) + lse_R
+        kl_R = self.own_T[rows] - self.lse_T[rows] - self._against(logits_RV, rows) + lse_R
+        return kl_R.clamp(min=0)  # rounding alone takes it below
 
 
 def _classified(logits_V: Tensor, before: _Before | None, label: int | None) -> dict[str, float]:
