@@ -23,6 +23,14 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print the records as JSON instead of tables.")]
+Scanned = Annotated[Path, typer.Argument(help="Run directory of a scan; tables and figures are added to it.")]
+ModelNow = Annotated[
+    str | None, typer.Argument(help="Where the scanned model lies now; nothing: where the scan had it.")
+]
+CorpusNow = Annotated[
+    str | None,
+    typer.Option(help="Where the scanned text lies now, or another text, which is scanned first (as `scan`)."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no tables.")]
 BatchSize = Annotated[str, typer.Option(help="Sequences per forward pass, or auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
@@ -116,14 +124,9 @@ def scan(
 
 @app.command()
 def explain(
-    run: Annotated[Path, typer.Argument(help="Run directory of a scan; tables and figures are added to it.")],
-    model: Annotated[
-        str | None, typer.Argument(help="Where the scanned model lies now; nothing: where the scan had it.")
-    ] = None,
-    corpus: Annotated[
-        str | None,
-        typer.Option(help="Where the scanned text lies now, or another text, which is scanned first (as `scan`)."),
-    ] = None,
+    run: Scanned,
+    model: ModelNow = None,
+    corpus: CorpusNow = None,
     n_sequences: Annotated[int | None, typer.Option(min=1, help="Sequences, from the start; nothing: all.")] = None,
     all_keys: Annotated[
         bool, typer.Option(help="Also the mass on every key and the entropy: one more call of the attention kernel.")
@@ -162,10 +165,8 @@ def explain(
 
 @app.command()
 def intervene(
-    run: Annotated[Path, typer.Argument(help="Run directory of a scan; tables and figures are added to it.")],
-    model: Annotated[
-        str | None, typer.Argument(help="Where the scanned model lies now; nothing: where the scan had it.")
-    ] = None,
+    run: Scanned,
+    model: ModelNow = None,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -176,10 +177,7 @@ def intervene(
     layer: Annotated[
         str, typer.Option(help="A layer with findings, onset (as the paper), or all that have any.")
     ] = "onset",
-    corpus: Annotated[
-        str | None,
-        typer.Option(help="Where the scanned text lies now, or another text, which is scanned first (as `scan`)."),
-    ] = None,
+    corpus: CorpusNow = None,
     group: Annotated[
         str | None, typer.Option(help="Column of the JSONL file --corpus: effects for each of its labels as well.")
     ] = None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -369,8 +369,3 @@ def effects_of(paired: Paired, name: str, chosen: np.ndarray, seed: int = 0, res
             start = base[metric][chosen] if metric in base else ones if metric == "top1_agreement" else zeros
             add(metric, start, after[metric][chosen], lambda x, w: x.mean(1))
     return found
-
-
-def renamed(edits: Mapping[str, AnyEdit]) -> list[AnyEdit]:
-    """Edits under the names that a user gave them."""
-    return [replace(edit, name=name) for name, edit in edits.items()]
