@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from massact.records.intervention import Intervention
 from massact.reports.legible import listed, number, percent, real, signed, visible
@@ -95,7 +96,13 @@ def draw_effects(e: Intervention) -> Figure | None:
     axes.errorbar(shown, at, xerr=np.nan_to_num(around), fmt="none", ecolor=PLAIN, capsize=3, linewidth=1)
     axes.set_yticks(at, [lettered(name, 40) for name in rows["edit"]])
     axes.axvline(0, color=PLAIN, linewidth=0.6)
-    axes.set_xscale("symlog", linthresh=max(0.01 * float(rows["baseline"].iloc[0]), 1e-3))
+    near = 10.0 ** math.floor(math.log10(max(HARM * float(rows["baseline"].iloc[0]), 1e-3)))
+    reach = np.abs(np.concatenate([shown, *rows[["ci_low", "ci_high"]].to_numpy(float).T]))
+    far = max([near, *reach[np.isfinite(reach)]])
+    decades = near * 10.0 ** np.arange(0, max(1, math.ceil(math.log10(far / near)) + 1))
+    axes.set_xscale("symlog", linthresh=near)
+    axes.xaxis.set_major_locator(FixedLocator([*-decades[::-1], 0.0, *decades]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
     axes.set_xlabel(f"change of {metric} (without edit: {number(rows['baseline'].iloc[0])})")
     axes.set_title(f"Edits at {lettered(str(e.info.target.get('site', '?')))}; red: harmful")
     return figure
