@@ -15,21 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import massact as ma
-from massact import cli
 from massact.models.loading import EMBEDDED, _folder
 from massact.records.explanation import EXPLAIN_TABLES, open_explanation
 from massact.reports import story_in_words
 from massact.reports.attention import EXPLAIN_FIGURES
+from tests.cli.test_cli import run
 
 FAST = ["--n-sequences", "2", "--seq-len", "32", "--no-null", "--no-bos-contrast"]
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """`massact ARGUMENTS` in this process; gives the exit status."""
-    monkeypatch.setattr(sys, "argv", ["massact", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
 
 
 def files(folder: Path) -> dict[str, bytes]:

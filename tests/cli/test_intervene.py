@@ -20,7 +20,8 @@ from massact.models.loading import EMBEDDED, _folder
 from massact.records.intervention import open_intervention
 from massact.records.tables import TABLES
 from massact.reports import effects_in_words
-from tests.cli.test_explain import files, refused, run
+from tests.cli.test_cli import run
+from tests.cli.test_explain import files, refused
 
 FAST = ["--n-sequences", "8", "--seq-len", "32", "--no-null", "--no-bos-contrast"]
 LOW = ["--threshold", "ratio=200", "--threshold", "magnitude=10"]
