@@ -30,6 +30,9 @@ MOST_NEURONS = 8  # of one coordinate and layer
 MOST_TOKENS = 16  # of one coordinate whose activations are kept: whole rows of d_mlp
 
 
+_Routed = tuple[Tensor, Tensor, Tensor] | None
+
+
 @dataclass(frozen=True)
 class _StepUp:
     """One MLP that steps a coordinate up."""
@@ -57,12 +60,13 @@ def neurons_table(
     ]
     rows: list[dict[str, object]] = []
     notes: list[str] = []
+    routed: dict[tuple[str, int], _Routed] = {}  # a sequence is run once, whatever coordinates it has
     seen = _activations(model, corpus, [s for s in steps if s.write.replace("_out", "_act") in s.block.places])
     for step in steps:
         if step.site("_act") in seen:
             act, reads = seen[step.site("_act")], seen[step.site("_in")]
             rows += _neuron_rows(model, step, act, reads)
-        elif (experts := _expert_rows(model, corpus, step)) is not None:
+        elif (experts := _expert_rows(model, corpus, step, routed)) is not None:
             rows += experts
         else:
             why = step.block.unavailable.get(step.write.replace("_out", "_act"), "its last projection was not found")
@@ -175,7 +179,9 @@ def _fan_out(rows: list[dict[str, object]]) -> None:
 
 
 # ---- mixtures of experts
-def _expert_rows(model: Model, corpus: Corpus, step: _StepUp) -> list[dict[str, object]] | None:
+def _expert_rows(
+    model: Model, corpus: Corpus, step: _StepUp, routed: dict[tuple[str, int], _Routed]
+) -> list[dict[str, object]] | None:
     """What each expert adds to a coordinate: the experts once more with all gates but one at zero; None if unseen."""
     name = _experts_module(model.module, step.block.module)
     if name is None:
@@ -183,21 +189,22 @@ def _expert_rows(model: Model, corpus: Corpus, step: _StepUp) -> list[dict[str, 
     gates: dict[int, list[float]] = {}
     parts: dict[int, float] = {}
     for sequence, pos in step.tokens:
-        given = _routing(model, corpus, name, sequence)
+        if (name, sequence) not in routed:
+            routed[name, sequence] = _routing(model, corpus, name, sequence)
+        given = routed[name, sequence]
         if given is None:
             return None
         hidden, index, weight = given
         tokens = hidden.reshape(-1, hidden.shape[-1])
-        row = pos if len(tokens) == len(index) else None
-        if row is None or row >= len(tokens):
+        if len(tokens) != len(index) or pos >= len(tokens):
             return None
         experts: Any = model.module.get_submodule(name)
-        for slot, expert in enumerate(index[row].tolist()):
-            one = torch.zeros_like(weight[row : row + 1])
-            one[0, slot] = weight[row, slot]
+        for slot, expert in enumerate(index[pos].tolist()):
+            one = torch.zeros_like(weight[pos : pos + 1])
+            one[0, slot] = weight[pos, slot]
             with torch.inference_mode():
-                out = experts(tokens[row : row + 1].reshape(1, -1), index[row : row + 1], one)
-            gates.setdefault(expert, []).append(float(weight[row, slot]))
+                out = experts(tokens[pos : pos + 1].reshape(1, -1), index[pos : pos + 1], one)
+            gates.setdefault(expert, []).append(float(weight[pos, slot]))
             parts[expert] = parts.get(expert, 0.0) + float(out.reshape(-1)[step.coordinate.dim]) / len(step.tokens)
     total = sum(parts.values())
     ranked = sorted(parts, key=lambda e: -abs(parts[e]))[:MOST_NEURONS]
@@ -218,7 +225,7 @@ def _experts_module(root: nn.Module, block: str) -> str | None:
     return None
 
 
-def _routing(model: Model, corpus: Corpus, name: str, sequence: int) -> tuple[Tensor, Tensor, Tensor] | None:
+def _routing(model: Model, corpus: Corpus, name: str, sequence: int) -> _Routed:
     """(hidden, expert of each slot, its weight) of one sequence, as the experts are called with them."""
     kept: list[Tensor] = []
     places = [Place(name, "in", (i,)) for i in range(3)]

@@ -22,6 +22,7 @@ from massact.records.sites import Site
 from massact.trace import Edit, Fired
 from massact.trace.attention import AttentionCall, attending
 from massact.trace.edits import AnyEdit, check_fired, edited
+from massact.trace.measurements import attended_sequences
 from massact.trace.replay import Prefix
 
 ROWS = 256  # of logits turned into probabilities at once
@@ -146,13 +147,12 @@ def _first_mass(model: Model, batch: Batch, wanted: bool) -> Iterator[dict[Site,
 
     def see(site: Site, place: AttentionPlace) -> Callable[[AttentionCall], None]:
         def look(call: AttentionCall) -> None:
-            call = call.split(len(batch.sequences))
-            found = []
-            for b in range(call.shape[0]):
-                a = call.of(b, place)
-                a = a if batch.rows[b] is None else a.trimmed(batch.rows[b])
-                found.append(float(a.probs(torch.zeros(1, dtype=torch.long, device=a.device))[:, 1:].mean()))
-            masses[site] = np.array(found)
+            masses[site] = np.array(
+                [
+                    float(a.probs(torch.zeros(1, dtype=torch.long, device=a.device))[:, 1:].mean())
+                    for a, _ in attended_sequences(call, place, batch)
+                ]
+            )
 
         return look
 

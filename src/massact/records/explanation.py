@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from massact.records.errors import UserError
-from massact.records.runinfo import jsonable, versions
-from massact.records.sidecars import read_sidecar, write_sidecar
+from massact.records.runinfo import jsonable
+from massact.records.sidecars import Sidecar, read_sidecar, write_sidecar
 from massact.records.tables import frame, load_arrays, read_table, save_arrays, write_table
 
 EXPLAIN_TABLES = (
@@ -22,30 +21,19 @@ EXPLAIN_VERSION = 1
 
 
 @dataclass
-class ExplainInfo:
+class ExplainInfo(Sidecar):
     """The record of an explanation: explain.json.
 
     Args:
-        config: options as they were resolved.
-        model, corpus: id and hash of what was measured.
         attention: how the attention of each stack was seen, with the numbers of its proof.
         spectrum: per stack, the share of the mean state of the tokens with findings in the weakest directions of the
             unembedding, beside that of other tokens, or {"unavailable": reason}.
         closure: greatest error of the account of all writes, relative to the peak value.
-        notes: what a reader must know, one sentence each.
     """
 
-    config: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
-    corpus: dict[str, Any] = field(default_factory=dict)
     attention: dict[str, Any] = field(default_factory=dict)
     spectrum: dict[str, Any] = field(default_factory=dict)
     closure: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    wall_s: float = 0.0
-    versions: dict[str, str] = field(default_factory=lambda: versions())
-    git: dict[str, Any] = field(default_factory=dict)
     schema_version: int = EXPLAIN_VERSION
 
 

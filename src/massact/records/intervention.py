@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from massact.records.errors import UserError
-from massact.records.runinfo import jsonable, versions
-from massact.records.sidecars import read_sidecar, write_sidecar
+from massact.records.runinfo import jsonable
+from massact.records.sidecars import Sidecar, read_sidecar, write_sidecar
 from massact.records.tables import frame, read_table, write_table
 
 INTERVENE_VERSION = 1
 
 
 @dataclass
-class InterveneInfo:
+class InterveneInfo(Sidecar):
     """The record of an intervention: intervene.json.
 
     Args:
-        config: options as they were resolved.
-        model, corpus: id and hash of what was run.
         target: site, dims, cuts and means of the massive activations that were edited.
         estimated_on, evaluated_on: sequences that the means are of, and that the effects are of.
-        notes: what a reader must know, one sentence each.
     """
 
-    config: dict[str, Any] = field(default_factory=dict)
-    model: dict[str, Any] = field(default_factory=dict)
-    corpus: dict[str, Any] = field(default_factory=dict)
     target: dict[str, Any] = field(default_factory=dict)
     estimated_on: str = ""
     evaluated_on: str = ""
-    notes: list[str] = field(default_factory=list)
-    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
-    wall_s: float = 0.0
-    versions: dict[str, str] = field(default_factory=lambda: versions())
-    git: dict[str, Any] = field(default_factory=dict)
     schema_version: int = INTERVENE_VERSION
 
 

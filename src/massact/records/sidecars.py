@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from massact.records.answer import read_as
 from massact.records.errors import UserError
-from massact.records.runinfo import jsonable
+from massact.records.runinfo import jsonable, versions
 from massact.records.tables import write_atomic
 
-Info = TypeVar("Info")
+Info = TypeVar("Info", bound="Sidecar")
 
 
-def write_sidecar(file: Path, info: Any) -> None:
+@dataclass
+class Sidecar:
+    """What every later verb records.
+
+    Args:
+        config: options as they were resolved.
+        model, corpus: id and hash of what was run.
+        notes: what a reader must know, one sentence each.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    corpus: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    wall_s: float = 0.0
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    git: dict[str, Any] = field(default_factory=dict)
+
+
+def write_sidecar(file: Path, info: Sidecar) -> None:
     """Write a record; last of a verb's files, so that its presence speaks for the rest."""
     text = json.dumps(jsonable(asdict(info)), indent=2, ensure_ascii=False) + "\n"
     write_atomic(file, lambda p: p.write_text(text, "utf-8", "backslashreplace"))
@@ -40,7 +61,7 @@ def read_sidecar(file: Path, kind: type[Info], version: int, again: str) -> Info
         found = data["schema_version"]
         if not isinstance(found, int) or not 1 <= found <= version:
             raise UserError(f"{file} has schema version {found!r}; this massact reads up to {version}.", do=again)
-        known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+        known = {f.name for f in fields(kind)}
         return read_as(kind, {k: v for k, v in data.items() if k in known})
     except UserError:
         raise

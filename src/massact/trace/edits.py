@@ -5,6 +5,7 @@ Inside the `with` the module is the same object, usable by any other library; on
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -185,8 +186,7 @@ class _Live:
         if self.depth > 1:
             return None
         self.begin()
-        names = [n for n in _parameters(module)]
-        given = dict(zip(names, args, strict=False)) | kwargs
+        given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
         changed = dict(given)
         for edit, done in self.inputs:
             before = changed
@@ -200,12 +200,6 @@ class _Live:
 
     def leave(self, *_: Any) -> None:
         self.depth -= 1
-
-
-def _parameters(module: nn.Module) -> list[str]:
-    import inspect
-
-    return list(inspect.signature(module.forward).parameters)
 
 
 def _differ(old: Any, new: Any) -> int:

@@ -17,6 +17,7 @@ from massact.records.anatomy import Anatomy, AttentionPlace, Place
 from massact.records.errors import UserError, WorkError
 from massact.records.sites import Site
 from massact.stats import Statistic, Where
+from massact.stats.attended import Attended
 from massact.trace.attention import AttentionCall, attending
 from massact.trace.edits import Edit, Fired, change_of, check_fired
 from massact.trace.hooks import AllSeen, tapped
@@ -231,7 +232,18 @@ def feed(statistic: Statistic, h_BTD: Tensor, batch: Batch) -> None:
 
 
 def _feed_call(statistics: list[Statistic], place: AttentionPlace, batch: Batch, call: AttentionCall) -> None:
-    """Give each sequence's attention to statistics, without the positions that do not count."""
+    """Give each sequence's attention to statistics."""
+    for attended, where in attended_sequences(call, place, batch):
+        for statistic in statistics:
+            statistic.update(attended, where)
+
+
+def attended_sequences(call: AttentionCall, place: AttentionPlace, batch: Batch) -> Iterator[tuple[Attended, Where]]:
+    """The attention call of each sequence of a batch, without the positions that do not count, and where these are.
+
+    Raises:
+        WorkError: the call has another number of rows than the batch has sequences.
+    """
     n = len(batch.sequences)
     call = call.split(n)
     if call.shape[0] != n:
@@ -247,8 +259,7 @@ def _feed_call(statistics: list[Statistic], place: AttentionPlace, batch: Batch,
         if rows is not None:
             attended = attended.trimmed(rows)
             where = Where(sequence, rows.start or 0) if isinstance(rows, slice) else Where(sequence, positions=rows)
-        for statistic in statistics:
-            statistic.update(attended, where)
+        yield attended, where
 
 
 class _Queue:
