@@ -26,6 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "scans": {"records", "corpora", "stats", "trace", "models"},
     "explanations": {"records", "corpora", "stats", "trace", "models", "scans"},
     "interventions": {"records", "corpora", "stats", "trace", "models", "scans"},
+    "classics": {"records", "corpora", "stats", "trace", "models", "scans", "explanations", "interventions"},
     "reports": {"records"},
 }
 NO_TORCH = {"records", "reports"}

@@ -135,7 +135,7 @@ def test_labels_give_loss_and_accuracy_of_a_classifier() -> None:
         assert found["accuracy"].tolist() == (p.argmax(-1) == labels).double().tolist()
     np.testing.assert_allclose(paired.edited["wave"]["kl"], (plain.exp() * (plain - after)).sum(-1), atol=2e-6)
     assert {e.metric for e in effects_of(paired, "wave", np.ones(6, bool))} == {
-        "nll", "kl", "top1_agreement", "accuracy"}  # fmt: skip
+        "nll", "kl", "top1_agreement", "top1_probability", "accuracy"}  # fmt: skip
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -12,6 +12,7 @@ import massact as ma
 from massact.interventions import cut_attention, evaluate, everywhere, intervene, mean, zero
 from massact.interventions.effects import effects_of
 from massact.interventions.repetition import evaluate_repetition, repeated
+from massact.interventions.sinks import Sinks
 from massact.models import with_attention
 from massact.records.errors import UserError
 from massact.trace import Edit, Together
@@ -25,7 +26,7 @@ def test_attention_on_the_first_position_is_that_of_eager_attention(name: str) -
     module, ids = build(name), tokens(3)
     shift = torch.linspace(-2, 2, 32)
     edit = Edit("shift", "1.resid_post", lambda h, b: h + shift)
-    paired = evaluate(with_attention(ma.load(module)), ma.corpus(ids), [edit], sinks=True)
+    paired = evaluate(with_attention(ma.load(module)), ma.corpus(ids), [edit], sinks=Sinks())
     eager = type(module)._from_config(copy.deepcopy(module.config), attn_implementation="eager").eval()
     eager.load_state_dict(module.state_dict())
     first = next(m for n, m in eager.named_modules() if n.endswith(("h.0", "layers.0")))

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, V vocabulary or classes, N sequences, R resamples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,20 +15,18 @@ import torch
 from torch import Tensor
 
 from massact.corpora import Batch, Corpus
+from massact.interventions.predictions import Asked, ask, befores, logits_of, measured, task_of
+from massact.interventions.sinks import SINK_METRICS, Sinks, finding_tokens, watching_sinks
 from massact.models import Model
-from massact.records.anatomy import AttentionPlace, Stack
+from massact.records.anatomy import Stack
 from massact.records.errors import UserError, WorkError
 from massact.records.sites import Site
 from massact.trace import Edit, Fired
-from massact.trace.attention import AttentionCall, attending
 from massact.trace.edits import AnyEdit, check_fired, edited
-from massact.trace.measurements import attended_sequences
 from massact.trace.replay import Prefix
 
-ROWS = 256  # of logits turned into probabilities at once
-MOST_KEPT_BYTES = 1 << 28  # of probabilities without an edit, of one sequence; beyond it they are made again
-# Per sequence: sum over its targets, or its own number. All are means over sequences but `perplexity`.
-METRICS = ("nll", "kl", "top1_agreement", "accuracy")
+# One number of every sequence; all but `perplexity` are means over sequences.
+METRICS = ("nll", "kl", "top1_agreement", "top1_probability", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,8 @@ def evaluate(
     batch_size: int = 1,
     labels: Tensor | None = None,
     share_prefix: bool = True,
-    sinks: bool = False,
+    sinks: Sinks | None = None,
+    since: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Paired:
     """Run a corpus without edits and with each of them.
@@ -68,14 +67,14 @@ def evaluate(
     The blocks before the layer of an edit are run once for all edits at that layer.
 
     Args:
-        model: with a language-model head (next-token loss) or a classifier (with labels).
+        model: with a language-model head (loss of the next or of hidden tokens) or a classifier (with labels).
         corpus: what to evaluate on.
         edits: each evaluated on its own; their names must differ.
         batch_size: sequences per forward pass.
         labels: (N,) classes, for accuracy.
         share_prefix: False runs every edit through the whole model (to check that it is the same).
-        sinks: also the attention on the first position, in the layers behind the edit: mean over queries and heads.
-            Needs a model of `with_attention`.
+        sinks: also every sink statistic, of the layers behind the edit. Needs a model of `with_attention`.
+        since: targets before this position do not count.
         progress: called with sequences done and sequences in all.
 
     Raises:
@@ -89,31 +88,27 @@ def evaluate(
     after: dict[str, list[dict[str, np.ndarray]]] = {n: [] for n in names}
     own: dict[str, list[dict[str, np.ndarray]]] = {n: [] for n in names}
     fired = {n: Fired(n) for n in names}
-    done, ahead = 0, _ahead(model)
+    done, task = 0, task_of(model, since)
     for batch in corpus.batches(batch_size):
         truth = None if labels is None else labels[list(batch.sequences)]
+        asked = ask(batch, task)
         prefixes = _prefixes(model, edits) if share_prefix else {}
         with torch.inference_mode(), ExitStack() as stack:
             for prefix in prefixes.values():
                 stack.enter_context(prefix.recording())
-            first = stack.enter_context(_first_mass(model, batch, sinks))
-            logits = _logits(model, batch)
-        base.append(_measured(logits, None, batch, truth, ahead))
-        before = _befores(logits, batch) if edits else []
+            tokens = stack.enter_context(finding_tokens(model, batch, None if sinks is None else sinks.target))
+            first = stack.enter_context(watching_sinks(model, batch, sinks, tokens))
+            logits = logits_of(model, asked.batch)
+        base.append(measured(logits, None, asked, truth, task))
+        before = befores(logits, batch) if edits else []
         for edit in edits:
+            where = _layer_of(model, edit)
             with torch.inference_mode(), _silently(model, edit, fired[edit.name], batch):
-                with ExitStack() as stack:
-                    where = _layer_of(model, edit)
-                    if where in prefixes:
-                        stack.enter_context(prefixes[where].skipping())  # type: ignore[index]
-                    now = stack.enter_context(_first_mass(model, batch, sinks))
-                    changed = _logits(model, batch)
-            after[edit.name].append(_measured(changed, before, batch, truth, ahead))
-            if sinks:
-                behind = [s for s in now if where is None or (s.stack == where[0] and s.layer > where[1])]
-                if behind:
-                    after[edit.name][-1]["attention_first"] = np.mean([now[s] for s in behind], axis=0)
-                    own[edit.name].append({"attention_first": np.mean([first[s] for s in behind], axis=0)})
+                with prefixes[where].skipping() if where in prefixes else nullcontext():  # type: ignore[index]
+                    with watching_sinks(model, batch, sinks, tokens, _width(asked)) as now:
+                        changed = logits_of(model, asked.batch)
+            after[edit.name].append(measured(changed, before, asked, truth, task) | now.behind(where))
+            own[edit.name].append(first.behind(where))
         done += len(batch.sequences)
         if progress is not None:
             progress(done, corpus.n_sequences)
@@ -122,8 +117,12 @@ def evaluate(
     return Paired(
         np.arange(corpus.n_sequences), joined.pop("n_targets"), joined,
         {n: {k: v for k, v in _joined(rows).items() if k != "n_targets"} for n, rows in after.items()}, fired,
-        {n: _joined(rows) for n, rows in own.items() if rows},
+        {n: known for n, rows in own.items() if (known := _joined(rows))},
     )  # fmt: skip
+
+
+def _width(asked: Asked) -> int:
+    return 0 if asked.ids_BT is None else asked.ids_BT.shape[1]
 
 
 @contextmanager
@@ -138,28 +137,6 @@ def _silently(model: Model, edit: AnyEdit, total: Fired, batch: Batch) -> Iterat
             raise
     total.n_calls += sum(c.n_calls for c in counts)
     total.n_elements += sum(int(c.n_elements) for c in counts)
-
-
-@contextmanager
-def _first_mass(model: Model, batch: Batch, wanted: bool) -> Iterator[dict[Site, np.ndarray]]:
-    """Attention on the first position that counts, mean over later queries and heads: (B,) of every layer."""
-    masses: dict[Site, np.ndarray] = {}
-
-    def see(site: Site, place: AttentionPlace) -> Callable[[AttentionCall], None]:
-        def look(call: AttentionCall) -> None:
-            masses[site] = np.array(
-                [
-                    float(a.probs(torch.zeros(1, dtype=torch.long, device=a.device))[:, 1:].mean())
-                    for a, _ in attended_sequences(call, place, batch)
-                ]
-            )
-
-        return look
-
-    places = {s: p for s, p in model.anatomy.attentions.items() if s.point == "attention"} if wanted else {}
-    with attending(model.module, {p: see(s, p) for s, p in places.items()}) as heads:
-        heads.begin()
-        yield masses
 
 
 def _layer_of(model: Model, edit: AnyEdit) -> tuple[str, int] | None:
@@ -178,144 +155,10 @@ def _prefixes(model: Model, edits: Sequence[AnyEdit]) -> dict[tuple[str, int], P
     return {(name, layer): Prefix(model.module, stacks[name], layer) for name, layer in wanted}
 
 
-def _logits(model: Model, batch: Batch) -> Tensor:
-    """Logits (B, T, V) of a language model, (B, V) of a classifier."""
-    inputs = {k: v for k, v in batch.inputs.items() if k != "labels"}
-    place = [model.anatomy.logits] if model.anatomy.logits is not None else []
-    out = model.run(inputs, places=place) if place else model.module(
-        **{k: v.to(model.device) for k, v in inputs.items()}, **model.arguments)  # fmt: skip
-    logits = getattr(out, "logits", None)
-    if not isinstance(logits, Tensor):
-        raise UserError(
-            f"{model.name or 'The model'} gives no logits, so an edit has no effect to measure on it.",
-            do="Load it with its language-model or classification head.",
-        )
-    return logits
-
-
-def _ahead(model: Model) -> int | None:
-    """How far ahead a language model predicts: 1 the next token, 0 the one that its decoder is about to read.
-
-    None for masked models: they predict no token that they have not seen, so there is no loss to speak of.
-    """
-    if getattr(getattr(model.module, "config", None), "is_encoder_decoder", False):
-        return 0
-    generates = getattr(model.module, "can_generate", None)
-    return 1 if generates is None or generates() else None
-
-
-def _measured(
-    logits: Tensor, before: list[_Before] | None, batch: Batch, labels: Tensor | None, ahead: int | None
-) -> dict[str, np.ndarray]:
-    """Metrics of each sequence of a batch; `before`: what was without the edit; `ahead`: see `_ahead`."""
-    rows = []
-    for b in range(len(logits)):
-        old = None if before is None else before[b]
-        if logits.ndim == 2:
-            rows.append(_classified(logits[b], old, None if labels is None else int(labels[b])))
-        else:
-            ids_T, width = _targets(batch, b).to(logits.device), batch.inputs["input_ids"].shape[1]
-            rows.append(_predicted(_counted(logits[b], batch.rows[b], width), old, ids_T, ahead))
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
-
-
-def _befores(logits: Tensor, batch: Batch) -> list[_Before]:
-    if logits.ndim == 2:
-        return [_Before(logits[b : b + 1], None) for b in range(len(logits))]
-    return [_Before(logits[b], batch.rows[b]) for b in range(len(logits))]
-
-
-def _targets(batch: Batch, b: int) -> Tensor:
-    """The tokens of one sequence that count."""
-    ids_T = batch.inputs["input_ids"][b]
-    return ids_T if batch.rows[b] is None else ids_T[batch.rows[b]]
-
-
-class _Before:
-    """What the model gave for one sequence without an edit, ready to be compared with: log p, and p where it fits.
-
-    With l the logits, p = softmax(l_before): KL = sum p l_before - lse_before - sum p l_after + lse_after.
-    """
-
-    def __init__(self, logits_TV: Tensor, rows: Any) -> None:
-        self.logits_TV = logits_TV if rows is None else logits_TV[rows]
-        self.lse_T = torch.cat([x.float().logsumexp(-1) for x in self.logits_TV.split(ROWS)])
-        self.top_T = self.logits_TV.argmax(-1)
-        fits = self.logits_TV.numel() * 4 <= MOST_KEPT_BYTES
-        self.p_TV = (self.logits_TV.float() - self.lse_T[:, None]).exp_() if fits else None
-        self.own_T = self._against(self.logits_TV, slice(0, len(self.logits_TV)))
-
-    def _against(self, logits_TV: Tensor, rows: slice) -> Tensor:
-        """sum over the vocabulary of p l, for rows of it."""
-        parts = []
-        for start in range(rows.start, rows.stop, ROWS):
-            part = slice(start, min(start + ROWS, rows.stop))
-            p_RV = self.p_TV[part] if self.p_TV is not None else (
-                self.logits_TV[part].float() - self.lse_T[part, None]).exp_()  # fmt: skip
-            shifted = slice(part.start - rows.start, part.stop - rows.start)
-            parts.append(torch.einsum("rv,rv->r", p_RV, logits_TV[shifted].float()))
-        return torch.cat(parts) if parts else self.lse_T[:0]
-
-    def kl(self, logits_RV: Tensor, lse_R: Tensor, first: int) -> Tensor:
-        """KL(before || after) of each row; `first` is the row here that is row 0 there."""
-        rows = slice(first, first + len(logits_RV))
-        kl_R = self.own_T[rows] - self.lse_T[rows] - self._against(logits_RV, rows) + lse_R
-        return kl_R.clamp(min=0)  # rounding alone takes it below
-
-
-def _classified(logits_V: Tensor, before: _Before | None, label: int | None) -> dict[str, float]:
-    logits_1V = logits_V[None]
-    lse_1 = logits_1V.float().logsumexp(-1)
-    known = {"n_targets": 1.0}
-    if label is not None:
-        known |= {"nll": float(lse_1 - logits_V[label].float()), "accuracy": float(logits_V.argmax() == label)}
-    if before is not None:
-        known["kl"] = float(before.kl(logits_1V, lse_1, 0))
-        known["top1_agreement"] = float(before.top_T[0] == logits_V.argmax())
-    return known
-
-
-def _counted(logits_TV: Tensor, rows: Any, width: int) -> tuple[Tensor, int]:
-    """The logits at positions that count, and how many of these the edit has taken away at the start.
-
-    `rows`: which of the `width` positions of the batch count; None for all.
-    """
-    gone = width - len(logits_TV)
-    if rows is None:
-        return logits_TV, gone
-    if not gone:
-        return logits_TV[rows], 0
-    at = torch.arange(width, device=logits_TV.device)[rows]
-    return logits_TV[at[at >= gone] - gone], int((at < gone).sum())
-
-
-def _predicted(
-    counted: tuple[Tensor, int], before: _Before | None, ids_T: Tensor, ahead: int | None
-) -> dict[str, float]:
-    """Mean loss over the targets of one window (paper.md 2.1), mean KL and agreement over the same positions.
-
-    A window without a target (one token) has no numbers: NaN.
-    """
-    logits_TV, gone = counted
-    targets_N = ids_T[gone + (ahead or 0) :]
-    n = min(len(targets_N), len(logits_TV))
-    logits_NV = logits_TV[:n]
-    lse_N = torch.cat([x.float().logsumexp(-1) for x in logits_NV.split(ROWS)]) if n else logits_NV.new_zeros(0)
-
-    def mean(x_N: Tensor) -> float:
-        return float(x_N.double().mean()) if n else float("nan")
-
-    known = {"n_targets": float(n)}
-    if ahead is not None:
-        known["nll"] = mean(lse_N - logits_NV.gather(1, targets_N[:n, None])[:, 0].float())
-    if before is not None:
-        known["kl"] = mean(before.kl(logits_NV, lse_N, gone))
-        known["top1_agreement"] = mean(before.top_T[gone : gone + n] == logits_NV.argmax(-1))
-    return known
-
-
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    """All batches in a row; without what is unavailable in all of them."""
+    joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    return {n: x for n, x in joined.items() if n not in SINK_METRICS or not np.isnan(x).all()}
 
 
 @dataclass(frozen=True)
@@ -348,22 +191,27 @@ def effects_of(paired: Paired, name: str, chosen: np.ndarray, seed: int = 0, res
     chosen = chosen & (paired.n_targets > 0)
     n, after = paired.n_targets[chosen], paired.edited[name]
     base = paired.baseline | paired.baseline_of.get(name, {})
-    draw = np.random.default_rng(seed).integers(0, len(n), (resamples, len(n)))
     found: list[Effect] = []
 
     def add(metric: str, old: np.ndarray, new: np.ndarray, reduce: Callable[[np.ndarray, np.ndarray], Any]) -> None:
-        a, b = reduce(old[None], n[None])[0], reduce(new[None], n[None])[0]
-        deltas = reduce(new[draw], n[draw]) - reduce(old[draw], n[draw])
-        low, high = np.percentile(deltas[np.isfinite(deltas)], [2.5, 97.5]) if np.isfinite(deltas).any() else (
-            np.nan, np.nan)  # fmt: skip
-        found.append(Effect(metric, float(a), float(b), float(low), float(high), len(n)))
+        known = ~np.isnan(old)  # a sequence may lack a statistic without the edit: a token with findings, say
+        if not known.any():
+            return
+        old, new, w = old[known], new[known], n[known]
+        draw = np.random.default_rng(seed).integers(0, len(w), (resamples, len(w)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            a, b = reduce(old[None], w[None])[0], reduce(new[None], w[None])[0]
+            deltas = reduce(new[draw], w[draw]) - reduce(old[draw], w[draw])
+        # An order statistic, not a weighted mean of two: some may be infinite. NaN: nothing is known.
+        low, high = (np.nan, np.nan) if np.isnan(deltas).any() else np.quantile(
+            deltas, [0.025, 0.975], method="inverted_cdf")  # fmt: skip
+        found.append(Effect(metric, float(a), float(b), float(low), float(high), len(w)))
 
     zeros, ones = np.zeros(len(n)), np.ones(len(n))
     if "nll" in base and (n > 1).any():
         old, new = base["nll"][chosen], after["nll"][chosen]
-        with np.errstate(over="ignore", invalid="ignore"):
-            add("perplexity", old, new, lambda x, w: np.exp((x * w).sum(1) / w.sum(1)))
-            add("perplexity_windowed", old, new, lambda x, w: np.exp(x.mean(1)))
+        add("perplexity", old, new, lambda x, w: np.exp((x * w).sum(1) / w.sum(1)))
+        add("perplexity_windowed", old, new, lambda x, w: np.exp(x.mean(1)))
     for metric in (*METRICS, *(m for m in after if m not in METRICS)):
         if metric in after:
             start = base[metric][chosen] if metric in base else ones if metric == "top1_agreement" else zeros

@@ -16,6 +16,7 @@ from massact.corpora import Corpus
 from massact.interventions.catalogue import QUARTET, Massive, clip, everywhere, fixed, massive, scale
 from massact.interventions.effects import Paired, effects_of, evaluate
 from massact.interventions.repetition import evaluate_repetition
+from massact.interventions.sinks import Sinks
 from massact.interventions.tasks import evaluate_tasks
 from massact.models import Model, load, with_attention
 from massact.records.errors import UserError, check_options, near
@@ -37,7 +38,8 @@ class InterveneConfig:
     Args:
         sets: names of edits: zero, mean, random, shuffle, scale=F, clip=C, value=V.
         layer: a layer with findings, "onset", or "all" for every layer that has any.
-        sinks, repetition: also the attention on the first position, and greedy samples.
+        sinks, repetition: also what sinks do, and greedy samples.
+        all_keys: of the sinks, also alpha, sink rate and entropy: one more call of the attention kernel.
         stack: of several, which; None: the one with most findings.
         hold_out: estimate cuts, means and the shuffle's values on the first half of the sequences, and evaluate on
             the second (where there are at least eight).
@@ -52,6 +54,7 @@ class InterveneConfig:
     stack: str | None = None
     hold_out: bool = True
     sinks: bool = True
+    all_keys: bool = True
     repetition: bool = True
     tasks: tuple[str, ...] = ()
     task_folder: str | None = None
@@ -137,7 +140,8 @@ def intervene(
     loaded = with_attention(loaded) if config.sinks else loaded
     held_out = _part(ready, half)
     paired = evaluate(
-        loaded, held_out, edits, batch_size=config.batch_size, labels=truth, progress=progress, sinks=config.sinks
+        loaded, held_out, edits, batch_size=config.batch_size, labels=truth, progress=progress,
+        sinks=Sinks(target, config.all_keys) if config.sinks else None,
     )  # fmt: skip
     columns = {column: np.array([str(x) for x in list(values)[half:]]) for column, values in (groups or {}).items()}
     info = InterveneInfo(

@@ -249,6 +249,24 @@ TABLES |= {
 }  # fmt: skip
 
 
+# What `classics` adds: one long table, of which each entry uses the columns that it needs.
+TABLES |= {
+    "classics": {
+        "classic": ("string", "name of the entry"),
+        "stack": ("string", "name of the stack; empty where there is one, or for the whole model"),
+        "site": ("string", "point where it was measured"),
+        "layer": ("int64", "layer; -1 for all of them"),
+        "head": ("int64", "0-based; -1 where it is not about a head"),
+        "dim": ("int64", "coordinate; -1 where it is not about one"),
+        "subject": ("string", "what else it is about: a class of tokens, a parameter, a part of the text"),
+        "metric": ("string", "what was measured, see the entry"),
+        "value": ("float64", "its value; NaN where it is unavailable"),
+        "n": ("int64", "how many sequences, tokens or pairs it is over"),
+    },
+    "classic_effects": {"classic": ("string", "name of the entry"), **TABLES["effects"]},
+}  # fmt: skip
+
+
 def frame(table: str, rows: pd.DataFrame | dict[str, object] | list[dict[str, object]] | None = None) -> pd.DataFrame:
     """A data frame with exactly the declared columns and types, empty when there are no rows."""
     columns = TABLES[table]

@@ -1,0 +1,10 @@
+"""The outlier works that the paper grew from, each one declared entry that runs on any model.
+
+Takes a model, its text and the scan of it; gives `Classics`. Knows each work's definition, protocol and constants.
+Must not know how tensors are caught, nor how results are told or drawn.
+"""
+
+from massact.classics.entries import Classic, Ground, Outcome, Unavailable
+from massact.classics.job import CLASSICS, ClassicsConfig, classics
+
+__all__ = ["CLASSICS", "Classic", "ClassicsConfig", "Ground", "Outcome", "Unavailable", "classics"]

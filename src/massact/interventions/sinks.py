@@ -1,0 +1,130 @@
+"""What edits do to attention sinks: every statistic of `HeadStats`, of the layers behind an edit.
+
+Shapes: B batch, T tokens, J dims, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from massact.corpora import Batch
+from massact.interventions.catalogue import Massive
+from massact.models import Model
+from massact.records.anatomy import AttentionPlace
+from massact.records.sites import Site
+from massact.stats.heads import HeadOptions, HeadStats, Targets
+from massact.trace.attention import AttentionCall, attending
+from massact.trace.hooks import tapped
+from massact.trace.measurements import attended_sequences
+
+# metric -> the statistic of `HeadStats` that it is the mean of, over heads and layers.
+METRICS = {
+    "attention_first": "mass_first", "attention_findings": "mass_findings", "slot_mass": "slot_mass",
+    "value_norm_first": "value_norm_first", "value_norm_ratio": "value_norm_findings",
+    "alpha_first": "alpha_first", "sink_secondary": "secondary", "entropy_nats": "entropy",
+}  # fmt: skip
+SINK_METRICS = (*METRICS, "sink_rate", "update_stable_rank")
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """Which sink statistics are wanted.
+
+    Args:
+        target: the massive activations; their tokens are looked for in the unedited run. None: the first token only.
+        all_keys: also alpha, sink rate and entropy: one more call of the attention kernel.
+        eps: a head has a sink if alpha_first exceeds this (Gu 2025: 0.3).
+    """
+
+    target: Massive | None = None
+    all_keys: bool = True
+    eps: float = 0.3
+
+
+@dataclass
+class Masses:
+    """Sink statistics of one forward pass: layer -> metric -> (B,)."""
+
+    layers: dict[Site, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def behind(self, where: tuple[str, int] | None) -> dict[str, np.ndarray]:
+        """Means over the layers behind one, or over all: metric -> (B,); NaN where no layer has it."""
+        mine = [m for s, m in self.layers.items() if where is None or (s.stack == where[0] and s.layer > where[1])]
+        return {name: _nanmean([m[name] for m in mine]) for name in SINK_METRICS} if mine else {}
+
+
+@contextmanager
+def finding_tokens(model: Model, batch: Batch, target: Massive | None) -> Iterator[dict[int, list[int]]]:
+    """Inside, a forward pass without edits; afterwards, which positions of every sequence were massive."""
+    found: dict[int, list[int]] = {}
+
+    def look(h_BTD: Tensor) -> None:
+        assert target is not None
+        if h_BTD.ndim == 2:
+            h_BTD = h_BTD.reshape(len(batch.sequences), -1, h_BTD.shape[-1])
+        for sequence, mask_TJ in zip(batch.sequences, target.mask(h_BTD), strict=True):
+            found[sequence] = mask_TJ.any(-1).nonzero().flatten().tolist()
+
+    taps = [] if target is None else [(p, look) for p in model.anatomy.select(str(target.site)).values()]
+    with tapped(model.module, taps) as state:  # type: ignore[arg-type]
+        state.begin()
+        yield found
+
+
+@contextmanager
+def watching_sinks(
+    model: Model, batch: Batch, wanted: Sinks | None, tokens: dict[int, list[int]], width: int = 0
+) -> Iterator[Masses]:
+    """Inside, one forward pass of a batch; afterwards, its sink statistics.
+
+    Args:
+        tokens: sequence -> positions with massive activations, known by the time attention is called, or never.
+        width: positions of the text; an edit that drops some at the start moves all others.
+    """
+    masses, made = Masses(), list[tuple[Site, HeadStats]]()
+
+    def see(site: Site, place: AttentionPlace) -> Callable[[AttentionCall], None]:
+        def look(call: AttentionCall) -> None:
+            gone = max(0, width - call.shape[2]) if width else 0
+            moved = {s: [p - gone for p in at if p >= gone] for s, at in tokens.items()}
+            for a, where in attended_sequences(call, place, batch):
+                options = HeadOptions(wanted.all_keys, wanted.eps, bias=False)  # type: ignore[union-attr]
+                made.append((site, HeadStats(Targets(moved, {}, {}), options)))
+                made[-1][1].update(a, where)
+
+        return look
+
+    places = {s: p for s, p in model.anatomy.attentions.items() if s.point == "attention"} if wanted else {}
+    with attending(model.module, {p: see(s, p) for s, p in places.items()}) as heads:
+        heads.begin()
+        yield masses
+    for site in dict.fromkeys(site for site, _ in made):
+        assert wanted is not None
+        rows = [_numbers(h, wanted) for s, h in made if s == site]
+        masses.layers[site] = {name: np.array([row[name] for row in rows]) for name in SINK_METRICS}
+
+
+def _numbers(stats: HeadStats, wanted: Sinks) -> dict[str, float]:
+    """The statistics of one sequence in one layer, mean over heads; NaN where one is unavailable."""
+    r = stats.result()
+    found = {name: float(_nanmean(r.per_head[of][0])) for name, of in METRICS.items()}
+    alpha_H = r.per_head["alpha_first"][0]
+    known = alpha_H[~np.isnan(alpha_H)]
+    found["sink_rate"] = float((known > wanted.eps).mean()) if len(known) else float("nan")
+    found["update_stable_rank"] = float(_nanmean(r.stable_rank))
+    return found
+
+
+def _nanmean(values: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Mean over the first axis of what is known; NaN where nothing is."""
+    x = np.asarray(values, float)
+    known = ~np.isnan(x)
+    n = known.sum(0)
+    return np.where(n > 0, np.where(known, x, 0).sum(0) / np.maximum(n, 1), np.nan)
+
+
