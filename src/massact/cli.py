@@ -32,6 +32,9 @@ CorpusNow = Annotated[
     typer.Option(help="Where the scanned text lies now, or another text, which is scanned first (as `scan`)."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no tables.")]
+AllKeys = Annotated[
+    bool, typer.Option(help="Also the mass on every key and the entropy: one more call of the attention kernel.")
+]
 BatchSize = Annotated[str, typer.Option(help="Sequences per forward pass, or auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
@@ -128,9 +131,7 @@ def explain(
     model: ModelNow = None,
     corpus: CorpusNow = None,
     n_sequences: Annotated[int | None, typer.Option(min=1, help="Sequences, from the start; nothing: all.")] = None,
-    all_keys: Annotated[
-        bool, typer.Option(help="Also the mass on every key and the entropy: one more call of the attention kernel.")
-    ] = True,
+    all_keys: AllKeys = True,
     eps: Annotated[float, typer.Option(help="A key is a sink of a head if its mean mass exceeds this.")] = 0.3,
     batch_size: BatchSize = "auto",
     device: Device = "auto",
@@ -171,15 +172,21 @@ def intervene(
         list[str] | None,
         typer.Option(
             "--set",
-            help="Edit: zero, mean, random, shuffle, scale=F, clip=C, value=V. Can be repeated; default: the first 4.",
+            help="Edit: zero, mean, random, shuffle (these four by default), scale=F, clip=C, value=V, dims, "
+            "cut-first, drop-first, norm-dims, weight=NAME[R,C], ... see docs/reference.md. Can be repeated.",
         ),
     ] = None,
     layer: Annotated[
-        str, typer.Option(help="A layer with findings, onset (as the paper), or all that have any.")
+        str, typer.Option(help="A layer with findings, several (3,5), onset (as the paper), or all that have any.")
     ] = "onset",
     corpus: CorpusNow = None,
+    evaluate_on: Annotated[
+        str | None,
+        typer.Option(help="Another text for the effects (as --corpus of scan); means stay those of the scanned one."),
+    ] = None,
     group: Annotated[
-        str | None, typer.Option(help="Column of the JSONL file --corpus: effects for each of its labels as well.")
+        str | None,
+        typer.Option(help="Column of the JSONL file --evaluate-on (or --corpus): effects for each of its labels too."),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="lm-eval tasks as well, with commas: piqa,winogrande,arc_easy (extra: tasks).")
@@ -191,6 +198,7 @@ def intervene(
     hold_out: Annotated[
         bool, typer.Option(help="Means of the first half of the sequences, effects on the second.")
     ] = True,
+    all_keys: AllKeys = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 1,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(help="Seed of bootstrap and shuffle.")] = 0,
@@ -203,8 +211,8 @@ def intervene(
     from massact.records.results import open_run
 
     result = open_run(run)
-    options = {"layer": int(layer) if layer.isdecimal() else layer, "hold_out": hold_out, "batch_size": batch_size,
-               "seed": seed, "limit": limit, "tasks": tuple(t for t in (tasks or "").split(",") if t),
+    options = {"layer": _layers(layer), "hold_out": hold_out, "batch_size": batch_size, "seed": seed, "limit": limit,
+               "all_keys": all_keys, "tasks": tuple(t for t in (tasks or "").split(",") if t),
                "task_folder": None if task_folder is None else str(task_folder)}  # fmt: skip
     options |= {"sets": tuple(sets)} if sets else {}
     _quiet_libraries()
@@ -214,7 +222,7 @@ def intervene(
     InterveneConfig.of(options)  # before minutes are spent on loading
     with _progress(quiet or json) as progress:
         done = intervene_run(
-            result, model=model, corpus=corpus, group=group, device=device, progress=progress,
+            result, model=model, corpus=corpus, evaluate_on=evaluate_on, group=group, device=device, progress=progress,
             load_options=_load_options(trust_remote_code, allow_pickle), options=options,
         )  # fmt: skip
     done.save(run)
@@ -283,6 +291,15 @@ def _batch_size(text: str) -> int | str:
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise UserError(f"--batch-size {text!r} is neither auto nor a number from 1 on.")
+
+
+def _layers(text: str) -> int | str | tuple[int, ...]:
+    parts = text.split(",")
+    if all(part.strip().isdecimal() for part in parts):
+        return int(parts[0]) if len(parts) == 1 else tuple(int(part) for part in parts)
+    if text in ("onset", "all"):
+        return text
+    raise UserError(f"--layer {text!r} is no layer.", do="Give a number, several (3,5), onset or all.")
 
 
 def _check_out(out: Path, resume: bool) -> None:

@@ -192,8 +192,12 @@ def test_show_of_an_intervention_imports_no_torch(done: Path) -> None:
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--set", "zeroo"], ["zeroo", "zero"]), (["--set", "scale"], ["scale", "number"]),
     (["--set", "clip=x"], ["clip=x", "number"]), (["--set", "zero=1"], ["zero=1"]),
+    (["--set", "replace-first"], ["replace-first", "TOKEN"]), (["--set", "weight=a.weight"], ["weight=a.weight"]),
+    (["--set", "cut=first"], ["cut=first", "whole"]), (["--set", "replace-first=no-such-token"], ["no-such-token"]),
+    (["--set", "weight=no.such[1,2]"], ["no.such"]), (["--layer", "2,99"], ["Layer 99"]), (["--layer", "2,x"], ["2,x"]),
+    (["--evaluate-on", "./no-such.txt"], ["no-such.txt"]),
     (["--layer", "0"], ["Layer 0", "2"]), (["--layer", "99"], ["Layer 99"]), (["--layer", "last"], ["last"]),
-    (["--group", "kind"], ["--group", "--corpus"]), (["--group", "kinds", "--corpus", "ROWS"], ["kinds", "kind"]),
+    (["--group", "kind"], ["--group", "--evaluate-on"]), (["--group", "kinds", "--corpus", "ROWS"], ["kinds", "kind"]),
     (["--group", "kind", "--corpus", "./no-such.jsonl"], ["no-such.jsonl"]),
     (["--corpus", "./no-such.txt"], ["no-such.txt"]), (["./no/such/model"], ["no/such/model"]),
     (["--device", "gpu9"], ["gpu9"]), (["--set", "zero", "--set", "zero"], ["alike"]),

@@ -85,7 +85,7 @@ def test_an_edit_at_all_layers_counts_as_one() -> None:
     again = evaluate(model, ma.corpus(ids), [Together("mean all", tuple(everywhere(mean, scan.findings)))])
     assert again.fired["mean all"].n_elements == len(ids) * len(edits)
     done = intervene(model, ids, scan, layer="all", sets=("zero",), repetition=False)
-    assert list(done.effects.edit.unique()) == ["zero, all layers"]
+    assert list(done.effects.edit.unique()) == [f"zero, {len(edits)} layers"]
     assert "attention_first" in set(done.effects.metric)
 
 

@@ -55,8 +55,8 @@ def massive(findings: pd.DataFrame, layer: int | str = "onset", stack: str | Non
 
     Args:
         findings: the table of a scan.
-        layer: a layer with findings, or "onset": the first at which at least half of the sequences that have any
-            have one.
+        layer: a layer with findings, or "onset": the first at which half as many sequences have one as at the layer
+            where most have.
         stack: of several, which; None: the one with most findings.
 
     Raises:
@@ -71,7 +71,7 @@ def massive(findings: pd.DataFrame, layer: int | str = "onset", stack: str | Non
     mine = mine[mine["site"] == site]
     if layer == "onset":
         having = mine.groupby("layer").sequence.nunique()
-        layer = int(having.index[(having >= 0.5 * mine.sequence.nunique()).argmax()]) if len(having) else 0
+        layer = int(having.index[(having >= 0.5 * having.max()).argmax()]) if len(having) else 0
     here = mine[mine.layer == int(layer)] if str(layer).isdecimal() else mine.iloc[:0]
     if not len(here):
         layers = ", ".join(str(x) for x in sorted(mine.layer.unique())) or "none"
@@ -213,9 +213,13 @@ def remove_direction(direction_D: Tensor, site: str) -> Edit:
 
 
 def drop_first(n: int = 1) -> InputEdit:
-    """The first n tokens are taken away (BOS, where there is one)."""
+    """The first n tokens (BOS, where there is one) are taken away; hidden where padding is before them."""
 
     def apply(inputs: dict[str, Any]) -> dict[str, Any]:
+        mask = inputs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, :n].all()):
+            # Padding at the left: rows begin at different places, so none can be cut off.
+            return inputs | {"attention_mask": mask * (mask.cumsum(1) > n)}
         cut = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "labels"}
         return {k: v[:, n:] if k in cut and isinstance(v, Tensor) else v for k, v in inputs.items()}
 
@@ -223,11 +227,13 @@ def drop_first(n: int = 1) -> InputEdit:
 
 
 def replace_first(token_id: int) -> InputEdit:
-    """The first token is another one."""
+    """The first token of every row is another one."""
 
     def apply(inputs: dict[str, Any]) -> dict[str, Any]:
-        ids = inputs["input_ids"].clone()
-        ids[:, 0] = token_id
+        ids, mask = inputs["input_ids"].clone(), inputs.get("attention_mask")
+        known = isinstance(mask, Tensor) and mask.ndim == 2
+        at = mask.long().argmax(1).to(ids.device) if known else torch.zeros(len(ids), dtype=torch.long)
+        ids[torch.arange(len(ids)), at] = token_id
         return inputs | {"input_ids": ids}
 
     return InputEdit(f"first token is {token_id}", apply)

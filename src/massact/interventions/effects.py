@@ -21,7 +21,7 @@ from massact.models import Model
 from massact.records.anatomy import Stack
 from massact.records.errors import UserError, WorkError
 from massact.records.sites import Site
-from massact.trace import Edit, Fired
+from massact.trace import Edit, Fired, Together
 from massact.trace.edits import AnyEdit, check_fired, edited
 from massact.trace.replay import Prefix
 
@@ -140,7 +140,12 @@ def _silently(model: Model, edit: AnyEdit, total: Fired, batch: Batch) -> Iterat
 
 
 def _layer_of(model: Model, edit: AnyEdit) -> tuple[str, int] | None:
-    """(stack, layer) of an edit of the hidden state after one block; None for all others."""
+    """(stack, layer) of an edit of the hidden state after one block, the first of several; None for all others."""
+    if isinstance(edit, Together):
+        places = [_layer_of(model, one) for one in edit.edits]
+        known = [place for place in places if place is not None]
+        same = len(known) == len(places) > 0 and len({stack for stack, _ in known}) == 1
+        return min(known) if same else None
     if not isinstance(edit, Edit):
         return None
     sites: list[Site] = list(model.anatomy.select(edit.site))

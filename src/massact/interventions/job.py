@@ -13,19 +13,19 @@ import pandas as pd
 import torch
 
 from massact.corpora import Corpus
-from massact.interventions.catalogue import QUARTET, Massive, clip, everywhere, fixed, massive, scale
+from massact.interventions.catalogue import QUARTET, Massive, massive
 from massact.interventions.effects import Paired, effects_of, evaluate
+from massact.interventions.named import Setting, check_name, edit_named
 from massact.interventions.repetition import evaluate_repetition
 from massact.interventions.sinks import Sinks
 from massact.interventions.tasks import evaluate_tasks
 from massact.models import Model, load, with_attention
-from massact.records.errors import UserError, check_options, near
+from massact.records.errors import UserError, check_options
 from massact.records.intervention import InterveneInfo, Intervention
 from massact.records.results import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.tables import frame
 from massact.scans import check_text, check_weights, scanned_corpus
-from massact.trace import Edit, Together
 from massact.trace.edits import AnyEdit
 
 LEAST_HELD_OUT = 8  # sequences from which on half of them are kept apart for the means
@@ -36,8 +36,8 @@ class InterveneConfig:
     """The options of an intervention.
 
     Args:
-        sets: names of edits: zero, mean, random, shuffle, scale=F, clip=C, value=V.
-        layer: a layer with findings, "onset", or "all" for every layer that has any.
+        sets: names of edits, see `massact.interventions.named.NAMES`.
+        layer: a layer with findings, several of them, "onset", or "all" for every layer that has any.
         sinks, repetition: also what sinks do, and greedy samples.
         all_keys: of the sinks, also alpha, sink rate and entropy: one more call of the attention kernel.
         stack: of several, which; None: the one with most findings.
@@ -50,7 +50,7 @@ class InterveneConfig:
     """
 
     sets: tuple[str, ...] = tuple(QUARTET)
-    layer: int | str = "onset"
+    layer: int | str | tuple[int, ...] = "onset"
     stack: str | None = None
     hold_out: bool = True
     sinks: bool = True
@@ -72,27 +72,8 @@ class InterveneConfig:
         check_options("intervene", options, {f.name for f in fields(cls)})
         config = cls(**options)
         for name in config.sets:
-            edit_named(name)
+            check_name(name)
         return config
-
-
-def edit_named(name: str) -> Callable[[Massive], Edit]:
-    """The edit that a name such as 'zero' or 'scale=0.5' stands for.
-
-    Raises:
-        UserError: unknown, or no number behind the sign.
-    """
-    word, sign, value = name.partition("=")
-    if word in QUARTET and not sign:
-        return QUARTET[word]
-    numbered = {"scale": scale, "clip": clip, "value": fixed}
-    if word not in numbered:
-        raise UserError(f"Unknown edit {name!r}.", do=near(word, [*QUARTET, *(f"{n}=NUMBER" for n in numbered)]))
-    try:
-        number = float(value)
-    except ValueError:
-        raise UserError(f"{name!r} needs a number.", do=f"For example: {word}=0.5") from None
-    return lambda target: numbered[word](target, number)
 
 
 def intervene(
@@ -100,6 +81,7 @@ def intervene(
     corpus: Any,
     scan: ScanResult,
     *,
+    evaluate_on: Any = None,
     labels: Sequence[int] | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
     more: Sequence[AnyEdit] = (),
@@ -112,8 +94,10 @@ def intervene(
         model: the scanned model, with its head; loaded, or anything that `load` takes.
         corpus: what was scanned, see `explain`.
         scan: its result.
-        labels: classes of the sequences (images), for accuracy.
-        groups: column -> label of every sequence: effects are also told for each label.
+        evaluate_on: another text for the effects (what `massact.corpus` takes); cuts, means and the shuffle's values
+            are of all sequences of the scanned one then.
+        labels: classes of the sequences (images) that effects are of, for accuracy.
+        groups: column -> label of every such sequence: effects are also told for each label.
         more: further edits of the catalogue, or one's own.
         progress: called with sequences done and sequences in all.
         **options: see `InterveneConfig`.
@@ -128,54 +112,84 @@ def intervene(
     check_weights(loaded, scan)
     ready = scanned_corpus(loaded, corpus, scan)
     check_text(ready, scan)
-    n = ready.n_sequences
+    other = None if evaluate_on is None else scanned_corpus(loaded, evaluate_on, scan)
+    text = ready if other is None else other
     for what, given in {"labels": labels, **(groups or {})}.items():
-        if given is not None and len(given) != n:
-            raise UserError(f"{what} has {len(given)} entries for {n} sequences.", do="Give one for each sequence.")
-    half = n // 2 if config.hold_out and n >= LEAST_HELD_OUT else 0
+        if given is not None and len(given) != text.n_sequences:
+            raise UserError(
+                f"{what} has {len(given)} entries for {text.n_sequences} sequences.", do="Give one for each sequence."
+            )
+    half = ready.n_sequences // 2 if other is None and config.hold_out and ready.n_sequences >= LEAST_HELD_OUT else 0
     findings = scan.findings[scan.findings.sequence < half] if half else scan.findings
-    target = massive(findings, "onset" if config.layer == "all" else config.layer, config.stack)
-    edits = [*(_edit(name, target, findings, config) for name in config.sets), *more]
-    truth = None if labels is None else torch.tensor(list(labels)[half:])
-    loaded = with_attention(loaded) if config.sinks else loaded
-    held_out = _part(ready, half)
+    targets = _targets(findings, config)
+    loaded = with_attention(loaded)
+    edits = [*(edit_named(name, Setting(loaded, targets)) for name in config.sets), *more]
+    held_out = _part(text, half)
     paired = evaluate(
-        loaded, held_out, edits, batch_size=config.batch_size, labels=truth, progress=progress,
-        sinks=Sinks(target, config.all_keys) if config.sinks else None,
+        loaded, held_out, edits, batch_size=config.batch_size, progress=progress,
+        labels=None if labels is None else torch.tensor(list(labels)[half:]),
+        sinks=Sinks(targets[0], config.all_keys) if config.sinks else None,
     )  # fmt: skip
     columns = {column: np.array([str(x) for x in list(values)[half:]]) for column, values in (groups or {}).items()}
-    info = InterveneInfo(
-        config=jsonable(asdict(config)),
-        model={k: scan.info.model.get(k) for k in ("id", "name", "weights_sha256")},
-        corpus={"name": ready.name, "sha256": ready.sha256, "n_sequences": n},
-        target=jsonable({"site": str(target.site), "dims": target.dims, "cuts": target.cuts, "means": target.means}),
-        estimated_on=f"sequences 0 to {(half or n) - 1}",
-        evaluated_on=f"sequences {half} to {n - 1}",
-        git=git_state(),
-    )
-    if not half:
-        info.notes.append("Means and cuts are of the sequences that the effects are of.")
-    rows = _rows(paired, target, columns, config.seed)
-    if config.repetition:
-        samples = evaluate_repetition(loaded, held_out, edits)
-        if isinstance(samples, str):
-            info.notes.append(f"No samples: {samples}.")
-        else:
-            rows += _rows(samples, target, {}, config.seed)
-    if config.tasks:
-        folder = None if config.task_folder is None else Path(config.task_folder)
-        done = evaluate_tasks(loaded, config.tasks, edits, folder=folder, limit=config.limit, progress=progress)
-        for task, questions in done.items():
-            rows += [r | {"metric": f"{task}/{r['metric']}"} for r in _rows(questions, target, {}, config.seed)]
+    info = _info(config, scan, (ready, text, half), targets)
+    rows = _rows(paired, targets[0], columns, config.seed)
+    rows += _more_rows(loaded, held_out, edits, (config, targets[0], info.notes, progress))
     info.wall_s = time.perf_counter() - began
     return Intervention(info, frame("effects", rows))
 
 
-def _edit(name: str, target: Massive, findings: pd.DataFrame, config: InterveneConfig) -> AnyEdit:
-    """An edit at one layer, or at every layer with findings."""
+def _targets(findings: pd.DataFrame, config: InterveneConfig) -> tuple[Massive, ...]:
+    """The massive activations of every layer that is edited, the first layer first."""
+    if isinstance(config.layer, tuple | list):
+        return tuple(massive(findings, layer, config.stack) for layer in sorted(set(config.layer)))
     if config.layer != "all":
-        return edit_named(name)(target)
-    return Together(f"{name}, all layers", tuple(everywhere(edit_named(name), findings, target.site.stack)))
+        return (massive(findings, config.layer, config.stack),)
+    first = massive(findings, "onset", config.stack)
+    mine = findings[(findings["stack"] == first.site.stack) & (findings["dim"] >= 0)]
+    return tuple(massive(findings, int(layer), first.site.stack) for layer in sorted(mine["layer"].unique()))
+
+
+def _info(
+    config: InterveneConfig, scan: ScanResult, texts: tuple[Corpus, Corpus, int], targets: tuple[Massive, ...]
+) -> InterveneInfo:
+    ready, text, half = texts
+    n, target = ready.n_sequences, targets[0]
+    elsewhere = "" if text is ready else f" of {text.name}"
+    info = InterveneInfo(
+        config=jsonable(asdict(config)),
+        model={k: scan.info.model.get(k) for k in ("id", "name", "weights_sha256")},
+        corpus={"name": text.name, "sha256": text.sha256, "n_sequences": text.n_sequences},
+        target=jsonable(
+            {"site": str(target.site), "dims": target.dims, "cuts": target.cuts, "means": target.means}
+            | ({"layers": [t.site.layer for t in targets]} if len(targets) > 1 else {})
+        ),
+        estimated_on=f"sequences 0 to {(half or n) - 1}" + (f" of {ready.name}" if elsewhere else ""),
+        evaluated_on=f"sequences {half} to {text.n_sequences - 1}{elsewhere}",
+        git=git_state(),
+    )
+    if not half and not elsewhere:
+        info.notes.append("Means and cuts are of the sequences that the effects are of.")
+    return info
+
+
+def _more_rows(
+    model: Model, corpus: Corpus, edits: Sequence[AnyEdit], rest: tuple[Any, ...]
+) -> list[dict[str, object]]:
+    """Rows of greedy samples and of lm-eval tasks."""
+    config, target, notes, progress = rest
+    rows: list[dict[str, object]] = []
+    if config.repetition:
+        samples = evaluate_repetition(model, corpus, edits)
+        if isinstance(samples, str):
+            notes.append(f"No samples: {samples}.")
+        else:
+            rows += _rows(samples, target, {}, config.seed)
+    if config.tasks:
+        folder = None if config.task_folder is None else Path(config.task_folder)
+        done = evaluate_tasks(model, config.tasks, edits, folder=folder, limit=config.limit, progress=progress)
+        for task, questions in done.items():
+            rows += [r | {"metric": f"{task}/{r['metric']}"} for r in _rows(questions, target, {}, config.seed)]
+    return rows
 
 
 def _part(corpus: Corpus, start: int) -> Corpus:

@@ -12,7 +12,7 @@ from massact.interventions.job import intervene
 from massact.records.errors import UserError, near
 from massact.records.intervention import Intervention
 from massact.records.results import ScanResult
-from massact.scans import reopen
+from massact.scans import reopen, scanned_corpus
 
 
 def intervene_run(
@@ -20,6 +20,7 @@ def intervene_run(
     *,
     model: str | None = None,
     corpus: str | None = None,
+    evaluate_on: str | None = None,
     group: str | None = None,
     device: str = "auto",
     progress: Callable[[str, int, int], None] | None = None,
@@ -31,31 +32,42 @@ def intervene_run(
     Args:
         result: of the run.
         model, corpus, device, load_options: see `massact.scans.reopen`.
-        group: column of the JSONL file `corpus` whose labels effects are broken down by; each of its rows is a
-            sequence of its own then.
+        evaluate_on: another text for the effects, see `intervene`.
+        group: column of the JSONL file `evaluate_on` (or `corpus`) whose labels effects are broken down by; each of its
+            rows is a sequence of its own then.
         progress: called with (stage, sequences done, sequences in all).
         options: see `InterveneConfig`.
 
     Raises:
         UserError: model, corpus or column cannot be found, or the model is another one.
     """
-    groups, source, labels = None, corpus, list[str]()
+    rows = evaluate_on if evaluate_on is not None else corpus
+    groups: dict[str, list[str]] | None = None
+    texts: Any = None
     if group is not None:
-        if corpus is None:
-            raise UserError("--group needs rows with labels.", do="Give a JSONL file: --corpus FILE.jsonl")
-        texts, labels = _rows(Path(corpus), group)
-        groups, source = {group: labels}, texts
+        if rows is None:
+            raise UserError("--group needs rows with labels.", do="Give a JSONL file: --evaluate-on FILE.jsonl")
+        texts, labels = _rows(Path(rows), group)
+        groups = {group: labels}
         # Windows of a fixed length would run across rows.
         apart = result.info.config | {"seq_len": None, "n_sequences": None}
+    say = progress or (lambda *_: None)
+    here = texts is not None and evaluate_on is None
+    if here:
         result = replace(result, info=replace(result.info, config=apart))
     opened = reopen(
-        result, model=model, corpus=source, device=device, load_options=load_options, progress=progress
-    )
-    say = progress or (lambda *_: None)
-    if groups is not None and len(labels) != opened.corpus.n_sequences:
-        raise UserError(f"{corpus} has {len(labels)} rows, but {opened.corpus.n_sequences} of them have tokens.")
+        result, model=model, corpus=texts if here else corpus, device=device, load_options=load_options,
+        progress=progress,
+    )  # fmt: skip
+    other: Any = None
+    if evaluate_on is not None:
+        asked = opened.scan if texts is None else replace(opened.scan, info=replace(opened.scan.info, config=apart))
+        other = scanned_corpus(opened.model, texts if texts is not None else evaluate_on, asked)
+    n = (opened.corpus if other is None else other).n_sequences
+    if groups is not None and len(labels) != n:
+        raise UserError(f"{rows} has {len(labels)} rows, but {n} of them have tokens.")
     done = intervene(
-        opened.model, opened.corpus, opened.scan, groups=groups,
+        opened.model, opened.corpus, opened.scan, evaluate_on=other, groups=groups,
         progress=lambda now, all_: say("intervene", now, all_), **(options or {}),
     )  # fmt: skip
     done.info.notes += opened.notes
