@@ -11,7 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from massact.classics import CLASSICS
 from massact.corpora import PRESETS, Preset
+from massact.interventions.named import NAMES
 from massact.records.sites import POINTS
 from massact.records.tables import TABLES
 from massact.scans import CRITERIA
@@ -27,6 +29,21 @@ Made by `python docs/generate.py` from the code; a test fails when it is stale.
 Select one with `--criterion NAME`, change a constant of it with `--threshold name=value`. A near miss reaches half of
 every constant (`cluster`, an upper bound, is kept). Rules about attention maps are not here: they are no function of
 the residual stream.
+"""
+
+EDITS = """
+## Edits
+
+`massact intervene RUN --set NAME`, as often as wanted; the first four are the default. Massive activations are found
+again in any text by their dims and a cut on |h|, half of the smallest finding at that dim. In Python each is a function
+of `massact.interventions`.
+"""
+
+WORKS = """
+## Classic works
+
+`massact classics RUN --which NAME`; without `--which` all of them. Definitions and constants are those of the work, see
+[classics.md](classics.md).
 """
 
 SITES = """
@@ -66,6 +83,10 @@ def page() -> str:
         ["name", "finds", "rule", "constants", "source"],
         [[f"`{c.name}`", c.kind + "s", c.formula, constants(dict(c.thresholds)), c.source] for c in CRITERIA.values()],
     )
+    out += [EDITS]
+    out += table(["name", "what it does"], [[f"`{k}`", v] for k, v in NAMES.items()])
+    out += [WORKS]
+    out += table(["name", "asks", "source"], [[f"`{c.name}`", c.asks, c.source] for c in CLASSICS.values()])
     out += [SITES]
     out += table(["point", "what it is"], [[f"`{k}`", v] for k, v in POINTS.items()])
     out += ["", "## Tables of a run", ""]
@@ -88,7 +109,7 @@ def page() -> str:
         ],
     )
     out += ["", "## Command line", ""]
-    for arguments in ((), ("scan",), ("explain",), ("intervene",), ("show",)):
+    for arguments in ((), ("scan",), ("explain",), ("intervene",), ("classics",), ("show",)):
         out += ["```text", help_of(*arguments), "```", ""]
     return "\n".join(out)
 

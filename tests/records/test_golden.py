@@ -11,12 +11,23 @@ import pytest
 from rich.console import Console
 
 import massact as ma
+from massact.records.classics import CLASSICS_TABLES, CLASSICS_VERSION, open_classics
 from massact.records.explanation import EXPLAIN_TABLES, EXPLAIN_VERSION, open_explanation
+from massact.records.intervention import INTERVENE_VERSION, open_intervention
 from massact.records.results import SCAN_TABLES
 from massact.records.runinfo import SCHEMA_VERSION
 from massact.records.tables import TABLES
-from massact.reports import show, show_explanation, to_json
-from tests.golden.make import EXPLAINED, FOLDER, golden_explanation, golden_scan
+from massact.reports import show, show_classics, show_explanation, show_intervention, to_json
+from tests.golden.make import (
+    CLASSIC,
+    EXPLAINED,
+    FOLDER,
+    INTERVENED,
+    golden_classics,
+    golden_explanation,
+    golden_intervention,
+    golden_scan,
+)
 
 GOLDEN = sorted(Path(FOLDER).parent.glob("schema_*"))
 
@@ -67,3 +78,49 @@ def test_todays_explanation_equals_the_golden_one() -> None:
     for table in EXPLAIN_TABLES:
         pd.testing.assert_frame_equal(getattr(today, table), getattr(golden, table), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(today.maps["probs"], golden.maps["probs"], atol=1e-5)
+
+
+OLD_INTERVENTIONS = sorted(Path(INTERVENED).parent.glob("intervened_*"))
+
+
+@pytest.mark.parametrize("folder", OLD_INTERVENTIONS, ids=lambda p: p.name)
+def test_old_intervention_opens_and_prints(folder: Path) -> None:
+    done, out = open_intervention(folder), io.StringIO()
+    assert done is not None and ma.open_run(folder).found
+    show_intervention(done, Console(file=out, width=100))
+    assert "95% interval" in " ".join(out.getvalue().replace("│", " ").split()) and to_json(done)
+
+
+def test_every_version_of_interventions_has_a_golden_one() -> None:
+    assert [p.name for p in OLD_INTERVENTIONS] == [f"intervened_{v}" for v in range(1, INTERVENE_VERSION + 1)]
+
+
+def test_todays_intervention_equals_the_golden_one() -> None:
+    """A change of any number or column needs a new version, or an explanation."""
+    golden, (_, today) = open_intervention(INTERVENED), golden_intervention()
+    assert golden is not None
+    pd.testing.assert_frame_equal(today.effects, golden.effects, rtol=1e-3, atol=1e-5)
+    assert today.info.target["dims"] == golden.info.target["dims"]
+
+
+OLD_CLASSICS = sorted(Path(CLASSIC).parent.glob("classics_*"))
+
+
+@pytest.mark.parametrize("folder", OLD_CLASSICS, ids=lambda p: p.name)
+def test_old_classics_open_and_print(folder: Path) -> None:
+    done, out = open_classics(folder), io.StringIO()
+    assert done is not None and ma.open_run(folder).found
+    show_classics(done, Console(file=out, width=100))
+    assert "norm-growth" in out.getvalue() and to_json(done)
+
+
+def test_every_version_of_classics_has_a_golden_one() -> None:
+    assert [p.name for p in OLD_CLASSICS] == [f"classics_{v}" for v in range(1, CLASSICS_VERSION + 1)]
+
+
+def test_todays_classics_equal_the_golden_ones() -> None:
+    """A change of any number or column needs a new version, or an explanation."""
+    golden, (_, today) = open_classics(CLASSIC), golden_classics()
+    assert golden is not None
+    for table in CLASSICS_TABLES:
+        pd.testing.assert_frame_equal(getattr(today, table), getattr(golden, table), rtol=1e-3, atol=1e-5)

@@ -6,5 +6,16 @@ Must not know how tensors are caught, nor how results are told or drawn.
 
 from massact.classics.entries import Classic, Ground, Outcome, Unavailable
 from massact.classics.job import CLASSICS, ClassicsConfig, classics
+from massact.classics.saved_run import classics_anew, classics_run
 
-__all__ = ["CLASSICS", "Classic", "ClassicsConfig", "Ground", "Outcome", "Unavailable", "classics"]
+__all__ = [
+    "CLASSICS",
+    "Classic",
+    "ClassicsConfig",
+    "Ground",
+    "Outcome",
+    "Unavailable",
+    "classics",
+    "classics_anew",
+    "classics_run",
+]

@@ -9,8 +9,15 @@ from typing import Any
 
 import pandas as pd
 
+from massact.classics.attention_biases import ATTENTION_BIASES
 from massact.classics.entries import Classic, Ground, Unavailable
 from massact.classics.norm_growth import NORM_GROWTH
+from massact.classics.norm_weights import NORM_WEIGHTS
+from massact.classics.outlier_features import OUTLIER_FEATURES
+from massact.classics.outlier_metrics import OUTLIER_METRICS
+from massact.classics.rogue_dims import ROGUE_DIMS
+from massact.classics.streaming import STREAMING
+from massact.classics.token_classes import TOKEN_CLASSES
 from massact.models import Model, load, with_attention
 from massact.records.classics import Classics, ClassicsInfo
 from massact.records.errors import UserError, check_options, near
@@ -19,7 +26,19 @@ from massact.records.runinfo import git_state, jsonable
 from massact.records.tables import frame
 from massact.scans import check_text, check_weights, scanned_corpus
 
-CLASSICS: dict[str, Classic] = {c.name: c for c in (NORM_GROWTH,)}
+CLASSICS: dict[str, Classic] = {
+    c.name: c
+    for c in (
+        NORM_GROWTH,
+        OUTLIER_FEATURES,
+        OUTLIER_METRICS,
+        STREAMING,
+        ATTENTION_BIASES,
+        ROGUE_DIMS,
+        NORM_WEIGHTS,
+        TOKEN_CLASSES,
+    )
+}
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def _norm_growth(ground: Ground) -> Outcome:
         factor, r2, n = growth(by_layer)
         for metric, value in (("growth_factor", factor), ("growth_r2", r2)):
             outcome.rows.append(row(metric, value, n, stack=stack, site=point, subject=subject))
-        if subject == "rest" and point in _stream(ground):
+        if subject == "rest" and point == _stream(ground)[0]:
             first_of = norms.get((stack, point, "first"), {})
             peak = max((value / by_layer[layer] for layer, value in first_of.items() if by_layer.get(layer)), default=0)
             outcome.numbers[stack] = {"factor": factor, "r2": r2, "layers": n, "first_over_rest": peak or np.nan}

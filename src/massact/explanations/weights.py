@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,36 +34,65 @@ def norm_weights_table(model: Model, dims: Mapping[str, set[int]]) -> pd.DataFra
 
 
 def _stack_rows(model: Model, stack: Stack, dims: set[int]) -> list[dict[str, object]]:
-    z: dict[tuple[int, str], tuple[np.ndarray, ...]] = {}
+    norms = scored_norms(model, stack)
+    if not norms:
+        return []
+    outlier = layers_beyond(norms, stack.d_model) >= LAYER_SHARE * stack.n_layers
+    shown = sorted(dims | set(np.flatnonzero(outlier).tolist()))
+    return [
+        {
+            "stack": stack.name, "layer": n.layer, "module": n.module, "dim": j, "weight": n.weight_D[j],
+            "weight_z": n.weight_z_D[j], "bias": n.bias_D[j], "bias_z": n.bias_z_D[j], "beyond": beyond_D[j],
+            "outlier": outlier[j], "finding": j in dims,
+        }
+        for n in norms
+        for beyond_D in (n.beyond(),)
+        for j in shown
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScoredNorm:
+    """Scale and bias of one norm of a block, and how many standard deviations each value is from their mean.
+
+    Args:
+        layer: of the block.
+        module: dotted path of the norm.
+        weight_D, weight_z_D, bias_D, bias_z_D: (D,) float64; NaN for the bias where there is none.
+    """
+
+    layer: int
+    module: str
+    weight_D: np.ndarray
+    weight_z_D: np.ndarray
+    bias_D: np.ndarray
+    bias_z_D: np.ndarray
+
+    def beyond(self, sigma: float = SIGMA) -> np.ndarray:
+        """Dims at which scale and bias both (the scale alone where there is no bias) pass: (D,) bool."""
+        return (np.abs(self.weight_z_D) > sigma) & (np.isnan(self.bias_z_D) | (np.abs(self.bias_z_D) > sigma))
+
+
+def scored_norms(model: Model, stack: Stack) -> list[ScoredNorm]:
+    """Every norm of a stack's blocks with a scale of the width of the residual stream, in the order they are held."""
+    found: dict[tuple[int, str], ScoredNorm] = {}
     for block in stack.blocks:
         for name, module in model.module.get_submodule(block.module).named_modules():
             weight = getattr(module, "weight", None)
             if isinstance(weight, Tensor) and weight.ndim == 1 and len(weight) == stack.d_model:
                 bias = getattr(module, "bias", None)
-                z[block.layer, f"{block.module}.{name}"] = (
-                    *_scored(weight),
-                    *(_scored(bias) if isinstance(bias, Tensor) else (np.full(len(weight), np.nan),) * 2),
-                )
-    if not z:
-        return []
-    beyond = {
-        key: (np.abs(weight_z) > SIGMA) & (np.isnan(bias_z) | (np.abs(bias_z) > SIGMA))
-        for key, (_, weight_z, _, bias_z) in z.items()
-    }
-    layers = np.zeros(stack.d_model, int)
-    for layer in {layer for layer, _ in beyond}:
-        layers += np.any([b for (at, _), b in beyond.items() if at == layer], axis=0)
-    outlier = layers >= LAYER_SHARE * stack.n_layers
-    shown = sorted(dims | set(np.flatnonzero(outlier).tolist()))
-    return [
-        {
-            "stack": stack.name, "layer": layer, "module": name, "dim": j, "weight": weight[j], "weight_z": weight_z[j],
-            "bias": bias[j], "bias_z": bias_z[j], "beyond": beyond[layer, name][j], "outlier": outlier[j],
-            "finding": j in dims,
-        }
-        for (layer, name), (weight, weight_z, bias, bias_z) in z.items()
-        for j in shown
-    ]  # fmt: skip
+                scored = _scored(bias) if isinstance(bias, Tensor) else (np.full(len(weight), np.nan),) * 2
+                path = f"{block.module}.{name}"
+                found[block.layer, path] = ScoredNorm(block.layer, path, *_scored(weight), *scored)
+    return list(found.values())
+
+
+def layers_beyond(norms: Sequence[ScoredNorm], d_model: int, sigma: float = SIGMA) -> np.ndarray:
+    """In how many layers any norm passes, for every dim: (D,) int; Kovaleva's rule asks for half of the layers."""
+    layers_D = np.zeros(d_model, int)
+    for layer in {n.layer for n in norms}:
+        layers_D += np.any([n.beyond(sigma) for n in norms if n.layer == layer], axis=0)
+    return layers_D
 
 
 def _scored(x_D: Tensor) -> tuple[np.ndarray, np.ndarray]:

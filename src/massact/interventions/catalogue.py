@@ -242,7 +242,7 @@ def replace_first(token_id: int) -> InputEdit:
 def cut_attention(positions: Sequence[int], site: str = "*.attention") -> AttentionEdit:
     """No query attends to some positions: (output - sum over them of p v) / (1 - sum over them of p).
 
-    A query that sees nothing else gives zero.
+    A query that sees nothing else gives zero. Positions are those of the batch: padding at the left counts.
     """
     chosen = list(positions)
 

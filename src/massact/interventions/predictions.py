@@ -162,7 +162,12 @@ def measured(
         if logits.ndim == 2:
             rows.append(_classified(logits[b], old, None if labels is None else int(labels[b])))
             continue
-        assert asked.ids_BT is not None
+        if asked.ids_BT is None:
+            raise UserError(
+                f"The model gives outputs of shape {tuple(logits.shape)} for inputs that are no tokens.",
+                "They are no classes of an image, and there is no text that they predict.",
+                "Load it with a classification head.",
+            )
         valid = slice(None) if batch.rows[b] is None else batch.rows[b]
         at_T = torch.arange(asked.ids_BT.shape[1])[valid]
         kept_TV, gone = _counted(logits[b], batch.rows[b], asked.ids_BT.shape[1])
@@ -233,8 +238,8 @@ def _filled_in(logits_TV: Tensor, ids_T: Tensor, hidden_N: Tensor) -> dict[str, 
     gone = len(ids_T) - len(logits_TV)  # positions that an edit has taken away at the start
     hidden_N = hidden_N[hidden_N >= gone]
     n = len(hidden_N)
-    if not n:
-        return {"n_targets": 0.0, "nll": float("nan")}
+    if not n or int(ids_T.max()) >= logits_TV.shape[-1]:  # a head of few classes predicts no tokens
+        return {"n_targets": float(n), "nll": float("nan")}
     rows_NV = logits_TV[(hidden_N - gone).to(logits_TV.device)].float()
     targets_N = ids_T[hidden_N].to(logits_TV.device)
     nll_N = rows_NV.logsumexp(-1) - rows_NV.gather(1, targets_N[:, None])[:, 0]

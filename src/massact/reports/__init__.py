@@ -1,23 +1,26 @@
 """A scan or an explanation, readable: sentences, terminal tables, JSON and figures.
 
-Takes a `ScanResult`, an `Explanation` or an `Intervention`, fresh or read from a run directory. Gives sentences
-(`answer_in_words`, `story_in_words`, `effects_in_words`), tables in a terminal (`show`, ...), JSON (`to_json`) and the
-paper's figures (`draw`).
+Takes a `ScanResult`, an `Explanation`, an `Intervention` or `Classics`, fresh or read from a run directory. Gives
+sentences (`answer_in_words`, `story_in_words`, `effects_in_words`, `classics_in_words`), tables in a terminal (`show`,
+...), JSON (`to_json`) and the paper's figures (`draw`).
 Knows how numbers and strange tokens are spelled, and what each figure of Sun 2024 looks like. Must not know torch,
 models, or how anything was measured; it measures nothing, and nothing that it writes is read back.
 """
 
+from massact.reports.classics import classics_in_words
 from massact.reports.effects import effects_in_words, verdict
 from massact.reports.figures import draw
 from massact.reports.story import story_in_words
-from massact.reports.terminal import show, show_explanation, show_intervention, to_json
+from massact.reports.terminal import show, show_classics, show_explanation, show_intervention, to_json
 from massact.reports.words import answer_in_words
 
 __all__ = [
     "answer_in_words",
+    "classics_in_words",
     "draw",
     "effects_in_words",
     "show",
+    "show_classics",
     "show_explanation",
     "show_intervention",
     "story_in_words",

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from massact.records.classics import Classics
 from massact.records.errors import UserError
 from massact.records.explanation import Explanation
 from massact.records.intervention import Intervention
@@ -16,6 +17,7 @@ from massact.records.results import ScanResult
 from massact.records.tables import write_atomic
 from massact.reports.attention import EXPLAIN_FIGURES
 from massact.reports.census import draw_census
+from massact.reports.classics import draw_classics
 from massact.reports.curves import draw_headroom, draw_layers, draw_norms
 from massact.reports.effects import draw_effects
 from massact.reports.lettering import style
@@ -34,8 +36,8 @@ DPI = 160
 METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 
 
-def draw(result: ScanResult | Explanation | Intervention, directory: Path) -> list[Path]:
-    """Write every figure of a scan, an explanation or an intervention as PNG and SVG into `directory/figures/`.
+def draw(result: ScanResult | Explanation | Intervention | Classics, directory: Path) -> list[Path]:
+    """Write every figure of a scan, an explanation, an intervention or the classics as PNG and SVG into `figures/`.
 
     Args:
         result: fresh, or of a run directory.
@@ -66,6 +68,8 @@ def draw(result: ScanResult | Explanation | Intervention, directory: Path) -> li
 def _figures_of(result: Any) -> dict[str, Callable[[Any], Figure | None]]:
     if isinstance(result, Explanation):
         return dict(EXPLAIN_FIGURES)
+    if isinstance(result, Classics):
+        return {"classics": draw_classics}
     return {"effects": draw_effects} if isinstance(result, Intervention) else dict(FIGURES)
 
 

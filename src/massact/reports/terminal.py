@@ -14,9 +14,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from massact.records.classics import Classics
 from massact.records.explanation import Explanation
 from massact.records.intervention import Intervention
 from massact.records.results import ScanResult
+from massact.reports.classics import classics_in_words
 from massact.reports.effects import effects_in_words
 from massact.reports.legible import cell, number, percent, quoted, real, token_list, visible
 from massact.reports.story import story_in_words
@@ -85,6 +87,17 @@ def show_intervention(e: Intervention, console: Console) -> None:
     console.print(_Section("Effects of each edit", table))
 
 
+def show_classics(c: Classics, console: Console) -> None:
+    """Print what the classic works find in words; their numbers are in the tables of the run.
+
+    Args:
+        c: fresh, or of a run directory.
+        console: where to; colours and width are its own.
+    """
+    name = visible(str(c.info.model.get("name") or c.info.model.get("id") or ""), console.encoding)
+    console.print(_framed(classics_in_words(c), console.encoding, f"{name}: classics" if name else "classics"))
+
+
 def _axes(rows: pd.DataFrame, stack: str) -> _Section:
     """Three axes side by side."""
     table = _table("", "layer", "attention on\nfindings", "on\nposition 0", "on random\ntokens", "value norm\nratio",
@@ -98,7 +111,7 @@ def _axes(rows: pd.DataFrame, stack: str) -> _Section:
     return _Section(f"{name}concentration, value drain, residual norm (|: the block reads findings)", table)
 
 
-def to_json(result: ScanResult | Explanation | Intervention) -> str:
+def to_json(result: ScanResult | Explanation | Intervention | Classics) -> str:
     """What `--json` prints: `result.as_dict()`; NaN and Inf are strings, and all is ASCII for any pipe."""
     return json.dumps(result.as_dict(), indent=2, allow_nan=False, default=_missing)
 

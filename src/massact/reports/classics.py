@@ -1,0 +1,238 @@
+"""The classic outlier works on one model: a sentence or two for each, and one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from massact.records.classics import Classics
+from massact.reports.legible import counted, listed, number, percent, ranges, real, signed, visible
+from massact.reports.lettering import STACKS, TOP_1, TOP_2, WARNING, layer_axis, lettered, log_axis
+
+Numbers = Mapping[str, Any]
+MOST_DIMS = 8
+
+
+def classics_in_words(c: Classics) -> list[str]:
+    """Put the outcome of every entry into sentences, unavailable ones with their reason.
+
+    Args:
+        c: fresh, or read from a run directory.
+    """
+    said = [f"{counted(len(c.info.outcomes), 'classic work')} on this model; each names its source."]
+    for name, outcome in c.info.outcomes.items():
+        source = visible(str(c.info.sources.get(name, "")))
+        head = f"{visible(name)}{f' ({source})' if source else ''}"
+        if "unavailable" in outcome:
+            said.append(f"{head}: unavailable: {visible(str(outcome['unavailable']))}")
+            continue
+        for stack, numbers in outcome.items():
+            where = f", {visible(stack)}" if stack else ""
+            if not isinstance(numbers, Mapping):
+                continue
+            if "unavailable" in numbers:
+                said.append(f"{head}{where}: unavailable: {visible(str(numbers['unavailable']))}.")
+            elif name in SENTENCES:
+                said.append(f"{head}{where}: {' '.join(SENTENCES[name](numbers))}")
+    return said + [f"Note: {visible(str(n))}" for n in c.info.notes]
+
+
+def _dims(dims: Any) -> str:
+    known = [str(int(d)) for d in (dims or [])]
+    left = len(known) - MOST_DIMS
+    return ", ".join(known[:MOST_DIMS]) + (f" and {left} more" if left > 0 else "")
+
+
+def _norm_growth(n: Numbers) -> list[str]:
+    return [
+        f"without position 0 norms grow by a factor of {number(n['factor'], 4)} per layer (log-linear fit over "
+        f"{n['layers']} layers, R^2 {number(n['r2'])}); position 0 is up to {number(n['first_over_rest'])} times as "
+        "long."
+    ]
+
+
+def _outlier_features(n: Numbers) -> list[str]:
+    told = []
+    for where, at in n["at"].items():
+        place = "at the inputs of linear layers" if where == "inputs" else f"in the hidden state ({visible(where)})"
+        dims = f" (dims {_dims(at['dims'])})" if at["n"] else ""
+        told.append(f"{counted(int(at['n']), 'outlier feature')} {place}{dims}, {len(at['massive'])} of them at one of "
+                    f"the {counted(int(at['n_massive']), 'massive dim')}.")  # fmt: skip
+    zeroed = n.get("zeroed") or {}
+    if "unavailable" not in zeroed:
+        told += [f"{visible(edit)}: {_changes(by)}." for edit, by in zeroed.items() if isinstance(by, Mapping)]
+    return told
+
+
+def _changes(by: Numbers) -> str:
+    """'perplexity +3, kl 0.2' of numbers by metric, whatever they are."""
+    return ", ".join(f"{visible(m).replace('_', ' ')} {signed(v)}" for m, v in by.items() if isinstance(v, int | float))
+
+
+def _outlier_metrics(n: Numbers) -> list[str]:
+    parts = [
+        f"{visible(point)} {number(at['inf_norm'])} (layer {at['inf_norm_layer']}) / {number(at['kurtosis'])}"
+        for point, at in n.items() if isinstance(at, Mapping) and "inf_norm" in at
+    ]  # fmt: skip
+    return [f"greatest infinity norm of a layer / mean kurtosis: {', '.join(parts)}."] if parts else []
+
+
+def _streaming(n: Numbers) -> list[str]:
+    by_k = n["by_k"]
+    told = ", ".join(f"{k}: {number(v)}" for k, v in by_k.items())
+    near = n["smallest_k_near_best"]
+    more = f" 4 newlines in their place: {number(n['newline'])}." if n.get("newline") is not None else ""
+    return [
+        f"perplexity with a window of {n['width']} keys of which k are initial tokens, {told}; on all keys "
+        f"{number(n['dense'])} ({n['n_targets']:,} targets).{more}",
+        f"From k = {near} on it is within 1% of the best." if near is not None else "",
+    ]
+
+
+def _attention_biases(n: Numbers) -> list[str]:
+    effects = n.get("effects") or {}
+    told = [
+        f"{visible(edit)}: greatest change of a logit {percent(by['max_delta_logit'])}, KL {number(by.get('kl'))}."
+        for edit, by in effects.items() if isinstance(by, Mapping) and "max_delta_logit" in by and "zero" in edit
+    ]  # fmt: skip
+    if "keys_redundant" in n:
+        told.append("Key biases are redundant, as the softmax says." if n["keys_redundant"] else
+                    "Key biases are not redundant here.")  # fmt: skip
+    if n.get("value_bias_identity_error") is not None:
+        off = number(n["value_bias_identity_error"])
+        told.append(f"Value biases are added as they are to every output (off by {off}).")
+    return told
+
+
+def _rogue_dims(n: Numbers) -> list[str]:
+    shares = [f"{dim} ({percent(s)})" for dim, s in zip(n["rogue_dims"], n["shares"], strict=False) if real(s) >= 0.01]
+    kl = n.get("kl") or {}
+    told = [
+        f"mean cosine of random token pairs {number(n['mean_anisotropy'])} over layers, {number(n['anisotropy'])} at "
+        f"layer {n['layer']}, of which dims {', '.join(shares) or 'none alone'} make up these shares; without the "
+        f"first of them r^2 with the full cosine is {number((n.get('r2') or {}).get('1'))}."
+    ]
+    fixed = n.get("fixed") or {}
+    if fixed:
+        told.append("After the fixes: " + ", ".join(f"{visible(k)} {number(v)}" for k, v in fixed.items()) + ".")
+    if "rogue" in kl:
+        parts = ", ".join(f"{k} {number(v)}" for k, v in kl.items())
+        told.append(f"KL of the prediction without one dim, by kind of dim: {parts}.")
+    return told
+
+
+def _norm_weights(n: Numbers) -> list[str]:
+    which = f" ({_dims(n['outlier_dims'])})" if n["outlier_dims"] else ""
+    told = [
+        f"{counted(len(n['outlier_dims']), 'dim')} beyond 3 sigma in half of the layers{which}, "
+        f"{len(n['outlier_and_massive'])} of them massive."
+    ]
+    harm = n.get("harm") or {}
+    metric = next((m for m in ("perplexity", "nll", "kl") if m in harm), None)
+    if metric:
+        h = harm[metric]
+        beside = "".join(f", {words} {signed(h[k])}" for k, words in (("random", "random dims"), ("random_worst", "the "
+                         "worst of them"), ("largest", "the largest other scales")) if k in h)  # fmt: skip
+        told.append(f"Scale and bias to zero at dims {_dims(n['dims'])}: {metric} {signed(h['subject'])}{beside}.")
+    return told
+
+
+def _token_classes(n: Numbers) -> list[str]:
+    chance = n["chance"]
+    shares = [f"{visible(c).replace('_', '/')} {percent(v)} (chance {percent(chance.get(c))})"
+              for c, v in n["attention"].items() if c != "other"]  # fmt: skip
+    over = [f"{visible(c).replace('_', '/')} in layers {ranges(layers)}" for c, layers in n["layers_over_half"].items()
+            if layers and c != "other"]  # fmt: skip
+    told = [f"attention on {listed(shares)}." if shares else "no class of tokens but other ones."]
+    if over:
+        told.append(f"More than half of it goes to {listed(over)}.")
+    gradients = n.get("gradient_over_other") or {}
+    parts = [f"{visible(c).replace('_', '/')} {number(g['late'])}" for c, g in gradients.items() if "late" in g]
+    if parts:
+        told.append(f"|dL/dP| in the later layers, over that of other tokens: {', '.join(parts)}.")
+    return told
+
+
+SENTENCES: dict[str, Callable[[Numbers], list[str]]] = {
+    "norm-growth": _norm_growth,
+    "outlier-features": _outlier_features,
+    "outlier-metrics": _outlier_metrics,
+    "streaming": _streaming,
+    "attention-biases": _attention_biases,
+    "rogue-dims": _rogue_dims,
+    "norm-weights": _norm_weights,
+    "token-classes": _token_classes,
+}
+
+
+# ---- the figure
+def draw_classics(c: Classics) -> Figure | None:
+    """Norms, anisotropy, attention on classes of tokens by layer, and perplexity by kept initial tokens."""
+    t = c.classics
+    stack = str(t["stack"].value_counts().index[0]) if len(t) else ""
+    t = t[t["stack"] == stack]
+    panels = [(draw, rows) for draw, rows in (
+        (_draw_norms, _of(t, "norm-growth", "norm")),
+        (_draw_anisotropy, _of(t, "rogue-dims", "anisotropy")),
+        (_draw_classes, _of(t, "token-classes", "attention")),
+        (_draw_window, _of(t, "streaming", "perplexity")),
+    ) if len(rows)]  # fmt: skip
+    if not panels:
+        return None
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.4 * columns, 3.1 * lines), layout="constrained")
+    all_axes = figure.subplots(lines, columns, squeeze=False).flat
+    for axes, (draw, rows) in zip(all_axes, panels, strict=False):
+        draw(axes, rows)
+    for axes in list(all_axes)[len(panels):]:
+        axes.set_axis_off()
+    return figure
+
+
+def _of(t: pd.DataFrame, classic: str, metric: str) -> pd.DataFrame:
+    return t[(t["classic"] == classic) & (t["metric"] == metric)]
+
+
+def _draw_norms(axes: Axes, rows: pd.DataFrame) -> None:
+    stream = rows[rows["site"].str.startswith("resid_post")]
+    for subject, color, label in (("rest", TOP_1, "all other positions"), ("first", WARNING, "position 0")):
+        mine = stream[stream["subject"] == subject].sort_values("layer")
+        axes.plot(mine["layer"], mine["value"], "o-", color=color, label=label)
+    layer_axis(axes, int(stream["layer"].max()))
+    log_axis(axes, stream["value"].to_numpy(float))
+    axes.set_title("Norm of the hidden state")
+    axes.legend()
+
+
+def _draw_anisotropy(axes: Axes, rows: pd.DataFrame) -> None:
+    for i, (subject, mine) in enumerate(rows.groupby("subject", sort=False)):
+        mine = mine.sort_values("layer")
+        label = lettered(subject or "cosine", 30)
+        axes.plot(mine["layer"], mine["value"], "o-", color=STACKS[i % len(STACKS)], label=label)
+    layer_axis(axes, int(rows["layer"].max()))
+    axes.set_title("Similarity of random token pairs")
+    axes.legend()
+
+
+def _draw_classes(axes: Axes, rows: pd.DataFrame) -> None:
+    means = rows.groupby(["subject", "layer"], sort=False)["value"].mean().reset_index()
+    for i, (subject, mine) in enumerate(means.groupby("subject", sort=False)):
+        mine = mine.sort_values("layer")
+        axes.plot(mine["layer"], mine["value"], "o-", color=STACKS[i % len(STACKS)], label=lettered(subject, 30))
+    layer_axis(axes, int(means["layer"].max()))
+    axes.set_ylim(0, 1.02)
+    axes.set_title("Attention on classes of tokens")
+    axes.legend()
+
+
+def _draw_window(axes: Axes, rows: pd.DataFrame) -> None:
+    at = range(len(rows))
+    axes.bar(at, rows["value"], color=TOP_2, width=0.6)
+    axes.set_xticks(list(at), [lettered(s, 14) for s in rows["subject"]], rotation=30, ha="right")
+    log_axis(axes, rows["value"].to_numpy(float))
+    axes.set_title("Perplexity in a window, k initial tokens kept")
