@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import massact as ma
 from massact.classics import classics
-from massact.classics.norm_weights import parameters_of, silenced, zero_of
 from massact.explanations.weights import layers_beyond, scored_norms
+from massact.interventions.norms import parameters_of, silenced, zero_of
 from massact.models import weights_hash
 from massact.records.classics import Classics
 from massact.trace import edited
@@ -190,7 +190,7 @@ def test_a_silenced_dim_is_zero_in_what_every_norm_gives(name: str) -> None:
     model = ma.load(module)
     stack, before = model.anatomy.stacks[0], weights_hash(module)
     norms = scored_norms(model, stack)
-    parameters, unsure = parameters_of(model, norms)
+    parameters, unsure = parameters_of(model, [n.module for n in norms])
     assert not unsure and len({p.name for p in parameters}) == len(parameters)
     assert {p.zero for p in parameters if p.scale} == ({-1.0} if name in ("gemma2", "gemma3", "qwen3_next") else {0.0})
     x = torch.randn(2, 5, 32)

@@ -213,15 +213,19 @@ def remove_direction(direction_D: Tensor, site: str) -> Edit:
 
 
 def drop_first(n: int = 1) -> InputEdit:
-    """The first n tokens (BOS, where there is one) are taken away; hidden where padding is before them."""
+    """The first n tokens that count are taken away (BOS, where there is one) from every row; padding stays."""
 
     def apply(inputs: dict[str, Any]) -> dict[str, Any]:
         mask = inputs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, :n].all()):
-            # Padding at the left: rows begin at different places, so none can be cut off.
-            return inputs | {"attention_mask": mask * (mask.cumsum(1) > n)}
+        ragged = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, :n].all())
         cut = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "labels"}
-        return {k: v[:, n:] if k in cut and isinstance(v, Tensor) else v for k, v in inputs.items()}
+        if not ragged:
+            return {k: v[:, n:] if k in cut and isinstance(v, Tensor) else v for k, v in inputs.items()}
+        # Rows begin at different places: of each its own columns are left.
+        first_B1 = mask.long().argmax(1, keepdim=True)
+        at_BT = torch.arange(mask.shape[1] - n, device=mask.device)[None].expand(len(mask), -1)
+        kept_BT = at_BT + n * (at_BT >= first_B1)
+        return {k: v.gather(1, kept_BT) if k in cut and isinstance(v, Tensor) else v for k, v in inputs.items()}
 
     return InputEdit(f"first {n} token(s) dropped", apply)
 
@@ -242,13 +246,16 @@ def replace_first(token_id: int) -> InputEdit:
 def cut_attention(positions: Sequence[int], site: str = "*.attention") -> AttentionEdit:
     """No query attends to some positions: (output - sum over them of p v) / (1 - sum over them of p).
 
-    A query that sees nothing else gives zero. Positions are those of the batch: padding at the left counts.
+    A query that sees nothing else gives zero. Positions count from the first one that is not padding.
     """
     chosen = list(positions)
 
     def apply(a: Attended) -> Tensor:
-        keys_C = torch.tensor([p for p in chosen if p < a.shape[2]], device=a.device)
+        at = [p + a.start for p in chosen if p + a.start < a.shape[2]]
+        keys_C = torch.tensor(at, device=a.device, dtype=torch.long)
         assert a.out_HTF is not None
+        if not len(keys_C):
+            return a.out_HTF
         p_HTC = a.probs(keys_C)
         left_HT1 = (1 - p_HTC.sum(-1, keepdim=True)).clamp(min=0)
         rest_HTF = a.out_HTF.float() - torch.matmul(p_HTC, a.values(keys_C))

@@ -199,7 +199,9 @@ def effects_of(paired: Paired, name: str, chosen: np.ndarray, seed: int = 0, res
     found: list[Effect] = []
 
     def add(metric: str, old: np.ndarray, new: np.ndarray, reduce: Callable[[np.ndarray, np.ndarray], Any]) -> None:
-        known = ~np.isnan(old)  # a sequence may lack a statistic without the edit: a token with findings, say
+        known = ~np.isnan(old)  # a sequence may lack a statistic: it has no token with findings, say
+        if metric in SINK_METRICS and not np.isnan(new[known]).all():
+            known &= ~np.isnan(new)  # or the edit has taken that token away
         if not known.any():
             return
         old, new, w = old[known], new[known], n[known]

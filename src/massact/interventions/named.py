@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +14,12 @@ from massact.interventions.catalogue import (
     cut_attention,
     drop_first,
     fixed,
-    norm_dims,
     replace_first,
     scale,
     super_weights,
     zero_dims,
 )
+from massact.interventions.norms import norms_of, parameters_of, silenced
 from massact.models import Model
 from massact.records.errors import UserError, near
 from massact.trace import Edit, Together
@@ -39,7 +40,7 @@ NAMES: dict[str, str] = {
     "replace-first=TOKEN": "another first token: its text or its id",
     "cut-first": "no attention on the first position, in all layers",
     "cut=0+5": "the same for other positions",
-    "norm-dims": "scale and bias of all norms to 0 at the massive dims (Kovaleva 2021)",
+    "norm-dims": "scale and bias of the blocks' norms to 0 at the massive dims (Kovaleva 2021)",
     "weight=NAME[R,C]": "one weight to 0, such as the super weight that `explain` found (Yu 2024)",
     "keep-weight=NAME[R,C]": "all other weights of that matrix to 0",
 }
@@ -75,8 +76,11 @@ def check_name(name: str) -> None:
         raise UserError(f"Unknown edit {name!r}.", do=near(name, NAMES))
     if word in _OF_MASSIVE:
         _number(name, value)
-    elif word in ("dims", "cut", "drop-first"):
+    elif word in ("dims", "cut"):
         _whole(name, value)
+    elif word == "drop-first":
+        if len(n := _whole(name, value)) != 1 or n[0] < 1:
+            raise UserError(f"{name!r} needs one number of tokens, from 1 on.", do="For example: drop-first=1")
     elif not value:
         raise UserError(f"{name!r} needs a value.", do=f"{next(n for n in NAMES if n.startswith(word + '='))}")
     elif word.endswith("weight") and not _WEIGHT.match(value):
@@ -104,7 +108,10 @@ def edit_named(name: str, setting: Setting) -> AnyEdit:
         return cut_attention(_whole(name, value) if sign else [0])
     if word == "norm-dims":
         dims = sorted({d for t in setting.targets for d in t.dims})
-        return Together(name, tuple(norm_dims(p, dims) for p in _norms(setting.model, setting.targets[0])))
+        parameters, _ = parameters_of(setting.model, norms_of(setting.model, setting.targets[0].site.stack))
+        if not parameters:
+            raise UserError("The model's norms have no scales.", do="Leave out norm-dims.")
+        return silenced(name, parameters, dims)
     found = _WEIGHT.match(value)
     assert found is not None
     entry = int(found["row"]), int(found["column"])
@@ -122,7 +129,11 @@ def _at_layers(name: str, word: str, value: str, setting: Setting) -> AnyEdit:
             return QUARTET[word](target)
         if word in _OF_MASSIVE:
             return _OF_MASSIVE[word](target, _number(name, value))
-        return zero_dims(_whole(name, value) if value else target.dims, str(target.site))
+        dims = _whole(name, value) if value else target.dims
+        width = setting.model.anatomy.stack(target.site.stack).d_model
+        if max(dims) >= width:
+            raise UserError(f"{name!r} names a dim that is not there.", f"The hidden state has dims 0 to {width - 1}.")
+        return zero_dims(dims, str(target.site))
 
     targets = setting.targets
     if len(targets) == 1:
@@ -132,9 +143,14 @@ def _at_layers(name: str, word: str, value: str, setting: Setting) -> AnyEdit:
 
 def _number(name: str, text: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise UserError(f"{name!r} needs a number.", do=f"For example: {name.partition('=')[0]}=0.5") from None
+        number = math.nan
+    word = name.partition("=")[0]
+    if not math.isfinite(number) or (word == "clip" and number < 0):
+        kind = "a number from 0 on" if word == "clip" else "a number"
+        raise UserError(f"{name!r} needs {kind}.", do=f"For example: {word}=0.5")
+    return number
 
 
 def _whole(name: str, text: str) -> list[int]:
@@ -151,24 +167,9 @@ def _token(text: str, model: Model) -> int:
     """The id of a token, given by its text or as a number."""
     if model.tokenizer is not None:
         ids = model.tokenizer.encode(text.replace("\\n", "\n"), add_special_tokens=False)
-        if len(ids) == 1:
+        unknown = getattr(model.tokenizer, "unk_token_id", None)
+        if len(ids) == 1 and (ids[0] != unknown or text == model.tokenizer.unk_token):
             return int(ids[0])
     if text.isdecimal() and (model.vocabulary is None or int(text) < model.vocabulary):
         return int(text)
     raise UserError(f"{text!r} is not one token of this model.", do="Give one token, or its id.")
-
-
-def _norms(model: Model, target: Massive) -> list[str]:
-    """Names of the scales and biases of all norms inside the blocks of a stack."""
-    stack = model.anatomy.stack(target.site.stack)
-    names = [
-        f"{block.module}.{name}.{parameter}"
-        for block in {b.module: b for b in stack.blocks}.values()
-        for name, module in model.module.get_submodule(block.module).named_modules()
-        for parameter in ("weight", "bias")
-        if name and getattr(getattr(module, "weight", None), "shape", None) == (stack.d_model,)
-        and getattr(module, parameter, None) is not None
-    ]  # fmt: skip
-    if not names:
-        raise UserError("The model's norms have no scales.", do="Leave out norm-dims.")
-    return names

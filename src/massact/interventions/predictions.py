@@ -201,7 +201,7 @@ def _counted(logits_TV: Tensor, rows: Any, width: int) -> tuple[Tensor, int]:
     if not gone:
         return logits_TV[rows], 0
     at = torch.arange(width, device=logits_TV.device)[rows]
-    return logits_TV[at[at >= gone] - gone], int((at < gone).sum())
+    return logits_TV[at[gone:] - gone], min(gone, len(at))
 
 
 def _predicted(
@@ -223,13 +223,14 @@ def _predicted(
     def mean(x_N: Tensor) -> float:
         return float(x_N.double().mean()) if n else float("nan")
 
+    top_N = logits_NV.argmax(-1)
     known = {"n_targets": float(n)}
-    known["top1_probability"] = mean((logits_NV.amax(-1).float() - lse_N).exp()) if n else float("nan")
+    known["top1_probability"] = mean((logits_NV.gather(1, top_N[:, None])[:, 0].float() - lse_N).exp())
     if task.ahead is not None:
         known["nll"] = mean(lse_N - logits_NV.gather(1, targets_N[:n, None])[:, 0].float())
     if before is not None:
         known["kl"] = mean(before.kl(logits_NV, lse_N, gone))
-        known["top1_agreement"] = mean(before.top_T[gone : gone + n] == logits_NV.argmax(-1))
+        known["top1_agreement"] = mean(before.top_T[gone : gone + n] == top_N)
     return known
 
 

@@ -45,6 +45,11 @@ class Sinks:
     all_keys: bool = True
     eps: float = 0.3
 
+    def finds(self, site: Site) -> bool:
+        """Whether the tokens with massive activations are known there."""
+        at = None if self.target is None else self.target.site
+        return at is not None and at.stack == site.stack and at.layer < site.layer
+
 
 @dataclass
 class Masses:
@@ -82,8 +87,11 @@ def watching_sinks(
 ) -> Iterator[Masses]:
     """Inside, one forward pass of a batch; afterwards, its sink statistics.
 
+    Up to the layer where they are found, the tokens with massive activations are not known, so the statistics about
+    them are of the layers behind it, with an edit and without.
+
     Args:
-        tokens: sequence -> positions with massive activations, known by the time attention is called, or never.
+        tokens: sequence -> positions with massive activations.
         width: positions of the text; an edit that drops some at the start moves all others.
     """
     masses, made = Masses(), list[tuple[Site, HeadStats]]()
@@ -91,7 +99,8 @@ def watching_sinks(
     def see(site: Site, place: AttentionPlace) -> Callable[[AttentionCall], None]:
         def look(call: AttentionCall) -> None:
             gone = max(0, width - call.shape[2]) if width else 0
-            moved = {s: [p - gone for p in at if p >= gone] for s, at in tokens.items()}
+            known = wanted is not None and wanted.finds(site)
+            moved = {s: [p - gone for p in at if p >= gone] for s, at in tokens.items()} if known else {}
             for a, where in attended_sequences(call, place, batch):
                 options = HeadOptions(wanted.all_keys, wanted.eps, bias=False)  # type: ignore[union-attr]
                 made.append((site, HeadStats(Targets(moved, {}, {}), options)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,12 @@ def evaluate_tasks(
         raise UserError("Tasks are text, and the model has no tokenizer.", do="Give one: load(..., tokenizer=...).")
     lm_eval, HFLM = _lm_eval()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    harness = HFLM(
-        pretrained=model.module, tokenizer=model.tokenizer, batch_size=batch_size, prefix_token_id=_prefix(model)
-    )  # fmt: skip
-    manager = lm_eval.tasks.TaskManager(include_path=str(folder) if folder is not None else None, verbosity="ERROR")
+    with _as_it_is(model.module):
+        harness = HFLM(
+            pretrained=model.module, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size,
+            prefix_token_id=_prefix(model),
+        )  # fmt: skip
+    manager = lm_eval.tasks.TaskManager(include_path=str(folder) if folder is not None else None)
     unknown = [t for t in tasks if t not in manager.all_tasks]
     if unknown:
         raise UserError(f"lm-eval knows no task {unknown[0]!r}.", do="List them: lm-eval ls tasks")
@@ -87,6 +90,16 @@ def evaluate_tasks(
         )
         for task, scores in baseline.items()
     }  # fmt: skip
+
+
+@contextmanager
+def _as_it_is(module: Any) -> Iterator[None]:
+    """lm-eval ties the weights of what it is given; a live module may have a head of its own."""
+    module.tie_weights = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del module.tie_weights
 
 
 def _prefix(model: Model) -> int | None:

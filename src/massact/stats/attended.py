@@ -41,6 +41,7 @@ class Attended:
         cap: logits are cap * tanh(logits / cap).
         sink_H: logit of a learned sink, in the denominator only.
         scores_HTS: the logits, where q and k were not seen.
+        start: positions before it are padding; 0 where that is not known, or they were taken away.
     """
 
     q_HTE: Tensor | None
@@ -56,6 +57,7 @@ class Attended:
     cap: float | None = None
     sink_H: Tensor | None = None
     scores_HTS: Tensor | None = None
+    start: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int]:

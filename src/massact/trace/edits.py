@@ -157,7 +157,7 @@ def edited(model: Editable, *edits: AnyEdit, sequences: Sequence[int] = ()) -> I
                         if model.anatomy.attentions
                         else "Look for them first: with_attention(model).",
                     )
-                calls |= {place: _attention(edit, done, place, calls.get(place)) for place in places.values()}
+                calls |= {p: _attention(edit, done, p, (calls.get(p), lambda: live.batch)) for p in places.values()}
             else:
                 change = change_of(edit, done, lambda: live.batch)
                 taps += [(place, change) for place in model.anatomy.select(edit.site).values()]
@@ -251,18 +251,32 @@ def change_of(edit: Edit, done: Fired, batch: Callable[[], Batch]) -> Callable[[
 
 
 def _attention(
-    edit: AttentionEdit, done: Fired, place: Any, earlier: Callable[[AttentionCall], Tensor] | None
+    edit: AttentionEdit,
+    done: Fired,
+    place: Any,
+    around: tuple[Callable[[AttentionCall], Tensor] | None, Callable[[], Batch]],
 ) -> Callable[[AttentionCall], Tensor]:
     """What sees an attention call and applies an edit, after an earlier edit of the same call."""
+    earlier, batch = around
 
     def change(call: AttentionCall) -> Tensor:
         call = call if earlier is None else replace(call, out_BHTF=earlier(call))
         assert call.out_BHTF is not None
-        new = torch.stack([edit.apply(call.of(b, place)) for b in range(call.shape[0])]).to(call.out_BHTF.dtype)
+        starts = _starts(batch(), call.shape[0], call.shape[3])
+        rows = [edit.apply(replace(call.of(b, place), start=starts[b])) for b in range(call.shape[0])]
+        new = torch.stack([row.to(call.out_BHTF.dtype) for row in rows])
         done.count(call.out_BHTF, new)
         return new
 
     return change
+
+
+def _starts(batch: Batch, n: int, width: int) -> list[int]:
+    """Where every row begins behind its padding."""
+    mask = batch.inputs.get("attention_mask")
+    if mask is None or mask.shape != (n, width):
+        return [0] * n
+    return mask.long().argmax(1).tolist()
 
 
 @contextmanager
