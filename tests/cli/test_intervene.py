@@ -185,7 +185,7 @@ def test_show_of_an_intervention_imports_no_torch(done: Path) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code, str(done)], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert "95% interval" in ended.stdout and "Effects of each edit" in ended.stdout
+    assert "95% interval" in ended.stdout and "Change by each edit" in ended.stdout
 
 
 # ------------------------------------------------------------------------------------------------- bad input

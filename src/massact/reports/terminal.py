@@ -20,7 +20,7 @@ from massact.records.intervention import Intervention
 from massact.records.results import ScanResult
 from massact.reports.classics import classics_in_words
 from massact.reports.effects import effects_in_words
-from massact.reports.legible import cell, number, percent, quoted, real, token_list, visible
+from massact.reports.legible import cell, number, percent, quoted, real, shortened, signed, token_list, visible
 from massact.reports.story import story_in_words
 from massact.reports.views import Rule, StackView, rule_of, views
 from massact.reports.words import answer_in_words
@@ -76,15 +76,30 @@ def show_intervention(e: Intervention, console: Console) -> None:
     """
     name = visible(str(e.info.model.get("name") or e.info.model.get("id") or ""), console.encoding)
     console.print(_framed(effects_in_words(e), console.encoding, f"{name}: intervention" if name else "intervention"))
-    grouped = e.effects["group"].nunique() > 1
-    names = ["edit", "metric", *["group"] * grouped]
-    table = _table(*names, "without", "with", "change", "95% interval", left=tuple(names), folding=("edit", "group"))
-    for _, row in e.effects.iterrows():
-        told = (visible(str(row[c]), console.encoding) for c in names)
-        interval = f"{number(row['ci_low'])} to {number(row['ci_high'])}"
-        table.add_row(*told, *(number(row[c]) for c in ("baseline", "edited", "delta")), interval)
-    console.print()
-    console.print(_Section("Effects of each edit", table))
+    for group, rows in e.effects.groupby("group", sort=False):
+        console.print()
+        console.print(_effects(rows, "" if group == "all" else str(group), console.encoding))
+
+
+def _effects(rows: pd.DataFrame, group: str, encoding: str) -> _Section:
+    """A line for each metric, a column for each edit: its change, starred where the interval leaves out zero."""
+    edits = list(dict.fromkeys(rows["edit"]))
+    names = [shortened(visible(str(edit), encoding), 24) for edit in edits]
+    table = _table("metric", "without", *names, left=("metric",), folding=("metric", *names))
+    for metric, mine in rows.groupby("metric", sort=False):
+        by_edit = {row["edit"]: row for _, row in mine.iterrows()}
+        before = [real(row["baseline"]) for row in by_edit.values()]
+        # Sink statistics are of the layers behind an edit, so edits at different layers differ in them.
+        same = all(b == before[0] or abs(b - before[0]) <= 1e-6 * abs(before[0]) for b in before)
+        table.add_row(Text(visible(str(metric), encoding).replace("_", " ")), number(before[0]) if same else "varies",
+                      *(_starred(by_edit[edit]) if edit in by_edit else "-" for edit in edits))  # fmt: skip
+    of = f" of {visible(group, encoding)}" if group else ""
+    return _Section(f"Change by each edit{of} (*: zero is outside of the 95% interval)", table)
+
+
+def _starred(row: pd.Series) -> str:
+    low, high = real(row["ci_low"]), real(row["ci_high"])
+    return signed(row["delta"]) + ("*" if low > 0 or high < 0 else " ")
 
 
 def show_classics(c: Classics, console: Console) -> None:
