@@ -68,7 +68,7 @@ def test_arrows_point_one_way(path: Path) -> None:
 
 
 def test_every_room_is_in_the_table_and_says_what_it_is() -> None:
-    rooms = {p.parent.name for p in SRC.glob("*/__init__.py")}
+    rooms = {p.parent.name for p in SRC.glob("*/__init__.py")} - DOORS
     assert rooms == set(ARROWS)
     for room in rooms:
         text = ast.get_docstring(ast.parse((SRC / room / "__init__.py").read_text())) or ""

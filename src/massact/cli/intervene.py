@@ -1,0 +1,92 @@
+"""`massact intervene`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from massact.cli.options import (
+    AllKeys,
+    AllowPickle,
+    CorpusNow,
+    Device,
+    Json,
+    ModelNow,
+    Quiet,
+    Scanned,
+    TrustRemoteCode,
+    layers_of,
+    load_options_of,
+    printed,
+    progress_bar,
+    quiet_libraries,
+)
+
+
+def intervene(
+    run: Scanned,
+    model: ModelNow = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Edit: zero, mean, random, shuffle (these four by default), scale=F, clip=C, value=V, dims, "
+            "cut-first, drop-first, norm-dims, weight=NAME[R,C], ... see docs/reference.md. Can be repeated.",
+        ),
+    ] = None,
+    layer: Annotated[
+        str, typer.Option(help="A layer with findings, several (3,5), onset (as the paper), or all that have any.")
+    ] = "onset",
+    corpus: CorpusNow = None,
+    evaluate_on: Annotated[
+        str | None,
+        typer.Option(help="Another text for the effects (as --corpus of scan); means stay those of the scanned one."),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(help="Column of the JSONL file --evaluate-on (or --corpus): effects for each of its labels too."),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="lm-eval tasks as well, with commas: piqa,winogrande,arc_easy (extra: tasks).")
+    ] = None,
+    task_folder: Annotated[
+        Path | None, typer.Option(help="Folder of lm-eval task files of one's own; these work offline.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task.")] = None,
+    hold_out: Annotated[
+        bool, typer.Option(help="Means of the first half of the sequences, effects on the second.")
+    ] = True,
+    all_keys: AllKeys = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass.")] = 1,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of bootstrap and shuffle.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What happens without them: zero, mean, random and shuffle side by side?"""
+    from massact.records.results import open_run
+
+    result = open_run(run)
+    options = {"layer": layers_of(layer), "hold_out": hold_out, "batch_size": batch_size, "seed": seed, "limit": limit,
+               "all_keys": all_keys, "tasks": tuple(t for t in (tasks or "").split(",") if t),
+               "task_folder": None if task_folder is None else str(task_folder)}  # fmt: skip
+    options |= {"sets": tuple(sets)} if sets else {}
+    quiet_libraries()
+    from massact.interventions import InterveneConfig, intervene_run
+    from massact.reports import draw
+
+    InterveneConfig.of(options)  # before minutes are spent on loading
+    with progress_bar(quiet or json) as progress:
+        done = intervene_run(
+            result, model=model, corpus=corpus, evaluate_on=evaluate_on, group=group, device=device, progress=progress,
+            load_options=load_options_of(trust_remote_code, allow_pickle), options=options,
+        )  # fmt: skip
+    done.save(run)
+    draw(done, run)
+    printed(done, json, quiet)
+    if not json and not quiet:
+        typer.echo(f"\nAdded to {run}: effects.parquet, intervene.json, figures/. Print it again: massact show {run}")

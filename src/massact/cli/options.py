@@ -1,0 +1,133 @@
+"""What verbs share: their options, how these are read, the progress bar, and printing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from massact.records.errors import UserError
+
+Json = Annotated[bool, typer.Option("--json", help="Print the records as JSON instead of tables.")]
+Scanned = Annotated[Path, typer.Argument(help="Run directory of a scan; tables and figures are added to it.")]
+ModelNow = Annotated[
+    str | None, typer.Argument(help="Where the scanned model lies now; nothing: where the scan had it.")
+]
+CorpusNow = Annotated[
+    str | None,
+    typer.Option(help="Where the scanned text lies now, or another text, which is scanned first (as `scan`)."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no tables.")]
+AllKeys = Annotated[
+    bool, typer.Option(help="Also the mass on every key and the entropy: one more call of the attention kernel.")
+]
+BatchSize = Annotated[str, typer.Option(help="Sequences per forward pass, or auto.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
+AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights, with weights_only=True.")]
+
+
+def printed(result: Any, json: bool, quiet: bool) -> None:
+    """Print a result: as JSON, or readable unless it must be quiet."""
+    from rich.console import Console
+
+    from massact.records.classics import Classics
+    from massact.records.explanation import Explanation
+    from massact.records.intervention import Intervention
+    from massact.reports import show as show_result
+    from massact.reports import show_classics, show_explanation, show_intervention, to_json
+
+    if json:
+        typer.echo(to_json(result))
+    elif not quiet:
+        known = {Explanation: show_explanation, Intervention: show_intervention, Classics: show_classics}
+        shown = known.get(type(result), show_result)
+        shown(result, Console())
+
+
+def load_options_of(trust_remote_code: bool, allow_pickle: bool) -> dict[str, Any]:
+    """The options of `load` that were asked for."""
+    asked = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    return {name: True for name, on in asked.items() if on}
+
+
+def threshold_of(text: str) -> tuple[str, float]:
+    """A constant of a criterion, given as name=value."""
+    name, sign, value = text.partition("=")
+    try:
+        if sign and name:
+            return name.strip(), float(value)
+    except ValueError:
+        pass
+    raise UserError(f"--threshold {text!r} is not name=value.", do="For example: --threshold magnitude=50")
+
+
+def batch_size_of(text: str) -> int | str:
+    """A batch size, or auto."""
+    if text == "auto":
+        return text
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UserError(f"--batch-size {text!r} is neither auto nor a number from 1 on.")
+
+
+def layers_of(text: str) -> int | str | tuple[int, ...]:
+    """One layer, several with commas, or a word for them."""
+    parts = text.split(",")
+    if all(part.strip().isdecimal() for part in parts):
+        return int(parts[0]) if len(parts) == 1 else tuple(int(part) for part in parts)
+    if text in ("onset", "all"):
+        return text
+    raise UserError(f"--layer {text!r} is no layer.", do="Give a number, several (3,5), onset or all.")
+
+
+def check_out(out: Path, resume: bool) -> None:
+    """Refuse a directory that cannot be used before minutes are spent on the model."""
+    from massact.records.results import claim, read_info
+    from massact.records.runinfo import RunInfo
+
+    if resume and os.path.isfile(out / "run.json"):
+        read_info(out)
+        return
+    made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
+    claim(out, RunInfo("scan"))
+    for folder in made:
+        folder.rmdir()
+
+
+@contextmanager
+def progress_bar(off: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=off or not console.is_terminal,
+        transient=True,
+    ) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield update
+
+
+def quiet_libraries() -> None:
+    """Our errors say what went wrong; the libraries' own chatter would bury them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

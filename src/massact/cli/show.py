@@ -1,0 +1,38 @@
+"""`massact show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from massact.cli.options import (
+    Json,
+    printed,
+)
+
+
+def show(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    json: Json = False,
+) -> None:
+    """Print a saved run again; needs neither the model nor torch."""
+    from massact.records.classics import open_classics
+    from massact.records.explanation import open_explanation
+    from massact.records.intervention import open_intervention
+    from massact.records.results import open_run
+
+    result = open_run(run)
+    later = {
+        "explanation": open_explanation(run), "intervention": open_intervention(run), "classics": open_classics(run)
+    }  # fmt: skip
+    added = {name: one for name, one in later.items() if one is not None}
+    if json and added:
+        from massact.reports import to_json
+
+        more = "".join(f',\n"{name}": {to_json(one)}' for name, one in added.items())
+        typer.echo(f"{to_json(result).rstrip()[:-1].rstrip()}{more}}}")
+        return
+    for one in (result, *added.values()):
+        printed(one, json, quiet=False)
