@@ -88,7 +88,7 @@ def page() -> str:
         ],
     )
     out += ["", "## Command line", ""]
-    for arguments in ((), ("scan",), ("explain",), ("intervene",), ("show",)):
+    for arguments in ((), ("scan",), ("explain",), ("intervene",), ("train",), ("show",)):
         out += ["```text", help_of(*arguments), "```", ""]
     return "\n".join(out)
 

@@ -225,6 +225,57 @@ def intervene(
 
 
 @app.command()
+def train(
+    config: Annotated[str, typer.Option(help="gpt2-124m, llama-60m, vit-tiny or tiny; see --list.")] = "tiny",
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="Text, Markdown or JSONL file, a folder of them, the name of a data set (streamed), or an .npz file "
+            "of images and labels; nothing: the embedded text."
+        ),
+    ] = None,
+    attention: Annotated[str, typer.Option(help="Attention variant, see --list.")] = "softmax",
+    out: Annotated[Path | None, typer.Option(help="Run directory for model, checkpoints and tables.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Field of the configuration: lr=1e-3, model.n_layer=4, ... Can be repeated."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the weights and of the order of the data.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted training in --out.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show configurations and attention variants.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model, any attention variant, and watch its massive activations appear or not.
+
+    Several processes: accelerate launch -m massact train ...
+    """
+    options: dict[str, Any] = dict(_pair(text, "--set", "lr=1e-3") for text in sets or ())
+    given = {"variant": None if attention == "softmax" else attention, "steps": steps, "seed": seed}
+    options |= {name: value for name, value in given.items() if value is not None}
+    _quiet_libraries()
+    from massact.training import RECIPES, TrainConfig
+    from massact.training import train as run_train
+
+    if list_:
+        _list_trainings(RECIPES)
+        return
+    chosen = TrainConfig.of(config, **options)  # before minutes are spent on loading
+    if out is None:
+        raise UserError("A training needs a run directory.", do="Add --out DIR.")
+    with _progress(quiet or json) as progress:
+        last: dict[str, Any] = {}
+        done = run_train(
+            chosen, out, data, resume=resume, on_row=last.update,
+            progress=lambda stage, n, total: progress(stage, n, total, _loss_line(last) if stage == "train" else ""),
+        )  # fmt: skip
+    _print(done, json, quiet)
+    if not json and not quiet:
+        typer.echo(f"\nSaved in {out}: model/, tables, train.json. Look into it: massact scan {out / 'model'}")
+
+
+@app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     json: Json = False,
@@ -233,7 +284,11 @@ def show(
     from massact.records.explanation import open_explanation
     from massact.records.intervention import open_intervention
     from massact.records.results import open_run
+    from massact.records.training import open_training
 
+    if not (run / "run.json").exists() and (trained := open_training(run)) is not None:
+        _print(trained, json, quiet=False)
+        return
     result = open_run(run)
     later = {"explanation": open_explanation(run), "intervention": open_intervention(run)}
     added = {name: one for name, one in later.items() if one is not None}
@@ -252,19 +307,44 @@ def _print(result: Any, json: bool, quiet: bool) -> None:
 
     from massact.records.explanation import Explanation
     from massact.records.intervention import Intervention
+    from massact.records.training import Trained
     from massact.reports import show as show_result
-    from massact.reports import show_explanation, show_intervention, to_json
+    from massact.reports import show_explanation, show_intervention, show_training, to_json
 
     if json:
         typer.echo(to_json(result))
     elif not quiet:
-        shown = {Explanation: show_explanation, Intervention: show_intervention}.get(type(result), show_result)
-        shown(result, Console())
+        known = {Explanation: show_explanation, Intervention: show_intervention, Trained: show_training}
+        known.get(type(result), show_result)(result, Console())
 
 
 def _load_options(trust_remote_code: bool, allow_pickle: bool) -> dict[str, Any]:
     asked = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     return {name: True for name, on in asked.items() if on}
+
+
+def _list_trainings(recipes: Any) -> None:
+    """What can be trained."""
+    from massact.training import VARIANTS
+
+    for name, c in recipes.items():
+        typer.echo(f"{name}: {c.steps:,} steps of {c.tokens_per_step:,} {'images' if c.images else 'tokens'}")
+        for note in c.notes:
+            typer.echo(f"    {note}")
+    typer.echo("\nAttention variants:")
+    for name, variant in VARIANTS.items():
+        typer.echo(f"    {name}: {variant.formula} ({variant.source})")
+
+
+def _loss_line(row: dict[str, Any]) -> str:
+    return f"loss {row['loss']:.3f}" if row.get("loss") == row.get("loss") and "loss" in row else ""
+
+
+def _pair(text: str, option: str, example: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise UserError(f"{option} {text!r} is not name=value.", do=f"For example: {option} {example}")
+    return name.strip(), value
 
 
 def _threshold(text: str) -> tuple[str, float]:
@@ -300,7 +380,7 @@ def _check_out(out: Path, resume: bool) -> None:
 
 
 @contextmanager
-def _progress(off: bool) -> Iterator[Callable[[str, int, int], None]]:
+def _progress(off: bool) -> Iterator[Callable[..., None]]:
     """A progress bar on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -317,10 +397,10 @@ def _progress(off: bool) -> Iterator[Callable[[str, int, int], None]]:
     ) as bar:
         tasks: dict[str, Any] = {}
 
-        def update(stage: str, done: int, total: int) -> None:
+        def update(stage: str, done: int, total: int, note: str = "") -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
+            bar.update(tasks[stage], completed=done, total=total, description=f"{stage} {note}".rstrip())
 
         yield update
 
@@ -346,7 +426,7 @@ def main() -> None:
     except MassactError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("Interrupted. What a scan has finished is kept: go on with the same command and --resume.", 130)
+        _fail("Interrupted. What was finished is kept: go on with the same command and --resume.", 130)
     except usage_error as error:
         error.show()
         sys.exit(error.exit_code)

@@ -28,7 +28,9 @@ class TrainConfig:
         tokenizer: Hub id, local folder, or "embedded"; "" for images.
         biases: False holds the biases of all layers and norms at zero, as nanoGPT's bias=False.
         variant: name of an attention variant ("softmax": unchanged); variant_options: its options.
-        optimizer: "adamw", or a name of `massact.training.remedies`; optimizer_options: its options.
+        remedies: name of a remedy (norms) -> its options. tweo: weight of TWEO's penalty.
+        rescale_every: steps between two rescalings of the weights (TVR); 0: none.
+        optimizer: adamw, sgd or muon; optimizer_options: further fields of `OptimizerSettings`.
         seq_len: tokens of a window.
         batch: sequences of one forward pass on one device.
         accumulate: forward passes of a step, over all devices together: a step sees batch * accumulate sequences.
@@ -59,6 +61,9 @@ class TrainConfig:
     biases: bool = True
     variant: str = "softmax"
     variant_options: dict[str, Any] = field(default_factory=dict)
+    remedies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tweo: float = 0.0
+    rescale_every: int = 0
     optimizer: str = "adamw"
     optimizer_options: dict[str, Any] = field(default_factory=dict)
     seq_len: int = 128
@@ -207,7 +212,7 @@ def _check(c: TrainConfig) -> None:
         if getattr(c, name) < 1:
             raise UserError(f"{name}={getattr(c, name)} is too small.", do=f"Set {name} to 1 or more.")
     for name in ("lr", "min_lr", "warmup", "decay_steps", "weight_decay", "clip", "eval_every", "save_every",
-                 "monitor_every", "skip_first", "workers", "eps"):  # fmt: skip
+                 "monitor_every", "skip_first", "workers", "eps", "tweo", "rescale_every"):  # fmt: skip
         if not getattr(c, name) >= 0:
             raise UserError(f"{name}={getattr(c, name)} is negative.", do=f"Set {name} to 0 or more.")
     if not 0 < c.val_share < 1:
