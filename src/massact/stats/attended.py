@@ -136,11 +136,11 @@ class Attended:
         slot = self._slot_logit
         return None if slot is None else torch.sigmoid(slot - self.lse_HT)
 
-    def slot_update(self) -> Tensor | float:
-        """What the slot adds to the output, float32 (H, T, F); 0 where it adds nothing."""
+    def slot_update(self, rows: slice | Tensor = slice(None)) -> Tensor | float:
+        """What the slot adds to the output of some queries, float32 (H, R, F); 0 where it adds nothing."""
         if self.slot_HT is None or self.slot_value_HF is None:
             return 0.0
-        return self.slot_HT[..., None] * self.slot_value_HF.float()[:, None]
+        return self.slot_HT[:, rows, None] * self.slot_value_HF.float()[:, None]
 
     def probs(self, keys_C: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
         """Exact probabilities of chosen keys, float32 (H, R, C)."""

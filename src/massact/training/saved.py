@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,11 @@ from massact.records.errors import UserError, near
 from massact.training.applied import apply_variant
 from massact.training.changes import PREFIX, changeable, changes_of
 from massact.training.remedies import apply_remedy
+
+try:
+    from transformers.core_model_loading import revert_weight_conversion
+except ImportError:  # versions that save every architecture under its own names
+    revert_weight_conversion = None
 
 _CHANGES = {"apply_variant": apply_variant, "apply_remedy": apply_remedy}
 
@@ -93,7 +97,7 @@ def load_variant(model: nn.Module, path: str | os.PathLike[str] | None = None) -
 def _fill(model: nn.Module, path: str, word: str) -> None:
     """Put stored weights into the parameters and buffers whose name holds a word; none of them may be missing."""
     wanted = {name: t for name, t in model.state_dict(keep_vars=True).items() if word in name}
-    stored = _stored(path, wanted, getattr(model, "base_model_prefix", ""))
+    stored = _stored(path, _names_in_files(model, wanted), getattr(model, "base_model_prefix", ""))
     filled = {id(wanted[n]) for n in stored}  # tied weights have several names and are stored once
     missing = sorted(n for n, t in wanted.items() if id(t) not in filled)
     wrong = [n for n in stored if stored[n].shape != wanted[n].shape]
@@ -108,15 +112,22 @@ def _fill(model: nn.Module, path: str, word: str) -> None:
             wanted[name].copy_(value)
 
 
-def _stored(path: str, wanted: Container[str], prefix: str) -> dict[str, Tensor]:
-    """The wanted tensors of a checkpoint, under the names of the model (with or without its head)."""
+def _names_in_files(model: nn.Module, wanted: dict[str, Tensor]) -> dict[str, str]:
+    """Name in the files -> name in the model: transformers saves some architectures under their older names."""
+    if revert_weight_conversion is None:
+        return {name: name for name in wanted}
+    return {key: name for name, t in wanted.items() for key in revert_weight_conversion(model, {name: t})}
+
+
+def _stored(path: str, names: dict[str, str], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by their names in the model; the files may have them with or without a head."""
     found: dict[str, Tensor] = {}
     for file in _files(path):
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 (not a mapping)
                 for name in (key, key.removeprefix(f"{prefix}."), f"{prefix}.{key}"):
-                    if name in wanted:
-                        found[name] = tensors.get_tensor(key)
+                    if name in names:
+                        found[names[name]] = tensors.get_tensor(key)
     return found
 
 
