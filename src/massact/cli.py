@@ -286,8 +286,8 @@ def show(
     from massact.records.results import open_run
     from massact.records.training import open_training
 
-    if not (run / "run.json").exists() and (trained := open_training(run)) is not None:
-        _print(trained, json, quiet=False)
+    if os.path.isfile(run / "train.json") and not os.path.isfile(run / "run.json"):
+        _print(open_training(run), json, quiet=False)
         return
     result = open_run(run)
     later = {"explanation": open_explanation(run), "intervention": open_intervention(run)}
@@ -411,6 +411,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import massact.training  # noqa: F401 (so that models with an attention variant can be read)
 
 
 def main() -> None:
@@ -421,6 +422,8 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what no terminal can show
     try:
         status = app(standalone_mode=False)
+        if status == 130:  # how typer hands on Ctrl-C
+            raise KeyboardInterrupt
         sys.stdout.flush()
         sys.exit(status if isinstance(status, int) else 0)
     except MassactError as error:

@@ -1,8 +1,8 @@
 """A scan or an explanation, readable: sentences, terminal tables, JSON and figures.
 
 Takes a `ScanResult`, an `Explanation`, an `Intervention` or a `Trained`, fresh or read from a run directory. Gives
-sentences (`answer_in_words`, `story_in_words`, `effects_in_words`, `training_in_words`), tables in a terminal (`show`, ...), JSON (`to_json`) and the
-paper's figures (`draw`).
+sentences (`answer_in_words`, `story_in_words`, `effects_in_words`, `training_in_words`), tables in a terminal (`show`,
+...), JSON (`to_json`) and the paper's figures (`draw`).
 Knows how numbers and strange tokens are spelled, and what each figure of Sun 2024 looks like. Must not know torch,
 models, or how anything was measured; it measures nothing, and nothing that it writes is read back.
 """

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from massact.records.errors import UserError, check_options
+from massact.records.errors import UserError, check_options, near
 from massact.training.configs import TrainConfig
+
+
+# Options that every configuration of transformers takes, whether it lists them or not.
+_EVERY = ("num_labels", "initializer_range", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def tokenizer_of(config: TrainConfig) -> Any:
@@ -45,13 +49,14 @@ def build_model(config: TrainConfig) -> nn.Module:
     head = transformers.AutoModelForImageClassification if config.images else transformers.AutoModelForCausalLM
     try:
         made = known(config.architecture, **config.model)
-        unknown = sorted(set(config.model) - set(made.to_dict()) - set(type(made).attribute_map))
+        options = {*type(made)().to_dict(), *type(made).attribute_map, *_EVERY}
+        unknown = sorted(set(config.model) - options)
     except Exception as error:
         raise UserError(f"The model {config.architecture!r} cannot be configured.",
                         f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
                         "Check architecture and model.*; see massact train --list.") from error  # fmt: skip
     if unknown:
-        raise UserError(f"{config.architecture!r} has no option {unknown[0]!r}.", do="Leave it out of model.")
+        raise UserError(f"{config.architecture!r} has no option {unknown[0]!r}.", do=near(unknown[0], options))
     torch.manual_seed(config.seed)
     try:
         model = head.from_config(made, attn_implementation="sdpa")

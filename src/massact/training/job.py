@@ -28,7 +28,7 @@ from massact.models import weights_hash
 from massact.records.errors import MassactError, UserError, WorkError
 from massact.records.runinfo import git_state, versions
 from massact.records.sidecars import write_sidecar
-from massact.records.tables import frame
+from massact.records.tables import frame, leftovers
 from massact.records.training import Trained, TrainInfo, open_training
 from massact.training import checkpoints
 from massact.training.build import build_model, n_trained, tokenizer_of
@@ -199,6 +199,9 @@ class _Run:
         from massact.training.loop import MassactTrainer, Recorder
 
         config, root = self.config, self.out / "checkpoints"
+        if self.main and resume:
+            for left in [*leftovers(self.out), *leftovers(self.out / "data")]:  # of the process that was killed
+                left.unlink(missing_ok=True) if left.is_file() else shutil.rmtree(left, ignore_errors=True)
         if not config.images and tokenizer is None:
             tokenizer = tokenizer_of(config)
         read = self._pictures(data) if config.images else self._text(data, tokenizer, progress)
@@ -219,8 +222,15 @@ class _Run:
             watcher = MassiveActivationsCallback(
                 config.monitor_every, sequences=config.monitor_sequences, probe_batch=probe
             )
+        try:
+            arguments = self._arguments(root)
+        except UserError:
+            raise
+        except ValueError as error:  # for instance a GPU that has no bf16
+            raise UserError("The Trainer refuses this configuration.", str(error),
+                            "Set dtype=float32, or another option that it names.") from error  # fmt: skip
         self.trainer = MassactTrainer(
-            config, Recorder(config, progress, on_row), watcher, model=model, args=self._arguments(root),
+            config, Recorder(config, progress, on_row), watcher, model=model, args=arguments,
             train_dataset=read.train, eval_dataset=read.held, processing_class=tokenizer,
             data_collator=torch.utils.data.default_collate, callbacks=[*self._reporters(), *callbacks],
         )  # fmt: skip
@@ -311,6 +321,7 @@ class _Run:
         if c.accumulate % world:
             raise UserError(f"accumulate={c.accumulate} cannot be shared by {world} processes.",
                             do=f"Set accumulate to a multiple of {world}.")  # fmt: skip
+        cpu = c.device == "cpu" or not torch.accelerator.is_available()
         return TrainingArguments(
             output_dir=str(root), per_device_train_batch_size=c.batch, per_device_eval_batch_size=c.batch,
             gradient_accumulation_steps=c.accumulate // world, max_steps=c.steps, learning_rate=c.lr,
@@ -319,8 +330,8 @@ class _Run:
             save_strategy="steps" if c.save_every else "no", save_steps=c.save_every or c.steps,
             report_to=[r for r in c.report_to if r != "tensorboard"] or "none", disable_tqdm=True,
             logging_nan_inf_filter=False, dataloader_num_workers=c.workers, remove_unused_columns=False,
-            use_cpu=c.device == "cpu", train_sampling_strategy="sequential", prediction_loss_only=True,
-            label_names=["labels"], dataloader_pin_memory=torch.cuda.is_available() and c.device != "cpu",
+            use_cpu=cpu, train_sampling_strategy="sequential", prediction_loss_only=True,
+            label_names=["labels"], dataloader_pin_memory=not cpu and torch.cuda.is_available(),
         )  # fmt: skip
 
     def _reporters(self) -> list[Any]:

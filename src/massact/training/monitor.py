@@ -137,6 +137,7 @@ class Monitor:
         self._read(understood(unwrapped(model), self.notes))
         self._sums: dict[tuple[int, bool], Tensor] = {}
         self._open: ExitStack | None = None
+        self._again: Callable[[], object] = lambda: None
         self._batch, self._asked, self._grad = 0, False, True
 
     def _read(self, model: Model) -> None:
@@ -203,11 +204,13 @@ class Monitor:
         with ExitStack() as stack:
             heads = stack.enter_context(attending(root, calls))
             state = stack.enter_context(tapped(root, taps))
-            heads.begin()
-            state.begin()
+            self._again = lambda: (heads.begin(), state.begin())
+            self._again()
             self._open = stack.pop_all()
 
     def _see_hidden(self, row: int, h_BTD: Tensor) -> None:
+        if torch.is_grad_enabled() is not self._grad or row == self.places[0][0]:
+            self._again()  # taps count the calls of a module: an evaluation in between must not count
         if (row, False) in self._sums or torch.is_grad_enabled() is not self._grad:
             return
         with torch._C.DisableTorchFunction(), torch.no_grad():
