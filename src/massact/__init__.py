@@ -9,6 +9,7 @@ result.findings
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 # Public name -> the room it comes from. Imported on first use, so that `massact --help` needs no torch.
@@ -29,8 +30,20 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
-        return getattr(importlib.import_module(f"massact.{_ROOMS[name]}"), name)
+        found = getattr(importlib.import_module(f"massact.{_ROOMS[name]}"), name)
+        _connect()
+        return found
     raise AttributeError(f"module 'massact' has no attribute {name!r}")
+
+
+def _connect() -> None:
+    """Let `models/` read checkpoints with an attention variant: `training/` does it, which `models/` must not know."""
+    if "massact.models" in sys.modules:
+        importlib.import_module("massact.models.readers").read_changed_with(_read_changed)
+
+
+def _read_changed(*given: Any) -> Any:
+    return importlib.import_module("massact.training.saved").read_changed(*given)
 
 
 def __dir__() -> list[str]:

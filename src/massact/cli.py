@@ -92,7 +92,7 @@ def scan(
     if resume and out is None:
         raise UserError("--resume needs the run directory.", do="Add --out DIR.")
     _quiet_libraries()
-    from massact.models import load
+    from massact import load  # connects training, which reads checkpoints with an attention variant
     from massact.reports import draw
     from massact.scans import criterion as criterion_named
     from massact.scans import scan as run_scan

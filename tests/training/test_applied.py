@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 import massact as ma
-from massact.models import example_inputs, random_twin, with_attention
+from massact.models import example_inputs, load, random_twin, with_attention
 from massact.records.errors import UserError
 from massact.training.applied import apply_variant
 from massact.training.attend import Call
@@ -143,15 +145,24 @@ def test_a_folder_is_opened_by_load(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     opened = ma.load(str(tmp_path))
     assert torch.equal(outputs(opened.module), outputs(model))
+    # In a process that has seen nothing of training/, by the library and by the command line.
+    folder = str(tmp_path)
+    code = (
+        f"import massact as ma; assert [n for n in ma.load({folder!r}).module.state_dict() if 'massact_k' in n]",
+        f"import massact.cli as c, sys; sys.argv = ['massact', 'scan', {folder!r}, '--corpus', '?']; c.main()",
+    )
+    done = [subprocess.run([sys.executable, "-c", c], capture_output=True, text=True) for c in code]
+    assert done[0].returncode == 0, done[0].stderr
+    assert done[1].returncode == 2 and "attention variant" not in done[1].stderr, done[1].stderr  # only the corpus
 
 
-def test_without_training_a_changed_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from massact.models import pretrained
+def test_without_training_a_changed_folder_is_refused(tmp_path: Path) -> None:
+    from massact.models import readers
 
     changed("llama", "kv-bias").save_pretrained(tmp_path)
-    monkeypatch.setattr(pretrained, "_READERS", [])
-    with pytest.raises(UserError, match="import massact.training"):
-        ma.load(str(tmp_path))
+    readers.READERS.clear()
+    with pytest.raises(UserError, match="massact.training.from_pretrained"):
+        load(str(tmp_path))
 
 
 def test_missing_weights_and_nothing_to_load_are_refused(tmp_path: Path) -> None:
@@ -209,6 +220,19 @@ def test_a_captured_graph_gives_the_same(name: str) -> None:
     ids = tokens()
     one = model(ids, use_cache=False).logits
     torch.testing.assert_close(captured(ids, use_cache=False).logits, one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_mixed_precision_is_near_full_precision(family: str, name: str) -> None:
+    """Under autocast queries may be float32 and values bfloat16: rotary embeddings are float32."""
+    model, ids = changed(family, name), tokens()
+    exact = model(ids, use_cache=False).logits.detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(ids, labels=ids, use_cache=False)
+    out.loss.backward()
+    assert float((out.logits.detach() - exact).abs().max()) < 0.05 * float(exact.abs().max())
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
 def test_dropout_in_training() -> None:

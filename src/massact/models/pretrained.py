@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import transformers
 from huggingface_hub import errors as hub_errors
 from torch import nn
 
+from massact.models.readers import READERS
 from massact.records.errors import UserError
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf")
@@ -76,24 +77,15 @@ def read_module(spec: str, config: Any, dtype: torch.dtype | str, options: dict[
     return module
 
 
-Reader = Callable[[str, Any, Any, dict[str, Any]], nn.Module]  # as `read_module`
-_READERS: list[Reader] = []
-
-
-def read_changed_with(reader: Reader) -> None:
-    """Say who reads a model whose config.json tells of changes (attention variants, other norms); see `read_module`."""
-    _READERS[:] = [reader]
-
-
 def _changed(spec: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
-    if not _READERS:
+    if not READERS:
         raise UserError(
             f"{spec!r} was trained with an attention variant or another change of its architecture: its config.json "
             "says so (massact).",
             "Read as the plain architecture it would be another model.",
-            "import massact.training first, or give the model: load(massact.training.from_pretrained(...)).",
+            "Use massact.load or the command line, or give the model: load(massact.training.from_pretrained(...)).",
         )
-    return _READERS[0](spec, config, dtype, options)
+    return READERS[0](spec, config, dtype, options)
 
 
 @contextmanager

@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from massact.models.pretrained import read_changed_with, read_module
-
 # Name -> the file it comes from. Imported on first use: transformers is slow to import, and not everything needs it.
 _FILES = {
     "RECIPES": "configs", "TrainConfig": "configs",
@@ -20,7 +18,8 @@ _FILES = {
     "Alarm": "monitor", "Monitor": "monitor", "dynamics_of": "monitor",
     "MassiveActivationsCallback": "callback",
     "train": "job",
-    "VARIANTS": "variants", "apply_variant": "applied", "apply_remedy": "remedies", "from_pretrained": "saved",
+    "VARIANTS": "variants", "apply_variant": "applied", "apply_remedy": "remedies", "REMEDIES": "remedies",
+    "from_pretrained": "saved", "load_variant": "saved",
 }  # fmt: skip
 
 __all__ = list(_FILES)
@@ -30,13 +29,3 @@ def __getattr__(name: str) -> Any:
     if name in _FILES:
         return getattr(importlib.import_module(f"massact.training.{_FILES[name]}"), name)
     raise AttributeError(f"module 'massact.training' has no attribute {name!r}")
-
-
-def _read_changed(spec: str, config: Any, dtype: Any, options: dict[str, Any]) -> Any:
-    """A model with an attention variant, for `massact.load`."""
-    from massact.training.saved import load_variant
-
-    return load_variant(read_module(spec, config, dtype, options), spec)
-
-
-read_changed_with(_read_changed)

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from massact.models.pretrained import model_class, read_changed_with, read_module
+from massact.models.pretrained import model_class, read_module
+from massact.models.readers import read_changed_with
 from massact.records.errors import UserError, near
 from massact.training.applied import apply_variant
 from massact.training.changes import PREFIX, changeable, changes_of
@@ -43,11 +44,12 @@ def from_pretrained(path: str | os.PathLike[str], dtype: torch.dtype | str = "au
     """
     known = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir")}
     config = transformers.AutoConfig.from_pretrained(path, **known)
-    read = _read_changed if getattr(config, "massact", None) else read_module
+    read = read_changed if getattr(config, "massact", None) else read_module
     return read(os.fspath(path), config, dtype, options)
 
 
-def _read_changed(spec: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
+def read_changed(spec: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
+    """As `massact.models.pretrained.read_module`, for a configuration that tells of changes."""
     if all(change.get("change") == apply_variant.__name__ for change in config.massact["changes"]):
         return load_variant(read_module(spec, config, dtype, options), spec)
     # Other norms have other names in the files, which the plain architecture would not find.
@@ -57,7 +59,7 @@ def _read_changed(spec: str, config: Any, dtype: torch.dtype | str, options: dic
     return load_variant(model.to(wanted).eval(), spec)
 
 
-read_changed_with(_read_changed)
+read_changed_with(read_changed)
 
 
 def load_variant(model: nn.Module, path: str | os.PathLike[str] | None = None) -> nn.Module:

@@ -94,11 +94,19 @@ def slotted(
         fused kernel does not give it (dropout, E != F, another device than a CPU).
     """
     slot_BHT = slot_BHT.expand(q_BHTE.shape[:3])
+    q_BHTE, k_BKSE, v_BKSF = _alike(q_BHTE, k_BKSE, v_BKSF)
     added = additive(mask, q_BHTE.dtype)
     learned_mask = added is not None and added.requires_grad
     if dropout or learned_mask or q_BHTE.device.type != "cpu" or q_BHTE.shape[-1] != v_BKSF.shape[-1]:
         return with_column(q_BHTE, k_BKSE, v_BKSF, slot_BHT, value_HF, added, causal, scale, dropout), None
     return _Slotted.apply(q_BHTE, k_BKSE, v_BKSF, slot_BHT, value_HF, added, causal, scale)
+
+
+def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In one dtype: under autocast its own, as `F.scaled_dot_product_attention` does (rotary makes float32 queries)."""
+    device = tensors[0].device.type
+    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensors[0].dtype
+    return tuple(x.to(kind) for x in tensors)
 
 
 def with_column(

@@ -98,7 +98,8 @@ _ALL = (
     ),
     Variant(
         "clipped-softmax", "Bondarenko et al. 2023 (arXiv 2306.12929)",
-        "clip((zeta - gamma) softmax(z) + gamma, 0, 1) v", "any", a.clipped_softmax, options={"gamma": -0.03, "zeta": 1.0}, check=_clip,
+        "clip((zeta - gamma) softmax(z) + gamma, 0, 1) v", "any", a.clipped_softmax,
+        options={"gamma": -0.03, "zeta": 1.0}, check=_clip,
         note="-0.03 is the paper's for BERT; for a decoder it takes -alpha / (training length), alpha 2 to 4",
     ),
     Variant(
