@@ -184,6 +184,21 @@ def test_the_fused_slot_is_the_slot_as_a_column(kind: str, valued: bool) -> None
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("reduce", ["sum", "some"])
+def test_gradients_of_any_layout_at_a_real_width(reduce: str) -> None:
+    """Heads of 64 in the layout of the models, and output gradients that are expanded or full of zeros."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 70, 4, 64, generator=g).transpose(1, 2).requires_grad_() for _ in range(3))
+    slot, value = torch.randn(2, 4, 70, generator=g).requires_grad_(), torch.randn(4, 64, generator=g).requires_grad_()
+    inputs = (q, k, v, slot, value)
+    found = []
+    for out in (slotted(*inputs, None, True, 0.125)[0], with_column(*inputs, None, True, 0.125)):
+        whole = out.sum() if reduce == "sum" else out[:, :, ::2].square().sum()
+        found.append(torch.autograd.grad(whole, inputs))
+    for a, b in zip(*found, strict=True):
+        assert float((a - b).abs().max() / b.abs().max()) < 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_slot_in_less_precision(dtype: torch.dtype) -> None:
     call, slot, value = call_of("causal"), drawn(B, H, T, seed=20), drawn(H, E, seed=21)
