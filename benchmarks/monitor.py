@@ -76,8 +76,9 @@ def main() -> None:
     print(f"{machine(a.device)}; {a.batch} x {a.tokens} tokens a step, {a.dtype}, a look every {a.every} steps")
     for shape in a.shape:
         r = measure_cost(shape, a.batch, a.tokens, a.device, a.dtype, a.pairs, a.sequences)
-        print(f"{shape}: step {r['plain_s']:.3f} s; watched / plain {r['ratio']:.3f} ({r['least']:.3f} to "
-              f"{r['most']:.3f}); cost at N = {a.every}: {100 * (r['ratio'] - 1) / a.every:.3f} % of the training")  # fmt: skip
+        span = f"{r['ratio']:.3f} ({r['least']:.3f} to {r['most']:.3f})"
+        cost = 100 * (r["ratio"] - 1) / a.every
+        print(f"{shape}: step {r['plain_s']:.3f} s; watched / plain {span}; at N = {a.every}: {cost:.3f} % of a training")
 
 
 if __name__ == "__main__":

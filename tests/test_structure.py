@@ -133,7 +133,8 @@ def test_public_functions_have_docstrings() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([verb, "--help"] for verb in ("scan", "explain", "intervene", "train", "show")), ["show", "nowhere"]],
+    [["--help"], *([verb, "--help"] for verb in ("scan", "explain", "intervene", "train", "show")),
+     ["show", "nowhere"]],  # fmt: skip
 )
 def test_help_and_show_import_no_torch(arguments: list[str]) -> None:
     code = (

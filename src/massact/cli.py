@@ -264,6 +264,8 @@ def train(
     chosen = TrainConfig.of(config, **options)  # before minutes are spent on loading
     if out is None:
         raise UserError("A training needs a run directory.", do="Add --out DIR.")
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        json, quiet = False, True
     with _progress(quiet or json) as progress:
         last: dict[str, Any] = {}
         done = run_train(

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -313,3 +315,23 @@ def test_accumulate_is_shared_by_the_processes(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="cannot be shared by 3"):
         train(small(), tmp_path / "run")
+
+
+def test_two_processes_train_what_one_does(whole: Trained, tmp_path: Path) -> None:
+    """Gradients, statistics of the monitor and checkpoints over two ranks (gloo), started as torchrun does."""
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from massact.training import train\nfrom tests.training.small import small\n"
+        f"train(small(device='cpu', batch=2, accumulate=2), {str(tmp_path / 'run')!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--no-python",
+         sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = open_training(tmp_path / "run")
+    assert both is not None and both.info.status == "ok"
+    np.testing.assert_allclose(both.training["loss"], whole.training["loss"], rtol=1e-5)
+    np.testing.assert_allclose(both.monitor["ratio"], whole.monitor["ratio"], rtol=1e-4)
+    assert set(both.monitor["n_sequences"]) == {4}  # two of each rank, added once
+    assert checkpoints.damage(checkpoints.listed(tmp_path / "run" / "checkpoints")[0]) == ""

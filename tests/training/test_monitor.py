@@ -175,11 +175,15 @@ def test_dropout_and_random_state_are_left_alone() -> None:
     assert losses(True) == losses(False)
 
 
-def test_gradients_are_bit_identical_under_the_monitor() -> None:
+@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_gradients_are_bit_identical_under_the_monitor(make: Any, bf16: bool) -> None:
     def gradients(watch: bool) -> list[torch.Tensor]:
-        model = gpt2()
-        with Monitor(model, every=1) if watch else torch.enable_grad():
-            model(input_ids=ids(), labels=ids()).loss.backward()
+        model = make()
+        looked = Monitor(model, every=1) if watch else torch.enable_grad()
+        with looked, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(input_ids=ids(), labels=ids()).loss
+        loss.backward()
         return [p.grad for p in model.parameters()]
 
     assert all(torch.equal(a, b) for a, b in zip(gradients(True), gradients(False), strict=True))

@@ -148,8 +148,9 @@ class _Taps(TorchFunctionMode):
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         mask = _additive(attn_mask, query.dtype)
         given, grouped = None, key.ndim == 4 and key.shape[1] != query.shape[1]
-        if query.ndim == 4 and dropout_p == 0.0 and query.device.type == "cpu" and (enable_gqa or not grouped):
-            # On a CPU this is the kernel that SDPA itself chooses.
+        on_cpu = query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if query.ndim == 4 and dropout_p == 0.0 and on_cpu and (enable_gqa or not grouped):
+            # On a CPU this is the kernel that SDPA itself chooses. (Autocast casts what SDPA is given, not this.)
             given = fused_attention(query, key, value, mask, is_causal, factor)
         lse = None
         if given is None:
@@ -157,7 +158,8 @@ class _Taps(TorchFunctionMode):
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
             if query.ndim == 4:
-                second = fused_attention(query, key, key, mask, is_causal, factor)
+                with torch.no_grad():
+                    second = fused_attention(query, key, key, mask, is_causal, factor)
                 lse = None if second is None else second[1]
         else:
             out, lse = given

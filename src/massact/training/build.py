@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from massact.records.errors import UserError, check_options, near
 from massact.training.configs import TrainConfig
 
-
 # Options that every configuration of transformers takes, whether it lists them or not.
 _EVERY = ("num_labels", "initializer_range", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
 

@@ -331,7 +331,8 @@ class _Run:
             report_to=[r for r in c.report_to if r != "tensorboard"] or "none", disable_tqdm=True,
             logging_nan_inf_filter=False, dataloader_num_workers=c.workers, remove_unused_columns=False,
             use_cpu=cpu, train_sampling_strategy="sequential", prediction_loss_only=True,
-            label_names=["labels"], dataloader_pin_memory=not cpu and torch.cuda.is_available(),
+            label_names=["labels"], ddp_find_unused_parameters=False,
+            dataloader_pin_memory=not cpu and torch.cuda.is_available(),
         )  # fmt: skip
 
     def _reporters(self) -> list[Any]:
