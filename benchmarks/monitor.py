@@ -78,7 +78,7 @@ def main() -> None:
         r = measure_cost(shape, a.batch, a.tokens, a.device, a.dtype, a.pairs, a.sequences)
         span = f"{r['ratio']:.3f} ({r['least']:.3f} to {r['most']:.3f})"
         cost = 100 * (r["ratio"] - 1) / a.every
-        print(f"{shape}: step {r['plain_s']:.3f} s; watched / plain {span}; at N = {a.every}: {cost:.3f} % of a training")
+        print(f"{shape}: step {r['plain_s']:.3f} s; watched / plain {span}; at N = {a.every}: {cost:.3f} %")
 
 
 if __name__ == "__main__":
