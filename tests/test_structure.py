@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "explanations": {"records", "corpora", "stats", "trace", "models", "scans"},
     "interventions": {"records", "corpora", "stats", "trace", "models", "scans"},
     "classics": {"records", "corpora", "stats", "trace", "models", "scans", "explanations", "interventions"},
+    "training": {"records", "corpora", "stats", "trace", "models"},
     "reports": {"records"},
 }
 NO_TORCH = {"records", "reports"}
@@ -130,7 +131,7 @@ def test_public_functions_have_docstrings() -> None:
                 assert ast.get_docstring(node) or node.name in ("Rule",), f"{path}: {node.name} has no docstring"
 
 
-VERBS = ("scan", "explain", "intervene", "classics", "show")
+VERBS = ("scan", "explain", "intervene", "classics", "train", "show")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS), ["show", "nowhere"]])

@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from massact.records.readers import read_changed_with
+
 # Public name -> the room it comes from. Imported on first use, so that `massact --help` needs no torch.
 _ROOMS = {
     "load": "models", "Model": "models",
@@ -31,6 +33,14 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return getattr(importlib.import_module(f"massact.{_ROOMS[name]}"), name)
     raise AttributeError(f"module 'massact' has no attribute {name!r}")
+
+
+def _read_changed(*given: Any) -> Any:
+    """`models/` loads checkpoints with an attention variant; `training/`, of which it must not know, reads them."""
+    return importlib.import_module("massact.training.saved").read_changed(*given)
+
+
+read_changed_with(_read_changed)
 
 
 def __dir__() -> list[str]:

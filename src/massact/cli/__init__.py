@@ -12,6 +12,7 @@ from massact.cli.explain import explain
 from massact.cli.intervene import intervene
 from massact.cli.scan import scan
 from massact.cli.show import show
+from massact.cli.train import train
 from massact.records.errors import MassactError
 
 app = typer.Typer(
@@ -29,7 +30,7 @@ def _root() -> None:
     """Find, explain, remove and train away massive activations in transformers."""
 
 
-for _verb in (scan, explain, intervene, classics, show):
+for _verb in (scan, explain, intervene, classics, train, show):
     app.command()(_verb)
 
 
@@ -41,12 +42,14 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what no terminal can show
     try:
         status = app(standalone_mode=False)
+        if status == 130:  # how typer hands on Ctrl-C
+            raise KeyboardInterrupt
         sys.stdout.flush()
         sys.exit(status if isinstance(status, int) else 0)
     except MassactError as error:
         _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("Interrupted. What a scan has finished is kept: go on with the same command and --resume.", 130)
+        _fail("Interrupted. What was finished is kept: go on with the same command and --resume.", 130)
     except usage_error as error:
         error.show()
         sys.exit(error.exit_code)

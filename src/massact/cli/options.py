@@ -38,21 +38,30 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
     from massact.records.classics import Classics
     from massact.records.explanation import Explanation
     from massact.records.intervention import Intervention
+    from massact.records.training import Trained
     from massact.reports import show as show_result
-    from massact.reports import show_classics, show_explanation, show_intervention, to_json
+    from massact.reports import show_classics, show_explanation, show_intervention, show_training, to_json
 
     if json:
         typer.echo(to_json(result))
     elif not quiet:
-        known = {Explanation: show_explanation, Intervention: show_intervention, Classics: show_classics}
-        shown = known.get(type(result), show_result)
-        shown(result, Console())
+        known = {Explanation: show_explanation, Intervention: show_intervention, Classics: show_classics,
+                 Trained: show_training}  # fmt: skip
+        known.get(type(result), show_result)(result, Console())
 
 
 def load_options_of(trust_remote_code: bool, allow_pickle: bool) -> dict[str, Any]:
     """The options of `load` that were asked for."""
     asked = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     return {name: True for name, on in asked.items() if on}
+
+
+def pair_of(text: str, option: str, example: str) -> tuple[str, str]:
+    """Name and value of an option name=value."""
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise UserError(f"{option} {text!r} is not name=value.", do=f"For example: {option} {example}")
+    return name.strip(), value
 
 
 def threshold_of(text: str) -> tuple[str, float]:
@@ -100,7 +109,7 @@ def check_out(out: Path, resume: bool) -> None:
 
 
 @contextmanager
-def progress_bar(off: bool) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bar(off: bool) -> Iterator[Callable[..., None]]:
     """A progress bar on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -117,10 +126,10 @@ def progress_bar(off: bool) -> Iterator[Callable[[str, int, int], None]]:
     ) as bar:
         tasks: dict[str, Any] = {}
 
-        def update(stage: str, done: int, total: int) -> None:
+        def update(stage: str, done: int, total: int, note: str = "") -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
+            bar.update(tasks[stage], completed=done, total=total, description=f"{stage} {note}".rstrip())
 
         yield update
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,11 @@ def show(
     from massact.records.explanation import open_explanation
     from massact.records.intervention import open_intervention
     from massact.records.results import open_run
+    from massact.records.training import open_training
 
+    if os.path.isfile(run / "train.json") and not os.path.isfile(run / "run.json"):
+        printed(open_training(run), json, quiet=False)
+        return
     result = open_run(run)
     later = {
         "explanation": open_explanation(run), "intervention": open_intervention(run), "classics": open_classics(run)

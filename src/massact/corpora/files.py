@@ -49,7 +49,7 @@ def read_path(path: Path, text_column: str | None = None) -> list[str]:
     """
     if not path.exists():
         raise _missing(path)
-    files = _text_files(path) if path.is_dir() else [path]
+    files = text_files(path) if path.is_dir() else [path]
     if text_column is not None and not any(_is_jsonl(file) for file in files):
         raise UserError(
             f"The text column {text_column!r} was asked for.",
@@ -108,7 +108,12 @@ def _is_jsonl(file: Path) -> bool:
     return file.suffix.lower() in JSONL_SUFFIXES
 
 
-def _text_files(folder: Path) -> list[Path]:
+def text_files(folder: Path) -> list[Path]:
+    """Every text, Markdown and JSONL file below a folder, in the order of their names.
+
+    Raises:
+        UserError: there is none.
+    """
     inside = [file for file in folder.rglob("*") if file.is_file()]
     # Hidden files and folders (.git, .DS_Store) are not part of anybody's corpus.
     shown = [f for f in inside if not any(part.startswith(".") for part in f.relative_to(folder).parts)]

@@ -84,6 +84,24 @@ def read_dataset(name: str, split: str | None, text_column: str | None) -> tuple
     return documents, source
 
 
+def read_rows(name: str, split: str, text_column: str | None) -> Iterator[str]:
+    """Stream every document of a split of a data set, for training.
+
+    Args:
+        name: id on the Hub, or 'id:configuration'.
+        split: which split.
+        text_column: which column; 'text', or the only one that holds strings, if None.
+
+    Raises:
+        UserError: the extra is missing, no network, no such data set, split or column.
+    """
+    dataset, _, config = name.partition(":")
+    column = text_column
+    for row in _guarded(_load(dataset, {"name": config or None, "split": split, "streaming": True}), dataset):
+        column = column or _text_column(row, dataset)
+        yield _text(row, column, dataset)
+
+
 def _draw(total: int, preset: Preset, seed: int) -> list[int]:
     # RandomState(s).choice is the official code's np.random.seed(s); np.random.choice, without global state.
     random = np.random.RandomState(preset.random_seed + seed)

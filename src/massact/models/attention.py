@@ -35,9 +35,9 @@ class _Event:
 def with_attention(model: Model) -> Model:
     """The same model with the place of every attention call in its anatomy, each proved on a short input.
 
-    For every call the probabilities are written out from what was seen (queries, keys, scale, mask, cap, sink), and
-    P V must be the output of the model's own kernel, to the rounding of its dtype. Where it is not, or where no
-    call is seen, the site is unavailable, with the reason.
+    For every call the probabilities are written out from what was seen (queries, keys, scale, mask, cap, extra
+    slot), and P V with what the slot adds must be the output of the model's own kernel, to the rounding of its dtype.
+    Where it is not, or where no call is seen, the site is unavailable, with the reason.
 
     Raises:
         ProofError: the model's outputs change while its attention is watched.
@@ -164,7 +164,7 @@ def _place(event: _Event) -> AttentionPlace | str:
             f"its output is not softmax(scale q.k + mask) v as massact reads it (off by {error:.2g} of the output, "
             f"allowed {tolerance:.1g})"
         )
-    if call.sink_H is None and abs(row_sum - 1) > tolerance:
+    if not call.has_slot and abs(row_sum - 1) > tolerance:
         return f"its rows sum to {row_sum:.3g}: it is not normalised over the keys"
     return replace(guess, forward=forward, binary=binary, error=error, row_sum=row_sum)
 
@@ -177,7 +177,8 @@ def _off(a: Attended, p_HTS: Tensor) -> float:
         return float("inf")  # a softmax over features (linear attention): its columns are no keys
     every = torch.arange(a.v_KSF.shape[1], device=a.device)
     out = a.out_HTF.float()
-    return float((torch.matmul(p_HTS, a.values(every)) - out).abs().max() / out.abs().max().clamp(min=1e-30))
+    written = torch.matmul(p_HTS, a.values(every)) + a.slot_update()
+    return float((written - out).abs().max() / out.abs().max().clamp(min=1e-30))
 
 
 def projection_of(model: Model, place: AttentionPlace) -> Callable[[Tensor], Tensor] | None:

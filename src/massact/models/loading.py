@@ -363,5 +363,8 @@ def random_twin(model: Model, seed: int = 0) -> Model | str:
         return "the model is not from transformers, so it does not say how it is initialised"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        twin = type(model.module)(copy.deepcopy(config)).to(model.device, model.dtype).eval()
+        twin = type(model.module)(copy.deepcopy(config))
+        for change in getattr(model.module, "massact_changes", ()):  # attention variants and other changes by training
+            twin = change(twin)
+        twin = twin.to(model.device, model.dtype).eval()
     return replace(model, module=twin, name=f"random twin of {model.name}", revision=None)

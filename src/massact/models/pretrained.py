@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from huggingface_hub import errors as hub_errors
 from torch import nn
 
 from massact.records.errors import UserError
+from massact.records.readers import READERS
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf")
 
@@ -46,15 +47,55 @@ def read_pretrained(
     common = {"revision": revision, **options} if revision else dict(options)
     try:
         config = transformers.AutoConfig.from_pretrained(spec, **common)
-        cls = _model_class(config)
-        with _without_bars():
-            module, report = cls.from_pretrained(
-                spec, config=config, dtype=dtype, use_safetensors=not allow_pickle, output_loading_info=True, **common
-            )
     except Exception as error:
         raise _explained(spec, error, looks_local) from error
+    read = _changed if getattr(config, "massact", None) else read_module
+    return read(spec, config, dtype, common | {"use_safetensors": not allow_pickle}), _tokenizer(spec, config, common)
+
+
+def read_module(spec: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
+    """Read a model of the class that it was saved from.
+
+    Args:
+        spec: path of a folder, or a Hub id.
+        config: its configuration.
+        dtype: of the weights, or "auto" for the stored one.
+        options: for `from_pretrained`.
+
+    Raises:
+        UserError: it cannot be read, or weights are missing.
+    """
+    cls = model_class(config)
+    # A changed model has weights that the plain architecture does not know: no warning about what is filled in later.
+    quiet = _without_warnings() if getattr(config, "massact", None) else nullcontext()
+    try:
+        with _without_bars(), quiet:
+            module, report = cls.from_pretrained(spec, config=config, dtype=dtype, output_loading_info=True, **options)
+    except Exception as error:
+        raise _explained(spec, error, Path(spec).exists()) from error
     _check_report(spec, report)
-    return module, _tokenizer(spec, config, common)
+    return module
+
+
+def _changed(spec: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
+    if not READERS:
+        raise UserError(
+            f"{spec!r} was trained with an attention variant or another change of its architecture: its config.json "
+            "says so (massact).",
+            "Read as the plain architecture it would be another model.",
+            "Use massact.load or the command line, or give the model: load(massact.training.from_pretrained(...)).",
+        )
+    return READERS[0](spec, config, dtype, options)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)
 
 
 @contextmanager
@@ -101,7 +142,7 @@ def _check_folder(path: Path, allow_pickle: bool) -> None:
         )
 
 
-def _model_class(config: Any) -> Any:
+def model_class(config: Any) -> Any:
     """The class that the checkpoint was saved from, else the bare model of its type."""
     for name in getattr(config, "architectures", None) or ():
         if hasattr(transformers, name):

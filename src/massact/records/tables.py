@@ -267,6 +267,37 @@ TABLES |= {
 }  # fmt: skip
 
 
+# What a training records.
+TABLES |= {
+    "training": {
+        "step": ("int64", "optimizer steps done"),
+        "tokens": ("int64", "tokens seen (of image models: images)"),
+        "loss": ("float64", "cross-entropy in nats, mean over the steps since the row before; NaN: evaluation only"),
+        "eval_loss": ("float64", "cross-entropy in nats on the held-out part; NaN where it was not evaluated"),
+        "lr": ("float64", "learning rate of the step"),
+        "grad_norm": ("float64", "norm of the gradient of the step, before it is clipped"),
+        "step_s": ("float64", "seconds of a step, mean over the steps since the row before; waits included"),
+    },
+    "monitor": {
+        "step": ("int64", "optimizer step, from 1, whose first forward pass was looked at"),
+        "stack": ("string", "name of the stack of blocks; empty for a model with one"),
+        "layer": ("int64", "1..L after block l; 0 the embedding output"),
+        "top1": ("float64", "greatest |h|, mean over sequences"),
+        "top2": ("float64", "second greatest |h|, mean over sequences"),
+        "top3": ("float64", "third greatest |h|, mean over sequences"),
+        "median": ("float64", "median |h| of a sequence's hidden state, mean over sequences"),
+        "ratio": ("float64", "top1 / median of each sequence, mean over sequences"),
+        "at_first": ("float64", "share of sequences whose top1 sits at position 0"),
+        "massive": ("float64", "share of sequences with |h| > 100 and |h| >= 1000 x median (sun2024)"),
+        "warned": ("float64", "share of sequences that meet the earlier warning"),
+        "sink_mass": ("float64", "attention on position 0 of the queries behind it, mean over heads; NaN: not seen"),
+        "value_drain": ("float64", "norm of the value of position 0 over the mean norm of the others; NaN: not seen"),
+        "nonfinite": ("int64", "count of NaN and Inf values"),
+        "n_sequences": ("int64", "sequences that were looked at, over all ranks"),
+    },
+}  # fmt: skip
+
+
 def frame(table: str, rows: pd.DataFrame | dict[str, object] | list[dict[str, object]] | None = None) -> pd.DataFrame:
     """A data frame with exactly the declared columns and types, empty when there are no rows."""
     columns = TABLES[table]

@@ -1,8 +1,8 @@
 """A scan or an explanation, readable: sentences, terminal tables, JSON and figures.
 
-Takes a `ScanResult`, an `Explanation`, an `Intervention` or `Classics`, fresh or read from a run directory. Gives
-sentences (`answer_in_words`, `story_in_words`, `effects_in_words`, `classics_in_words`), tables in a terminal (`show`,
-...), JSON (`to_json`) and the paper's figures (`draw`).
+Takes a `ScanResult`, an `Explanation`, an `Intervention`, `Classics` or a `Trained`, fresh or of a run directory. Gives
+sentences (`answer_in_words`, `story_in_words`, ..., `training_in_words`), tables in a terminal (`show`, ...), JSON
+(`to_json`) and the paper's figures (`draw`).
 Knows how numbers and strange tokens are spelled, and what each figure of Sun 2024 looks like. Must not know torch,
 models, or how anything was measured; it measures nothing, and nothing that it writes is read back.
 """
@@ -12,6 +12,7 @@ from massact.reports.effects import effects_in_words, verdict
 from massact.reports.figures import draw
 from massact.reports.story import story_in_words
 from massact.reports.terminal import show, show_classics, show_explanation, show_intervention, to_json
+from massact.reports.training import show_training, training_in_words
 from massact.reports.words import answer_in_words
 
 __all__ = [
@@ -23,7 +24,9 @@ __all__ = [
     "show_classics",
     "show_explanation",
     "show_intervention",
+    "show_training",
     "story_in_words",
     "to_json",
+    "training_in_words",
     "verdict",
 ]

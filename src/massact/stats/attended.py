@@ -1,7 +1,8 @@
 """One attention call of one sequence, and the log-sum-exp algebra: everything without a T x T matrix.
 
-With s the logits, lse the log-sum-exp of a row over its keys and b the logit of a learned sink (if there is one):
-    norm = log(exp(lse) + exp(b)),  p = exp(s - norm),  mass of the sink = sigmoid(b - lse)
+With s the logits, lse the log-sum-exp of a row over its keys and b the logit of a slot that is no key (if there is
+one: a learned sink, a KV bias, softmax-off-by-one), one number for a head or one for each query:
+    norm = log(exp(lse) + exp(b)),  p = exp(s - norm),  mass of the slot = sigmoid(b - lse)
     update from a set C of keys = sum over C of p v,  the rest = output - that
     mass that a key receives = sum over queries of exp(s - norm): a log-sum-exp with the keys as queries, so a second
     call of the fused kernel, in which -norm rides on extra feature dims and time runs backwards.
@@ -42,6 +43,8 @@ class Attended:
         sink_H: logit of a learned sink, in the denominator only.
         scores_HTS: the logits, where q and k were not seen.
         start: positions before it are padding; 0 where that is not known, or they were taken away.
+        slot_logit_HT: logit of a slot that depends on the query, in place of sink_H.
+        slot_value_HF: what the slot adds to the output for each unit of its probability; None for 0.
     """
 
     q_HTE: Tensor | None
@@ -57,6 +60,8 @@ class Attended:
     cap: float | None = None
     sink_H: Tensor | None = None
     scores_HTS: Tensor | None = None
+    slot_logit_HT: Tensor | None = None
+    slot_value_HF: Tensor | None = None
     start: int = 0
 
     @property
@@ -114,17 +119,30 @@ class Attended:
             return self.lse_given_HT.float()
         return torch.cat([s_HRS.logsumexp(-1) for _, s_HRS in self.blocks()], dim=1)
 
+    @property
+    def _slot_logit(self) -> Tensor | None:
+        """Logit of the slot, float32 (H, T) or (H, 1)."""
+        if self.slot_logit_HT is not None:
+            return self.slot_logit_HT.float()
+        return None if self.sink_H is None else self.sink_H.float()[:, None]
+
     @cached_property
     def norm_HT(self) -> Tensor:
-        """Log of the softmax's denominator: the keys, and the learned sink where there is one."""
-        if self.sink_H is None:
-            return self.lse_HT
-        return torch.logaddexp(self.lse_HT, self.sink_H.float()[:, None])
+        """Log of the softmax's denominator: the keys, and the slot where there is one."""
+        slot = self._slot_logit
+        return self.lse_HT if slot is None else torch.logaddexp(self.lse_HT, slot)
 
     @cached_property
     def slot_HT(self) -> Tensor | None:
-        """Probability that goes to the learned sink; None where there is none."""
-        return None if self.sink_H is None else torch.sigmoid(self.sink_H.float()[:, None] - self.lse_HT)
+        """Probability that goes to the slot; None where there is none."""
+        slot = self._slot_logit
+        return None if slot is None else torch.sigmoid(slot - self.lse_HT)
+
+    def slot_update(self, rows: slice | Tensor = slice(None)) -> Tensor | float:
+        """What the slot adds to the output of some queries, float32 (H, R, F); 0 where it adds nothing."""
+        if self.slot_HT is None or self.slot_value_HF is None:
+            return 0.0
+        return self.slot_HT[:, rows, None] * self.slot_value_HF.float()[:, None]
 
     def probs(self, keys_C: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
         """Exact probabilities of chosen keys, float32 (H, R, C)."""
@@ -139,16 +157,17 @@ class Attended:
         """Mass on every key, summed over the queries (H, S), and the entropy in nats, mean over the queries (H,).
 
         One more call of the fused kernel where it can (2x attention alone, O(T) memory), else rows in blocks.
-        With a learned sink the entropy counts it as one more outcome.
+        With a slot the entropy counts it as one more outcome.
         """
         swapped = self._columns_swapped() if self._fusable else None
         mass_HS, score_H = swapped if swapped is not None else self._columns_blocked()
         H, T, _ = self.shape
         if self.slot_HT is None:
             return mass_HS, self.norm_HT.mean(-1) - score_H / T
-        assert self.sink_H is not None
+        slot = self._slot_logit
+        assert slot is not None
         kept_HT = 1 - self.slot_HT
-        slot_HT = self.slot_HT * (self.sink_H.float()[:, None] - self.norm_HT)
+        slot_HT = self.slot_HT * (slot - self.norm_HT)
         return mass_HS, (kept_HT * self.norm_HT - slot_HT).mean(-1) - score_H / T
 
     @property
@@ -219,7 +238,7 @@ class Attended:
         keys: dict[str, Any] = {"k_KSE": cut(self.k_KSE, 1), "v_KSF": cut(self.v_KSF, 1)} if square else {}
         return replace(
             self, q_HTE=cut(self.q_HTE, 1), out_HTF=cut(self.out_HTF, 1), lse_given_HT=cut(self.lse_given_HT, 1),
-            mask_HTS=cut(mask, 1), scores_HTS=cut(scores, 1), **keys,
+            mask_HTS=cut(mask, 1), scores_HTS=cut(scores, 1), slot_logit_HT=cut(self.slot_logit_HT, 1), **keys,
         )  # fmt: skip
 
 

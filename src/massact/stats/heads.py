@@ -316,7 +316,7 @@ class _Bias:
         all_S = torch.arange(a.shape[2], device=a.device)
         p_HRS = (a.logits(at_R) - a.norm_HT[:, at_R, None]).exp()
         p_HRS[:, :, self.chosen[name]] = 0
-        whole = self.update(name)[:, ::every] + torch.matmul(p_HRS, a.values(all_S))
+        whole = self.update(name)[:, ::every] + torch.matmul(p_HRS, a.values(all_S)) + a.slot_update(at_R)
         out = a.out_HTF[:, at_R].float()
         return (whole - out).abs().max() / out.abs().max()
 

@@ -5,7 +5,8 @@ Three ways, tried in this order; outputs stay bit-identical in all of them:
 * a `TorchFunctionMode` sees `F.scaled_dot_product_attention`, whoever calls it (transformers, timm, Falcon, one's
   own module), and asks the same fused kernel for its log-sum-exp as well;
 * the registered attention function of transformers stands in front of every other implementation (eager with
-  soft-capping or learned sinks, flex, flash) and hands the call on to the model's own function;
+  soft-capping or learned sinks, flex, flash) and hands the call on to the model's own function; a function that has an
+  attribute `reads` says by it what else is in the softmax (an extra slot);
 * where attention is written out, the same mode sees the softmax over (batch, heads, queries, keys) and the product
   with the values that follows. This gives logits and values, but no queries and keys.
 """
@@ -51,6 +52,13 @@ class AttentionCall:
     cap: float | None = None
     sink_H: Tensor | None = None
     scores_BHTS: Tensor | None = None
+    slot_logit_BHT: Tensor | None = None
+    slot_value_HF: Tensor | None = None
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether something that is no key is in the denominator, so that rows over the keys sum to less than 1."""
+        return self.sink_H is not None or self.slot_logit_BHT is not None
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -73,6 +81,7 @@ class AttentionCall:
         return Attended(
             one(self.q_BHTE), one(self.k_BKSE), one(self.v_BKSF), one(self.out_BHTF), one(self.lse_BHT),
             self.scale, mask, place.binary, self.causal, place.forward, self.cap, self.sink_H, one(self.scores_BHTS),
+            one(self.slot_logit_BHT), self.slot_value_HF,
         )  # fmt: skip
 
     def split(self, n_sequences: int) -> AttentionCall:
@@ -92,6 +101,7 @@ class _Taps(TorchFunctionMode):
         self.inside: list[str] = []
         self._counts: dict[str, int] = defaultdict(int)
         self._pending: tuple[Tensor, Tensor] | None = None  # keys and values before they were repeated for GQA
+        self._within = False  # inside an attention function of transformers' registry
         self._n_seen = 0
         self._probs: tuple[Tensor, Tensor, set[int]] | None = None  # logits, probabilities, where these may lie
 
@@ -115,7 +125,7 @@ class _Taps(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._sdpa(*args, **kwargs)
         out = func(*args, **kwargs)
-        if self._pending is not None:  # an implementation of transformers: its own softmax is not looked at
+        if self._within:  # an implementation of transformers: its own softmax is not looked at
             return out
         if func in _SOFTMAX and isinstance(out, Tensor):
             self._softmax(args[0] if args else kwargs["input"], out)
@@ -138,8 +148,9 @@ class _Taps(TorchFunctionMode):
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         mask = _additive(attn_mask, query.dtype)
         given, grouped = None, key.ndim == 4 and key.shape[1] != query.shape[1]
-        if query.ndim == 4 and dropout_p == 0.0 and query.device.type == "cpu" and (enable_gqa or not grouped):
-            # On a CPU this is the kernel that SDPA itself chooses.
+        on_cpu = query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if query.ndim == 4 and dropout_p == 0.0 and on_cpu and (enable_gqa or not grouped):
+            # On a CPU this is the kernel that SDPA itself chooses. (Autocast casts what SDPA is given, not this.)
             given = fused_attention(query, key, value, mask, is_causal, factor)
         lse = None
         if given is None:
@@ -147,7 +158,8 @@ class _Taps(TorchFunctionMode):
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
             if query.ndim == 4:
-                second = fused_attention(query, key, key, mask, is_causal, factor)
+                with torch.no_grad():
+                    second = fused_attention(query, key, key, mask, is_causal, factor)
                 lse = None if second is None else second[1]
         else:
             out, lse = given
@@ -169,13 +181,17 @@ class _Taps(TorchFunctionMode):
                 raise RuntimeError(f"{type(module).__name__} has no attention function of its own.")
             if not self.inside and self.wanted is not None:
                 return own(module, query, key, value, attention_mask, *args, **kw)
-            self._pending, seen = (key, value), self._n_seen
+            # A function with `reads` may change keys and values before it gives them to the kernel.
+            self._pending = None if hasattr(own, "reads") else (key, value)
+            self._within, seen = True, self._n_seen
             try:
                 result = own(module, query, key, value, attention_mask, *args, **kw)
             finally:
-                self._pending = None
+                self._pending, self._within = None, False
             if self._n_seen == seen:  # it did not come to the fused kernel of torch
                 call = _interface_call(own, module, (query, key, value, attention_mask), args, kw, result[0])
+                if hasattr(own, "reads"):
+                    call = replace(call, **own.reads(module, query, key, value, attention_mask, *args, **kw))
                 new = self.emit(call)
                 return result if new is None else (new.transpose(1, 2).contiguous(), *result[1:])
             return result

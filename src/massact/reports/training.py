@@ -1,0 +1,75 @@
+"""A training in a terminal: how it ended, and its massive activations."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Console
+
+from massact.records.training import Trained
+from massact.reports.legible import cell, number, visible
+from massact.reports.terminal import _framed, _Section, _table
+
+MOST_LAYERS = 38
+
+
+def training_in_words(t: Trained) -> list[str]:
+    """How a training ended, in sentences."""
+    c, losses = t.info.config, t.info.losses
+    variant = "plain softmax attention" if c.get("variant") == "softmax" else f"the attention {c.get('variant')!r}"
+    words = [f"{c.get('name')} with {variant}: {t.info.status}."]
+    if losses:
+        what = "images" if "n_images" in t.info.corpus else "tokens"
+        words.append(
+            f"{losses['step']:,} steps, {losses['tokens']:,} {what} in {_time(t.info.wall_s)}; loss "
+            f"{number(losses['train_loss'])} nats, held out {number(losses['eval_loss'])}."
+        )
+    if t.info.error:
+        words.append(t.info.error)
+    massive = [a for a in t.info.alarms if a["level"] == "massive"]
+    if massive:
+        a = massive[0]
+        words.append(f"Massive activations (|h| > 100 and >= 1000 x the median) from step {a['step']:,} on, first at "
+                     f"layer {a['layer']}: {number(a['top1'])}, {number(a['ratio'])} x the median.")  # fmt: skip
+    elif len(t.monitor):
+        top = t.monitor.loc[t.monitor["ratio"].idxmax()] if t.monitor["ratio"].notna().any() else None
+        told = "" if top is None else f"; the greatest ratio was {number(top['ratio'])}, at layer {top['layer']}"
+        words.append(f"No massive activations were seen{told}.")
+    return words
+
+
+def show_training(t: Trained, console: Console) -> None:
+    """Print how a training ended, then the layers at its last observation.
+
+    Args:
+        t: fresh, or of a run directory.
+        console: where to; colours and width are its own.
+    """
+    words = [visible(line, console.encoding) for line in training_in_words(t)]
+    console.print(_framed(words, console.encoding, "training"))
+    for note in t.info.notes:
+        console.print(visible(note, console.encoding), markup=False, highlight=False, style="dim")
+    if not len(t.monitor):
+        return
+    last = t.monitor[t.monitor["step"] == t.monitor["step"].max()]
+    fits = {(d["stack"], d["layer"]): d["r2"] for d in t.info.dynamics}
+    fitted = any(_real(r) for r in fits.values())
+    columns = ("top1", "median", "ratio", "sink_mass", "value_drain")
+    table = _table("layer", "top |h|", "median", "ratio", "attention on\nposition 0", "value norm\nratio",
+                   *["R^2 of\nthe curve"] * fitted)  # fmt: skip
+    for _, row in last.head(MOST_LAYERS).iterrows():
+        name = f"{row['stack']}/{row['layer']}" if row["stack"] else str(row["layer"])
+        r2 = fits.get((row["stack"], row["layer"]), math.nan)
+        table.add_row(visible(name, console.encoding), *(cell(row[c]) for c in columns),
+                      *[cell(float(r2)) if _real(r2) else "-"] * fitted)  # fmt: skip
+    console.print()
+    console.print(_Section(f"Layers at step {int(last['step'].iloc[0]):,}", table))
+
+
+def _real(x: object) -> bool:
+    return isinstance(x, float) and math.isfinite(x)
+
+
+def _time(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,131 @@
+"""From a configuration to what trains: tokenizer, model, optimizer, loss."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from massact.records.errors import UserError, check_options, near
+from massact.training.configs import TrainConfig
+
+# Options that every configuration of transformers takes, whether it lists them or not.
+_EVERY = ("num_labels", "initializer_range", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def tokenizer_of(config: TrainConfig) -> Any:
+    """The tokenizer that a configuration names.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    from massact.models.loading import EMBEDDED, _folder
+
+    name = _folder(EMBEDDED) if config.tokenizer == EMBEDDED else config.tokenizer
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the Hub's packages raise many kinds
+        raise UserError(
+            f"The tokenizer {config.tokenizer!r} cannot be loaded.",
+            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            "Go online once, or name a local folder: tokenizer=FOLDER.",
+        ) from error
+
+
+def build_model(config: TrainConfig) -> nn.Module:
+    """The model of a configuration with random weights, its attention variant and remedies applied.
+
+    Raises:
+        UserError: the architecture or one of its options is unknown, or the variant does not fit it.
+    """
+    import transformers
+
+    known = transformers.AutoConfig.for_model
+    head = transformers.AutoModelForImageClassification if config.images else transformers.AutoModelForCausalLM
+    try:
+        made = known(config.architecture, **config.model)
+        options = {*type(made)().to_dict(), *type(made).attribute_map, *_EVERY}
+        unknown = sorted(set(config.model) - options)
+    except Exception as error:
+        raise UserError(f"The model {config.architecture!r} cannot be configured.",
+                        f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+                        "Check architecture and model.*; see massact train --list.") from error  # fmt: skip
+    if unknown:
+        raise UserError(f"{config.architecture!r} has no option {unknown[0]!r}.", do=near(unknown[0], options))
+    torch.manual_seed(config.seed)
+    try:
+        model = head.from_config(made, attn_implementation="sdpa")
+    except ValueError as error:
+        raise UserError(f"The model {config.architecture!r} cannot be built.",
+                        (str(error).splitlines() or [""])[0]) from error  # fmt: skip
+    if not config.biases:
+        hold_biases(model)
+    if config.variant != "softmax":
+        from massact.training.applied import apply_variant
+
+        model = apply_variant(model, config.variant, **config.variant_options)
+    for name, options in config.remedies.items():
+        from massact.training.remedies import apply_remedy
+
+        model = apply_remedy(model, name, **options)
+    return model
+
+
+def hold_biases(model: nn.Module) -> None:
+    """Hold the biases of all layers and norms at zero: the same function as without them, in a standard class."""
+    for module in model.modules():
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            nn.init.zeros_(bias)
+            bias.requires_grad_(False)
+
+
+def n_trained(model: nn.Module) -> int:
+    """Number of trained parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a configuration; weight decay on matrices only, or on everything."""
+    from massact.training.remedies import OptimizerSettings, optimizer
+
+    given = {"lr": config.lr, "weight_decay": config.weight_decay, "decay": config.decay, "betas": config.betas,
+             "eps": config.eps}  # fmt: skip
+    known = [f.name for f in fields(OptimizerSettings)]
+    check_options(f"The optimizer {config.optimizer!r}", config.optimizer_options, known)
+    return optimizer(model, config.optimizer, OptimizerSettings(**given | config.optimizer_options))
+
+
+class Loss:
+    """Mean cross-entropy in nats over the labels that are not -100, and while training `tweo` times TWEO's penalty.
+
+    Args:
+        tweo: weight of the penalty on the outputs of the blocks; 0: none. Its mean over a step is that over its
+            micro-batches. The last block is seen behind the final norm, as transformers gives it.
+    """
+
+    def __init__(self, tweo: float = 0.0) -> None:
+        self.tweo = tweo
+
+    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            outputs: with logits (B, T, V), or (B, V) for images.
+            labels: (B, T) or (B,), already shifted.
+            num_items_in_batch: labels of the whole step, where it has several micro-batches; None: of this batch.
+        """
+        logits, mine = outputs["logits"], (labels != -100).sum()
+        total = nn.functional.cross_entropy(
+            logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="sum"
+        )
+        n = mine if num_items_in_batch is None else num_items_in_batch
+        if not self.tweo or not torch.is_grad_enabled():
+            return total / n
+        from massact.training.remedies import tweo_loss
+
+        return total / n + self.tweo * tweo_loss(outputs["hidden_states"][1:]) * mine / n

@@ -1,0 +1,407 @@
+"""Watch massive activations while a model trains, on the training's own forward passes.
+
+Every N steps the first forward pass of the step is seen by the taps of `massact.trace`. Of each sequence and layer:
+    top1 >= top2 >= top3 of |h|, the lower median of |h|, ratio = top1 / median (Sun et al. 2024)
+    sink mass = mean over heads and queries t >= 1 of the attention on position 0
+    value drain = |v_0| / mean over t >= 1 of |v_t|, mean over heads
+Means over sequences stay on the device until the step is over; over ranks they are added once. Positions are not told
+apart: where batches are padded, padding counts.
+
+Shapes: B sequences, T tokens, D dims, H heads, K key-value heads, L layers of all stacks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from massact.models import Model, load, with_attention
+from massact.records.anatomy import AttentionPlace, Place
+from massact.records.errors import ProofError, UserError, WorkError
+from massact.records.tables import frame
+from massact.trace.attention import AttentionCall, attending
+from massact.trace.hooks import tapped
+from massact.training.dynamics import Dynamics, fit_dynamics
+
+log = logging.getLogger("massact")
+
+MASSIVE = (100.0, 1000.0)  # sun2024: |h| > 100 and |h| >= 1000 x median
+_HIDDEN = ("top1", "top2", "top3", "median", "ratio", "at_first", "massive", "warned", "nonfinite")
+_ATTENTION = ("sink_mass", "value_drain")
+LOGGED = ("top1", "top2", "top3", "median", "ratio", "sink_mass", "value_drain")
+_WIDTH = len(_HIDDEN) + len(_ATTENTION) + 2  # and the counts of sequences of both
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """The first step at which a layer met a threshold in at least one sequence.
+
+    Args:
+        level: "warning" or "massive".
+        step, stack, layer: where. share: of sequences that met it.
+        top1, ratio: means over the sequences of that layer.
+    """
+
+    level: str
+    step: int
+    stack: str
+    layer: int
+    share: float
+    top1: float
+    ratio: float
+
+    def __str__(self) -> str:
+        where = f"{self.stack}/layer {self.layer}" if self.stack else f"layer {self.layer}"
+        word = "massive activations" if self.level == "massive" else "activations on the way to massive"
+        return f"step {self.step}: {word} at {where}: top {self.top1:.4g}, {self.ratio:.4g} x the median"
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def compiled(model: nn.Module) -> bool:
+    """Whether a model, or a part of it, runs through torch.compile, where no hook that comes later is seen."""
+    parts = [model] if not isinstance(model, nn.parallel.DistributedDataParallel) else [model, model.module]
+    return any(hasattr(p, "_orig_mod") or getattr(p, "_compiled_call_impl", None) is not None
+               for part in parts for p in part.modules())  # fmt: skip
+
+
+class Monitor:
+    """Statistics of massive activations and attention sinks of every layer, every N steps, in a loop of one's own.
+
+        monitor = Monitor(model, every=100)
+        for batch in batches:
+            with monitor:                        # sees the first forward pass of steps 1, N, 2 N, ...
+                loss = model(**batch).loss
+            loss.backward(); optimizer.step(); optimizer.zero_grad()
+            monitor.step()
+        monitor.history; monitor.last(); monitor.onset; monitor.dynamics()
+
+    Without the `with`, `step()` alone also works from the second step on; call `close()` if the loop is left early.
+
+    Args:
+        model: the model, wrapped or not. It must be one that massact can prove (`massact.load`).
+        every: N.
+        sequences: how many sequences of a forward pass are looked at.
+        warn: magnitude and ratio of the earlier warning.
+        probe_batch: keyword inputs of a separate small pass in evaluation mode, for models that hooks cannot see into
+            (torch.compile); the training's own pass is not looked at then.
+        on_alarm: called with an `Alarm` the first time a layer meets the warning, and the first time it is massive;
+            by default it goes to the log "massact".
+        start: steps that are already done.
+
+    Raises:
+        UserError: every or sequences below 1; a compiled model without probe_batch; a model that cannot be proved.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        every: int = 100,
+        *,
+        sequences: int = 4,
+        warn: tuple[float, float] = (10.0, 100.0),
+        probe_batch: Mapping[str, Tensor] | None = None,
+        on_alarm: Callable[[Alarm], object] | None = None,
+        start: int = 0,
+    ) -> None:
+        if every < 1 or sequences < 1:
+            raise UserError(f"every={every}, sequences={sequences}: both must be 1 or more.")
+        if probe_batch is None and compiled(model):
+            raise UserError(
+                "The monitor cannot see into a compiled model.",
+                "torch.compile does not run hooks that are installed later.",
+                "Give probe_batch, a small batch for a separate forward pass.",
+            )
+        self.model, self.every, self.sequences, self.warn = model, every, sequences, warn
+        self.probe_batch, self.on_alarm = probe_batch, on_alarm or (lambda alarm: log.warning(str(alarm)))
+        self.n_steps, self.rows, self.alarms = start, [], list[Alarm]()
+        self.rows: list[dict[str, Any]]
+        self.notes: list[str] = []
+        self._read(understood(unwrapped(model), self.notes))
+        self._sums: dict[tuple[int, bool], Tensor] = {}
+        self._open: ExitStack | None = None
+        self._again: Callable[[], object] = lambda: None
+        self._batch, self._asked, self._grad = 0, False, True
+
+    def _read(self, model: Model) -> None:
+        """Which rows there are, and where each is seen."""
+        self.sites: list[tuple[str, int]] = []
+        self.places: list[tuple[int, Place]] = []
+        self.calls: list[tuple[int, AttentionPlace]] = []
+        for stack in model.anatomy.stacks:
+            for layer in range(stack.n_layers + 1):
+                block = stack.blocks[max(0, layer - 1)]
+                place = block.places.get("resid_post" if layer else "resid_pre")
+                if place is not None:
+                    self.places.append((len(self.sites), place))
+                self.sites.append((stack.name, layer))
+        for site, call in model.anatomy.attentions.items():
+            if site.point == "attention" and not call.cross:
+                self.calls.append((self.sites.index((site.stack, site.layer)), call))
+
+    # ---- a step
+    def due(self, step: int) -> bool:
+        """Whether a step (from 1) is looked at."""
+        return step == 1 or step % self.every == 0
+
+    def __enter__(self) -> Monitor:
+        self._asked = True
+        if self.probe_batch is None and self.due(self.n_steps + 1) and not self._sums:
+            self._begin(grad=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def step(self) -> list[dict[str, Any]] | None:
+        """To be called after every optimizer step, on every rank.
+
+        Returns:
+            The rows of the step, one for each layer, where the step was due; see the table "monitor".
+
+        Raises:
+            WorkError: nothing was seen of the forward pass.
+        """
+        self.n_steps += 1
+        rows = None
+        if self.due(self.n_steps) and (self._asked or self._open is not None or self.probe_batch is not None):
+            rows = self.finish(self.n_steps)
+        if not self._asked and self.probe_batch is None and self.due(self.n_steps + 1):
+            self._begin(grad=True)
+        return rows
+
+    def close(self) -> None:
+        """Take the taps away."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _begin(self, grad: bool) -> None:
+        """Install the taps; `grad`: what runs without gradients (an evaluation) is not looked at."""
+        self.close()
+        self._sums.clear()
+        self._grad = grad
+        root = unwrapped(self.model)
+        calls = {place: partial(self._see_attention, row, place) for row, place in self.calls}
+        taps = [(place, partial(self._see_hidden, row)) for row, place in self.places]
+        with ExitStack() as stack:
+            heads = stack.enter_context(attending(root, calls))
+            state = stack.enter_context(tapped(root, taps))
+            self._again = lambda: (heads.begin(), state.begin())
+            self._again()
+            self._open = stack.pop_all()
+
+    def _see_hidden(self, row: int, h_BTD: Tensor) -> None:
+        if torch.is_grad_enabled() is not self._grad or row == self.places[0][0]:
+            self._again()  # taps count the calls of a module: an evaluation in between must not count
+        if (row, False) in self._sums or torch.is_grad_enabled() is not self._grad:
+            return
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            self._batch = len(h_BTD) if h_BTD.ndim == 3 else 1
+            self._sums[row, False] = hidden_sums(h_BTD, self.sequences, self.warn)
+
+    def _see_attention(self, row: int, place: AttentionPlace, call: AttentionCall) -> None:
+        if (row, True) in self._sums or torch.is_grad_enabled() is not self._grad:
+            return
+        with torch.no_grad():
+            self._sums[row, True] = attention_sums(call.split(self._batch), place, self.sequences)
+
+    def finish(self, step: int) -> list[dict[str, Any]]:
+        """Reduce what was seen of a step, once over all ranks, and keep its rows.
+
+        Raises:
+            WorkError: nothing was seen, and there is no probe batch.
+        """
+        self.close()
+        if self.probe_batch is not None:
+            self._probe(self.probe_batch)
+        if not any((row, False) in self._sums for row, _ in self.places):
+            raise WorkError(
+                f"The monitor saw nothing of the forward pass of step {step}.",
+                "It did not run inside `with monitor:`, or hooks are not run (torch.compile, or a copy of the model).",
+                "Give probe_batch, a small batch for a separate forward pass.",
+            )
+        like = next(iter(self._sums.values()))
+        table_LX = torch.zeros(len(self.sites), _WIDTH, dtype=like.dtype, device=like.device)
+        for (row, attention), sums in self._sums.items():
+            table_LX[row, len(_HIDDEN) + 1 :] = sums if attention else table_LX[row, len(_HIDDEN) + 1 :]
+            if not attention:
+                table_LX[row, : len(_HIDDEN) + 1] = sums
+        self._sums.clear()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(table_LX)
+        rows = [self._row(step, site, x) for site, x in zip(self.sites, table_LX.tolist(), strict=True)]
+        self.rows += rows
+        self._alarm(rows)
+        return rows
+
+    def _row(self, step: int, site: tuple[str, int], sums: list[float]) -> dict[str, Any]:
+        """One line of the table from the sums over sequences."""
+        n, n_attention = sums[len(_HIDDEN)], sums[-1]
+        hidden, attention = sums[: len(_HIDDEN)], sums[len(_HIDDEN) + 1 : -1]
+        row: dict[str, Any] = {"step": step, "stack": site[0], "layer": site[1]}
+        row |= {name: x / n if n else float("nan") for name, x in zip(_HIDDEN, hidden, strict=True)}
+        row |= {name: x / n_attention if n_attention else float("nan")
+                for name, x in zip(_ATTENTION, attention, strict=True)}  # fmt: skip
+        return row | {"nonfinite": int(hidden[-1]), "n_sequences": int(n)}
+
+    def _probe(self, batch: Mapping[str, Tensor]) -> None:
+        """A separate forward pass, which changes neither mode nor random state of the training."""
+        module = unwrapped(self.model)
+        device = next(module.parameters()).device
+        with undisturbed(module), torch.no_grad():
+            self._begin(grad=False)
+            try:
+                module(**{k: v.to(device) for k, v in batch.items() if k != "labels"})
+            finally:
+                self.close()
+
+    def _alarm(self, rows: list[dict[str, Any]]) -> None:
+        """Report every layer that meets a threshold for the first time."""
+        known = {(a.level, a.stack, a.layer) for a in self.alarms}
+        for level, column in (("warning", "warned"), ("massive", "massive")):
+            for row in rows:
+                if row[column] > 0 and (level, row["stack"], row["layer"]) not in known:
+                    said = {k: row[k] for k in ("step", "stack", "layer", "top1", "ratio")}
+                    self.alarms.append(Alarm(level, share=row[column], **said))
+                    self.on_alarm(self.alarms[-1])
+
+    # ---- what is known
+    @property
+    def onset(self) -> Alarm | None:
+        """Where massive activations (sun2024) were met first; None as long as there are none."""
+        return next((a for a in self.alarms if a.level == "massive"), None)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """All rows: the table "monitor"."""
+        return frame("monitor", self.rows)
+
+    def last(self) -> pd.DataFrame:
+        """The rows of the last step that was looked at."""
+        return frame("monitor", [r for r in self.rows if r["step"] == self.rows[-1]["step"]])
+
+    def restore(self, history: pd.DataFrame, alarms: list[dict[str, Any]]) -> None:
+        """Go on from the history of an interrupted training."""
+        self.rows = history.to_dict(orient="records")
+        self.alarms = [Alarm(**a) for a in alarms]
+
+    def as_logged(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+        """Rows as scalars for a logger: massact/layer_03/top1, of a named stack massact/encoder/layer_03/top1."""
+        logged = {}
+        for row in rows:
+            name = f"massact/{row['stack'] + '/' if row['stack'] else ''}layer_{row['layer']:02d}"
+            logged |= {f"{name}/{k}": row[k] for k in LOGGED if row[k] == row[k]}
+        return logged
+
+    def dynamics(self, value: str = "ratio") -> pd.DataFrame:
+        """The Hidden-Dynamics curve of every layer, with R^2; see `fit_dynamics`.
+
+        Args:
+            value: column of the history that is fitted over the steps.
+        """
+        return dynamics_of(self.history, value)
+
+
+def dynamics_of(history: pd.DataFrame, value: str = "ratio") -> pd.DataFrame:
+    """Fit the Hidden-Dynamics curve to a table "monitor": one row for each stack and layer."""
+    rows = []
+    for (stack, layer), part in history.groupby(["stack", "layer"], sort=False):
+        fitted: Dynamics = fit_dynamics(part["step"], part[value])
+        rows.append({"stack": stack, "layer": layer} | fitted.as_dict())
+    return pd.DataFrame(rows)
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; mode of every part, and random states, as before afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            module.eval()
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def understood(module: nn.Module, notes: list[str]) -> Model:
+    """A live module with its proved anatomy and attention, left as it was; what cannot be seen goes into the notes.
+
+    Raises:
+        UserError: the module cannot be proved.
+    """
+    with undisturbed(module):
+        model = load(module)
+        try:
+            model = with_attention(model)
+        except ProofError as error:
+            notes.append(f"Attention is not monitored: {error.what} {error.why}")
+    for site, reason in model.anatomy.no_attention.items():
+        notes.append(f"{site} is not monitored: {reason}.")
+    return model
+
+
+def hidden_sums(h_BTD: Tensor, sequences: int, warn: tuple[float, float]) -> Tensor:
+    """Sums over sequences of the statistics of a hidden state, and their number: (len(_HIDDEN) + 1,), no sync."""
+    if h_BTD.ndim == 2:
+        h_BTD = h_BTD[None]
+    x_BN = h_BTD.detach()[:sequences].flatten(1)
+    x_BN = x_BN if x_BN.dtype in (torch.float32, torch.float64) else x_BN.float()
+    finite_BN, mag_BN = torch.isfinite(x_BN), x_BN.abs()
+    top = torch.where(finite_BN, mag_BN, -1.0).topk(min(3, x_BN.shape[1]), dim=1)
+    top_B3 = nn.functional.pad(top.values, (0, 3 - top.values.shape[1]), value=float("nan"))
+    median_B = torch.where(finite_BN, mag_BN, float("nan")).nanmedian(1).values
+    ratio_B = top_B3[:, 0] / median_B
+
+    def met(magnitude: float, ratio: float) -> Tensor:
+        return (top_B3[:, 0] > magnitude) & (top_B3[:, 0] >= ratio * median_B)
+
+    per_B = [
+        *top_B3.unbind(1), median_B, ratio_B, top.indices[:, 0] < h_BTD.shape[-1], met(*MASSIVE), met(*warn),
+        (~finite_BN).sum(1), torch.ones_like(median_B),
+    ]  # fmt: skip
+    return torch.stack([x.to(x_BN.dtype) for x in per_B], 1).sum(0).to(_wide(x_BN.device))
+
+
+def attention_sums(call: AttentionCall, place: AttentionPlace, sequences: int) -> Tensor:
+    """Sums over sequences of sink mass and value drain, and the number of sequences: (3,)."""
+    B = min(sequences, len(call.scores_BHTS if call.scores_BHTS is not None else call.q_BHTE))  # type: ignore[arg-type]
+    total = torch.zeros(3, dtype=torch.float32)
+    for b in range(B):
+        a = call.of(b, place)
+        first = torch.zeros(1, dtype=torch.long, device=a.device)
+        mass = a.probs(first)[:, 1:, 0].mean()
+        drain = torch.full_like(mass, float("nan"))
+        if a.v_KSF is not None:
+            norm_KS = torch.linalg.vector_norm(a.v_KSF, dim=-1, dtype=torch.float32)
+            drain = (norm_KS[:, 0] / norm_KS[:, 1:].mean(1)).mean()
+        total = total.to(mass.device) + torch.stack([mass, drain, torch.ones_like(mass)])
+    return total.to(_wide(total.device))
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def alarms_as_dicts(alarms: list[Alarm]) -> list[dict[str, Any]]:
+    """Alarms for a record."""
+    return [asdict(a) for a in alarms]
