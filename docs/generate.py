@@ -109,7 +109,7 @@ def page() -> str:
         ],
     )
     out += ["", "## Command line", ""]
-    for arguments in ((), ("scan",), ("explain",), ("intervene",), ("classics",), ("train",), ("show",)):
+    for arguments in ((), ("scan",), ("explain",), ("intervene",), ("classics",), ("train",), ("compare",), ("show",)):
         out += ["```text", help_of(*arguments), "```", ""]
     return "\n".join(out)
 

@@ -131,10 +131,13 @@ def test_public_functions_have_docstrings() -> None:
                 assert ast.get_docstring(node) or node.name in ("Rule",), f"{path}: {node.name} has no docstring"
 
 
-VERBS = ("scan", "explain", "intervene", "classics", "train", "show")
+VERBS = ("scan", "explain", "intervene", "classics", "train", "compare", "show")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS), ["show", "nowhere"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], *([verb, "--help"] for verb in VERBS), ["show", "nowhere"], ["compare", "nowhere", "there"]],
+)
 def test_help_and_show_import_no_torch(arguments: list[str]) -> None:
     code = (
         f"import sys; from massact.cli import main\nsys.argv = ['massact', *{arguments!r}]\n"

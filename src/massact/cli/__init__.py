@@ -8,6 +8,7 @@ import sys
 import typer
 
 from massact.cli.classics import classics
+from massact.cli.compare import compare
 from massact.cli.explain import explain
 from massact.cli.intervene import intervene
 from massact.cli.scan import scan
@@ -30,7 +31,7 @@ def _root() -> None:
     """Find, explain, remove and train away massive activations in transformers."""
 
 
-for _verb in (scan, explain, intervene, classics, train, show):
+for _verb in (scan, explain, intervene, classics, train, compare, show):
     app.command()(_verb)
 
 

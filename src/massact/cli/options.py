@@ -36,17 +36,25 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
     from rich.console import Console
 
     from massact.records.classics import Classics
+    from massact.records.comparison import Comparison
     from massact.records.explanation import Explanation
     from massact.records.intervention import Intervention
     from massact.records.training import Trained
     from massact.reports import show as show_result
-    from massact.reports import show_classics, show_explanation, show_intervention, show_training, to_json
+    from massact.reports import (
+        show_classics,
+        show_comparison,
+        show_explanation,
+        show_intervention,
+        show_training,
+        to_json,
+    )
 
     if json:
         typer.echo(to_json(result))
     elif not quiet:
         known = {Explanation: show_explanation, Intervention: show_intervention, Classics: show_classics,
-                 Trained: show_training}  # fmt: skip
+                 Trained: show_training, Comparison: show_comparison}  # fmt: skip
         known.get(type(result), show_result)(result, Console())
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from massact.cli.options import Json, Quiet, pair_of, printed, progress_bar, quiet_libraries
-from massact.records.errors import UserError
+from massact.records.errors import MassactError, UserError
 
 
 def train(
@@ -30,6 +31,9 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the weights and of the order of the data.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted training in --out.")] = False,
+    scan: Annotated[
+        bool, typer.Option(help="Scan and explain the trained model over held-out windows, into OUT/scan.")
+    ] = True,
     list_: Annotated[bool, typer.Option("--list", help="Show configurations and attention variants.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -59,9 +63,32 @@ def train(
             chosen, out, data, resume=resume, on_row=last.update,
             progress=lambda stage, n, total: progress(stage, n, total, _loss_line(last) if stage == "train" else ""),
         )  # fmt: skip
+    first = os.environ.get("RANK", "0") == "0"
+    scanned = _scan(done, out, chosen, data, quiet or json) if scan and first else None
     printed(done, json, quiet)
     if not json and not quiet:
-        typer.echo(f"\nSaved in {out}: model/, tables, train.json. Look into it: massact scan {out / 'model'}")
+        look = f"scan/. Print the scan: massact show {scanned}" if scanned else f"Scan it: massact scan {out / 'model'}"
+        typer.echo(f"\nSaved in {out}: model/, tables, train.json{', ' if scanned else '. '}{look}")
+
+
+def _scan(done: Any, out: Path, config: Any, data: str | None, quiet: bool) -> Path | None:
+    """Scan the trained model; where that fails, say so: the training stands."""
+    from massact.cli.closing_scan import scan_trained
+    from massact.records.sidecars import write_sidecar
+
+    try:
+        with progress_bar(quiet) as progress:
+            return scan_trained(out, config, data, progress)
+    except Exception as error:  # whatever it is, hours of training are not to end in an error
+        if os.environ.get("MASSACT_TRACEBACK"):
+            raise
+        why = str(error) if isinstance(error, MassactError) else f"{type(error).__name__}: {error}"
+        note = f"The trained model could not be scanned: {' '.join(why.split())}"
+        typer.echo(f"warning: {note}\nThe training is whole. Try again: massact scan {out / 'model'}", err=True)
+        done.info.notes = [n for n in done.info.notes if not n.startswith(note.split(":")[0])] + [note]
+        with suppress(OSError):  # a full disk may be why; it was said on the screen
+            write_sidecar(out / "train.json", done.info)
+        return None
 
 
 def _list_trainings(recipes: Any) -> None:

@@ -298,6 +298,50 @@ TABLES |= {
 }  # fmt: skip
 
 
+# What a comparison of runs records. NaN: not measured, never zero; "trained", "scanned", "explained" say why.
+_COMPARED = {
+    "label": ("string", "name of the run, or of the group of runs that differ by their seed only"),
+    "row": ("string", "run; or of a group mean, min and max, each over the runs of it that have the value"),
+    "group": ("string", "label of the group that a run is in; empty where it is in none"),
+}
+TABLES |= {
+    "compare": {
+        **_COMPARED,
+        "n_runs": ("int64", "1; of a group the number of its runs"),
+        "directory": ("string", "of the run, as given; empty for a group"),
+        "model": ("string", "name, as the training or else the scan has it"),
+        "variant": ("string", "attention variant of the training; empty where there is no training"),
+        "trained": ("bool", "whether there is the record of a training (of a group: of any of its runs)"),
+        "scanned": ("bool", "whether there is a scan"),
+        "explained": ("bool", "whether the scan is explained"),
+        "seed": ("int64", "of the training; -1 where there is none, or several"),
+        "steps": ("float64", "optimizer steps done"),
+        "tokens": ("float64", "tokens seen (of image models: images)"),
+        "train_loss": ("float64", "cross-entropy in nats, the last logged"),
+        "eval_loss": ("float64", "cross-entropy in nats on the held-out part, the last measured"),
+        "perplexity": ("float64", "exp(eval_loss); NaN for images"),
+        "massive": ("float64", "1 if anything passes the criterion, else 0; of a group the share of its runs"),
+        "criterion": ("string", "name of the rule of the scan"),
+        "onset": ("float64", "first layer with findings, of the stack of the largest; NaN without findings"),
+        "max": ("float64", "greatest |h| of all layers and sequences"),
+        "ratio": ("float64", "greatest top1 / median of any layer and sequence"),
+        "sink_rate": ("float64", "share of heads with alpha_0 > eps, mean over sequences (Gu 2025)"),
+        "mass_first": ("float64", "attention on position 0 of the queries after it, mean over heads"),
+        "slot_mass": ("float64", "probability of a learned sink, mean over the heads that have one"),
+        "value_norm_first": ("float64", "norm of the first token's value over that of the others, mean over heads"),
+    },
+    "compare_layers": {
+        **_COMPARED,
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
+        "layer": ("int64", "layer"),
+        **{c: TABLES["layers"][c] for c in ("top1", "top2", "top3", "median")},
+        "mass_first": ("float64", "attention on position 0 in the block, mean over its heads"),
+        "slot_mass": ("float64", "probability of a learned sink in the block, mean over its heads"),
+    },
+}  # fmt: skip
+
+
 def frame(table: str, rows: pd.DataFrame | dict[str, object] | list[dict[str, object]] | None = None) -> pd.DataFrame:
     """A data frame with exactly the declared columns and types, empty when there are no rows."""
     columns = TABLES[table]

@@ -1,15 +1,18 @@
 """A scan or an explanation, readable: sentences, terminal tables, JSON and figures.
 
-Takes a `ScanResult`, an `Explanation`, an `Intervention`, `Classics` or a `Trained`, fresh or of a run directory. Gives
-sentences (`answer_in_words`, `story_in_words`, ..., `training_in_words`), tables in a terminal (`show`, ...), JSON
-(`to_json`) and the paper's figures (`draw`).
+Takes a `ScanResult`, an `Explanation`, an `Intervention`, `Classics` or a `Trained`, fresh or of a run directory; or
+several runs, to put them side by side (`compare`). Gives sentences (`answer_in_words`, `story_in_words`, ...), tables
+in a terminal (`show`, ...), JSON (`to_json`) and the paper's figures (`draw`).
 Knows how numbers and strange tokens are spelled, and what each figure of Sun 2024 looks like. Must not know torch,
 models, or how anything was measured; it measures nothing, and nothing that it writes is read back.
 """
 
 from massact.reports.classics import classics_in_words
+from massact.reports.compare_figures import draw_comparison
+from massact.reports.comparison import compare
 from massact.reports.effects import effects_in_words, verdict
 from massact.reports.figures import draw
+from massact.reports.side_by_side import comparison_in_words, show_comparison
 from massact.reports.story import story_in_words
 from massact.reports.terminal import show, show_classics, show_explanation, show_intervention, to_json
 from massact.reports.training import show_training, training_in_words
@@ -18,10 +21,14 @@ from massact.reports.words import answer_in_words
 __all__ = [
     "answer_in_words",
     "classics_in_words",
+    "compare",
+    "comparison_in_words",
     "draw",
+    "draw_comparison",
     "effects_in_words",
     "show",
     "show_classics",
+    "show_comparison",
     "show_explanation",
     "show_intervention",
     "show_training",

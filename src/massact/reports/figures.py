@@ -49,12 +49,21 @@ def draw(result: ScanResult | Explanation | Intervention | Classics, directory: 
     Raises:
         UserError: the directory cannot be written.
     """
+    return write_figures(result, _figures_of(result), directory)
+
+
+def write_figures(result: Any, figures: dict[str, Callable[[Any], Figure | None]], directory: Path) -> list[Path]:
+    """Write named figures of a result as PNG and SVG into `figures/` of a directory.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
     folder = Path(directory) / "figures"
     written: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with style():
-            for name, make in _figures_of(result).items():
+            for name, make in figures.items():
                 figure = make(result)
                 if figure is not None:
                     written += _save(figure, folder, name)

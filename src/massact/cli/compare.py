@@ -1,0 +1,41 @@
+"""`massact compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from massact.cli.options import Json, Quiet, printed
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories of trainings or scans, two or more.")],
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a run, in the order of the runs; nothing: the names of the directories."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for compare.parquet and figures.")] = None,
+    by_seed: Annotated[
+        bool, typer.Option(help="Also mean and range over trainings that differ by their seed only.")
+    ] = True,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Runs side by side: loss, massive activations, sinks, slots; needs neither models nor torch."""
+    from massact.records.comparison import open_compared
+    from massact.reports import compare as compare_runs
+    from massact.reports import draw_comparison
+
+    result = compare_runs(open_compared(runs, label or ()), by_seed=by_seed)
+    if out is not None:
+        result.save(out)
+        draw_comparison(result, out)
+    printed(result, json, quiet)
+    if not json and not quiet:
+        typer.echo(
+            f"\nSaved in {out}: compare.parquet, compare_layers.parquet, figures/."
+            if out
+            else "\nNot saved. Keep tables and figures with --out DIR."
+        )

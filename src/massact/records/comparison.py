@@ -1,0 +1,163 @@
+"""Runs side by side: the directories that are compared, opened, and what comes of it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from massact.records.errors import UserError
+from massact.records.explanation import Explanation, open_explanation
+from massact.records.results import ScanResult, open_run, read_info
+from massact.records.runinfo import jsonable
+from massact.records.tables import frame, write_table
+from massact.records.training import Trained, open_training
+
+COMPARE_TABLES = ("compare", "compare_layers")
+
+
+@dataclass
+class ComparedRun:
+    """A run as it is compared.
+
+    Args:
+        label: how it is called.
+        directory: as given.
+        training, scan, explanation: what of these there is.
+        notes: what is missing, and how to get it.
+    """
+
+    label: str
+    directory: Path
+    training: Trained | None = None
+    scan: ScanResult | None = None
+    explanation: Explanation | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Comparison:
+    """What a comparison gives.
+
+    Args:
+        runs: what was compared, in the order given.
+        groups: label of a group of runs that differ by their seed only -> their places in `runs`.
+        compare, compare_layers: tables, see `massact.records.tables`.
+        notes: what a reader must know before taking a difference for an effect, one sentence each.
+    """
+
+    runs: list[ComparedRun]
+    groups: dict[str, list[int]] = field(default_factory=dict)
+    compare: pd.DataFrame = field(default_factory=lambda: frame("compare"))
+    compare_layers: pd.DataFrame = field(default_factory=lambda: frame("compare_layers"))
+    notes: list[str] = field(default_factory=list)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the two tables.
+
+        Raises:
+            UserError: the directory cannot be written.
+        """
+        path = Path(directory)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            for table in COMPARE_TABLES:
+                write_table(path, table, getattr(self, table))
+        except OSError as error:
+            raise UserError(f"--out {path} cannot be written.", error.strerror or str(error),
+                            "Give another directory.") from None  # fmt: skip
+        return path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Both tables and the notes, as JSON-able records."""
+        tables = {t: jsonable(getattr(self, t).to_dict(orient="records")) for t in COMPARE_TABLES}
+        groups = {name: [self.runs[i].label for i in places] for name, places in self.groups.items()}
+        return jsonable({"groups": groups, "notes": self.notes}) | tables
+
+
+def open_compared(directories: Sequence[str | Path], labels: Sequence[str] = ()) -> list[ComparedRun]:
+    """Open the runs to compare.
+
+    Args:
+        directories: each the run directory of a scan, or of a training, whose scan is in its folder `scan` (or beside
+            train.json).
+        labels: how to call them, in the same order; nothing: by the names of the directories.
+
+    Raises:
+        UserError: fewer than two runs, one given twice, no run in a directory, a damaged one, or other labels.
+    """
+    paths = [Path(d) for d in directories]
+    if len(paths) < 2:
+        raise UserError(f"{len(paths)} run was given.", "A comparison takes two or more.",
+                        f"Print a single one: massact show {paths[0] if paths else 'RUN'}")  # fmt: skip
+    twice = [p for i, p in enumerate(paths) if _real(p) in map(_real, paths[:i])]
+    if twice:
+        raise UserError(f"{twice[0]} was given twice.", do="Give each run once.")
+    if labels and len(labels) != len(paths):
+        raise UserError(f"There are {len(paths)} runs and {len(labels)} labels.", do="Give one --label for each run.")
+    if len(set(labels)) < len(labels):
+        raise UserError("Two runs have the same label.", do="Give each another --label.")
+    return [_opened(p, label) for p, label in zip(paths, labels or labels_of(paths), strict=True)]
+
+
+def labels_of(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, with as many of those before it as tell all of them apart."""
+    parts = [Path(os.path.abspath(p)).parts for p in paths]
+    for n in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(p[-n:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(p) for p in paths]
+
+
+def _real(path: Path) -> str:
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):
+        return str(path)
+
+
+def _opened(path: Path, label: str) -> ComparedRun:
+    training = open_training(path) if _is_dir(path) else None
+    if training is None:
+        run = ComparedRun(label, path, None, open_run(path))
+        run.notes.append(f"It is a scan without the record of a training ({path / 'train.json'}), which alone has "
+                         "variant, steps, tokens and losses.")  # fmt: skip
+        place = path
+    else:
+        place = path if (path / "run.json").is_file() else path / "scan"
+        run = ComparedRun(label, path, training, _scan_of(place))
+        if training.info.status != "ok":
+            run.notes.append(f"Its training has the status {training.info.status}: go on with it with --resume.")
+        if run.scan is None:
+            run.notes.append("Its model has not been scanned: "
+                             f"massact scan {_quoted(path / 'model')} --out {_quoted(path / 'scan')}")  # fmt: skip
+    if run.scan is not None:
+        run.explanation = open_explanation(place)
+        if run.explanation is None:
+            text = "" if (run.scan.info.corpus.get("source") or {}).get("kind") else " --corpus FILE"
+            run.notes.append(f"Its attention has not been measured: massact explain {_quoted(place)}{text}")
+    return run
+
+
+def _scan_of(place: Path) -> ScanResult | None:
+    """The scan of a training; None where there is none, or none that was finished."""
+    if not (place / "run.json").is_file() or read_info(place).status != "ok":
+        return None
+    return open_run(place)
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
