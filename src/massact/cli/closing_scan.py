@@ -37,6 +37,8 @@ def scan_trained(out: Path, config: Any, data: Any, progress: Callable[..., None
     from massact.scans import scan
 
     place = out / "scan"
+    if _whole(out, place):
+        return place
     corpus = held_out(out, config, data)
     model = load(str(out / "model"), device=config.device)
     result = scan(model, corpus, out=place, resume=True, progress=progress, null=False, bos_contrast=False,
@@ -48,6 +50,19 @@ def scan_trained(out: Path, config: Any, data: Any, progress: Callable[..., None
         explanation.save(place)
         draw(explanation, place)
     return place
+
+
+def _whole(out: Path, place: Path) -> bool:
+    """Whether the trained model has been scanned and explained already; the directory may have moved since."""
+    from massact.records.explanation import open_explanation
+    from massact.records.results import read_info
+    from massact.records.training import open_training
+
+    if not (place / "run.json").is_file() or open_explanation(place) is None:
+        return False
+    done, info = open_training(out), read_info(place)
+    hashes = {done.info.model.get("weights_sha256") if done is not None else None, info.model.get("weights_sha256")}
+    return info.status == "ok" and len(hashes) == 1
 
 
 def held_out(out: Path, config: Any, data: Any, n: int = MOST_WINDOWS) -> Any:

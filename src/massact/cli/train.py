@@ -76,19 +76,27 @@ def _scan(done: Any, out: Path, config: Any, data: str | None, quiet: bool) -> P
     from massact.cli.closing_scan import scan_trained
     from massact.records.sidecars import write_sidecar
 
+    failed, notes = "The trained model could not be scanned", done.info.notes
     try:
         with progress_bar(quiet) as progress:
-            return scan_trained(out, config, data, progress)
+            place = scan_trained(out, config, data, progress)
+        kept = [note for note in notes if not note.startswith(failed)]
     except Exception as error:  # whatever it is, hours of training are not to end in an error
         if os.environ.get("MASSACT_TRACEBACK"):
             raise
         why = str(error) if isinstance(error, MassactError) else f"{type(error).__name__}: {error}"
-        note = f"The trained model could not be scanned: {' '.join(why.split())}"
-        typer.echo(f"warning: {note}\nThe training is whole. Try again: massact scan {out / 'model'}", err=True)
-        done.info.notes = [n for n in done.info.notes if not n.startswith(note.split(":")[0])] + [note]
+        place, kept = None, [*(note for note in notes if not note.startswith(failed)), f"{failed}: {_line(why)}"]
+        again = f"Its training is whole. Try again: massact scan {out / 'model'}"
+        typer.echo(f"warning: {kept[-1]}\n{again}", err=True)
+    if kept != notes:
+        done.info.notes = kept
         with suppress(OSError):  # a full disk may be why; it was said on the screen
             write_sidecar(out / "train.json", done.info)
-        return None
+    return place
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _list_trainings(recipes: Any) -> None:

@@ -54,6 +54,12 @@ def _looks(names: Sequence[str]) -> dict[str, dict[str, object]]:
     }  # fmt: skip
 
 
+def _named(*parts: str) -> str:
+    """A name for a legend, which would leave out one that begins with an underscore."""
+    label = ", ".join(x for x in (lettered(part, TITLE) for part in parts) if x)
+    return f" {label}" if label.startswith("_") else label
+
+
 def _grid(figure: Figure, n: int, **options: object) -> list[Axes]:
     """n panels in rows of `MOST_COLUMNS`; those left over in the last row are not drawn."""
     columns = _columns(n)
@@ -180,10 +186,10 @@ def _shown(run: ComparedRun) -> StackView | None:
 
 def _same_layer(runs: Sequence[ComparedRun]) -> int | None:
     """A layer to show all runs at: that of the largest finding, else the middle one of the first run."""
-    found = [(view.answer.peak.magnitude, view.answer.peak.layer) for run in runs
-             if (view := _shown(run)) is not None and view.answer is not None and view.answer.peak is not None]  # fmt: skip
+    answers = [view.answer for run in runs if (view := _shown(run)) is not None]
+    found = [(real(a.peak.magnitude), a.peak.layer) for a in answers if a is not None and a.peak is not None]
     if found:
-        return max(found, key=lambda x: real(x[0]) if real(x[0]) == real(x[0]) else -1.0)[1]
+        return max(found, key=lambda x: -1.0 if math.isnan(x[0]) else x[0])[1]
     view = _shown(runs[0])
     return max(1, round(view.n_layers / 2)) if view is not None else None
 
@@ -225,7 +231,7 @@ def draw_compare_losses(c: Comparison) -> Figure | None:
         name = group_of.get(run.label, run.label)
         look = looks[name]
         loss, held = (table[[x, column]][np.isfinite(table[column])] for column in ("loss", "eval_loss"))
-        label = "_" if name in seen else lettered(name, TITLE)
+        label = "_" if name in seen else _named(name)
         axes.plot(loss[x], loss["loss"], color=look["color"], linestyle=look["linestyle"], linewidth=1.0,
                   alpha=0.75 if name in c.groups else 1.0, label=label if len(loss) else "_")  # fmt: skip
         axes.plot(held[x], held["eval_loss"], color=look["color"], marker=look["marker"], markersize=4.5,
@@ -253,7 +259,7 @@ def draw_compare_sinks(c: Comparison) -> Figure | None:
         return None
     figure = Figure(figsize=(8.2, 3.1), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    looks = _looks(names)
+    looks, handles = _looks(names), {}
     for axes, column, title, lacking in (
         (panels[0], "mass_first", "Attention on the first position", "Not measured."),
         (panels[1], "slot_mass", "Attention on a learned slot", "No run has a learned slot."),
@@ -267,8 +273,9 @@ def draw_compare_sinks(c: Comparison) -> Figure | None:
                 y = middle[column].to_numpy(float)
                 if np.isnan(y).all():
                     continue
-                label = ", ".join(x for x in (lettered(name, TITLE), lettered(stack)) if x)
-                axes.plot(middle["layer"], y, markersize=3.5, label=label, zorder=3, **looks[name])
+                key = (names.index(name), str(stack))
+                handles[key] = axes.plot(middle["layer"], y, markersize=3.5, label=_named(name, str(stack)), zorder=3,
+                                         **looks[name])[0]  # fmt: skip
                 if len(low) and (low[column].to_numpy(float) != y).any():
                     axes.fill_between(middle["layer"], low[column], high[column], color=looks[name]["color"],
                                       alpha=0.18, linewidth=0, zorder=2)  # fmt: skip
@@ -279,12 +286,8 @@ def draw_compare_sinks(c: Comparison) -> Figure | None:
         if not axes.lines:
             axes.text(0.5, 0.5, lacking, ha="center", va="center", transform=axes.transAxes, color="#333333")
     panels[0].set_ylabel("Share, mean over heads")
-    handles: dict[str, object] = {}
-    for axes in panels:
-        handles |= {label: h for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    order = sorted(handles, key=lambda label: [lettered(n, TITLE) for n in names].index(label) if label in
-                   [lettered(n, TITLE) for n in names] else len(names))  # fmt: skip
-    figure.legend([handles[x] for x in order], order, loc="outside lower center", ncols=min(4, max(1, len(order))))
+    figure.legend(handles=[handles[key] for key in sorted(handles)], loc="outside lower center",
+                  ncols=min(4, len(handles)))  # fmt: skip
     return figure
 
 

@@ -81,8 +81,12 @@ def _trained(run: ComparedRun) -> dict[str, float]:
     return {
         "steps": real(losses.get("step")), "tokens": real(losses.get("tokens")),
         "train_loss": real(losses.get("train_loss")), "eval_loss": loss,
-        "perplexity": math.nan if images(run) else math.exp(loss) if loss < 700 else loss,
+        "perplexity": math.nan if images(run) else _exp(loss),
     }  # fmt: skip
+
+
+def _exp(x: float) -> float:
+    return math.inf if x > 700 else math.exp(x)
 
 
 def _scanned(scan: ScanResult | None) -> dict[str, float]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from massact.records.comparison import Comparison
 from massact.reports.comparison import EXPLAINED, SCANNED, TRAINED, differing
 from massact.reports.legible import cell, listed, number, percent, shortened, visible
-from massact.reports.terminal import _framed, _Section, _table
+from massact.reports.terminal import _framed, _plain, _Section, _table
 
 LONGEST_NAME = 28
 WIDTH_OF_A_RUN = 36  # of its four columns of the table of layers
@@ -113,10 +113,9 @@ def show_comparison(c: Comparison, console: Console) -> None:
         c: fresh.
         console: where to; colours and width are its own. Nothing in a run is read as markup.
     """
-    words = [visible(line, console.encoding) for line in comparison_in_words(c)]
-    console.print(_framed(words, console.encoding, "comparison"))
+    console.print(_framed(comparison_in_words(c), console.encoding, "comparison"))  # names are escaped already
     for note in c.notes:
-        console.print(visible(note, console.encoding), markup=False, highlight=False, style="dim")
+        console.print(_plain(note, console.encoding, "dim"))
     runs = c.compare[c.compare["row"] == "run"]
     rules = list(dict.fromkeys(x for x in runs["criterion"] if x))
     of = f" (massive by {visible(rules[0], console.encoding)})" if len(rules) == 1 else ""
