@@ -163,7 +163,7 @@ def draw_compare_magnitudes(c: Comparison) -> Figure | None:
     for i, ((run, of), found) in enumerate(zip(chosen, portraits, strict=True)):
         assert found is not None and run.scan is not None
         layer, h_TD, tokens = found
-        place = ((i % columns + 0.01) / columns, 1 - (i // columns + 0.96) / n_rows, 0.88 / columns, 0.9 / n_rows)
+        place = ((i % columns + 0.06) / columns, 1 - (i // columns + 0.96) / n_rows, 0.85 / columns, 0.9 / n_rows)
         axes = figure.add_axes(place, projection="3d", computed_zorder=False)
         assert isinstance(axes, Axes3D)
         rule = rule_of(run.scan)

@@ -73,8 +73,8 @@ def _sentence(row: pd.Series) -> str:
 
 def _group_sentence(name: str, rows: pd.DataFrame) -> str:
     mean, low, high = rows.loc["mean"], rows.loc["min"], rows.loc["max"]
-    text = f"{visible(name)}: mean held-out loss {number(mean['eval_loss'], 4)} nats"
-    text += f" ({number(low['eval_loss'], 4)} to {number(high['eval_loss'], 4)})"
+    text = f"{visible(name)}: mean held-out loss {shown(mean, 'eval_loss')} nats"
+    text += f" ({shown(low, 'eval_loss')} to {shown(high, 'eval_loss')})"
     if mean["scanned"]:
         text += f"; largest ratio {number(low['ratio'])} to {number(high['ratio'])}, massive in {_massive(mean)}"
     return text + "."
