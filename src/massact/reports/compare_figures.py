@@ -159,11 +159,11 @@ def draw_compare_magnitudes(c: Comparison) -> Figure | None:
     top = max(_largest(found[1]) for found in portraits if found is not None)
     columns = _columns(len(chosen))
     n_rows = math.ceil(len(chosen) / columns)
-    figure = Figure(figsize=(3.5 * columns + 0.3, 3.15 * n_rows))
+    figure = Figure(figsize=(3.7 * columns, 3.2 * n_rows))
     for i, ((run, of), found) in enumerate(zip(chosen, portraits, strict=True)):
         assert found is not None and run.scan is not None
         layer, h_TD, tokens = found
-        place = ((i % columns + 0.06) / columns, 1 - (i // columns + 0.96) / n_rows, 0.85 / columns, 0.9 / n_rows)
+        place = ((i % columns + 0.05) / columns, 1 - (i // columns + 0.95) / n_rows, 0.84 / columns, 0.84 / n_rows)
         axes = figure.add_axes(place, projection="3d", computed_zorder=False)
         assert isinstance(axes, Axes3D)
         rule = rule_of(run.scan)
@@ -174,7 +174,7 @@ def draw_compare_magnitudes(c: Comparison) -> Figure | None:
         known = f", max {number(_largest(h_TD))}" if np.isfinite(h_TD).any() else ""
         part = f", {counted(len(kept), 'token')} of {len(tokens):,}" if len(tokens) > MOST_TOKENS else ""
         second = ", ".join(x for x in (f"layer {layer}{known}{part}", of) if x)
-        axes.set_title(f"{lettered(run.label, TITLE)}\n{second}", loc="center", y=0.91, fontsize=9)
+        axes.set_title(f"{lettered(run.label, TITLE)}\n{second}", loc="center", y=0.93, fontsize=9)
     return figure
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from massact.records.comparison import ComparedRun, Comparison
 from massact.records.results import ScanResult
 from massact.records.tables import frame
-from massact.reports.legible import listed, number, real, shortened, visible
+from massact.reports.legible import listed, number, quoted, real, shortened, visible
 from massact.reports.views import rule_of
 
 # Fields of a training's configuration that make it no other training: what it is called and how it is run.
@@ -214,9 +214,11 @@ def _unlike(runs: Sequence[ComparedRun]) -> list[str]:
     corpora = [f"{visible(i.corpus.get('name')) or 'corpus'} {str(i.corpus.get('sha256'))[:8]}" for i in scans]
     data = [str(info.corpus.get("tokens_sha256"))[:8] for info in trained]
     lengths = [number(info.losses.get("step"), 9) for info in trained]
+    texts = [run.scan.portrait.get("tokens") for run in runs if run.scan is not None]
+    prompts = [quoted("".join(map(str, tokens)), 40) for tokens in texts if tokens is not None]
     found = (
         ("The models are of different shape", models), ("The runs were scanned on different inputs", corpora),
-        ("Massive is what different criteria say", rules), ("Sinks are counted with different eps", eps),
+        ("Fig. 9 is of different prompts", prompts), ("Massive is what different criteria say", rules), ("Sinks are counted with different eps", eps),
         ("The trainings read different data", data), ("The trainings are of different length, in steps", lengths),
     )  # fmt: skip
     notes = [f"{what}: {listed(list(dict.fromkeys(of)))}." for what, of in found if len(set(of)) > 1]
