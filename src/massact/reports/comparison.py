@@ -218,7 +218,8 @@ def _unlike(runs: Sequence[ComparedRun]) -> list[str]:
     prompts = [quoted("".join(map(str, tokens)), 40) for tokens in texts if tokens is not None]
     found = (
         ("The models are of different shape", models), ("The runs were scanned on different inputs", corpora),
-        ("Fig. 9 is of different prompts", prompts), ("Massive is what different criteria say", rules), ("Sinks are counted with different eps", eps),
+        ("Fig. 9 is of different prompts", prompts),
+        ("Massive is what different criteria say", rules), ("Sinks are counted with different eps", eps),
         ("The trainings read different data", data), ("The trainings are of different length, in steps", lengths),
     )  # fmt: skip
     notes = [f"{what}: {listed(list(dict.fromkeys(of)))}." for what, of in found if len(set(of)) > 1]
