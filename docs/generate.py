@@ -17,6 +17,7 @@ from massact.interventions.named import NAMES
 from massact.records.sites import POINTS
 from massact.records.tables import TABLES
 from massact.scans import CRITERIA
+from massact.training import VARIANTS
 
 PAGE = Path(__file__).parent / "reference.md"
 
@@ -44,6 +45,13 @@ WORKS = """
 
 `massact classics RUN --which NAME`; without `--which` all of them. Definitions and constants are those of the work, see
 [classics.md](classics.md).
+"""
+
+CHANGES = """
+## Attention variants
+
+`massact train --attention NAME`, `massact.training.apply_variant(model, NAME, ...)`. z = scale q.k are the logits, v
+the values, x the attention module's input; a row that sums to less than 1 leaves the rest to an extra slot.
 """
 
 SITES = """
@@ -87,6 +95,15 @@ def page() -> str:
     out += table(["name", "what it does"], [[f"`{k}`", v] for k, v in NAMES.items()])
     out += [WORKS]
     out += table(["name", "asks", "source"], [[f"`{c.name}`", c.asks, c.source] for c in CLASSICS.values()])
+    out += [CHANGES]
+    out += table(
+        ["variant", "formula", "a row sums to", "options", "source", "note"],
+        [
+            [f"`{v.name}`", f"`{v.formula}`", v.row_sum, ", ".join(f"{k} = {x}" for k, x in v.options.items()),
+             v.source, v.note]  # fmt: skip
+            for v in VARIANTS.values()
+        ],
+    )
     out += [SITES]
     out += table(["point", "what it is"], [[f"`{k}`", v] for k, v in POINTS.items()])
     out += ["", "## Tables of a run", ""]

@@ -371,3 +371,12 @@ def test_bounds_that_are_infinite_are_no_broken_weights() -> None:
     module.bound.fill_(float("nan"))
     with pytest.raises(UserError, match="bound"):
         load(module, inputs=SIGNAL)
+
+
+@pytest.mark.parametrize("context", [6, 12, 14])
+def test_a_context_shorter_than_the_usual_example_is_proved(context: int) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=50, n_positions=context, n_embd=16, n_layer=2, n_head=2)
+    model = load(GPT2LMHeadModel(config))
+    assert model.anatomy.stacks[0].n_layers == 2 and model.example["input_ids"].shape[1] <= context

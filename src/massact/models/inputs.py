@@ -79,9 +79,9 @@ def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
         given["input_values"] = _sound(config, generator)
     wrapped = any(p.kind is p.VAR_POSITIONAL for p in accepted.values())  # forward(*args, **kwargs) around a model
     if main == "input_ids" and (main in accepted or wrapped):
-        given["input_ids"] = _ids(config, N_TOKENS, generator)
+        given["input_ids"] = _ids(config, _room(config, N_TOKENS), generator)
     if "decoder_input_ids" in accepted:
-        given["decoder_input_ids"] = _ids(config, N_TOKENS - 2, generator)
+        given["decoder_input_ids"] = _ids(config, _room(config, N_TOKENS - 2), generator)
     if not given:
         needed = [n for n, p in accepted.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
         raise UserError(
@@ -90,6 +90,12 @@ def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
             "Give one short example: load(model, inputs={'name': tensor, ...}).",
         )
     return given | fixed_arguments(model) | _places(model, given)
+
+
+def _room(config: Any, n_tokens: int) -> int:
+    """Tokens of the example: fewer in a context too short for them; some tables keep two places for padding."""
+    places = _first(config, "max_position_embeddings", "n_positions", "n_ctx")
+    return n_tokens if not isinstance(places, int) or places >= n_tokens + 2 else max(2, places - 2)
 
 
 def _sound(config: Any, generator: torch.Generator) -> Tensor:
