@@ -60,8 +60,8 @@ def _outlier_features(n: Numbers) -> list[str]:
     for where, at in n["at"].items():
         place = "at the inputs of linear layers" if where == "inputs" else f"in the hidden state ({visible(where)})"
         dims = f" (dims {_dims(at['dims'])})" if at["n"] else ""
-        told.append(f"{counted(int(at['n']), 'outlier feature')} {place}{dims}, {len(at['massive'])} of them at one of "
-                    f"the {counted(int(at['n_massive']), 'massive dim')}.")  # fmt: skip
+        told.append(f"{counted(int(at['n']), 'outlier feature')} {place}{dims}, {len(at['massive'])} of them among "
+                    f"{counted(int(at['n_massive']), 'massive dim')}.")  # fmt: skip
     zeroed = n.get("zeroed") or {}
     if "unavailable" not in zeroed:
         told += [f"{visible(edit)}: {_changes(by)}." for edit, by in zeroed.items() if isinstance(by, Mapping)]
