@@ -39,14 +39,22 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
     from massact.records.explanation import Explanation
     from massact.records.intervention import Intervention
     from massact.records.training import Trained
+    from massact.records.trajectory import Trajectory
     from massact.reports import show as show_result
-    from massact.reports import show_classics, show_explanation, show_intervention, show_training, to_json
+    from massact.reports import (
+        show_classics,
+        show_explanation,
+        show_intervention,
+        show_training,
+        show_trajectory,
+        to_json,
+    )
 
     if json:
         typer.echo(to_json(result))
     elif not quiet:
         known = {Explanation: show_explanation, Intervention: show_intervention, Classics: show_classics,
-                 Trained: show_training}  # fmt: skip
+                 Trained: show_training, Trajectory: show_trajectory}  # fmt: skip
         known.get(type(result), show_result)(result, Console())
 
 
