@@ -40,6 +40,7 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
     from massact.records.explanation import Explanation
     from massact.records.intervention import Intervention
     from massact.records.training import Trained
+    from massact.records.trajectory import Trajectory
     from massact.reports import show as show_result
     from massact.reports import (
         show_classics,
@@ -47,6 +48,7 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
         show_explanation,
         show_intervention,
         show_training,
+        show_trajectory,
         to_json,
     )
 
@@ -54,7 +56,7 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
         typer.echo(to_json(result))
     elif not quiet:
         known = {Explanation: show_explanation, Intervention: show_intervention, Classics: show_classics,
-                 Trained: show_training, Comparison: show_comparison}  # fmt: skip
+                 Trained: show_training, Comparison: show_comparison, Trajectory: show_trajectory}  # fmt: skip
         known.get(type(result), show_result)(result, Console())
 
 

@@ -24,9 +24,13 @@ def show(
     from massact.records.intervention import open_intervention
     from massact.records.results import open_run
     from massact.records.training import open_training
+    from massact.records.trajectory import open_trajectory
 
     if os.path.isfile(run / "train.json") and not os.path.isfile(run / "run.json"):
         printed(open_training(run), json, quiet=False)
+        return
+    if os.path.isfile(run / "trajectory.json") and not os.path.isfile(run / "run.json"):
+        printed(open_trajectory(run), json, quiet=False)
         return
     result = open_run(run)
     later = {

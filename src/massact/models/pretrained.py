@@ -53,6 +53,20 @@ def read_pretrained(
     return read(spec, config, dtype, common | {"use_safetensors": not allow_pickle}), _tokenizer(spec, config, common)
 
 
+def read_tokenizer(spec: str, revision: str | None, options: dict[str, Any]) -> Any:
+    """The tokenizer beside the weights of a model, without reading these; None where there is none.
+
+    Args:
+        spec, revision, options: see `read_pretrained`.
+    """
+    common = {k: v for k, v in options.items() if k != "allow_pickle"} | ({"revision": revision} if revision else {})
+    try:
+        config = transformers.AutoConfig.from_pretrained(spec, **common)
+    except Exception:  # whoever reads the model itself says why it cannot be read
+        return None
+    return _tokenizer(spec, config, common)
+
+
 def read_module(spec: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
     """Read a model of the class that it was saved from.
 

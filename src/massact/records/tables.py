@@ -297,6 +297,18 @@ TABLES |= {
     },
 }  # fmt: skip
 
+# What a scan of several checkpoints of one model records.
+TABLES |= {
+    "revisions": {
+        "revision": ("string", "name of the checkpoint: revision of a Hub model, or name of a folder"),
+        "step": ("float64", "training step, as its name says; NaN where the name says none"),
+        **{c: TABLES["layers"][c] for c in ("stack", "site", "layer", "top1", "top2", "top3", "median", "ratio",
+                                            "ratio_max", "norm_first", "norm_rest", "n_findings")},
+        "share": ("float64", "share of sequences with findings at this layer; NaN for rules of whole dims or layers"),
+        "found": ("bool", "whether anything at this layer meets the criterion"),
+    },
+}  # fmt: skip
+
 
 # What a comparison of runs records. NaN: not measured, never zero; "trained", "scanned", "explained" say why.
 _COMPARED = {

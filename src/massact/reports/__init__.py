@@ -1,8 +1,8 @@
 """A scan or an explanation, readable: sentences, terminal tables, JSON and figures.
 
-Takes a `ScanResult`, an `Explanation`, an `Intervention`, `Classics` or a `Trained`, fresh or of a run directory; or
-several runs, to put them side by side (`compare`). Gives sentences (`answer_in_words`, `story_in_words`, ...), tables
-in a terminal (`show`, ...), JSON (`to_json`) and the paper's figures (`draw`).
+Takes a `ScanResult`, an `Explanation`, an `Intervention`, `Classics`, a `Trained` or a `Trajectory`, fresh or of a run
+directory; or several runs, to put them side by side (`compare`). Gives sentences (`answer_in_words`, ...), tables in a
+terminal (`show`, ...), JSON (`to_json`) and the paper's figures (`draw`).
 Knows how numbers and strange tokens are spelled, and what each figure of Sun 2024 looks like. Must not know torch,
 models, or how anything was measured; it measures nothing, and nothing that it writes is read back.
 """
@@ -16,6 +16,7 @@ from massact.reports.side_by_side import comparison_in_words, show_comparison
 from massact.reports.story import story_in_words
 from massact.reports.terminal import show, show_classics, show_explanation, show_intervention, to_json
 from massact.reports.training import show_training, training_in_words
+from massact.reports.trajectory import show_trajectory, trajectory_in_words
 from massact.reports.words import answer_in_words
 
 __all__ = [
@@ -32,8 +33,10 @@ __all__ = [
     "show_explanation",
     "show_intervention",
     "show_training",
+    "show_trajectory",
     "story_in_words",
     "to_json",
     "training_in_words",
+    "trajectory_in_words",
     "verdict",
 ]

@@ -15,6 +15,7 @@ from massact.records.explanation import Explanation
 from massact.records.intervention import Intervention
 from massact.records.results import ScanResult
 from massact.records.tables import write_atomic
+from massact.records.trajectory import Trajectory
 from massact.reports.attention import EXPLAIN_FIGURES
 from massact.reports.census import draw_census
 from massact.reports.classics import draw_classics
@@ -22,6 +23,7 @@ from massact.reports.curves import draw_headroom, draw_layers, draw_norms
 from massact.reports.effects import draw_effects
 from massact.reports.lettering import style
 from massact.reports.portrait import draw_magnitudes
+from massact.reports.steps import draw_trajectory
 
 FIGURES: dict[str, Callable[[ScanResult], Figure | None]] = {
     "layers": draw_layers,
@@ -36,8 +38,10 @@ DPI = 160
 METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 
 
-def draw(result: ScanResult | Explanation | Intervention | Classics, directory: Path) -> list[Path]:
-    """Write every figure of a scan, an explanation, an intervention or the classics as PNG and SVG into `figures/`.
+def draw(result: ScanResult | Explanation | Intervention | Classics | Trajectory, directory: Path) -> list[Path]:
+    """Write every figure of a scan, an explanation, an intervention, the classics or a trajectory into `figures/`.
+
+    Each as PNG and SVG.
 
     Args:
         result: fresh, or of a run directory.
@@ -79,6 +83,8 @@ def _figures_of(result: Any) -> dict[str, Callable[[Any], Figure | None]]:
         return dict(EXPLAIN_FIGURES)
     if isinstance(result, Classics):
         return {"classics": draw_classics}
+    if isinstance(result, Trajectory):
+        return {"trajectory": draw_trajectory}
     return {"effects": draw_effects} if isinstance(result, Intervention) else dict(FIGURES)
 
 

@@ -18,6 +18,7 @@ from massact.records.classics import Classics
 from massact.records.explanation import Explanation
 from massact.records.intervention import Intervention
 from massact.records.results import ScanResult
+from massact.records.trajectory import Trajectory
 from massact.reports.classics import classics_in_words
 from massact.reports.effects import effects_in_words
 from massact.reports.legible import cell, number, percent, quoted, real, shortened, signed, token_list, visible
@@ -126,7 +127,7 @@ def _axes(rows: pd.DataFrame, stack: str) -> _Section:
     return _Section(f"{name}concentration, value drain, residual norm (|: the block reads findings)", table)
 
 
-def to_json(result: ScanResult | Explanation | Intervention | Classics) -> str:
+def to_json(result: ScanResult | Explanation | Intervention | Classics | Trajectory) -> str:
     """What `--json` prints: `result.as_dict()`; NaN and Inf are strings, and all is ASCII for any pipe."""
     return json.dumps(result.as_dict(), indent=2, allow_nan=False, default=_missing)
 
@@ -155,7 +156,7 @@ def _framed(lines: list[str], encoding: str, title: str) -> Panel:
     """Lines in a frame, the first in bold."""
     body = Table.grid(padding=(0, 1))
     body.add_column(width=1)
-    body.add_column()
+    body.add_column(overflow="fold")  # an ellipsis is a character that not every terminal has
     body.add_row("", _plain(lines[0], encoding, "bold"))
     for line in lines[1:]:
         body.add_row("-", _plain(line, encoding))

@@ -12,6 +12,7 @@ import pandas as pd
 from massact.records.answer import Answer, Peak, StackAnswer
 from massact.records.results import ScanResult
 from massact.records.tables import MAXIMA
+from massact.records.trajectory import Trajectory
 from massact.reports.legible import number, ranges, real, visible
 
 # What formats can hold: their name in the tables, their name in words, their largest finite value.
@@ -75,7 +76,7 @@ class Rule:
         return f"{self.name} ({inside})" if inside else self.name
 
 
-def rule_of(result: ScanResult) -> Rule:
+def rule_of(result: ScanResult | Trajectory) -> Rule:
     """The criterion behind the findings."""
     record = result.info.criterion or {}
     recorded = record.get("thresholds")

@@ -4,26 +4,34 @@ Takes a model and a corpus; gives a `ScanResult`. Knows what counts as massive a
 know how tensors are caught, what a family of models looks like, or how results are drawn.
 """
 
+from massact.scans.checkpoints import Checkpoint, checkpoints_in, revisions_of, step_of
 from massact.scans.criteria import CRITERIA, Criterion, Evidence, criterion
 from massact.scans.job import PROMPT, ScanConfig, ready_corpus, scan
 from massact.scans.portrait import prompt_corpus
 from massact.scans.reopened import Reopened, check_text, check_weights, reopen, scanned_corpus
+from massact.scans.revisions import scan_checkpoints, told
 from massact.scans.tokens import tokens_of
 
 __all__ = [
     "CRITERIA",
     "PROMPT",
+    "Checkpoint",
     "Criterion",
     "Evidence",
     "Reopened",
     "ScanConfig",
     "check_text",
     "check_weights",
+    "checkpoints_in",
     "criterion",
     "prompt_corpus",
     "ready_corpus",
     "reopen",
+    "revisions_of",
     "scan",
+    "scan_checkpoints",
     "scanned_corpus",
+    "step_of",
+    "told",
     "tokens_of",
 ]

@@ -106,16 +106,45 @@ def scan(
         WorkError: the model could not be run on the corpus.
     """
     config = ScanConfig.of(options)
+    criterion(config.criterion).resolved(config.thresholds)  # refused now, not after the model is loaded
+    loaded = model if isinstance(model, Model) else load(model)
+    source = corpus if isinstance(corpus, Corpus | Source) else make_corpus(corpus)
+    text = Text(source, ready_corpus(loaded, source, config, config.bos), named(corpus))
+    return scan_text(loaded, text, config, out=out, resume=resume, progress=progress)
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a scan reads: the source, the corpus made of it for the model, and how the user named it, if so."""
+
+    source: Corpus | Source
+    ready: Corpus
+    named: str | None
+
+
+def named(corpus: Any) -> str | None:
+    """What a run records of a corpus in order to find it again."""
+    return str(corpus) if isinstance(corpus, str | os.PathLike) else None
+
+
+def scan_text(
+    loaded: Model,
+    text: Text,
+    config: ScanConfig,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> ScanResult:
+    """A scan whose corpus was made before, as for several checkpoints of one model; see `scan`."""
     rule = criterion(config.criterion)
     thresholds = rule.resolved(config.thresholds)
-    loaded = model if isinstance(model, Model) else load(model)
-    source = _source(loaded, corpus, config)
-    ready = ready_corpus(loaded, source, config, config.bos)
+    source, ready = text.source, text.ready
     if config.prompt != PROMPT:
         prompt_corpus(loaded, ready, config.prompt, config.bos or "auto")  # refused now, not after the work
     info = RunInfo(
         "scan",
-        jsonable(asdict(config)) | {"corpus": str(corpus) if isinstance(corpus, str | os.PathLike) else None},
+        jsonable(asdict(config)) | {"corpus": text.named},
         jsonable(asdict(loaded.info())),
         jsonable(ready.info()),
         rule.as_dict(thresholds),
@@ -146,12 +175,6 @@ def scan(
 
 
 # ---------------------------------------------------------------------------- inputs
-def _source(model: Model, corpus: Any, config: ScanConfig) -> Corpus | Source:
-    if isinstance(corpus, (Corpus, Source)):
-        return corpus
-    return make_corpus(corpus)
-
-
 def ready_corpus(model: Model, source: Corpus | Source, config: ScanConfig, bos: str | None) -> Corpus:
     """A corpus that fits the model.
 

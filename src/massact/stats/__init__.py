@@ -7,6 +7,7 @@ Must not know models, sites, layers, criteria, or files.
 """
 
 from massact.stats.dims import DimMoments, DimResult
+from massact.stats.dynamics import Dynamics, fit_dynamics
 from massact.stats.hidden import HiddenResult, HiddenStats
 from massact.stats.protocol import Statistic, Where
 from massact.stats.small import Keep, KeepResult, Ranks, RanksResult, TokenMax, TokenMaxResult
@@ -14,6 +15,7 @@ from massact.stats.small import Keep, KeepResult, Ranks, RanksResult, TokenMax, 
 __all__ = [
     "DimMoments",
     "DimResult",
+    "Dynamics",
     "HiddenResult",
     "HiddenStats",
     "Keep",
@@ -24,4 +26,5 @@ __all__ = [
     "TokenMax",
     "TokenMaxResult",
     "Where",
+    "fit_dynamics",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 # Name -> the file it comes from. Imported on first use: transformers is slow to import, and not everything needs it.
 _FILES = {
     "RECIPES": "configs", "TrainConfig": "configs",
-    "Dynamics": "dynamics", "fit_dynamics": "dynamics",
+    "Dynamics": "monitor", "fit_dynamics": "monitor",
     "Tokens": "data", "Windows": "data", "prepare": "data",
     "Alarm": "monitor", "Monitor": "monitor", "dynamics_of": "monitor",
     "MassiveActivationsCallback": "callback",

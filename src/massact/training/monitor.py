@@ -27,9 +27,9 @@ from massact.models import Model, load, with_attention
 from massact.records.anatomy import AttentionPlace, Place
 from massact.records.errors import ProofError, UserError, WorkError
 from massact.records.tables import frame
+from massact.stats import Dynamics, fit_dynamics
 from massact.trace.attention import AttentionCall, attending
 from massact.trace.hooks import tapped
-from massact.training.dynamics import Dynamics, fit_dynamics
 
 log = logging.getLogger("massact")
 

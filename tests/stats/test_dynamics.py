@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from massact.training import fit_dynamics
+from massact.stats import fit_dynamics
 
 STEPS = np.arange(0, 20_001, 100)
 

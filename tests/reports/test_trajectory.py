@@ -1,0 +1,142 @@
+"""The words, the tables and the figure of a trajectory: right for planted ones, and whole for odd ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from massact.records.tables import TABLES, frame
+from massact.records.trajectory import CheckpointRecord, Emergence, StackSummary, Trajectory, TrajectoryInfo
+from massact.reports import draw, show_trajectory, to_json, trajectory_in_words
+from massact.reports.trajectory import MOST_ROWS
+
+RULE = {"name": "sun2024", "formula": "|h| > magnitude and |h| >= ratio x median|h|", "kind": "element",
+        "source": "", "thresholds": {"magnitude": 100.0, "ratio": 1000.0}}  # fmt: skip
+STEPS = [0.0, 1.0, 10.0, 1000.0, 143_000.0]
+TOPS = [1.0, 50.0, 99.0, 200.0, 900.0]
+
+
+def made(names: list[str], steps: list[float], tops: list[float], stacks: tuple[str, ...] = ("",),
+         layers: int = 4) -> Trajectory:  # fmt: skip
+    """Of the checkpoints `names`, layers from 2 on hold `tops` over a median of 0.05."""
+    records, rows = [], []
+    for name, step, top in zip(names, steps, tops, strict=True):
+        found = top > 100
+        for stack in stacks:
+            for layer in range(layers + 1):
+                h = top if layer >= 2 else 1.0
+                blank = {c: 1.0 for c, (d, _) in TABLES["revisions"].items() if d == "float64"}
+                rows.append(blank | {
+                    "revision": name, "step": step, "stack": stack, "site": "resid_post", "layer": layer, "top1": h,
+                    "median": 0.05, "ratio": h / 0.05, "ratio_max": h / 0.04, "n_findings": int(found and layer >= 2),
+                    "found": found and layer >= 2,
+                })  # fmt: skip
+        of = [StackSummary(s, "resid_post", 3 * found, 2 if found else None, layers if found else None,
+                           [7, 9] if found else [], 2, top, 0.05, top / 0.05, top / 0.04) for s in stacks]  # fmt: skip
+        records.append(CheckpointRecord(name, step, name, "ok", stacks=of))
+    having = [i for i, top in enumerate(tops) if top > 100]
+    emergence = []
+    if having:
+        i, last = having[0], having[-1]
+        gone = names[last + 1] if last + 1 < len(names) else None
+        without = [n for n, top in list(zip(names, tops, strict=True))[i:] if top <= 100]
+        before = names[i - 1] if i else None
+        emergence = [Emergence(s, "resid_post", names[i], before, 2, [7, 9], [7, 9], without, gone) for s in stacks]
+    info = TrajectoryInfo(model={"id": "org/name"}, status="ok", criterion=RULE, checkpoints=records,
+                          emergence=emergence)  # fmt: skip
+    return Trajectory(info, frame("revisions", pd.DataFrame(rows)))
+
+
+def growing() -> Trajectory:
+    return made([f"step{s:.0f}" for s in STEPS], STEPS, TOPS)
+
+
+def hostile() -> Trajectory:
+    names = ["[red]x[/]", "$x_1$", "a\nb", "\u202eabc", "\u4e2d" * 60, "\x1b[31m", "c\\udcff", ""]
+    t = made(names, [math.nan] * len(names), [math.inf, math.nan, 0.0, -1.0, 1e300, 5.0, 200.0, 200.0])
+    t.info.notes = ["[bold]note[/]", "\x1b"]
+    t.info.checkpoints.append(CheckpointRecord("[/]", math.nan, "f", "failed", "[nope] \x1b \udcff"))
+    return t
+
+
+EVERY = {
+    "growing": growing,
+    "hostile": hostile,
+    "one": lambda: made(["main"], [math.nan], [500.0]),
+    "none": lambda: Trajectory(TrajectoryInfo(criterion=RULE, checkpoints=[CheckpointRecord("a", 1.0, "a")])),
+    "quiet": lambda: made(["a", "b"], [1.0, 2.0], [1.0, 2.0]),
+    "two stacks": lambda: made(["a", "b", "c"], [0.0, 5.0, 9.0], [1.0, 500.0, 1.0], ("encoder", "decoder")),
+    "many": lambda: made([f"step{i}" for i in range(0, 154_000, 1000)], list(np.arange(0, 154_000, 1000.0)),
+                         [float(i) for i in range(154)], layers=32),
+    "same step": lambda: made(["a", "b"], [0.0, 0.0], [1.0, 200.0]),
+    "bare": lambda: Trajectory(replace(growing().info, criterion={}, model={}), growing().revisions),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_words_tables_json_and_figure_of_everything(name: str, tmp_path: Path) -> None:
+    t = EVERY[name]()
+    for encoding in ("utf-8", "ascii"):
+        file = io.TextIOWrapper(io.BytesIO(), encoding)
+        show_trajectory(t, Console(file=file, width=100))
+        file.flush()
+        printed = file.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+        assert printed.strip() and "\x1b" not in printed and "\u202e" not in printed
+    assert json.loads(to_json(t))["revisions"] is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        paths = draw(t, tmp_path)
+    assert [p.name for p in paths] == ["trajectory.png", "trajectory.svg"]
+    with Image.open(paths[0]) as image:
+        assert np.asarray(image.convert("L")).std() > 1
+    assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in draw(EVERY[name](), tmp_path / "again")]
+
+
+def test_words_say_when_where_and_whether_they_stay() -> None:
+    said = " ".join(trajectory_in_words(growing()))
+    assert "Yes: 2 of 5 checkpoints of org/name have massive activations" in said
+    assert "appear between step10 and step1000 at layer 2, in dims 7 and 9, and stay" in said
+    assert "18,000 at step143000, layer 2" in said and "20 at step0" in said
+
+
+@pytest.mark.parametrize(("tops", "words"), [
+    ([200, 200, 200], "at or before a, the first checkpoint at layer 2, in dims 7 and 9, and stay: all later"),
+    ([1, 200, 200], "between a and b at layer 2, in dims 7 and 9, and stay: the checkpoint after it has them"),
+    ([1, 1, 200], "between b and c at layer 2, in dims 7 and 9; that is the last checkpoint"),
+    ([1, 200, 1], "and vanish: from c on there are none"),
+    ([200, 1, 200], "are there at the end, but not at b"),
+    ([1, 2, 3], "No: none of 3 checkpoints of org/name has massive activations"),
+])  # fmt: skip
+def test_words_of_every_course(tops: list[float], words: str) -> None:
+    assert words in " ".join(trajectory_in_words(made(["a", "b", "c"], [1.0, 2.0, 3.0], tops)))
+
+
+def test_what_failed_and_what_waits_is_said() -> None:
+    t = growing()
+    t.info.status = "interrupted"
+    t.info.checkpoints += [CheckpointRecord("step2", 2.0, "step2", "failed", "No such file."),
+                           CheckpointRecord("step3", 3.0, "step3")]  # fmt: skip
+    t.info.dynamics = [{"stack": "", "site": "resid_post", "layer": 0, "r2": "nan", "reason": "5 points"}]
+    said = " ".join(trajectory_in_words(t))
+    assert "step2 could not be scanned: No such file." in said
+    assert "No Hidden-Dynamics curve is fitted: 5 points" in said
+    assert "1 checkpoint not scanned yet (status: interrupted)" in said
+
+
+def test_long_tables_are_cut_and_keep_what_matters() -> None:
+    file = io.StringIO()
+    show_trajectory(EVERY["many"](), Console(file=file, width=120))
+    lines = [line for line in file.getvalue().splitlines() if line.startswith(("step", "..."))]
+    rows = [line.split()[0] for line in lines if line.startswith("step")]
+    assert len(rows) <= MOST_ROWS and {"step0", "step153000", "step100000", "step101000"} <= set(rows)
+    assert any(line.startswith("...") for line in lines)
