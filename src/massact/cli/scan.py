@@ -12,11 +12,13 @@ from massact.cli.options import (
     BatchSize,
     Device,
     Json,
+    Preprocess,
     Quiet,
     TrustRemoteCode,
     batch_size_of,
     check_out,
     load_options_of,
+    preprocess_of,
     printed,
     progress_bar,
     quiet_libraries,
@@ -32,9 +34,10 @@ def scan(
         str | None,
         typer.Option(
             help="Text, Markdown or JSONL file, a folder of them, or a data set name (wikitext-2, c4, pg19, redpajama, "
-            "any Hub id); nothing: the embedded text."
+            "any Hub id); for models of images: a folder of them, a CSV with a column path; nothing: the embedded text."
         ),
     ] = None,
+    preprocess: Preprocess = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence.")] = None,
     n_sequences: Annotated[int | None, typer.Option(min=1, help="Number of sequences.")] = None,
     criterion: Annotated[
@@ -67,6 +70,7 @@ def scan(
         "criterion": criterion, "thresholds": dict(threshold_of(t) for t in threshold or ()), "seq_len": seq_len,
         "n_sequences": n_sequences, "bos": bos, "seed": seed, "top_k": top_k, "bos_contrast": bos_contrast,
         "batch_size": batch_size_of(batch_size), "null": "auto" if null is None else null,
+        "preprocess": preprocess_of(preprocess),
     }  # fmt: skip
     if prompt is not None:
         options["prompt"] = prompt

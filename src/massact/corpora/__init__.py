@@ -3,7 +3,8 @@
 Takes: a name, a path, prompts, ids or tensors; a tokenizer.
 Gives: `Corpus`, read as `Batch`es, with BOS policy, packing, seed and content hash recorded; or a `Source`,
 which is text that still waits for a tokenizer, or an `ImageSource`, images that wait for a processor.
-Knows: files, data sets and their protocols, tokenizers, preprocessing of images. Must not know: models, layers, or what is measured.
+Knows: files, data sets and their protocols, tokenizers, preprocessing of images. Must not know: models, layers, or
+what is measured.
 """
 
 from massact.corpora.batch import Batch, Corpus, Origin

@@ -58,7 +58,7 @@ class ImageSource:
         pictures = self.pictures
         if n not in (None, "all"):
             if int(n) > len(pictures):
-                raise UserError(f"{n} images were asked for.", f"{self.name!r} has {len(pictures):,}.", "Ask for fewer.")
+                raise UserError(f"{n} images were asked for.", f"{self.name!r} has {len(pictures):,}.", "Use fewer.")
             pictures = pictures.part(0, int(n))
         pixels = _read(self.name, pictures, recipe)
         source = {

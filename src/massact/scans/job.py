@@ -167,8 +167,8 @@ def ready_corpus(
     accepted = model.inputs_accepted()
     if isinstance(source, ImageSource):
         source = _ready_images(model, source, config)
-    elif config.preprocess:
-        raise UserError(f"preprocess={config.preprocess} was given.", "The corpus is not read from images.", "Leave it out.")
+    elif config.preprocess and (isinstance(source, Source) or source.pictures is None):
+        raise UserError("preprocess was given.", "The corpus is not read from images.", "Leave it out.")
     elif isinstance(source, Source):
         if "input_ids" not in accepted:
             raise UserError(
