@@ -86,7 +86,8 @@ def test_the_same_numbers_as_the_processor_of_transformers(name: str, tmp_path: 
 def test_a_processor_that_needs_torchvision_is_read_from_its_fields(tmp_path: Path) -> None:
     fields = {"size": {"height": 32, "width": 32}, "image_mean": [0.4] * 3, "image_std": [0.2] * 3, "resample": 2,
               "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}  # fmt: skip
-    assert recipe_of(read_processor(str(folder_of(tmp_path, "DINOv3ViTImageProcessor", fields)), None, {})).std == (0.2,) * 3
+    folder = folder_of(tmp_path, "DINOv3ViTImageProcessor", fields)
+    assert recipe_of(read_processor(str(folder), None, {})).std == (0.2,) * 3
     recipe = recipe_of(fields | {"image_processor_type": "NoSuchProcessor"})
     assert recipe == Recipe((32, 32), None, "bilinear", 1 / 255, (0.4,) * 3, (0.2,) * 3, "NoSuchProcessor")
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import massact as ma
+from massact.corpora import Corpus
 from massact.scans.patches import place_names
 from massact.scans.tokens import tokens_of
 from massact.stats import Keep
@@ -18,14 +19,15 @@ OFF = {"null": False, "bos_contrast": False}
 PATCHES = [f"patch ({r}, {c})" for r in range(5) for c in range(5)]
 LAYOUTS = {
     "vit": ("", ["[CLS]"]), "deit": ("", ["[CLS]", "[DIST]"]), "dinov2": ("", ["[CLS]"]),
-    "dinov2_with_registers": ("", ["[CLS]", "reg1", "reg2", "reg3"]), "dinov3_vit": ("", ["[CLS]", "reg1", "reg2", "reg3"]),
+    "dinov2_with_registers": ("", ["[CLS]", "reg1", "reg2", "reg3"]),
+    "dinov3_vit": ("", ["[CLS]", "reg1", "reg2", "reg3"]),
     "clip": ("vision_model", ["[CLS]"]), "siglip": ("vision_model", []),
 }  # fmt: skip
 
 
-def corpus_of(size: tuple[int, int] = (20, 20), n: int = 2) -> ma.Corpus:
+def corpus_of(size: tuple[int, int] = (20, 20), n: int = 2) -> Corpus:
     made = ma.corpus({"pixel_values": torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(5))})
-    assert isinstance(made, ma.Corpus)
+    assert isinstance(made, Corpus)
     return made
 
 
