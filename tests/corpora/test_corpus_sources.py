@@ -70,9 +70,9 @@ class TestFileRefusals:
         assert "no text" in refused(corpus, tmp_path).what
 
     def test_folder_without_text(self, tmp_path, refused):
-        (tmp_path / "a.png").write_text("x")
+        (tmp_path / "a.gif").write_text("x")
         error = refused(corpus, tmp_path)
-        assert "1 files, ending in .png" in error.why and ".md" in error.do
+        assert "1 files, ending in .gif" in error.why and ".md" in error.do
         (tmp_path / "none").mkdir()
         assert "0 files" in refused(corpus, tmp_path / "none").why
 

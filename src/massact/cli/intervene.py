@@ -48,6 +48,10 @@ def intervene(
         str | None,
         typer.Option(help="Column of the JSONL file --evaluate-on (or --corpus): effects for each of its labels too."),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Classes of images, for top-1 (Table 4): auto (of the corpus: class folders, CSV), or CSV."),
+    ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="lm-eval tasks as well, with commas: piqa,winogrande,arc_easy (extra: tasks).")
     ] = None,
@@ -80,6 +84,7 @@ def intervene(
     from massact.reports import draw
 
     InterveneConfig.of(options)  # before minutes are spent on loading
+    options |= {"labels": labels} if labels is not None else {}
     with progress_bar(quiet or json) as progress:
         done = intervene_run(
             result, model=model, corpus=corpus, evaluate_on=evaluate_on, group=group, device=device, progress=progress,

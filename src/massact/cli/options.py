@@ -19,11 +19,19 @@ ModelNow = Annotated[
 ]
 CorpusNow = Annotated[
     str | None,
-    typer.Option(help="Where the scanned text lies now, or another text, which is scanned first (as `scan`)."),
+    typer.Option(help="Where the scanned text (or images) lies now, or another, which is scanned first (as `scan`)."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no tables.")]
 AllKeys = Annotated[
     bool, typer.Option(help="Also the mass on every key and the entropy: one more call of the attention kernel.")
+]
+Preprocess = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--preprocess",
+        help="Of images, where it is to differ from the model's processor: resize=256 (short side) or 224x224, "
+        "crop=224, resample=bicubic, mean=0.5, std=0.5 (or three with commas). Can be repeated.",
+    ),
 ]
 BatchSize = Annotated[str, typer.Option(help="Sequences per forward pass, or auto.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
@@ -92,6 +100,11 @@ def batch_size_of(text: str) -> int | str:
     if text.isdecimal() and int(text) > 0:
         return int(text)
     raise UserError(f"--batch-size {text!r} is neither auto nor a number from 1 on.")
+
+
+def preprocess_of(texts: list[str] | None) -> dict[str, str]:
+    """Steps of the preprocessing of images, given as name=value."""
+    return dict(pair_of(text, "--preprocess", "resize=256") for text in texts or ())
 
 
 def layers_of(text: str) -> int | str | tuple[int, ...]:

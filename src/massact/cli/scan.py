@@ -14,11 +14,13 @@ from massact.cli.options import (
     BatchSize,
     Device,
     Json,
+    Preprocess,
     Quiet,
     TrustRemoteCode,
     batch_size_of,
     check_out,
     load_options_of,
+    preprocess_of,
     printed,
     progress_bar,
     quiet_libraries,
@@ -34,9 +36,10 @@ def scan(
         str | None,
         typer.Option(
             help="Text, Markdown or JSONL file, a folder of them, or a data set name (wikitext-2, c4, pg19, redpajama, "
-            "any Hub id); nothing: the embedded text."
+            "any Hub id); for models of images: a folder of them, a CSV with a column path; nothing: the embedded text."
         ),
     ] = None,
+    preprocess: Preprocess = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence.")] = None,
     n_sequences: Annotated[int | None, typer.Option(min=1, help="Number of sequences.")] = None,
     criterion: Annotated[
@@ -85,6 +88,7 @@ def scan(
     options: dict[str, Any] = {
         "criterion": criterion, "thresholds": dict(threshold_of(t) for t in threshold or ()), "seq_len": seq_len,
         "n_sequences": n_sequences, "bos": bos, "seed": seed, "top_k": top_k, "batch_size": batch_size_of(batch_size),
+        "preprocess": preprocess_of(preprocess),
     }  # fmt: skip
     options |= {k: v for k, v in (("null", null), ("bos_contrast", bos_contrast)) if v is not None}
     if prompt is not None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from massact.corpora.pictures import Pictures
 from massact.corpora.spelling import Spelling
 from massact.records.errors import UserError
 
@@ -84,6 +85,8 @@ class Corpus:
         mask: (N, T) bool, which positions count; None where all do.
         origin: how it was made.
         spelling: turns token ids into strings; None where no tokenizer is known.
+        pictures: of images read from files: their names and classes; None for anything else.
+        places: name of each position of a model of images ('[CLS]', 'patch (0, 3)'); None where none is known.
     """
 
     name: str
@@ -92,6 +95,8 @@ class Corpus:
     mask: torch.Tensor | None = None
     origin: Origin = field(default_factory=Origin)
     spelling: Spelling | None = None
+    pictures: Pictures | None = None
+    places: tuple[str, ...] | None = None
 
     @property
     def n_sequences(self) -> int:
@@ -155,10 +160,11 @@ class Corpus:
         return int(self.inputs["input_ids"][sequence, pos]) if self.kind == "tokens" else -1
 
     def token(self, sequence: int, pos: int) -> str:
-        """Return a readable token, for example ' the', '\\n' or '<s>'; 'token 17' where there are no ids."""
+        """Return a readable token, for example ' the', '\\n' or '<s>'; 'patch (0, 3)', or 'token 17' where there is
+        neither an id nor a name."""
         token_id = self.token_id(sequence, pos)
         if self.kind != "tokens":
-            return f"token {pos}"
+            return self.places[pos] if self.places is not None and pos < len(self.places) else f"token {pos}"
         return self.spelling.string(token_id) if self.spelling else f"id {token_id}"
 
     def position_class(self, sequence: int, pos: int) -> PositionClass:
@@ -192,11 +198,16 @@ class Corpus:
                 f"The corpus has {self.n_sequences}.",
                 f"Ask for 1 to {self.n_sequences}.",
             )
-        inputs = {name: tensor[:n] for name, tensor in self.inputs.items()}
+        return self.part(0, n)
+
+    def part(self, start: int, stop: int | None = None) -> Corpus:
+        """Return the sequences from `start` to before `stop`."""
+        inputs = {name: tensor[start:stop] for name, tensor in self.inputs.items()}
+        pictures = None if self.pictures is None else self.pictures.part(start, stop)
         if self.mask is None:
-            return replace(self, inputs=inputs)
-        inputs, mask = trim_padding(inputs, self.mask[:n])
-        return replace(self, inputs=inputs, mask=None if mask.all() else mask)
+            return replace(self, inputs=inputs, pictures=pictures)
+        inputs, mask = trim_padding(inputs, self.mask[start:stop])
+        return replace(self, inputs=inputs, mask=None if mask.all() else mask, pictures=pictures)
 
     def with_tokenizer(self, tokenizer: Any) -> Corpus:
         """Return the same corpus with readable token strings (token ids that came without a tokenizer)."""

@@ -15,7 +15,10 @@ from massact.corpora.batch import Corpus
 from massact.corpora.files import looks_like_path, read_path
 from massact.corpora.given import from_ids, from_tensors
 from massact.corpora.hub import read_dataset, read_preset
+from massact.corpora.image_source import ImageSource
 from massact.corpora.packing import Request, pack_prompts, pack_windows
+from massact.corpora.pictures import is_image, pictures_of
+from massact.corpora.preprocess import checked
 from massact.corpora.presets import PRESETS
 from massact.records.errors import UserError
 
@@ -95,13 +98,16 @@ def corpus(
     seed: int = 0,
     split: str | None = None,
     text_column: str | None = None,
-) -> Source | Corpus:
+    preprocess: Mapping[str, Any] | None = None,
+) -> Source | ImageSource | Corpus:
     """Name or give the inputs to measure on.
 
     Args:
         spec: None or 'embedded' (the text in the package); a preset of the paper ('wikitext-2', 'c4', 'pg19',
             'redpajama'); a text, Markdown or JSONL file, or a folder of such; a data set of the Hub, as
-            'name' or 'name:configuration'; a list of prompts; (B, T) token ids; a dict of tensors.
+            'name' or 'name:configuration'; a list of prompts; (B, T) token ids; a dict of tensors; images: a folder of
+            them (folders of classes inside it are labels), a CSV with a column 'path' (and 'label'), a list of paths
+            or images of Pillow.
         tokenizer: a transformers tokenizer; text without one stays a `Source` until the model brings it.
         seq_len: tokens per sequence, special tokens included. If it is given, a list of prompts is packed.
         n_sequences: how many sequences, 'all' for all; None: up to 32 windows of text, all of anything else.
@@ -109,14 +115,22 @@ def corpus(
         seed: for a source that draws documents at random (added to the paper's own seed).
         split: split of a data set.
         text_column: key or column that holds the text, for JSONL and data sets.
+        preprocess: of images, what is to be other than the model's processor says: {'resize': short side or (H, W),
+            'crop': side or (H, W), 'resample': 'bicubic', 'mean': 0.5 or three, 'std': 0.5 or three}.
 
     Returns:
-        A `Corpus` where the inputs are ready or a tokenizer is given, else a `Source`.
+        A `Corpus` where the inputs are ready or a tokenizer is given, a `Source` of text, or an `ImageSource`.
 
     Raises:
         UserError: what is wrong with the input, why, and what to do.
     """
     request = Request(seq_len, n_sequences, bos, seed)
+    images = _images(spec, request, preprocess)
+    if images is not None:
+        _no_text_options("images", split, text_column, tokenizer)
+        return images
+    if preprocess:
+        raise UserError("preprocess was given.", "It means something for images only.", "Leave it out.")
     if isinstance(spec, torch.Tensor | np.ndarray | Mapping):
         _no_text_options("given tensors", split, text_column)
         if isinstance(spec, Mapping):
@@ -129,7 +143,7 @@ def corpus(
     return source
 
 
-def corpus_again(record: Mapping[str, Any], given: str | None = None) -> Source:
+def corpus_again(record: Mapping[str, Any], given: str | None = None) -> Source | ImageSource:
     """The source of a corpus from what run.json keeps of it.
 
     Args:
@@ -145,6 +159,10 @@ def corpus_again(record: Mapping[str, Any], given: str | None = None) -> Source:
         return corpus()
     if kind in ("file", "folder") and given is not None:
         return corpus(Path(given), text_column=source.get("text_column"))
+    if kind == "images" and given is not None:
+        made = corpus(Path(given), n_sequences=record.get("n_sequences"), preprocess=source.get("asked"))
+        assert not isinstance(made, Corpus)
+        return made
     if kind in ("preset", "dataset"):
         return corpus(name, split=source.get("split"), text_column=source.get("column"))
     raise UserError(
@@ -152,6 +170,25 @@ def corpus_again(record: Mapping[str, Any], given: str | None = None) -> Source:
         f"It was given as {kind or 'ids or tensors'}, which a run does not keep.",
         "Give it: --corpus FILE, or explain(model, corpus, result) in Python.",
     )
+
+
+def _images(spec: Any, request: Request, preprocess: Mapping[str, Any] | None) -> ImageSource | None:
+    """Images that a spec means; None where it means something else."""
+    if is_image(spec) or isinstance(spec, Path | str):
+        path = spec if is_image(spec) else Path(spec).expanduser()
+        named = isinstance(spec, str) and (spec in PRESETS or spec.strip() in ("", "embedded"))
+        if named or not (is_image(spec) or _exists(path)):
+            return None
+        pictures = pictures_of([path] if is_image(spec) else path)
+        name = "image" if is_image(spec) else path.resolve().name
+    else:
+        pictures, name = pictures_of(spec), "images"
+    if pictures is None:
+        return None
+    for option, value in (("seq_len", request.seq_len), ("bos", None if request.bos == "auto" else request.bos)):
+        if value is not None:
+            raise UserError(f"{option}={value!r} was given.", "It means nothing for images.", "Leave it out.")
+    return ImageSource(name, pictures, request.n_sequences, checked(preprocess))
 
 
 def _source(spec: Any, split: str | None, text_column: str | None) -> Source:
@@ -221,10 +258,11 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _no_text_options(kind: str, split: str | None, text_column: str | None) -> None:
-    for option, value in (("split", split), ("text_column", text_column)):
+def _no_text_options(kind: str, split: str | None, text_column: str | None, tokenizer: Any = None) -> None:
+    for option, value in (("split", split), ("text_column", text_column), ("tokenizer", tokenizer)):
         if value is not None:
-            raise UserError(f"{option}={value!r} was given.", f"It means nothing for {kind}.", "Leave it out.")
+            shown = type(value).__name__ if option == "tokenizer" else repr(value)
+            raise UserError(f"{option}={shown} was given.", f"It means nothing for {kind}.", "Leave it out.")
 
 
 def _embedded(seed: int) -> list[str]:

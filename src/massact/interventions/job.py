@@ -15,6 +15,7 @@ import torch
 from massact.corpora import Corpus
 from massact.interventions.catalogue import QUARTET, Massive, massive
 from massact.interventions.effects import Paired, effects_of, evaluate
+from massact.interventions.labels import labels_of
 from massact.interventions.named import Setting, check_name, edit_named
 from massact.interventions.repetition import evaluate_repetition
 from massact.interventions.sinks import Sinks
@@ -82,7 +83,7 @@ def intervene(
     scan: ScanResult,
     *,
     evaluate_on: Any = None,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int] | str | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
     more: Sequence[AnyEdit] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -96,7 +97,8 @@ def intervene(
         scan: its result.
         evaluate_on: another text for the effects (what `massact.corpus` takes); cuts, means and the shuffle's values
             are of all sequences of the scanned one then.
-        labels: classes of the sequences (images) that effects are of, for accuracy.
+        labels: classes of the sequences (images) that effects are of, for accuracy; 'auto': those that the corpus came
+            with; or a CSV, see `massact.interventions.labels.labels_of`.
         groups: column -> label of every such sequence: effects are also told for each label.
         more: further edits of the catalogue, or one's own.
         progress: called with sequences done and sequences in all.
@@ -114,8 +116,9 @@ def intervene(
     check_text(ready, scan)
     other = None if evaluate_on is None else scanned_corpus(loaded, evaluate_on, scan)
     text = ready if other is None else other
-    for what, given in {"labels": labels, **(groups or {})}.items():
-        if given is not None and len(given) != text.n_sequences:
+    classes = None if labels is None else labels_of(loaded, text, labels)
+    for what, given in (groups or {}).items():
+        if len(given) != text.n_sequences:
             raise UserError(
                 f"{what} has {len(given)} entries for {text.n_sequences} sequences.", do="Give one for each sequence."
             )
@@ -127,11 +130,12 @@ def intervene(
     held_out = _part(text, half)
     paired = evaluate(
         loaded, held_out, edits, batch_size=config.batch_size, progress=progress,
-        labels=None if labels is None else torch.tensor(list(labels)[half:]),
+        labels=None if classes is None else torch.tensor(classes[half:]),
         sinks=Sinks(targets[0], config.all_keys) if config.sinks else None,
     )  # fmt: skip
     columns = {column: np.array([str(x) for x in list(values)[half:]]) for column, values in (groups or {}).items()}
     info = _info(config, scan, (ready, text, half), targets)
+    info.config["labels"] = labels if isinstance(labels, str | None) else "given"
     rows = _rows(paired, targets[0], columns, config.seed)
     rows += _more_rows(loaded, held_out, edits, (config, targets[0], info.notes, progress))
     info.wall_s = time.perf_counter() - began
@@ -193,11 +197,12 @@ def _more_rows(
 
 
 def _part(corpus: Corpus, start: int) -> Corpus:
-    """The sequences from `start` on."""
+    """The sequences from `start` on; padding stays as it is, so that both halves are computed alike."""
     if not start:
         return corpus
     inputs = {name: tensor[start:] for name, tensor in corpus.inputs.items()}
-    return replace(corpus, inputs=inputs, mask=None if corpus.mask is None else corpus.mask[start:])
+    pictures = None if corpus.pictures is None else corpus.pictures.part(start)
+    return replace(corpus, inputs=inputs, mask=None if corpus.mask is None else corpus.mask[start:], pictures=pictures)
 
 
 def _rows(paired: Paired, target: Massive, groups: Mapping[str, np.ndarray], seed: int) -> list[dict[str, object]]:

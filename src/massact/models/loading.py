@@ -36,6 +36,8 @@ class Model:
         anatomy: stacks, blocks and sites.
         proof: what was checked, with the numbers.
         tokenizer: of a text model, or None.
+        processor: what prepares images for the model: an image processor of transformers, the fields of its file, or a
+            `pretrained_cfg` of timm; None where nothing says so.
         name: the id, path or class name it was loaded by.
         revision: of a Hub model, or None.
         arguments: of every forward pass. example: a short input that it runs on.
@@ -49,6 +51,7 @@ class Model:
     revision: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     example: dict[str, Any] = field(default_factory=dict)
+    processor: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -85,7 +88,9 @@ class Model:
     def _part(self, modules: list[str]) -> nn.Module:
         names = {id(m): n for n, m in self.module.named_modules()}
         base = getattr(self.module, "base_model", self.module)
-        candidates = [base] if isinstance(base, nn.Module) and id(base) in names else []
+        # The base of DINOv3 is its encoder, which reads hidden states and is no model by itself.
+        whole = isinstance(base, nn.Module) and id(base) in names
+        candidates = [base] if whole and _takes_only(base, getattr(base, "main_input_name", "")) else []
         for name in {m.split(".")[0] for m in modules}:  # one tower of a two-tower model
             tower = getattr(self.module, name, None)
             if hasattr(tower, "main_input_name") and _takes_only(tower, tower.main_input_name):
@@ -100,6 +105,14 @@ class Model:
         if part is self.module:
             return self.arguments
         return fixed_arguments(part) if hasattr(part, "config") else {}
+
+    @property
+    def image_input(self) -> str | None:
+        """Name of the input that takes pixels; None where the model takes none."""
+        if "pixel_values" in self.inputs_accepted():
+            return "pixel_values"
+        pixels = [k for k, v in self.example.items() if isinstance(v, Tensor) and v.ndim == 4 and v.shape[1] == 3]
+        return pixels[0] if len(pixels) == 1 else None
 
     @property
     def vocabulary(self) -> int | None:
@@ -177,6 +190,7 @@ def load(
     dtype: str = "auto",
     revision: str | None = None,
     options: dict[str, Any] | None = None,
+    processor: Any = None,
 ) -> Model:
     """Load a model, find its anatomy and prove it.
 
@@ -190,6 +204,7 @@ def load(
         revision: of a Hub model.
         options: more keyword arguments for `from_pretrained` (for example trust_remote_code=True, or
             allow_pickle=True to read `.bin` weights with weights_only=True).
+        processor: of images, for a live module; read beside the weights otherwise.
 
     Raises:
         UserError: the model cannot be found or read.
@@ -198,13 +213,16 @@ def load(
     if isinstance(spec, nn.Module):
         module, name = spec.eval(), type(spec).__name__
     else:
-        from massact.models.pretrained import read_pretrained  # transformers is slow to import
+        from massact.models.pretrained import read_pretrained, read_processor  # transformers is slow to import
 
         where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else _device(device)
         name = EMBEDDED if spec is None else os.fspath(spec)
         module, found = read_pretrained(_folder(name), _dtype(dtype), revision, dict(options or {}))
         module = module.to(where).eval()
         tokenizer = tokenizer or found
+        if processor is None and "pixel_values" in inspect.signature(module.forward).parameters:
+            processor = read_processor(name, revision, dict(options or {}))
+    processor = _timm_cfg(module) if processor is None else processor
     check_finite(module)
     paths = _paths(blocks)
     arguments = fixed_arguments(module) if inputs is None and hasattr(module, "config") else {}
@@ -228,9 +246,18 @@ def load(
                 return run_example(module, given)
 
         proof = prove(module, anatomy, place(second), run)
-        return Model(module, anatomy, proof, tokenizer, name, revision, arguments, place(second))
+        return Model(module, anatomy, proof, tokenizer, name, revision, arguments, place(second), processor)
     assert refused is not None  # there is always a first example
     raise refused
+
+
+def _timm_cfg(module: nn.Module) -> Any:
+    """How a model of timm says that its images are prepared."""
+    for holder in (module, getattr(module, "config", None)):
+        cfg = getattr(holder, "pretrained_cfg", None)
+        if isinstance(cfg, Mapping) and "input_size" in cfg:
+            return dict(cfg)
+    return None
 
 
 def _own_examples(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -248,6 +248,29 @@ def _check_report(spec: str, report: dict[str, Any]) -> None:
         )
 
 
+def read_processor(spec: str, revision: str | None, options: dict[str, Any]) -> Any:
+    """What prepares images for a model: its processor, or the fields of its file, or None where there is none.
+
+    Processors that are written for torchvision alone cannot be made without it; their preprocessor_config.json says
+    all the same what they do.
+
+    Args:
+        spec, revision, options: as for `read_pretrained`.
+    """
+    common = {"revision": revision} if revision else {}
+    common |= {"trust_remote_code": True} if options.get("trust_remote_code") else {}
+    try:
+        return transformers.AutoImageProcessor.from_pretrained(spec, backend="pil", **common)
+    except Exception:  # no file, no network, no such class: what its file says is tried next
+        pass
+    try:
+        found = transformers.utils.cached_file(spec, "preprocessor_config.json", **common)
+        fields = json.loads(Path(str(found)).read_text(encoding="utf-8"))
+    except Exception:
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
 def _tokenizer(spec: str, config: Any, common: dict[str, Any]) -> Any:
     """The tokenizer beside the weights; None for models without text, and where there is none.
 

@@ -134,7 +134,7 @@ def jsonable(value: Any) -> Any:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
     found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-    for name in ("massact", "torch", "transformers", "numpy", "pandas", "pyarrow"):
+    for name in ("massact", "torch", "transformers", "numpy", "pandas", "pyarrow", "pillow"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
 
-from massact.corpora import Corpus, Source
+from massact.corpora import Corpus, ImageSource, Source
 from massact.corpora import corpus as make_corpus
 from massact.models import Model, load, random_twin
 from massact.records.answer import Answer
@@ -48,6 +48,7 @@ class ScanConfig:
         rank_sequences: sequences sorted for the lower ranks of Table 2 (the greatest are kept for all).
         null: also scan a random-init twin; "auto": up to 500 million parameters.
         bos_contrast: also scan a few sequences with and without BOS.
+        preprocess: of images, steps other than the model's processor says, see `massact.corpora.corpus`.
     """
 
     criterion: str = "sun2024"
@@ -62,6 +63,7 @@ class ScanConfig:
     rank_sequences: int = 4
     null: bool | str = "auto"
     bos_contrast: bool = True
+    preprocess: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> ScanConfig:
@@ -108,7 +110,7 @@ def scan(
     config = ScanConfig.of(options)
     criterion(config.criterion).resolved(config.thresholds)  # refused now, not after the model is loaded
     loaded = model if isinstance(model, Model) else load(model)
-    source = corpus if isinstance(corpus, Corpus | Source) else make_corpus(corpus)
+    source = corpus if isinstance(corpus, Corpus | Source | ImageSource) else make_corpus(corpus)
     text = Text(source, ready_corpus(loaded, source, config, config.bos), named(corpus))
     return scan_text(loaded, text, config, out=out, resume=resume, progress=progress)
 
@@ -117,7 +119,7 @@ def scan(
 class Text:
     """What a scan reads: the source, the corpus made of it for the model, and how the user named it, if so."""
 
-    source: Corpus | Source
+    source: Corpus | Source | ImageSource
     ready: Corpus
     named: str | None
 
@@ -140,6 +142,8 @@ def scan_text(
     rule = criterion(config.criterion)
     thresholds = rule.resolved(config.thresholds)
     source, ready = text.source, text.ready
+    if isinstance(source, ImageSource):  # what corpus() was given is an option too, for the verbs that come later
+        config = replace(config, preprocess=ready.origin.source["asked"])
     if config.prompt != PROMPT:
         prompt_corpus(loaded, ready, config.prompt, config.bos or "auto")  # refused now, not after the work
     info = RunInfo(
@@ -175,18 +179,24 @@ def scan_text(
 
 
 # ---------------------------------------------------------------------------- inputs
-def ready_corpus(model: Model, source: Corpus | Source, config: ScanConfig, bos: str | None) -> Corpus:
+def ready_corpus(
+    model: Model, source: Corpus | Source | ImageSource, config: ScanConfig, bos: str | None
+) -> Corpus:
     """A corpus that fits the model.
 
     Raises:
         UserError: no tokenizer, another modality, or ids and lengths that the model does not take.
     """
     accepted = model.inputs_accepted()
-    if isinstance(source, Source):
+    if isinstance(source, ImageSource):
+        source = _ready_images(model, source, config)
+    elif config.preprocess and (isinstance(source, Source) or source.pictures is None):
+        raise UserError("preprocess was given.", "The corpus is not read from images.", "Leave it out.")
+    elif isinstance(source, Source):
         if "input_ids" not in accepted:
             raise UserError(
                 f"{model.name or 'The model'} takes {model.main_input}, not text.",
-                do="Give a corpus of tensors: corpus({'pixel_values': tensor}).",
+                do="Give images (a folder, a CSV, a list), or tensors: corpus({'pixel_values': tensor}).",
             )
         if model.tokenizer is None:
             raise UserError(
@@ -212,6 +222,30 @@ def ready_corpus(model: Model, source: Corpus | Source, config: ScanConfig, bos:
     return source
 
 
+def _ready_images(model: Model, source: ImageSource, config: ScanConfig) -> Corpus:
+    """Images prepared for a model.
+
+    Raises:
+        UserError: it takes none, or none of three channels; a length or a BOS policy was asked for.
+    """
+    name = model.image_input
+    if name is None:
+        raise UserError(
+            f"{model.name or 'The model'} takes {model.main_input}, not images.", do="Give text, or tensors by name."
+        )
+    example = model.example.get(name)
+    if example is not None and example.ndim == 4 and example.shape[1] != 3:
+        raise UserError(
+            f"{model.name or 'The model'} takes images of {example.shape[1]} channels.",
+            "Files are read as three (RGB).", f"Give tensors: corpus({{{name!r}: tensor}}).",
+        )  # fmt: skip
+    if config.seq_len is not None or config.bos not in (None, "auto"):
+        raise UserError("seq_len and bos mean nothing for images.", do="Leave them out.")
+    return source.encode(
+        model.processor, input_name=name, n_sequences=config.n_sequences, preprocess=config.preprocess
+    )
+
+
 # ---------------------------------------------------------------------------- the work
 @dataclass
 class _Job:
@@ -219,7 +253,7 @@ class _Job:
 
     model: Model
     corpus: Corpus
-    source: Corpus | Source
+    source: Corpus | Source | ImageSource
     config: ScanConfig
     rule: Criterion
     thresholds: dict[str, float]
@@ -321,7 +355,8 @@ class _Job:
         if not self.config.bos_contrast:
             return {"unavailable": "not asked for"}
         if not isinstance(self.source, Source):
-            return {"unavailable": "the corpus came as ids or tensors"}
+            images = self.corpus.pictures is not None
+            return {"unavailable": "images have none" if images else "the corpus came as ids or tensors"}
         tokenizer = self.model.tokenizer
         if getattr(tokenizer, "bos_token_id", None) is None and getattr(tokenizer, "cls_token_id", None) is None:
             return {"unavailable": "the tokenizer has no BOS token"}

@@ -6,13 +6,15 @@ from dataclasses import replace
 
 from massact.corpora import Corpus
 from massact.models import Model
+from massact.scans.patches import place_names
 
 
 def tokens_of(model: Model, corpus: Corpus, stack: str, last: int) -> Corpus:
     """A corpus as one stack of blocks reads it: its `input_ids` stand where that stack has its positions.
 
     The decoder of an encoder-decoder reads `decoder_input_ids`, or else the text one position later
-    (`Model.run`); a stack that reads pixels or sound has no tokens; every other one reads the text.
+    (`Model.run`); a stack that reads pixels or sound has no tokens, but its positions may have names (`place_names`);
+    every other one reads the text.
 
     Args:
         last: greatest position seen in that stack. Where it is not that of the text, the stack has positions of
@@ -20,7 +22,10 @@ def tokens_of(model: Model, corpus: Corpus, stack: str, last: int) -> Corpus:
     """
     read = _read(model, corpus, stack)
     if read.kind == "tokens" and last != _last_counted(read):
-        return replace(read, kind="tensors", mask=None)
+        read = replace(read, kind="tensors", mask=None)
+    if read.kind == "tensors":
+        names = place_names(model, read, stack)
+        return replace(read, places=names if names is not None and len(names) == last + 1 else None)
     return read
 
 
