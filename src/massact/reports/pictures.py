@@ -1,6 +1,7 @@
 """Figures of images: massive patches on the picture, norm maps, histograms of norms, attention, neighbours.
 
-Every function takes plain arrays and tables (those of `massact.vision`) and gives a figure; `write_pictures` writes them.
+Every function takes plain arrays and tables (those of `massact.vision`) and gives a figure; `write_pictures` writes
+them.
 
 Shapes: N images, L layers, H x W pixels, Y x X patches.
 """
@@ -21,11 +22,19 @@ from matplotlib.patches import Rectangle
 from massact.records.errors import UserError
 from massact.reports.figures import write_figures
 from massact.reports.legible import number
-from massact.reports.lettering import LIMIT, MEDIAN, PLAIN, STACKS, TOP_1, TOP_2, TOP_3, layer_axis, lettered
+from massact.reports.lettering import LIMIT, MEDIAN, PLAIN, TOP_1, TOP_2, TOP_3, layer_axis, lettered
 
-GROUPS = {"class": (TOP_2, "class token"), "registers": (TOP_3, "registers"), "massive": (LIMIT, "massive patches"),
-          "added": (TOP_1, "added token(s)"), "patches": (MEDIAN, "other patches"), "slot": (PLAIN, "slot")}  # fmt: skip
-MOST_IN_A_ROW = 6
+# Groups of tokens -> colour and name.
+GROUPS = {
+    "class": (TOP_2, "class token"),
+    "registers": (TOP_3, "registers"),
+    "massive": (LIMIT, "massive patches"),
+    "added": (TOP_1, "added token(s)"),
+    "patches": (MEDIAN, "other patches"),
+    "other": (MEDIAN, "other patches"),
+    "slot": (PLAIN, "slot"),
+}
+MOST_IN_A_ROW = 7
 
 
 def write_pictures(figures: Mapping[str, Callable[[], Figure]], directory: Path) -> list[Path]:
@@ -45,7 +54,7 @@ def write_pictures(figures: Mapping[str, Callable[[], Figure]], directory: Path)
 
 
 def draw_overlay(
-    pictures: np.ndarray, massive: np.ndarray, titles: Sequence[str] = (), *, what: str = "massive patches"
+    pictures: np.ndarray, massive: np.ndarray, titles: Sequence[str] = (), *, what: str = "Massive patches"
 ) -> Figure:
     """Where on the pictures the massive patches are: each framed, and all others dimmed.
 
@@ -92,7 +101,7 @@ def draw_norm_maps(
     if not len(positive):
         raise UserError("No norm is above zero, so there is nothing to draw.")
     low, high = float(positive.min()), float(positive.max())
-    figure, axes = _panels(len(norms) + (picture is not None), titles_of="norm of every patch")
+    figure, axes = _panels(len(norms) + (picture is not None), titles_of="Norm of every patch")
     if picture is not None:
         _picture(axes[0], np.clip(picture, 0, 1))
         axes[0].set_title("picture")
@@ -195,10 +204,9 @@ def draw_neighbour_cosines(cosines: pd.DataFrame) -> Figure:
         raise UserError("There are no cosines to draw.")
     figure = Figure(figsize=(5.2, 3.0), layout="constrained")
     axes = figure.subplots()
-    for (group, rows), color in zip(cosines.groupby("group", sort=False), STACKS, strict=False):
-        color, label = GROUPS.get(str(group), (color, str(group)))
-        label = "other patches" if group == "other" else label
-        rows = rows.sort_values("layer")
+    for group, mine in cosines.groupby("group", sort=False):
+        color, label = GROUPS.get(str(group), (PLAIN, lettered(group)))
+        rows = mine.sort_values("layer")
         axes.fill_between(rows["layer"], rows["p10"], rows["p90"], color=color, alpha=0.15, linewidth=0)
         axes.plot(rows["layer"], rows["mean"], color=color, marker="o", label=label)
     axes.set_xlabel("layer (0: embedding)")
@@ -215,8 +223,8 @@ def _check(pictures: np.ndarray, massive: np.ndarray) -> None:
 
 
 def _panels(n: int, titles_of: str) -> tuple[Figure, Any]:
-    across = min(n, MOST_IN_A_ROW)
-    down = -(-n // across)
+    down = -(-n // MOST_IN_A_ROW)
+    across = -(-n // down)
     figure = Figure(figsize=(1.75 * across + 0.6, 1.95 * down + 0.4), layout="constrained")
     axes = np.atleast_1d(figure.subplots(down, across, squeeze=False)).ravel()
     for ax in axes[n:]:

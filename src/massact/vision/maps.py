@@ -21,7 +21,7 @@ from massact.records.errors import UserError
 from massact.records.sites import Site
 from massact.stats.protocol import Where, check_2d, check_same, to_numpy
 from massact.trace import Probe, measure
-from massact.vision.layout import Layout
+from massact.vision.layout import Layout, layout_now
 
 TIMES_MEDIAN = 4.0  # a patch whose norm is that many times the median is an outlier, where no threshold is given
 QUANTILES = (0.1, 0.5, 0.9)
@@ -31,7 +31,7 @@ class PatchStats:
     """Norm and greatest magnitude of every token, and mean cosine of every patch to its neighbours.
 
     Args:
-        layout: of the tokens.
+        layout: of the tokens, added ones among them, which are left out.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -40,10 +40,11 @@ class PatchStats:
 
     @torch.no_grad()
     def update(self, h_TD: Tensor, where: Where) -> None:
-        """Take the tokens (T, D) of one image; only the first `layout.n_tokens`, if others were added behind them."""
+        """Take the tokens (T, D) of one image."""
         check_2d(h_TD)
-        x_TD = h_TD[: self.layout.n_tokens].detach().float()
-        patches_YXD = x_TD[list(self.layout.patches)].reshape(*self.layout.grid, -1)
+        h_TD = h_TD.detach().float()
+        patches_YXD = h_TD[list(self.layout.patches)].reshape(*self.layout.grid, -1)
+        x_TD = h_TD[list(self.layout.own)]
         row = (x_TD.norm(dim=1), x_TD.abs().amax(1), neighbour_cosine(patches_YXD))
         self._rows.append((where.sequence, *row))
 
@@ -132,16 +133,17 @@ def patch_maps(
 ) -> PatchMaps:
     """Norms, greatest magnitudes and neighbour cosines of every image at every layer.
 
-    Inside `test_time_registers` the added tokens, which stand behind all others, are left out.
+    Inside `test_time_registers` the added tokens are left out: the maps are of the tokens of `layout`.
 
     Args:
+        layout: as read without edits.
         layers: None for all, from 0 (the input of the first block) on.
     """
     n_layers = model.anatomy.stack(layout.stack).n_layers
     wanted = tuple(range(n_layers + 1) if layers is None else layers)
     sites = [Site(layout.stack, layer, "resid_post") for layer in wanted]
-    measured = measure(model, corpus, [Probe("maps", str(s), partial(PatchStats, layout)) for s in sites],
-                       batch_size=batch_size)  # fmt: skip
+    make = partial(PatchStats, layout_now(model, corpus, layout))
+    measured = measure(model, corpus, [Probe("maps", str(s), make) for s in sites], batch_size=batch_size)
     norms, maxima, cosines = zip(*(measured.result("maps", s) for s in sites), strict=True)
     return PatchMaps(layout, wanted, np.stack(norms, 1), np.stack(maxima, 1), np.stack(cosines, 1))
 

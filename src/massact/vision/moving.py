@@ -105,8 +105,8 @@ def moved_neurons(
         neurons: (layer, neuron) pairs, or rows of `register_neurons`.
         n: added tokens.
         stack: of several, which.
-        at: index of the first added token; None: behind all tokens, or with rotary positions, whose patches must be
-            the last tokens, behind the first one.
+        at: index of the first added token; None: behind all tokens, or with rotary positions, which want the patches
+            to be the last tokens, behind the first one.
         tokens_only: the control: the tokens are added and nothing is moved.
 
     Raises:

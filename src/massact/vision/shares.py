@@ -20,20 +20,20 @@ from massact.records.sites import Site
 from massact.stats.attended import Attended
 from massact.stats.protocol import Where
 from massact.trace import Probe, measure
-from massact.vision.layout import Layout
+from massact.vision.layout import Layout, layout_now, places_now
 
 COLUMNS = ("layer", "query", "key", "mass", "n_images", "n_keys")
 Groups = Mapping[str, Sequence[int]]
 
 
-def groups_of(layout: Layout, massive: Sequence[int], n_tokens: int) -> dict[str, list[int]]:
-    """The tokens of one image by what they are; tokens behind the layout's were added. Empty groups are missing."""
+def groups_of(layout: Layout, massive: Sequence[int]) -> dict[str, list[int]]:
+    """The tokens of one image by what they are. Empty groups are missing."""
     is_massive = set(massive)
     groups = {
         "class": list(layout.class_tokens),
         "registers": list(layout.registers),
         "massive": [p for p in layout.patches if p in is_massive],
-        "added": list(range(layout.n_tokens, n_tokens)),
+        "added": list(layout.added),
         "patches": [p for p in layout.patches if p not in is_massive],
     }
     return {name: positions for name, positions in groups.items() if positions}
@@ -57,7 +57,7 @@ class AttentionShares:
     @torch.no_grad()
     def update(self, a: Attended, where: Where) -> None:
         """Take one attention call of one image."""
-        groups = groups_of(self.layout, self.massive.get(where.sequence, ()), a.shape[2])
+        groups = groups_of(self.layout, self.massive.get(where.sequence, ()))
         looked = [name for name in groups if name != "patches"]
         keys_C = torch.tensor([p for name in looked for p in groups[name]], device=a.device, dtype=torch.long)
         mass_TC = a.probs(keys_C).mean(0).double()
@@ -106,7 +106,9 @@ def attention_shares(
     mass[query group, key group] = mean over heads and queries of sum over keys of p, then over images that have both.
 
     Args:
-        massive: image -> positions, see `outlier_patches`; inside `test_time_registers` those of the model without.
+        layout: as read without edits.
+        massive: image -> positions in that layout, see `outlier_patches`; inside `test_time_registers` those of the
+            model without.
 
     Returns:
         Columns: layer, query, key (groups: "class", "registers", "massive", "added", "patches": all others, "slot"),
@@ -123,7 +125,8 @@ def attention_shares(
     if not sites:
         first = next(iter(seen.anatomy.no_attention.items()), (Site(layout.stack, 1, "attention"), "not seen"))
         raise UserError("The attention of this model cannot be seen.", f"{first[0]}: {first[1]}.")
-    make: Any = partial(AttentionShares, layout, massive)
+    now = layout_now(seen, corpus, layout)
+    make: Any = partial(AttentionShares, now, {i: places_now(p, layout, now) for i, p in massive.items()})
     measured = measure(seen, corpus, [Probe("shares", str(s), make) for s in sites], batch_size=batch_size)
     parts = []
     for site in sites:
