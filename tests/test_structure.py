@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "explanations": {"records", "corpora", "stats", "trace", "models", "scans"},
     "interventions": {"records", "corpora", "stats", "trace", "models", "scans"},
     "classics": {"records", "corpora", "stats", "trace", "models", "scans", "explanations", "interventions"},
+    "vision": {"records", "corpora", "stats", "trace", "models", "scans", "explanations", "interventions"},
     "training": {"records", "corpora", "stats", "trace", "models"},
     "reports": {"records"},
 }

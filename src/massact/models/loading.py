@@ -79,18 +79,18 @@ class Model:
 
         The language-model head is skipped unless a place is in it: it costs 30 % of a GPT-2 forward pass.
         """
-        part = self._part([p.module for p in places])
+        part = self._part([p.module for p in places], set(inputs))
         given = to_device(inputs, self.device, self.dtype)
         if "input_ids" in given and "decoder_input_ids" not in given and _needs_decoder(part):
             given["decoder_input_ids"] = self.decoder_ids(given["input_ids"])
         return part(**(given | self._arguments(part)))
 
-    def _part(self, modules: list[str]) -> nn.Module:
+    def _part(self, modules: list[str], given: set[str]) -> nn.Module:
         names = {id(m): n for n, m in self.module.named_modules()}
         base = getattr(self.module, "base_model", self.module)
-        # The base of DINOv3 is its encoder, which reads hidden states and is no model by itself.
-        whole = isinstance(base, nn.Module) and id(base) in names
-        candidates = [base] if whole and _takes_only(base, getattr(base, "main_input_name", "")) else []
+        known = isinstance(base, nn.Module) and id(base) in names
+        # What DINOv3 calls its base is its encoder, which takes hidden states.
+        candidates = [base] if known and _required(base) <= given else []
         for name in {m.split(".")[0] for m in modules}:  # one tower of a two-tower model
             tower = getattr(self.module, name, None)
             if hasattr(tower, "main_input_name") and _takes_only(tower, tower.main_input_name):
@@ -155,9 +155,9 @@ class Model:
 
     def reaches(self, stack: Stack, inputs: Iterable[str]) -> bool:
         """Whether inputs of these names run through a stack (one tower of two needs only its own)."""
-        part = self._part([stack.path])
-        needed = getattr(part, "main_input_name", None)
-        return needed is None or needed in set(inputs)
+        given = set(inputs)
+        needed = getattr(self._part([stack.path], given), "main_input_name", None)
+        return needed is None or needed in given
 
     def info(self) -> ModelInfo:
         config = getattr(self.module, "config", None)
@@ -328,9 +328,13 @@ def _dtype(name: str) -> torch.dtype | str:
 
 def _takes_only(part: nn.Module, name: str) -> bool:
     """Whether a part of a model can be run on one input: Swin's encoder calls itself a tower, and is none."""
+    return _required(part) <= {name}
+
+
+def _required(part: nn.Module) -> set[str]:
+    """Names of the arguments that a module cannot do without."""
     parameters = inspect.signature(part.forward).parameters.values()
-    required = {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
-    return required <= {name}
+    return {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
 
 
 def _needs_decoder(part: nn.Module) -> bool:

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from massact.corpora import Batch
 from massact.records.anatomy import Anatomy
 from massact.records.errors import UserError, WorkError, near
 from massact.stats.attended import Attended
+from massact.trace.added_tokens import tokens_added
 from massact.trace.attention import AttentionCall, attending
 from massact.trace.hooks import tapped
 
@@ -84,19 +86,40 @@ class AttentionEdit:
 
 
 @dataclass(frozen=True)
+class AddedTokens:
+    """Tokens of zeros, in the residual stream from before the first block to after the last.
+
+    For blocks that know nothing of positions, or take the first tokens as they are (image models); a model of text
+    makes its mask and its positions before the first block.
+
+    Args:
+        name: shown in results and errors.
+        stack: name of the stack.
+        n: how many.
+        at: index of the first of them; None: behind all tokens.
+    """
+
+    name: str
+    stack: str = ""
+    n: int = 1
+    at: int | None = None
+
+
+@dataclass(frozen=True)
 class Together:
     """Several edits that are one: the same change at several layers, say.
 
     Args:
         name: shown in results and errors.
-        edits: one count for all: at a later layer there may be nothing left to change.
+        edits: one count for all: at a later layer there may be nothing left to change. Added tokens count only where
+            they are the whole edit: what is done to them beside it must change something by itself.
     """
 
     name: str
-    edits: tuple[Edit | WeightEdit | InputEdit | AttentionEdit, ...]
+    edits: tuple[Edit | WeightEdit | InputEdit | AttentionEdit | AddedTokens, ...]
 
 
-AnyEdit = Edit | WeightEdit | InputEdit | AttentionEdit | Together
+AnyEdit = Edit | WeightEdit | InputEdit | AttentionEdit | AddedTokens | Together
 
 
 @dataclass
@@ -146,6 +169,10 @@ def edited(model: Editable, *edits: AnyEdit, sequences: Sequence[int] = ()) -> I
         for edit, done in parts:
             if isinstance(edit, WeightEdit):
                 stack.enter_context(_weights(model.module, edit, done))
+            elif isinstance(edit, AddedTokens):
+                alone = all(isinstance(e, AddedTokens) for e, d in parts if d is done)
+                count = partial(_count_added, done, alone)
+                stack.enter_context(tokens_added(model.module, model.anatomy.stack(edit.stack), edit.n, edit.at, count))
             elif isinstance(edit, InputEdit):
                 live.inputs.append((edit, done))
             elif isinstance(edit, AttentionEdit):
@@ -202,6 +229,11 @@ class _Live:
         self.depth -= 1
 
 
+def _count_added(done: Fired, alone: bool, zeros_BND: Tensor) -> None:
+    done.n_calls += 1
+    done.n_elements += zeros_BND.numel() if alone else 0
+
+
 def _differ(old: Any, new: Any) -> int:
     if not isinstance(new, Tensor) or not isinstance(old, Tensor):
         return 0
@@ -220,11 +252,12 @@ def _batch(inputs: dict[str, Any]) -> Batch:
 
 @contextmanager
 def _roots(module: nn.Module, live: _Live) -> Iterator[None]:
-    """Hooks on the model, and on its base, which may be run alone."""
+    """Hooks on the model, and on its base and its towers, each of which may be run alone."""
     base = getattr(module, "base_model", module)
+    towers = [child for child in module.children() if hasattr(child, "main_input_name")]
     handles = []
     try:
-        for root in dict.fromkeys([module, base if isinstance(base, nn.Module) else module]):
+        for root in dict.fromkeys([module, base if isinstance(base, nn.Module) else module, *towers]):
             handles.append(root.register_forward_pre_hook(live.enter, with_kwargs=True, prepend=True))
             handles.append(root.register_forward_hook(live.leave, always_call=True))
         yield

@@ -1,0 +1,217 @@
+"""Registers: their means over images, what overwrites them, and the published table."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import massact as ma
+from massact.corpora import Batch, Corpus
+from massact.interventions import evaluate
+from massact.models import Model
+from massact.records.errors import UserError
+from massact.stats import Where
+from massact.stats.positions import PositionMoments
+from massact.trace import edited
+from massact.vision import PUBLISHED, Registers, check_published, collect_registers, fix_registers, register_means
+from massact.vision import read_layout as layout_of
+from massact.vision.published import SIZES
+from tests.families import FAMILIES, build
+
+AT = [1, 2, 3]
+
+
+def pictures(n: int = 7, seed: int = 0) -> Corpus:
+    return ma.corpus({"pixel_values": torch.rand(n, 3, 20, 20, generator=torch.Generator().manual_seed(seed))})
+
+
+@cache
+def model(name: str = "dinov2_with_registers") -> Model:
+    return ma.load(build(name))
+
+
+@cache
+def classifier() -> Model:
+    """With a head on class token and patches; larger weights than a family begins with, so that registers matter."""
+    config = transformers.Dinov2WithRegistersConfig(**FAMILIES["dinov2_with_registers"][1], num_labels=5)
+    torch.manual_seed(0)
+    module = transformers.Dinov2WithRegistersForImageClassification(config).eval()
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if p.ndim == 2 and "embed" not in name:
+                p.mul_(12)
+        module.dinov2_with_registers.embeddings.register_tokens.mul_(40)
+    return ma.load(module)
+
+
+def inputs_of_blocks(m: Model, x: Tensor, blocks: Any) -> np.ndarray:
+    """Naive: the hidden state that every block was called with (L, N, T, D)."""
+    seen: list[Tensor] = []
+    handles = [b.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone())) for b in blocks]
+    with torch.no_grad():
+        m.module(pixel_values=x)
+    for handle in handles:
+        handle.remove()
+    return torch.stack(seen).double().numpy()
+
+
+@pytest.mark.parametrize("name", ["dinov2_with_registers", "dinov3_vit"])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_means_and_spread_are_those_of_the_inputs_of_the_blocks(name: str, batch_size: int) -> None:
+    m, corpus = model(name), pictures()
+    blocks = m.module.encoder.layer if name.startswith("dinov2") else m.module.model.layer
+    naive_LNTD = inputs_of_blocks(m, corpus.inputs["pixel_values"], blocks)[:, :, AT]
+    found = collect_registers(m, corpus, keep=4, batch_size=batch_size)
+    assert found.positions == tuple(AT) and found.mean.shape == (3, 3, 32) and found.n_images == 7
+    np.testing.assert_allclose(found.mean, naive_LNTD.mean(1), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(found.std, naive_LNTD.std(1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.values, naive_LNTD[:, :4].swapaxes(0, 1), rtol=1e-5, atol=1e-6)
+    assert found.kept.tolist() == [0, 1, 2, 3]
+    assert (found.std[0] == 0).all() and (found.std[1:] > 0).any(), "a register is the same before the first block"
+    np.testing.assert_array_equal(register_means(m, corpus), register_means(m, corpus, AT))
+
+
+def test_moments_do_not_depend_on_the_split() -> None:
+    x = torch.randn(9, 5, 4) * torch.tensor([1e-3, 1.0, 1e3, 1.0]) + 50
+    whole = PositionMoments([1, 3], keep=5)
+    parts = [PositionMoments([1, 3], keep=5) for _ in range(3)]
+    for i, h in enumerate(x):
+        whole.update(h, Where(i))
+        parts[i % 3].update(h, Where(i))
+    merged = PositionMoments.from_state(parts[2].state())
+    for part in parts[:2]:
+        merged.merge(part)
+    a, b, naive = whole.result(), merged.result(), x[:, [1, 3]].double().numpy()
+    np.testing.assert_allclose(a.mean, naive.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(a.std, naive.std(0), rtol=1e-9)
+    np.testing.assert_allclose(b.std, a.std, rtol=1e-9)
+    np.testing.assert_array_equal(b.values, a.values)
+    with pytest.raises(ValueError, match="lacks some"):
+        whole.update(x[0][:2], Where(9))
+
+
+def test_overwritten_by_means_is_the_forward_pass_written_out() -> None:
+    """Every block is given the means at the registers, in a loop of one's own."""
+    m, x = classifier(), pictures().inputs["pixel_values"]
+    found = collect_registers(m, pictures())
+    base, head = m.module.dinov2_with_registers, m.module
+    with torch.no_grad():
+        h = base.embeddings(x)
+        for layer, block in enumerate(base.encoder.layer):
+            h[:, AT] = torch.from_numpy(found.mean[layer]).float()
+            h = block(h)
+        h = base.layernorm(h)
+        want = head.classifier(torch.cat([h[:, 0], h[:, 4:].mean(1)], 1))
+        plain = head(pixel_values=x).logits
+        with edited(m, fix_registers(found)) as fired:
+            got = head(pixel_values=x).logits
+        assert torch.equal(head(pixel_values=x).logits, plain), "bit for bit as before"
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(got, plain, atol=1e-4)
+    assert (fired[0].n_calls, fired[0].n_elements) == (3, 3 * 7 * 3 * 32)
+
+
+def test_controls_give_what_they_say() -> None:
+    m, corpus = classifier(), pictures()
+    found = collect_registers(m, corpus, keep=7)
+    batch, h = Batch({}, (2, 5), (None, None)), torch.randn(2, 29, 32)
+
+    def new(how: str, layer: int = 1) -> np.ndarray:
+        changed = fix_registers(found, how).edits[layer].apply(h, batch)
+        assert torch.equal(changed[:, [0, *range(4, 29)]], h[:, [0, *range(4, 29)]])
+        return changed[:, AT].numpy()
+
+    assert (new("zero") == 0).all()
+    np.testing.assert_allclose(new("mean"), np.stack([found.mean[1]] * 2), rtol=1e-6)
+    shuffled = [new("shuffle", layer) for layer in (1, 2)]
+    for row, own in enumerate((2, 5)):
+        donors = [[i for i in range(7) if (found.values[i, layer] == s[row]).all()]
+                  for layer, s in zip((1, 2), shuffled, strict=True)]  # fmt: skip
+        assert len(donors[0]) == 1 and donors[0] == donors[1] and donors[0] != [own]
+    noisy = [fix_registers(found, "noise", seed=s).edits[1].apply(h, batch)[0, AT].numpy() for s in range(400)]
+    np.testing.assert_allclose(np.mean(noisy, 0), found.mean[1], atol=0.3 * found.std[1].max())
+    assert np.std(noisy, 0).mean() == pytest.approx(found.std[1].mean(), rel=0.05)
+    np.testing.assert_array_equal(new("noise"), new("noise"))
+
+
+def test_evaluated_with_labels_and_without() -> None:
+    m, corpus = classifier(), pictures()
+    found, labels = collect_registers(m, corpus), torch.arange(7) % 5
+    edits = [fix_registers(found, how) for how in ("mean", "noise", "shuffle", "zero")]
+    paired = evaluate(m, corpus, edits, labels=labels, batch_size=3)
+    alone = evaluate(m, corpus, edits, batch_size=1)
+    for edit in edits:
+        assert 0 <= paired.edited[edit.name]["accuracy"].mean() <= 1
+        np.testing.assert_allclose(paired.edited[edit.name]["kl"], alone.edited[edit.name]["kl"], rtol=1e-3, atol=1e-6)
+    kl = {e.name: alone.edited[e.name]["kl"].mean() for e in edits}
+    assert 0 < kl["registers mean"] < kl["registers zero"], kl
+
+
+def test_what_is_not_known_is_refused() -> None:
+    with pytest.raises(UserError, match="no registers"):
+        register_means(model("vit"), pictures())
+    assert register_means(model("vit"), pictures(), [1, 4]).shape == (3, 2, 32)
+    bare = Registers.of_means(np.zeros((3, 3, 32)), AT)
+    for how, said in (("noise", "spread"), ("shuffle", "two images"), ("nosie", "no control")):
+        with pytest.raises(UserError, match=said):
+            fix_registers(bare, how)
+    with pytest.raises(UserError, match="shape"):
+        Registers.of_means(np.zeros((3, 2, 32)), AT)
+
+
+@pytest.mark.parametrize(("name", "prefix", "registers"), [("vit", 1, ()), ("deit", 2, ()), ("dinov2", 1, ()),
+                         ("dinov2_with_registers", 4, (1, 2, 3)), ("dinov3_vit", 4, (1, 2, 3)), ("clip", 1, ()),
+                         ("siglip", 0, ())])  # fmt: skip
+def test_layout_is_found_by_experiment(name: str, prefix: int, registers: tuple[int, ...]) -> None:
+    found = layout_of(model(name), pictures())
+    assert (found.n_prefix, found.registers, found.grid) == (prefix, registers, (5, 5))
+    assert found.n_tokens == prefix + 25 and found.place(prefix + 7) == (1, 2)
+    assert found.stack == ("vision_model" if name in ("clip", "siglip") else "")
+
+
+def test_a_layout_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match="no images"):
+        layout_of(model("vit"), ma.corpus(torch.randint(5, 90, (2, 9))))
+    with pytest.raises(UserError, match="grid of 4 x 6"):
+        layout_of(model("vit"), pictures(), grid=(4, 6))
+
+
+def made_up(size: str) -> np.ndarray:
+    """Means that hold the published entries of a size, and noise."""
+    n_layers, width = SIZES[size]
+    means = np.random.default_rng(0).normal(0, 1, (n_layers, 4, width))
+    for p in PUBLISHED:
+        if p.size == size:
+            means[p.key, p.register - 1, p.dims[-1]] = p.value * 1.03
+    return means
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+def test_published_entries_are_found_in_means_that_have_them(size: str) -> None:
+    means = made_up(size)
+    told = check_published(means)
+    assert told["agrees"].all() and set(told["size"]) == {size} and len(told) >= 1
+    first = next(p for p in PUBLISHED if p.size == size and p.largest)
+    for change in ("value", "register", "sign"):
+        other = means.copy()
+        here = other[first.key]
+        if change == "register":
+            here[:] = np.roll(here, 1, axis=0)
+        else:
+            here[first.register - 1, first.dims[-1]] *= -1 if change == "sign" else 0.7
+        rows = check_published(other, size)
+        assert not rows[(rows["key"] == first.key) & (rows["published"] == first.value)]["agrees"].any(), change
+
+
+def test_means_of_another_shape_are_refused() -> None:
+    with pytest.raises(UserError, match="not those of DINOv2-reg"):
+        check_published(np.zeros((3, 3, 32)))
+    with pytest.raises(UserError, match="DINOv2-reg S"):
+        check_published(made_up("B"), "S")
+    assert not check_published(np.full((12, 4, 384), np.nan))["agrees"].any()
