@@ -39,6 +39,7 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
     from massact.records.comparison import Comparison
     from massact.records.explanation import Explanation
     from massact.records.intervention import Intervention
+    from massact.records.lab import Lab
     from massact.records.training import Trained
     from massact.reports import show as show_result
     from massact.reports import (
@@ -46,6 +47,7 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
         show_comparison,
         show_explanation,
         show_intervention,
+        show_lab,
         show_training,
         to_json,
     )
@@ -54,7 +56,7 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
         typer.echo(to_json(result))
     elif not quiet:
         known = {Explanation: show_explanation, Intervention: show_intervention, Classics: show_classics,
-                 Trained: show_training, Comparison: show_comparison}  # fmt: skip
+                 Trained: show_training, Comparison: show_comparison, Lab: show_lab}  # fmt: skip
         known.get(type(result), show_result)(result, Console())
 
 

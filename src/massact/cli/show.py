@@ -22,11 +22,15 @@ def show(
     from massact.records.classics import open_classics
     from massact.records.explanation import open_explanation
     from massact.records.intervention import open_intervention
+    from massact.records.lab import open_lab
     from massact.records.results import open_run
     from massact.records.training import open_training
 
     if os.path.isfile(run / "train.json") and not os.path.isfile(run / "run.json"):
         printed(open_training(run), json, quiet=False)
+        return
+    if os.path.isfile(run / "lab.json") and not os.path.isfile(run / "run.json"):
+        printed(open_lab(run), json, quiet=False)
         return
     result = open_run(run)
     later = {

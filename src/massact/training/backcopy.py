@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import resources
+from string import ascii_letters, digits
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def random_backcopy(
     unigram_V = torch.full((n_characters,), 1 / n_characters, dtype=torch.double)
     for _ in range(200):  # towards the distribution that the chain leaves as it is
         unigram_V = unigram_V @ chain_VV
-    letters = "".join(chr(0x21 + i) for i in range(n_characters))
+    letters = (ascii_letters + digits + "".join(chr(0x100 + i) for i in range(n_characters)))[:n_characters]
     return Backcopy(letters, chain_VV, unigram_V, _most_frequent(unigram_V, n_triggers))
 
 

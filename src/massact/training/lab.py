@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -251,9 +251,10 @@ def _work(config: LabConfig, place: Path | None) -> tuple[list[Row], list[Row], 
     rows, stop = _shared
 
     def tell(variant: str, done: int, total: int, row: Row) -> None:
-        if stop.is_set():
-            raise SystemExit
         if done % 10 == 0 or done == total:
+            parent = parent_process()
+            if stop.is_set() or parent is None or not parent.is_alive():
+                raise SystemExit  # nobody waits for it any more
             rows.put((variant, done, total, row))
 
     return _one(config, place, tell)
