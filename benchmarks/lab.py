@@ -5,7 +5,8 @@
 
 One line for each training: losses in nats, attention on the first position (mean over heads, greatest head), mass of
 the slot, ratio of norms, and the change of the loss when the state after block 1 at the first position is set to zero
-and to its mean, and at position 9, each with its 95 % interval. `massact.training.run_lab` says what all of it means.
+and to its mean, and at position 9, each with its 95 % interval (on far targets, and on the next ones). docs/toy-lab.md
+says what all of it means.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-HEAD = f"{'variant':20s}{'seed':>5s}{'nats':>7s}{'copy':>7s}{'bigram':>7s}{'first':>7s}{'most':>7s}{'slot':>7s}{'norms':>7s}"
-EDITS = (("zero", 0), ("mean", 0), ("zero", 9))
+COLUMNS = ("nats", "copy", "bigram", "first", "most", "slot", "norms")
+HEAD = f"{'variant':20s}{'seed':>5s}" + "".join(f"{name:>7s}" for name in COLUMNS)
+EDITS = (("zero", 0, "far"), ("mean", 0, "far"), ("zero", 9, "far"), ("zero", 0, "next"), ("zero", 9, "next"))
 
 
 def line(lab: Any, name: str, seed: int) -> str:
@@ -26,8 +28,8 @@ def line(lab: Any, name: str, seed: int) -> str:
     for column in ("nats", "backcopy_nats", "bigram_excess_nats", "first_attention", "first_attention_max", "slot_mass",
                    "norm_ratio"):  # fmt: skip
         said += f"{row[column]:7.3f}"
-    for edit, position in EDITS:
-        e = lab.effect(name, edit, position)
+    for what in EDITS:
+        e = lab.effect(name, *what)
         said += "  none" if e is None else f"  {e['delta_nats']:+.4f} [{e['ci_low']:+.4f}, {e['ci_high']:+.4f}]"
     cosine = lab.effect(name, "zero", 0)
     return said + ("" if cosine is None else f"  {cosine['cosine']:.2f}")
@@ -48,7 +50,7 @@ def main() -> None:
     options: dict[str, Any] = dict(text.split("=", 1) for text in args.sets)
     if args.steps:
         options["steps"] = args.steps
-    print(HEAD + "  zero at 0, mean at 0, zero at 9; cosine of the first state and its mean", flush=True)
+    print(HEAD + "  far: zero at 0, mean at 0, zero at 9; next: zero at 0, zero at 9; cosine", flush=True)
     records = []
     for seed in range(args.seeds):
         lab = run_lab(args.attention, args.preset, workers=args.workers, **options | {"seed": seed})

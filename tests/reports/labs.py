@@ -35,7 +35,7 @@ def lab(effects: dict[str, dict[tuple[str, int], tuple[float, float]]] | None = 
             })  # fmt: skip
         for (edit, position), (delta, half) in edits.items():
             changes.append({
-                "variant": name, "layer": 1, "position": position, "edit": edit, "baseline_nats": 3.0,
+                "variant": name, "layer": 1, "targets": "far", "position": position, "edit": edit, "baseline_nats": 3.0,
                 "delta_nats": delta, "ci_low": delta - half, "ci_high": delta + half, "cosine": 0.9,
                 "n_sequences": 256,
             })  # fmt: skip

@@ -46,13 +46,15 @@ def test_bigrams_follow_the_chain(task: Backcopy) -> None:
     often = counts_VV.sum(1) > 500
     assert often.sum() > 10
     found_VV = counts_VV[often] / counts_VV[often].sum(1, keepdim=True)
-    error_VV = (task.transition_VV[often] * (1 - task.transition_VV[often]) / counts_VV[often].sum(1, keepdim=True)).sqrt()
-    assert ((found_VV - task.transition_VV[often]).abs() <= 6 * error_VV + 1e-3).all()
+    told_VV = task.transition_VV[often]
+    error_VV = (told_VV * (1 - told_VV) / counts_VV[often].sum(1, keepdim=True)).sqrt()
+    assert ((found_VV - told_VV).abs() <= 6 * error_VV + 1e-3).all()
 
 
 def test_starts_are_as_asked_for() -> None:
     task = TASKS["random"]
-    share = {s: float((drawn(task, 2000, s, share=0.8)[:, 0] == task.bos).double().mean()) for s in ("bos", "none", "mixed")}
+    drawn_of = {s: drawn(task, 2000, s, share=0.8) for s in ("bos", "none", "mixed")}
+    share = {s: float((ids_BT[:, 0] == task.bos).double().mean()) for s, ids_BT in drawn_of.items()}
     assert (share["bos"], share["none"]) == (1.0, 0.0) and abs(share["mixed"] - 0.8) < 0.05
     first = drawn(task, 4000, "none")[:, 0]
     assert not task.triggers_V[first].any() and len(first.unique()) > 10

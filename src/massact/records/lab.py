@@ -54,10 +54,12 @@ class Lab:
         """The measurement of a variant at the end."""
         return self.lab[self.lab["variant"] == variant].iloc[-1]
 
-    def effect(self, variant: str, edit: str, position: int, layer: int = 1) -> pd.Series | None:
-        """The effect of one edit; None where it was not measured (a model of one block)."""
-        e = self.lab_effects
-        rows = e[(e["variant"] == variant) & (e["edit"] == edit) & (e["position"] == position) & (e["layer"] == layer)]
+    def effect(self, variant: str, edit: str, position: int, targets: str = "far") -> pd.Series | None:
+        """The effect of one edit after block 1; None where it was not measured (a model of one block)."""
+        wanted = {"variant": variant, "edit": edit, "position": position, "targets": targets, "layer": 1}
+        rows = self.lab_effects
+        for column, value in wanted.items():
+            rows = rows[rows[column] == value]
         return rows.iloc[0] if len(rows) else None
 
     def save(self, directory: str | Path) -> Path:
@@ -75,7 +77,8 @@ class Lab:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON-able records."""
-        return jsonable(asdict(self.info) | {name: getattr(self, name).to_dict(orient="records") for name in LAB_TABLES})
+        tables = {name: getattr(self, name).to_dict(orient="records") for name in LAB_TABLES}
+        return jsonable(asdict(self.info) | tables)
 
 
 def open_lab(directory: str | Path) -> Lab | None:

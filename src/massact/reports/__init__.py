@@ -1,7 +1,8 @@
 """A scan or an explanation, readable: sentences, terminal tables, JSON and figures.
 
-Takes a `ScanResult`, an `Explanation`, an `Intervention`, `Classics`, a `Trained` or a `Lab`, fresh or of a run directory; or
-several runs, to put them side by side (`compare`). Gives sentences (`answer_in_words`, `story_in_words`, ...), tables
+Takes a `ScanResult`, an `Explanation`, an `Intervention`, `Classics`, a `Trained` or a `Lab`, fresh or of a run
+directory; or several runs, to put them side by side (`compare`).
+Gives sentences (`answer_in_words`, `story_in_words`, ...), tables
 in a terminal (`show`, ...), JSON (`to_json`) and the paper's figures (`draw`).
 Knows how numbers and strange tokens are spelled, and what each figure of Sun 2024 looks like. Must not know torch,
 models, or how anything was measured; it measures nothing, and nothing that it writes is read back.

@@ -1,4 +1,4 @@
-"""The toy lab in words, as tables and as a figure: what was found, with intervals, and what such a lab does not show."""
+"""The toy lab in words, as tables and as a figure: what was found, with intervals, and what it does not show."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rich.console import Console
+from rich.table import Table
 
 from massact.records.lab import Lab
 from massact.reports.figures import write_figures
@@ -31,16 +32,23 @@ def lab_verdict(lab: Lab, variant: str) -> str:
     """What the first position's state after block 1 is for.
 
     Returns:
-        "bias": setting it to zero costs more than the same at an ordinary position (the intervals do not touch), and
-        setting it to its mean costs a quarter of that at most. "content": zero costs more, but so does the mean.
-        "free": zero costs no more than at an ordinary position. "unseen": not measured.
+        "bias": setting it to zero costs more than the same at an ordinary position (the interval of the difference is
+        above zero), and setting it to its mean costs a quarter of that at most. "content": zero costs more, but the
+        mean does not undo that. "free": zero is not seen to cost more than at an ordinary position. "unseen": not
+        measured.
     """
     zero, other, mean = (lab.effect(variant, *what) for what in (("zero", 0), ("zero", _ordinary(lab)), ("mean", 0)))
     if zero is None or other is None or mean is None:
         return UNSEEN
-    if not zero["ci_low"] > max(0.0, other["ci_high"]):
+    if not (zero["ci_low"] > 0 and _above(zero, other)):
         return FREE
     return BIAS if mean["ci_high"] < UNDONE * zero["ci_low"] else CONTENT
+
+
+def _above(one: pd.Series, other: pd.Series) -> bool:
+    """Whether one effect is the greater one: the interval of the difference, as if of independent sequences."""
+    halves = [(e["ci_high"] - e["ci_low"]) / 2 for e in (one, other)]
+    return bool(one["delta_nats"] - other["delta_nats"] > math.hypot(*halves))
 
 
 def lab_in_words(lab: Lab) -> list[str]:
@@ -83,7 +91,8 @@ def _state(lab: Lab, variant: str) -> str:
     zero, other, mean = (lab.effect(variant, *what) for what in (("zero", 0), ("zero", _ordinary(lab)), ("mean", 0)))
     assert zero is not None and other is not None and mean is not None
     said = (
-        f"Its state after block 1 set to zero changes the loss by {_change(zero)} nats (position {_ordinary(lab)}: "
+        f"Its state after block 1 set to zero changes the loss of far targets by {_change(zero)} nats (position "
+        f"{_ordinary(lab)}: "
         f"{_change(other)}), set to its mean by {_change(mean)}: "
     )
     constant = real(zero["cosine"]) >= CONSTANT
@@ -94,9 +103,9 @@ def _state(lab: Lab, variant: str) -> str:
     elif verdict == CONTENT:
         said += "zero hurts, and the mean does not undo that."
     else:
-        said += "zero hurts no more than at an ordinary position: it is free."
+        said += "zero is not seen to hurt more than at an ordinary position: it is free."
     soft = lab.effect("softmax", "zero", 0) if variant != "softmax" and "softmax" in lab.variants else None
-    if soft is not None and zero["ci_high"] < soft["ci_low"]:
+    if soft is not None and _above(soft, zero):
         share = max(0.0, real(zero["delta_nats"])) / real(soft["delta_nats"])
         said += f" Zero costs {percent(share, 2)} of what it costs with softmax."
     return said
@@ -138,29 +147,39 @@ def show_lab(lab: Lab, console: Console) -> None:
     console.print(_framed(words, console.encoding, "toy lab"))
     for note in lab.info.notes:
         console.print(visible(note, console.encoding), markup=False, highlight=False, style="dim")
-    ends = _table("variant", "loss", "backcopy", "bigram\nexcess", "attention\non first", "greatest\nhead", "slot\nmass",
-                  "norm\nratio", "max |h|", left=("variant",), folding=("variant",))  # fmt: skip
+    ends = _table("variant", "loss", "backcopy", "bigram\nexcess", "attention\non first", "greatest\nhead",
+                  "slot\nmass", "norm\nratio", "max |h|", left=("variant",), folding=("variant",))  # fmt: skip
     columns = ("nats", "backcopy_nats", "bigram_excess_nats", "first_attention", "first_attention_max", "slot_mass",
                "norm_ratio", "top1")  # fmt: skip
     for variant in lab.variants:
         row = lab.last(variant)
         ends.add_row(visible(variant, console.encoding), *(_or_dash(row[c]) for c in columns))
     console.print()
-    console.print(_Section("At the end (losses in nats, held out; - where there is no slot)", ends))
+    console.print(_Section("At the end (losses in nats, held out; -: no slot)", ends))
     if not len(lab.lab_effects):
         return
+    c = lab.info.corpus
+    for targets, which in (("far", f"predicted from position {c.get('far')} on"),
+                           ("next", f"the {c.get('next')} right behind the edited position")):  # fmt: skip
+        if targets in set(lab.lab_effects["targets"]):
+            console.print()
+            console.print(_Section(f"Change of the loss of {targets} targets ({which}) when a state after block 1 is "
+                                   "set", _changes(lab, targets, console.encoding)))  # fmt: skip
+
+
+def _changes(lab: Lab, targets: str, encoding: str) -> Table:
+    """A pair of rows for each variant: set to zero, and to the mean."""
     ordinary = _ordinary(lab)
-    table = _table("variant", "set to", "first position", f"position {ordinary}", "cosine", left=("variant", "set to"),
+    table = _table("variant", "set to", "first position", f"position {ordinary}",
+                   "cosine with\nits mean", left=("variant", "set to"),
                    folding=("variant",))  # fmt: skip
     for variant in lab.variants:
         for edit in ("zero", "mean"):
-            first, other = (lab.effect(variant, edit, p) for p in (0, ordinary))
+            first, other = (lab.effect(variant, edit, p, targets) for p in (0, ordinary))
             cosine = "-" if first is None else cell(first["cosine"])
-            table.add_row(visible(variant, console.encoding) if edit == "zero" else "", edit, _interval(first),
+            table.add_row(visible(variant, encoding) if edit == "zero" else "", edit, _interval(first),
                           _interval(other), cosine if edit == "zero" else "")  # fmt: skip
-    console.print()
-    console.print(_Section("Change of the loss when a state after block 1 is set to zero or to its mean "
-                           "(cosine: of the first state and its mean)", table))  # fmt: skip
+    return table
 
 
 def _or_dash(value: Any) -> str:
@@ -233,7 +252,7 @@ def _looks(variants: list[str]) -> dict[str, dict[str, Any]]:
 
 def _bars(axes: Axes, lab: Lab, looks: dict[str, dict[str, Any]]) -> None:
     """The change of the loss by each edit, with its interval."""
-    axes.set_title("Change of the loss (nats): state\nafter block 1 set to zero or mean")
+    axes.set_title("Change of the loss of far targets\n(nats): state after block 1 set to")
     if not len(lab.lab_effects):
         axes.text(0.5, 0.5, "One block: nothing reads it.", ha="center", va="center", transform=axes.transAxes)
         axes.set_xticks([])

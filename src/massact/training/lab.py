@@ -28,7 +28,8 @@ from massact.records.runinfo import git_state
 from massact.records.tables import frame, write_atomic
 from massact.training.backcopy import Backcopy
 from massact.training.lab_looks import N_LOOKED, effects_of, key_scale, look, losses, opened, task_losses, uniform
-from massact.training.toy import FROM_QUERY, ORDINARY, LabConfig, optimiser_of, task_of, toy_model
+from massact.training.toy import FAR, FROM_QUERY, NEXT, ORDINARY, LabConfig, optimiser_of, task_of, toy_model
+from massact.training.variants import variant
 
 STORY = ("softmax", "kv-bias", "softmax-off-by-one")
 N_HELD_OUT = 512  # sequences for losses; half as many are looked into
@@ -170,7 +171,8 @@ def run_lab(
     began, info = time.perf_counter(), LabInfo(git=git_state())
     info.config = {k: v for k, v in configs[0].as_dict().items() if k not in ("attention", "options")}
     info.corpus = {"looked_at": "BOS" if configs[0].starts == "bos" else "an ordinary character",
-                   "from_query": FROM_QUERY, "ordinary": ORDINARY}  # fmt: skip
+                   "from_query": FROM_QUERY, "ordinary": ORDINARY,
+                   "far": ORDINARY + FAR, "next": NEXT}  # fmt: skip
     made = _side_by_side(configs, place, workers, progress) if workers > 1 and len(configs) > 1 else [
         _one(config, place, progress) for config in configs]  # fmt: skip
     info.variants = {config.attention: facts for config, (_, _, facts) in zip(configs, made, strict=True)}
@@ -192,6 +194,8 @@ def configs_of(variants: Sequence[str], preset: str, options: dict[str, Any]) ->
     unknown = [k for k in base.options if not any(k in c.options for c in configs)]
     if unknown:
         raise UserError(f"None of {', '.join(variants)} has the option {unknown[0]!r}.")
+    for c in configs:
+        variant(c.attention).resolved(c.options)
     return configs
 
 

@@ -25,7 +25,7 @@ from massact.trace import Edit, Probe, edited, measure
 from massact.training.applied import attention as variant_attention
 from massact.training.backcopy import Backcopy
 from massact.training.changes import PREFIX
-from massact.training.toy import FROM_QUERY, ORDINARY, LabConfig
+from massact.training.toy import FAR, FROM_QUERY, NEXT, ORDINARY, LabConfig
 
 N_LOOKED = 64  # sequences of one look during training; the last is at all of them
 Row = dict[str, Any]
@@ -206,27 +206,34 @@ def _attending(module: Any, function: Any) -> Iterator[None]:
 def effects_of(model: Model, ids_BT: Tensor, task: Backcopy, config: LabConfig) -> list[Row]:
     """Set the first state to its mean over inputs, and to zero; and that of an ordinary position, to compare.
 
-    Each edit is at one position, after one block that another one follows. The change of the loss is that on the
-    positions behind `ORDINARY`, for both alike, with a 95 % interval over sequences.
+    Each edit is at one position, after one block that another one follows. The change of the loss, with a 95 % interval
+    over sequences, is given for the `NEXT` targets behind the edited position, and for those far behind both, which are
+    the same for both and of which every query sees many keys: a bias is read by everyone.
     """
     rows: list[Row] = []
-    before_B = _late_loss(model.module, ids_BT, task)
+    before_BT = _counted_loss(model.module, ids_BT, task)
     for layer, h_BTD in _states(model, ids_BT, config.layers).items():
         for position in (0, ORDINARY):
             h_BD = h_BTD[:, position + config.shifted]
             mean_D = h_BD.mean(0)
             for edit, new_D in (("zero", torch.zeros_like(mean_D)), ("mean", mean_D)):
                 with edited(model, Edit("put", f"{layer}.resid_post", _put(position + config.shifted, new_D))):
-                    delta_B = (_late_loss(model.module, ids_BT, task) - before_B).double()
-                half = 1.96 * float(delta_B.std()) / len(delta_B) ** 0.5
-                delta = float(delta_B.mean())
-                rows.append({
-                    "layer": layer, "position": position, "edit": edit, "baseline_nats": float(before_B.mean()),
-                    "delta_nats": delta, "ci_low": delta - half, "ci_high": delta + half,
-                    "cosine": float(nn.functional.cosine_similarity(h_BD, mean_D[None], dim=-1).mean()),
-                    "n_sequences": len(delta_B),
-                })  # fmt: skip
+                    after_BT = _counted_loss(model.module, ids_BT, task)
+                cosine = float(nn.functional.cosine_similarity(h_BD, mean_D[None], dim=-1).mean())
+                where: Row = {"layer": layer, "position": position, "edit": edit, "cosine": cosine}
+                for targets, at in (("far", slice(ORDINARY + FAR, None)),
+                                    ("next", slice(position + 1, position + 1 + NEXT))):  # fmt: skip
+                    rows.append(where | {"targets": targets} | _change(before_BT[:, at], after_BT[:, at]))
     return rows
+
+
+def _change(before_BN: Tensor, after_BN: Tensor) -> Row:
+    """Change of each sequence's mean loss, and its interval; NaN is a target that does not count."""
+    before_B = before_BN.double().nanmean(1)
+    delta_B = after_BN.double().nanmean(1) - before_B
+    half, delta = 1.96 * float(delta_B.std()) / len(delta_B) ** 0.5, float(delta_B.mean())
+    return {"baseline_nats": float(before_B.mean()), "delta_nats": delta, "ci_low": delta - half,
+            "ci_high": delta + half, "n_sequences": len(delta_B)}  # fmt: skip
 
 
 def _states(model: Model, ids_BT: Tensor, n_layers: int) -> dict[int, Tensor]:
@@ -246,9 +253,7 @@ def _put(position: int, new_D: Tensor) -> Any:
 
 
 @torch.no_grad()
-def _late_loss(module: nn.Module, ids_BT: Tensor, task: Backcopy) -> Tensor:
-    """Mean loss (B,) of what is predicted from positions behind the ordinary one."""
+def _counted_loss(module: nn.Module, ids_BT: Tensor, task: Backcopy) -> Tensor:
+    """Loss (B, T - 1) of what is predicted from each position; NaN where it does not count."""
     loss_BT, copies_BT, bigrams_BT = losses(module, ids_BT, task)
-    counted_BT = copies_BT | bigrams_BT
-    counted_BT[:, : ORDINARY + 1] = False
-    return (loss_BT * counted_BT).sum(1) / counted_BT.sum(1)
+    return loss_BT.masked_fill(~(copies_BT | bigrams_BT), torch.nan)

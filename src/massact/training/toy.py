@@ -14,11 +14,13 @@ from torch import nn
 from massact.records.errors import UserError, check_options, near
 from massact.training.backcopy import CHAINS, STARTS, Backcopy, random_backcopy, text_backcopy
 from massact.training.configs import _as, _literal
-from massact.training.variants import VARIANTS, variant
+from massact.training.variants import variant
 
 OPTIMISERS = {"adamw": 1e-3, "sgd": 0.05}  # with their learning rates
 FROM_QUERY = 8  # queries before it see too few keys: attention that is merely spread would look like a sink
 ORDINARY = 9  # the position that the first one is compared with
+FAR = 4  # from so many positions behind it on, targets are far: neighbours need it for what it says, not for a bias
+NEXT = 7  # targets right behind an edited position
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,10 @@ def _check(c: LabConfig) -> None:
     for name in ("steps", "batch", "layers", "heads", "width", "mlp", "every"):
         if getattr(c, name) < 1:
             raise UserError(f"{name}={getattr(c, name)} is too small.", do=f"Set {name} to 1 or more.")
-    if c.length < ORDINARY + 8:
-        raise UserError(f"length={c.length} is too short.", f"Position {ORDINARY} and some after it are looked at.",
-                        f"Set length to {ORDINARY + 8} or more.")  # fmt: skip
+    least = ORDINARY + 2 * FAR
+    if c.length < least:
+        raise UserError(f"length={c.length} is too short.", f"Position {ORDINARY} and some behind it are looked at.",
+                        f"Set length to {least} or more.")  # fmt: skip
     if not 0 < c.share < 1:
         raise UserError(f"share={c.share} leaves one kind of sequence.", do="Set it between 0 and 1, or starts=bos.")
     if not (c.concentration > 0 and c.learning_rate >= 0 and c.weight_decay >= 0 and c.sharpness > 0):
@@ -133,7 +136,7 @@ def _check(c: LabConfig) -> None:
         raise UserError(f"position_scale={c.position_scale} is negative.")
     if c.width % c.heads:
         raise UserError(f"width={c.width} cannot be shared by {c.heads} heads.")
-    VARIANTS[variant(c.attention).name].resolved(c.options)
+    variant(c.attention)
 
 
 PRESETS: dict[str, LabConfig] = {
