@@ -16,7 +16,7 @@ from rich.table import Table
 
 from massact.records.lab import Lab
 from massact.reports.figures import write_figures
-from massact.reports.legible import cell, number, percent, real, signed, visible
+from massact.reports.legible import cell, number, percent, real, visible
 from massact.reports.lettering import PLAIN, STACKS, lettered
 from massact.reports.terminal import _framed, _Section, _table
 
@@ -74,7 +74,7 @@ def _attention(lab: Lab, variant: str) -> str:
     row = lab.last(variant)
     first, most, slot = (real(row[c]) for c in ("first_attention", "first_attention_max", "slot_mass"))
     even = real(lab.info.variants[variant].get("uniform_attention"))
-    sink = "a sink" if most > SINK else f"no sink, which takes {number(SINK)}"
+    sink = "a sink" if most > SINK else f"no sink (above {number(SINK)})"
     said = (
         f"attention on the first position is {number(first)}, mean over heads ({number(first / even)} x that of a head "
         f"that looks everywhere alike), and {number(most)} in the head with most: {sink}."
@@ -103,7 +103,7 @@ def _state(lab: Lab, variant: str) -> str:
     elif verdict == CONTENT:
         said += "zero hurts, and the mean does not undo that."
     else:
-        said += "zero is not seen to hurt more than at an ordinary position: it is free."
+        said += "zero is not seen to hurt more than at an ordinary position."
     soft = lab.effect("softmax", "zero", 0) if variant != "softmax" and "softmax" in lab.variants else None
     if soft is not None and _above(soft, zero):
         share = max(0.0, real(zero["delta_nats"])) / real(soft["delta_nats"])
@@ -133,7 +133,7 @@ def _change(effect: Any) -> str:
 
 def _nats(value: Any) -> str:
     """To a ten-thousandth: less is not of interest."""
-    return signed(round(real(value), 4))
+    return f"{real(value):+.4f}"
 
 
 def show_lab(lab: Lab, console: Console) -> None:

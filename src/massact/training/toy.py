@@ -55,7 +55,7 @@ class LabConfig:
     optimiser: str = "adamw"
     learning_rate: float = 0.0
     weight_decay: float = 0.05
-    steps: int = 1000
+    steps: int = 1500
     batch: int = 32
     length: int = 32
     layers: int = 3
@@ -64,7 +64,7 @@ class LabConfig:
     mlp: int = 256
     sharpness: float = 0.25
     position_scale: float = 3.0
-    every: int = 100
+    every: int = 150
     seed: int = 0
 
     def __post_init__(self) -> None:
