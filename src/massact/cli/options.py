@@ -47,6 +47,7 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
     from massact.records.comparison import Comparison
     from massact.records.explanation import Explanation
     from massact.records.intervention import Intervention
+    from massact.records.lab import Lab
     from massact.records.training import Trained
     from massact.records.trajectory import Trajectory
     from massact.reports import show as show_result
@@ -55,6 +56,7 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
         show_comparison,
         show_explanation,
         show_intervention,
+        show_lab,
         show_training,
         show_trajectory,
         to_json,
@@ -64,7 +66,8 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
         typer.echo(to_json(result))
     elif not quiet:
         known = {Explanation: show_explanation, Intervention: show_intervention, Classics: show_classics,
-                 Trained: show_training, Comparison: show_comparison, Trajectory: show_trajectory}  # fmt: skip
+                 Trained: show_training, Comparison: show_comparison, Trajectory: show_trajectory,
+                 Lab: show_lab}  # fmt: skip
         known.get(type(result), show_result)(result, Console())
 
 

@@ -22,6 +22,7 @@ def show(
     from massact.records.classics import open_classics
     from massact.records.explanation import open_explanation
     from massact.records.intervention import open_intervention
+    from massact.records.lab import open_lab
     from massact.records.results import open_run
     from massact.records.training import open_training
     from massact.records.trajectory import open_trajectory
@@ -31,6 +32,9 @@ def show(
         return
     if os.path.isfile(run / "trajectory.json") and not os.path.isfile(run / "run.json"):
         printed(open_trajectory(run), json, quiet=False)
+        return
+    if os.path.isfile(run / "lab.json") and not os.path.isfile(run / "run.json"):
+        printed(open_lab(run), json, quiet=False)
         return
     result = open_run(run)
     later = {

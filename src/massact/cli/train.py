@@ -10,11 +10,22 @@ from typing import Annotated, Any
 import typer
 
 from massact.cli.options import Json, Quiet, pair_of, printed, progress_bar, quiet_libraries
+from massact.cli.toy_lab import toy_lab
 from massact.records.errors import MassactError, UserError
 
 
 def train(
-    config: Annotated[str, typer.Option(help="gpt2-124m, llama-60m, vit-tiny or tiny; see --list.")] = "tiny",
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="gpt2-124m, llama-60m, vit-tiny or tiny (default); see --list. Of a task: story (default), or guo for "
+            "the published sizes."
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="bigram-backcopy: a toy lab of small models, one for each --attention, side by side."),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -22,7 +33,13 @@ def train(
             "of images and labels; nothing: the embedded text."
         ),
     ] = None,
-    attention: Annotated[str, typer.Option(help="Attention variant, see --list.")] = "softmax",
+    attention: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Attention variant, see --list; nothing: softmax. Of a task it can be repeated; nothing: softmax, "
+            "kv-bias and softmax-off-by-one."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory for model, checkpoints and tables.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
     sets: Annotated[
@@ -43,8 +60,14 @@ def train(
     Several processes: accelerate launch -m massact train ...
     """
     options: dict[str, Any] = dict(pair_of(text, "--set", "lr=1e-3") for text in sets or ())
-    given = {"variant": None if attention == "softmax" else attention, "steps": steps, "seed": seed}
-    options |= {name: value for name, value in given.items() if value is not None}
+    options |= {name: value for name, value in {"steps": steps, "seed": seed}.items() if value is not None}
+    if task is not None and not list_:
+        toy_lab(task, config, attention, options, out, json, quiet, data=data, resume=resume)
+        return
+    if len(attention or ()) > 1:
+        raise UserError("A training has one attention variant.", do="Train once for each, then: massact compare.")
+    if attention and attention != ["softmax"]:
+        options["variant"] = attention[0]
     quiet_libraries()
     from massact.training import RECIPES, TrainConfig
     from massact.training import train as run_train
@@ -52,7 +75,7 @@ def train(
     if list_:
         _list_trainings(RECIPES)
         return
-    chosen = TrainConfig.of(config, **options)  # before minutes are spent on loading
+    chosen = TrainConfig.of(config or "tiny", **options)  # before minutes are spent on loading
     if out is None:
         raise UserError("A training needs a run directory.", do="Add --out DIR.")
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks

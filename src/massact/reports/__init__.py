@@ -1,8 +1,8 @@
 """A scan or an explanation, readable: sentences, terminal tables, JSON and figures.
 
-Takes a `ScanResult`, an `Explanation`, an `Intervention`, `Classics`, a `Trained` or a `Trajectory`, fresh or of a run
-directory; or several runs, to put them side by side (`compare`). Gives sentences (`answer_in_words`, ...), tables in a
-terminal (`show`, ...), JSON (`to_json`) and the paper's figures (`draw`).
+Takes a `ScanResult`, an `Explanation`, an `Intervention`, `Classics`, a `Trained`, a `Lab` or a `Trajectory`, fresh or
+of a run directory; or several runs, to put them side by side (`compare`). Gives sentences (`answer_in_words`, ...),
+tables in a terminal (`show`, ...), JSON (`to_json`) and the paper's figures (`draw`).
 Knows how numbers and strange tokens are spelled, and what each figure of Sun 2024 looks like. Must not know torch,
 models, or how anything was measured; it measures nothing, and nothing that it writes is read back.
 """
@@ -12,6 +12,7 @@ from massact.reports.compare_figures import draw_comparison
 from massact.reports.comparison import compare
 from massact.reports.effects import effects_in_words, verdict
 from massact.reports.figures import draw
+from massact.reports.lab import draw_lab, lab_in_words, lab_verdict, show_lab
 from massact.reports.side_by_side import comparison_in_words, show_comparison
 from massact.reports.story import story_in_words
 from massact.reports.terminal import show, show_classics, show_explanation, show_intervention, to_json
@@ -26,12 +27,16 @@ __all__ = [
     "comparison_in_words",
     "draw",
     "draw_comparison",
+    "draw_lab",
     "effects_in_words",
+    "lab_in_words",
+    "lab_verdict",
     "show",
     "show_classics",
     "show_comparison",
     "show_explanation",
     "show_intervention",
+    "show_lab",
     "show_training",
     "show_trajectory",
     "story_in_words",

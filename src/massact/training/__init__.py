@@ -14,6 +14,7 @@ from typing import Any
 _FILES = {
     "RECIPES": "configs", "TrainConfig": "configs",
     "Dynamics": "monitor", "fit_dynamics": "monitor",
+    "LabConfig": "toy", "run_lab": "lab", "train_toy": "lab",
     "Tokens": "data", "Windows": "data", "prepare": "data",
     "Alarm": "monitor", "Monitor": "monitor", "dynamics_of": "monitor",
     "MassiveActivationsCallback": "callback",

@@ -1,0 +1,109 @@
+"""The toy lab in words, tables and figure: a sentence says no more than its interval."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import labs
+import pandas as pd
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from massact.records.errors import UserError
+from massact.records.lab import Lab, open_lab
+from massact.records.tables import frame
+from massact.reports import draw_lab, lab_in_words, lab_verdict, show_lab, to_json
+
+
+def printed(lab: Lab, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    show_lab(lab, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_story_is_told_where_the_numbers_tell_it() -> None:
+    lab = labs.lab()
+    assert [lab_verdict(lab, v) for v in lab.variants] == ["bias", "free", "free"]
+    first, softmax, kv, one, last = lab_in_words(lab)
+    assert "100 steps of adamw" in first and "BOS begins 80%" in first and "an ordinary character" in first
+    assert "a sink." in softmax and "zero hurts, the mean does not: it serves as a bias" in softmax
+    assert "slot takes 0.5, more than the first position" in kv and "not seen to hurt more" in kv and "no sink" in kv
+    assert "Zero costs 13% of what it costs with softmax" in kv and "6.7%" in one
+    assert "What this does not show: massive activations" in last and "|h| is 20" in last
+
+
+@pytest.mark.parametrize(
+    ("zero", "mean", "ordinary", "verdict", "said"),
+    [
+        ((0.15, 0.02), (0.10, 0.02), (0.02, 0.01), "content", "the mean does not undo that"),
+        ((0.15, 0.14), (0.00, 0.01), (0.02, 0.01), "free", "not seen to hurt more"),  # too wide
+        ((0.02, 0.03), (0.00, 0.01), (-0.2, 0.01), "free", "not seen to hurt more"),  # holds 0
+        ((0.05, 0.01), (0.00, 0.02), (0.02, 0.01), "content", "the mean does not undo that"),  # mean: too wide
+        ((0.05, 0.01), (-0.01, 0.003), (0.02, 0.01), "bias", "it serves as a bias"),
+    ],
+)
+def test_a_verdict_needs_its_whole_interval(
+    zero: tuple[float, float], mean: tuple[float, float], ordinary: tuple[float, float], verdict: str, said: str
+) -> None:
+    lab = labs.lab({"softmax": {("zero", 0): zero, ("mean", 0): mean, ("zero", 9): ordinary, ("mean", 9): ordinary}})
+    assert lab_verdict(lab, "softmax") == verdict
+    assert said in lab_in_words(lab)[1]
+
+
+def test_the_same_state_in_every_sequence_is_no_evidence() -> None:
+    lab = labs.lab()
+    lab.lab_effects["cosine"] = 1.0
+    assert "says nothing, for it is the same in every sequence" in lab_in_words(lab)[1]
+
+
+def test_a_massive_activation_is_not_denied() -> None:
+    lab = labs.lab()
+    lab.lab[["top1", "ratio"]] = [500.0, 2000.0]
+    assert "does not show" not in lab_in_words(lab)[-1] and "Intervals are over" in lab_in_words(lab)[-1]
+
+
+def test_tables_hold_the_numbers_and_dashes_where_there_are_none() -> None:
+    text = printed(labs.lab())
+    ends = next(line for line in text.split("At the end")[1].splitlines() if line.startswith("softmax ")).split()
+    assert ends[1:] == ["3.000", "1.000", "0.5000", "0.3500", "0.7000", "-", "1.500", "20.00"]
+    assert "+0.1500 [+0.1300, +0.1700]" in text and "-0.0020 [-0.0050, +0.0010]" in text
+
+
+def test_a_model_of_one_block_has_no_effects(tmp_path: Path) -> None:
+    lab = labs.lab()
+    lab.lab_effects = frame("lab_effects")
+    assert lab_verdict(lab, "softmax") == "unseen" and "not measured" in lab_in_words(lab)[1]
+    assert "Change of the loss" not in printed(lab)
+    assert len(draw_lab(lab, tmp_path)) == 2
+
+
+def test_saved_opened_and_drawn_alike(tmp_path: Path) -> None:
+    lab = labs.lab()
+    lab.save(tmp_path / "lab")
+    again = open_lab(tmp_path / "lab")
+    pd.testing.assert_frame_equal(again.lab, lab.lab)
+    pd.testing.assert_frame_equal(again.lab_effects, lab.lab_effects)
+    assert printed(again) == printed(lab) and to_json(again) == to_json(lab)
+    assert json.loads(to_json(lab))["lab"][0]["slot_mass"] == "nan"
+    png, svg = draw_lab(again, tmp_path / "lab")
+    assert Image.open(png).size[0] > 1000 and png.name == "lab.png"
+    assert draw_lab(lab, tmp_path / "other")[1].read_bytes() == svg.read_bytes()
+    assert open_lab(tmp_path / "other") is None
+
+
+def test_damage_is_one_message(tmp_path: Path) -> None:
+    lab = labs.lab()
+    lab.save(tmp_path)
+    (tmp_path / "lab.parquet").unlink()
+    with pytest.raises(UserError, match="lab.parquet"):
+        open_lab(tmp_path)
+    lab.lab = lab.lab[lab.lab["variant"] != "kv-bias"]
+    lab.save(tmp_path)
+    with pytest.raises(UserError, match="no rows of 'kv-bias'"):
+        open_lab(tmp_path)
+    (tmp_path / "lab.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        open_lab(tmp_path)
