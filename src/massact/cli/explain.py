@@ -17,9 +17,9 @@ from massact.cli.options import (
     Quiet,
     Scanned,
     TrustRemoteCode,
+    added,
     batch_size_of,
     load_options_of,
-    printed,
     progress_bar,
     quiet_libraries,
 )
@@ -48,7 +48,6 @@ def explain(
                "batch_size": batch_size_of(batch_size)}  # fmt: skip
     quiet_libraries()
     from massact.explanations import ExplainConfig, explain_run
-    from massact.reports import draw
 
     ExplainConfig.of(options)  # before minutes are spent on loading
     with progress_bar(quiet or json) as progress:
@@ -56,8 +55,4 @@ def explain(
             result, model=model, corpus=corpus, device=device, progress=progress,
             load_options=load_options_of(trust_remote_code, allow_pickle), options=options,
         )  # fmt: skip
-    explanation.save(run)
-    draw(explanation, run)
-    printed(explanation, json, quiet)
-    if not json and not quiet:
-        typer.echo(f"\nAdded to {run}: tables, explain.json, figures/. Print it again: massact show {run}")
+    added(explanation, run, "tables, explain.json", json, quiet)

@@ -17,9 +17,9 @@ from massact.cli.options import (
     Quiet,
     Scanned,
     TrustRemoteCode,
+    added,
     layers_of,
     load_options_of,
-    printed,
     progress_bar,
     quiet_libraries,
 )
@@ -81,7 +81,6 @@ def intervene(
     options |= {"sets": tuple(sets)} if sets else {}
     quiet_libraries()
     from massact.interventions import InterveneConfig, intervene_run
-    from massact.reports import draw
 
     InterveneConfig.of(options)  # before minutes are spent on loading
     options |= {"labels": labels} if labels is not None else {}
@@ -90,8 +89,4 @@ def intervene(
             result, model=model, corpus=corpus, evaluate_on=evaluate_on, group=group, device=device, progress=progress,
             load_options=load_options_of(trust_remote_code, allow_pickle), options=options,
         )  # fmt: skip
-    done.save(run)
-    draw(done, run)
-    printed(done, json, quiet)
-    if not json and not quiet:
-        typer.echo(f"\nAdded to {run}: effects.parquet, intervene.json, figures/. Print it again: massact show {run}")
+    added(done, run, "effects.parquet, intervene.json", json, quiet)

@@ -71,6 +71,17 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
         known.get(type(result), show_result)(result, Console())
 
 
+def added(done: Any, run: Path, what: str, json: bool, quiet: bool) -> None:
+    """Keep what a verb found beside the scan it is of, draw it, print it, and say where it is."""
+    from massact.reports import draw
+
+    done.save(run)
+    draw(done, run)
+    printed(done, json, quiet)
+    if not json and not quiet:
+        typer.echo(f"\nAdded to {run}: {what}, figures/. Print it again: massact show {run}")
+
+
 def load_options_of(trust_remote_code: bool, allow_pickle: bool) -> dict[str, Any]:
     """The options of `load` that were asked for."""
     asked = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}

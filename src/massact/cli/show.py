@@ -27,15 +27,12 @@ def show(
     from massact.records.training import open_training
     from massact.records.trajectory import open_trajectory
 
-    if os.path.isfile(run / "train.json") and not os.path.isfile(run / "run.json"):
-        printed(open_training(run), json, quiet=False)
-        return
-    if os.path.isfile(run / "trajectory.json") and not os.path.isfile(run / "run.json"):
-        printed(open_trajectory(run), json, quiet=False)
-        return
-    if os.path.isfile(run / "lab.json") and not os.path.isfile(run / "run.json"):
-        printed(open_lab(run), json, quiet=False)
-        return
+    alone = {"train.json": open_training, "trajectory.json": open_trajectory, "lab.json": open_lab}
+    if not os.path.isfile(run / "run.json"):
+        for name, read in alone.items():
+            if os.path.isfile(run / name):
+                printed(read(run), json, quiet=False)
+                return
     result = open_run(run)
     later = {
         "explanation": open_explanation(run), "intervention": open_intervention(run), "classics": open_classics(run)

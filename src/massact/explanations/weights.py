@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from massact.models import Model
+from massact.models import Model, norms_of
 from massact.records.anatomy import Stack
 from massact.records.tables import frame
 
@@ -75,16 +75,13 @@ class ScoredNorm:
 
 def scored_norms(model: Model, stack: Stack) -> list[ScoredNorm]:
     """Every norm of a stack's blocks with a scale of the width of the residual stream, in the order they are held."""
-    found: dict[tuple[int, str], ScoredNorm] = {}
-    for block in stack.blocks:
-        for name, module in model.module.get_submodule(block.module).named_modules():
-            weight = getattr(module, "weight", None)
-            if isinstance(weight, Tensor) and weight.ndim == 1 and len(weight) == stack.d_model:
-                bias = getattr(module, "bias", None)
-                scored = _scored(bias) if isinstance(bias, Tensor) else (np.full(len(weight), np.nan),) * 2
-                path = f"{block.module}.{name}"
-                found[block.layer, path] = ScoredNorm(block.layer, path, *_scored(weight), *scored)
-    return list(found.values())
+    found = []
+    for layer, path in norms_of(model, stack):
+        norm = model.module.get_submodule(path)
+        bias = getattr(norm, "bias", None)
+        scored = _scored(bias) if isinstance(bias, Tensor) else (np.full(stack.d_model, np.nan),) * 2
+        found.append(ScoredNorm(layer, path, *_scored(norm.weight), *scored))  # type: ignore[arg-type]
+    return found
 
 
 def layers_beyond(norms: Sequence[ScoredNorm], d_model: int, sigma: float = SIGMA) -> np.ndarray:

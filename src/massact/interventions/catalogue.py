@@ -291,10 +291,15 @@ def norm_dims(parameter: str, dims: Sequence[int]) -> WeightEdit:
     return WeightEdit(f"{parameter} at {chosen[:4]} to zero", parameter, apply)
 
 
+def massive_everywhere(findings: pd.DataFrame, stack: str | None = None) -> tuple[Massive, ...]:
+    """How to find again what a scan found, at every layer that has any."""
+    mine = findings if stack is None else findings[findings["stack"] == stack]
+    return tuple(massive(findings, int(layer), stack) for layer in sorted(mine[mine.dim >= 0].layer.unique()))
+
+
 def everywhere(make: Callable[[Massive], Edit], findings: pd.DataFrame, stack: str | None = None) -> list[Edit]:
     """The same edit at every layer that has findings."""
-    mine = findings if stack is None else findings[findings["stack"] == stack]
-    edits = [make(massive(findings, int(layer), stack)) for layer in sorted(mine[mine.dim >= 0].layer.unique())]
+    edits = [make(target) for target in massive_everywhere(findings, stack)]
     return [replace(e, name=f"{e.name} at {e.site}") for e in edits]
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from massact.corpora import Corpus
-from massact.interventions.catalogue import QUARTET, Massive, massive
+from massact.interventions.catalogue import QUARTET, Massive, massive, massive_everywhere
 from massact.interventions.effects import Paired, effects_of, evaluate
 from massact.interventions.labels import labels_of
 from massact.interventions.named import Setting, check_name, edit_named
@@ -148,9 +148,7 @@ def _targets(findings: pd.DataFrame, config: InterveneConfig) -> tuple[Massive, 
         return tuple(massive(findings, layer, config.stack) for layer in sorted(set(config.layer)))
     if config.layer != "all":
         return (massive(findings, config.layer, config.stack),)
-    first = massive(findings, "onset", config.stack)
-    mine = findings[(findings["stack"] == first.site.stack) & (findings["dim"] >= 0)]
-    return tuple(massive(findings, int(layer), first.site.stack) for layer in sorted(mine["layer"].unique()))
+    return massive_everywhere(findings, massive(findings, "onset", config.stack).site.stack)
 
 
 def _info(

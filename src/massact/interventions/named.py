@@ -19,8 +19,8 @@ from massact.interventions.catalogue import (
     super_weights,
     zero_dims,
 )
-from massact.interventions.norms import norms_of, parameters_of, silenced
-from massact.models import Model
+from massact.interventions.norms import parameters_of, silenced
+from massact.models import Model, norms_of
 from massact.records.errors import UserError, near
 from massact.trace import Edit, Together
 from massact.trace.edits import AnyEdit
@@ -108,7 +108,8 @@ def edit_named(name: str, setting: Setting) -> AnyEdit:
         return cut_attention(_whole(name, value) if sign else [0])
     if word == "norm-dims":
         dims = sorted({d for t in setting.targets for d in t.dims})
-        parameters, _ = parameters_of(setting.model, norms_of(setting.model, setting.targets[0].site.stack))
+        stack = setting.model.anatomy.stack(setting.targets[0].site.stack)
+        parameters, _ = parameters_of(setting.model, [path for _, path in norms_of(setting.model, stack)])
         if not parameters:
             raise UserError("The model's norms have no scales.", do="Leave out norm-dims.")
         return silenced(name, parameters, dims)

@@ -70,7 +70,7 @@ def parameters_of(model: Model, norms: Sequence[str]) -> tuple[list[Parameter], 
     found: dict[str, Parameter] = {}
     unsure: list[str] = []
     for path in dict.fromkeys(norms):  # blocks may share one
-        norm = model.module.get_submodule(path.rstrip("."))
+        norm = model.module.get_submodule(path)
         zero = zero_of(norm)
         if zero is None:
             unsure.append(path)
@@ -96,14 +96,3 @@ def silenced(name: str, parameters: Sequence[Parameter], dims: Sequence[int]) ->
         return WeightEdit(f"{p.name} to {p.zero:g}", p.name, apply)
 
     return Together(name, tuple(moved(p) for p in parameters))
-
-
-def norms_of(model: Model, stack_name: str) -> list[str]:
-    """Dotted paths of the modules inside the blocks of a stack whose weight is one number for each of its dims."""
-    stack = model.anatomy.stack(stack_name)
-    return [
-        f"{block.module}.{name}"
-        for block in {b.module: b for b in stack.blocks}.values()
-        for name, module in model.module.get_submodule(block.module).named_modules()
-        if name and getattr(getattr(module, "weight", None), "shape", None) == (stack.d_model,)
-    ]

@@ -8,6 +8,7 @@ from massact.models.attention import projection_of, with_attention
 from massact.models.discovery import discover
 from massact.models.inputs import example_inputs
 from massact.models.loading import EMBEDDED, Model, check_finite, load, random_twin, weights_hash
+from massact.models.norms import norms_of
 from massact.models.proof import Proof, prove
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "discover",
     "example_inputs",
     "load",
+    "norms_of",
     "projection_of",
     "prove",
     "random_twin",

@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from massact.records.errors import UserError
 from massact.records.runinfo import jsonable
-from massact.records.sidecars import Sidecar, read_sidecar, write_sidecar
-from massact.records.tables import frame, read_table, write_table
+from massact.records.sidecars import Sidecar, read_sidecar, save_beside
+from massact.records.tables import frame, read_table
 
 CLASSICS_VERSION = 1
 CLASSICS_TABLES = ("classics", "classic_effects")
@@ -51,15 +50,8 @@ class Classics:
         Raises:
             UserError: the directory cannot be written.
         """
-        path = Path(directory)
-        try:
-            (path / "classics.json").unlink(missing_ok=True)
-            for table in CLASSICS_TABLES:
-                write_table(path, table, getattr(self, table))
-            write_sidecar(path / "classics.json", self.info)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written.", error.strerror or str(error)) from None
-        return path
+        tables = {name: getattr(self, name) for name in CLASSICS_TABLES}
+        return save_beside(directory, "classics.json", self.info, tables)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON-able records."""

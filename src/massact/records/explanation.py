@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from massact.records.errors import UserError
 from massact.records.runinfo import jsonable
-from massact.records.sidecars import Sidecar, read_sidecar, write_sidecar
-from massact.records.tables import frame, load_arrays, read_table, save_arrays, write_table
+from massact.records.sidecars import Sidecar, read_sidecar, save_beside
+from massact.records.tables import frame, load_arrays, read_table
 
 EXPLAIN_TABLES = (
     "heads", "positions", "sinks", "axes", "trajectory", "decomposition", "writers", "neurons", "norm_weights",
@@ -66,16 +65,8 @@ class Explanation:
         Raises:
             UserError: the directory cannot be written.
         """
-        path = Path(directory)
-        try:
-            (path / "explain.json").unlink(missing_ok=True)
-            for table in EXPLAIN_TABLES:
-                write_table(path, table, getattr(self, table))
-            save_arrays(path / "attention.npz", self.maps)
-            write_sidecar(path / "explain.json", self.info)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written.", error.strerror or str(error)) from None
-        return path
+        tables = {name: getattr(self, name) for name in EXPLAIN_TABLES}
+        return save_beside(directory, "explain.json", self.info, tables, {"attention.npz": self.maps})
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the maps, as JSON-able records."""

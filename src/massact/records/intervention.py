@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from massact.records.errors import UserError
 from massact.records.runinfo import jsonable
-from massact.records.sidecars import Sidecar, read_sidecar, write_sidecar
-from massact.records.tables import frame, read_table, write_table
+from massact.records.sidecars import Sidecar, read_sidecar, save_beside
+from massact.records.tables import frame, read_table
 
 INTERVENE_VERSION = 1
 
@@ -49,14 +48,7 @@ class Intervention:
         Raises:
             UserError: the directory cannot be written.
         """
-        path = Path(directory)
-        try:
-            (path / "intervene.json").unlink(missing_ok=True)
-            write_table(path, "effects", self.effects)
-            write_sidecar(path / "intervene.json", self.info)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written.", error.strerror or str(error)) from None
-        return path
+        return save_beside(directory, "intervene.json", self.info, {"effects": self.effects})
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON-able records."""

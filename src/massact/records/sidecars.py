@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+import pandas as pd
+
 from massact.records.answer import read_as
 from massact.records.errors import UserError
 from massact.records.runinfo import jsonable, versions
-from massact.records.tables import write_atomic
+from massact.records.tables import save_arrays, write_atomic, write_table
 
 Info = TypeVar("Info", bound="Sidecar")
 
@@ -40,6 +44,36 @@ def write_sidecar(file: Path, info: Sidecar) -> None:
     """Write a record; last of a verb's files, so that its presence speaks for the rest."""
     text = json.dumps(jsonable(asdict(info)), indent=2, ensure_ascii=False) + "\n"
     write_atomic(file, lambda p: p.write_text(text, "utf-8", "backslashreplace"))
+
+
+def save_beside(
+    directory: str | Path,
+    name: str,
+    info: Sidecar,
+    tables: Mapping[str, pd.DataFrame],
+    arrays: Mapping[str, dict[str, np.ndarray]] | None = None,
+) -> Path:
+    """Add the files of a verb to a run directory; its record goes first and comes last, so it speaks for the rest.
+
+    Args:
+        name: file name of the record.
+        tables: name -> table, see `massact.records.tables`.
+        arrays: file name -> arrays by name.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    path = Path(directory)
+    try:
+        (path / name).unlink(missing_ok=True)
+        for table, data in tables.items():
+            write_table(path, table, data)
+        for file, held in (arrays or {}).items():
+            save_arrays(path / file, held)
+        write_sidecar(path / name, info)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written.", error.strerror or str(error)) from None
+    return path
 
 
 def read_sidecar(file: Path, kind: type[Info], version: int, again: str) -> Info | None:
