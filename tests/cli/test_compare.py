@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from massact import cli
 from massact.cli import closing_scan
 from massact.records.errors import WorkError
 from massact.records.explanation import open_explanation
@@ -19,6 +18,7 @@ from massact.records.tables import read_table
 from massact.records.training import open_training
 from massact.training import TrainConfig
 from massact.training.data import open_tokens
+from tests.cli.test_cli import run
 
 SMALL = [
     f"--set={name}" for name in
@@ -32,13 +32,6 @@ VIT = [
         "dtype=float32", "batch=4", "accumulate=1", "warmup=1", "log_every=1", "save_every=0", "monitor_every=0",
         "report_to=", "val_share=0.2")),
 ]  # fmt: skip
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["massact", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
 
 
 @pytest.fixture(scope="module")

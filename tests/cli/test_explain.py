@@ -19,6 +19,7 @@ from massact.models.loading import EMBEDDED, _folder
 from massact.records.explanation import EXPLAIN_TABLES, open_explanation
 from massact.reports import story_in_words
 from massact.reports.attention import EXPLAIN_FIGURES
+from tests.cli.runs import copied_run, scanned_run
 from tests.cli.test_cli import run
 
 FAST = ["--n-sequences", "2", "--seq-len", "32", "--no-null", "--no-bos-contrast"]
@@ -31,18 +32,13 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of a scan of the embedded model."""
-    out = tmp_path_factory.mktemp("cli") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("massact.reports.draw", lambda *_: [])
-        assert run(patch, "scan", "--quiet", "--out", str(out), *FAST) == 0
-    return out
+    return scanned_run(tmp_path_factory, *FAST)
 
 
 @pytest.fixture
 def copied(scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to be explained, without the figures: `explained` has them."""
-    monkeypatch.setattr("massact.reports.draw", lambda *_: [])
-    return Path(shutil.copytree(scanned, tmp_path / "run"))
+    return copied_run(scanned, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")

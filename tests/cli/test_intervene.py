@@ -20,6 +20,7 @@ from massact.models.loading import EMBEDDED, _folder
 from massact.records.intervention import open_intervention
 from massact.records.tables import TABLES
 from massact.reports import effects_in_words
+from tests.cli.runs import copied_run, scanned_run
 from tests.cli.test_cli import run
 from tests.cli.test_explain import files, refused
 
@@ -39,18 +40,13 @@ def strict(text: str) -> dict:
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of a scan of the embedded model, with findings."""
-    out = tmp_path_factory.mktemp("cli") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("massact.reports.draw", lambda *_: [])
-        assert run(patch, "scan", "--quiet", "--out", str(out), *FAST, *LOW) == 0
-    return out
+    return scanned_run(tmp_path_factory, *FAST, *LOW)
 
 
 @pytest.fixture
 def copied(scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to be intervened on, without the figure: `done` has it."""
-    monkeypatch.setattr("massact.reports.draw", lambda *_: [])
-    return Path(shutil.copytree(scanned, tmp_path / "run"))
+    return copied_run(scanned, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")

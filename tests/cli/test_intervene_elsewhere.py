@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +11,7 @@ import torch
 
 import massact as ma
 from massact.records.intervention import Intervention, open_intervention
+from tests.cli.runs import copied_run, scanned_run
 from tests.cli.test_cli import run
 from tests.cli.test_explain import files, refused
 
@@ -21,17 +21,12 @@ FAST = ["--n-sequences", "4", "--seq-len", "32", "--no-null", "--no-bos-contrast
 
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("cli") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("massact.reports.draw", lambda *_: [])
-        assert run(patch, "scan", "--quiet", "--out", str(out), *FAST) == 0
-    return out
+    return scanned_run(tmp_path_factory, *FAST)
 
 
 @pytest.fixture
 def copied(scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("massact.reports.draw", lambda *_: [])
-    return Path(shutil.copytree(scanned, tmp_path / "run"))
+    return copied_run(scanned, tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")

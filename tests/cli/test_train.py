@@ -11,22 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from massact import cli
 from massact.records.training import open_training
 from massact.training import RECIPES, VARIANTS
+from tests.cli.test_cli import run
 
 SMALL = [
     f"--set={name}" for name in
     ("model.n_layer=1", "model.n_embd=32", "model.n_inner=64", "model.n_positions=16", "seq_len=16", "batch=4",
      "warmup=2", "decay_steps=3", "log_every=2", "save_every=2", "eval_windows=8", "monitor_every=2")
 ]  # fmt: skip
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["massact", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    return int(stopped.value.code or 0)
 
 
 def test_train_show_and_scan(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from functools import cache
@@ -38,6 +37,7 @@ from massact.reports import effects_in_words, verdict
 from massact.reports.effects import draw_effects
 from massact.trace import Edit, WeightEdit, edited
 from tests.families import build
+from tests.photographs import photographs
 
 OFF = {"null": False, "bos_contrast": False}
 CAUSAL = re.compile(r"\b(caus\w*|because|due to|leads? to|therefore|responsible|explains?)\b", re.I)
@@ -374,20 +374,7 @@ def test_an_edit_that_breaks_the_model_is_said_and_drawn() -> None:
 # ------------------------------------------------------------------------------------------------------- real data
 def test_real_vit_needs_them_at_their_onset(real_data: Path) -> None:
     """ViT-tiny on real photographs with labels: zero costs more than ten points of top-1, the controls nothing."""
-    image = pytest.importorskip("PIL.Image")
-    with open(real_data / "images" / "labels.csv", encoding="utf-8") as file:
-        listed = list(csv.DictReader(file))[:50]
-
-    def pixels(name: str) -> Tensor:
-        picture = image.open(real_data / "images" / name).convert("RGB")
-        ratio = 249 / min(picture.size)
-        picture = picture.resize([max(249, round(x * ratio)) for x in picture.size], image.BICUBIC)
-        left, top = ((x - 224) // 2 for x in picture.size)
-        cropped = np.asarray(picture.crop((left, top, left + 224, top + 224)))
-        return (torch.tensor(cropped).permute(2, 0, 1) / 255 - 0.5) / 0.5
-
-    x = torch.stack([pixels(r["file"]) for r in listed])
-    labels = torch.tensor([int(r["imagenet_class"]) for r in listed])
+    x, labels = photographs(real_data, 50)
     model = ma.load(real_data / "models" / "vit-tiny-imagenet")
     scan = ma.scan(model, ma.corpus({"pixel_values": x[:40]}), thresholds={"ratio": 500.0}, **OFF)
     target = massive(scan.findings)

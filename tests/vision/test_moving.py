@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from massact.vision import (
 )
 from massact.vision import test_time_registers as with_registers
 from tests.families import build
+from tests.photographs import photographs
 from tests.vision.planted import DIM, LAYER, NEURON, SIZE, Planted, images
 
 
@@ -232,20 +232,9 @@ def test_a_pass_that_ends_early_leaves_no_token_behind() -> None:
 
 # ------------------------------------------------------------------------------------------------------ real data
 def test_real_vit_three_neurons_carry_its_massive_patches(real_data: Path) -> None:
-    image = pytest.importorskip("PIL.Image")
-    with open(real_data / "images" / "labels.csv", encoding="utf-8") as file:
-        listed = list(csv.DictReader(file))[:16]
-
-    def pixels(name: str) -> Tensor:
-        picture = image.open(real_data / "images" / name).convert("RGB")
-        ratio = 249 / min(picture.size)
-        picture = picture.resize([max(249, round(x * ratio)) for x in picture.size], image.BICUBIC)
-        left, top = ((x - 224) // 2 for x in picture.size)
-        cropped = np.asarray(picture.crop((left, top, left + 224, top + 224)))
-        return (torch.tensor(cropped).permute(2, 0, 1) / 255 - 0.5) / 0.5
-
+    pixels, _ = photographs(real_data, 16)
     m = ma.load(real_data / "models" / "vit-tiny-imagenet")
-    corpus = ma.corpus({"pixel_values": torch.stack([pixels(r["file"]) for r in listed])})
+    corpus = ma.corpus({"pixel_values": pixels})
     layout = read_layout(m, corpus)
     assert (layout.n_prefix, layout.grid, layout.registers) == (1, (14, 14), ())
     maps = patch_maps(m, corpus, layout, [8, 12])
@@ -258,7 +247,7 @@ def test_real_vit_three_neurons_carry_its_massive_patches(real_data: Path) -> No
     before = attention_shares(m, corpus, layout, outliers)
     with with_registers(m, neurons.head(3)):
         after, moved = attention_shares(m, corpus, layout, outliers), patch_maps(m, corpus, layout, [8, 12])
-    was = marked(outliers, layout, len(listed))
+    was = marked(outliers, layout, len(pixels))
     assert maps.on_grid(maps.norms)[:, 0][was].mean() > 400
     assert moved.on_grid(moved.norms).max() < 60
 
