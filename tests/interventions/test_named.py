@@ -208,6 +208,33 @@ def test_behind_padding_every_row_loses_its_own_first_tokens(n: int) -> None:
         np.testing.assert_allclose(got[row, n - length :], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("name", ["drop-first=2", "replace-first=55", "cut-first"])
+def test_what_is_generated_behind_a_cache_is_what_is_without_one(family: str, left: bool, name: str) -> None:
+    """The first tokens are changed once: later steps see one new token each, which is none of them."""
+    module, (tokens, mask, _) = build(family), padded()
+    model = with_attention(ma.load(module))
+    given = {"attention_mask": mask if left else torch.ones_like(mask), "do_sample": False, "max_new_tokens": 6,
+             "min_new_tokens": 6, "pad_token_id": 0}  # fmt: skip
+    with edited(model, edit_named(name, Setting(model, ()))), torch.no_grad():
+        cached = module.generate(tokens, use_cache=True, **given)
+        whole = module.generate(tokens, use_cache=False, **given)
+    assert torch.equal(cached, whole)
+    if name == "cut-first":
+        return
+    changed, at = tokens.clone(), mask.argmax(1) if left else torch.zeros(3, dtype=torch.long)
+    rows = torch.arange(3)
+    if name == "replace-first=55":
+        changed[rows, at] = 55
+    else:
+        keep = torch.arange(10)[None] + 2 * (torch.arange(10)[None] >= at[:, None])
+        changed, given["attention_mask"] = changed.gather(1, keep), given["attention_mask"].gather(1, keep)
+    with torch.no_grad():
+        by_hand = module.generate(changed, use_cache=True, **given)
+    assert torch.equal(cached[:, -6:], by_hand[:, -6:])
+
+
 @pytest.mark.parametrize("name", ["drop-first=2", "cut-first", "cut=0+3", "replace-first=55"])
 def test_padding_changes_no_effect(name: str) -> None:
     """Of a corpus with padding at the left every sequence has the numbers that it has alone."""

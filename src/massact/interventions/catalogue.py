@@ -22,6 +22,7 @@ from massact.records.errors import UserError
 from massact.records.sites import Site
 from massact.stats.attended import Attended
 from massact.trace import AttentionEdit, Edit, InputEdit, WeightEdit
+from massact.trace.edits import past_of
 
 CUT = 0.5  # of the smallest finding at a dim
 
@@ -212,28 +213,41 @@ def remove_direction(direction_D: Tensor, site: str) -> Edit:
     return Edit("direction removed", site, apply)
 
 
+_OF_TOKENS = ("input_ids", "position_ids", "token_type_ids", "labels")
+
+
 def drop_first(n: int = 1) -> InputEdit:
-    """The first n tokens that count are taken away (BOS, where there is one) from every row; padding stays."""
+    """The first n tokens that count are taken away (BOS, where there is one) from every row; padding stays.
+
+    Behind a cache they are gone already: only the mask, which is about all positions, loses them again.
+    """
 
     def apply(inputs: dict[str, Any]) -> dict[str, Any]:
         mask = inputs.get("attention_mask")
+        cut = {"attention_mask", *(() if past_of(inputs) else _OF_TOKENS)}
         ragged = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, :n].all())
-        cut = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "labels"}
-        if not ragged:
-            return {k: v[:, n:] if k in cut and isinstance(v, Tensor) else v for k, v in inputs.items()}
-        # Rows begin at different places: of each its own columns are left.
-        first_B1 = mask.long().argmax(1, keepdim=True)
-        at_BT = torch.arange(mask.shape[1] - n, device=mask.device)[None].expand(len(mask), -1)
-        kept_BT = at_BT + n * (at_BT >= first_B1)
-        return {k: v.gather(1, kept_BT) if k in cut and isinstance(v, Tensor) else v for k, v in inputs.items()}
+        kept = slice(n, None)
+        if ragged:  # rows begin at different places: of each its own columns are left
+            first_B1 = mask.long().argmax(1, keepdim=True)
+            at_BT = torch.arange(mask.shape[1] - n, device=mask.device)[None].expand(len(mask), -1)
+            kept = at_BT + n * (at_BT >= first_B1)
+        new = {
+            k: (v.gather(1, kept) if ragged else v[:, kept]) if k in cut and isinstance(v, Tensor) else v
+            for k, v in inputs.items()
+        }
+        if isinstance(new.get("position_ids"), Tensor):  # counted from what is first now
+            new["position_ids"] = (new["position_ids"] - n).clamp(min=0)
+        return new
 
     return InputEdit(f"first {n} token(s) dropped", apply)
 
 
 def replace_first(token_id: int) -> InputEdit:
-    """The first token of every row is another one."""
+    """The first token that counts of every row is another one; behind a cache it is another one already."""
 
     def apply(inputs: dict[str, Any]) -> dict[str, Any]:
+        if past_of(inputs):
+            return inputs
         ids, mask = inputs["input_ids"].clone(), inputs.get("attention_mask")
         known = isinstance(mask, Tensor) and mask.ndim == 2
         at = mask.long().argmax(1).to(ids.device) if known else torch.zeros(len(ids), dtype=torch.long)

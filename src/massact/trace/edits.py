@@ -6,7 +6,7 @@ Inside the `with` the module is the same object, usable by any other library; on
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -245,9 +245,13 @@ def _batch(inputs: dict[str, Any]) -> Batch:
     tensors = {k: v for k, v in inputs.items() if isinstance(v, Tensor)}
     first = next((v for k, v in tensors.items() if k != "attention_mask"), None)
     n = 0 if first is None else len(first)
+    return Batch(tensors, tuple(range(n)), (None,) * n, past_of(inputs))
+
+
+def past_of(inputs: Mapping[str, Any]) -> int:
+    """How many positions before those of a forward pass its cache already holds."""
     cache = inputs.get("past_key_values")
-    past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
-    return Batch(tensors, tuple(range(n)), (None,) * n, past)
+    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
 
 
 @contextmanager
