@@ -27,6 +27,7 @@ from massact.reports.views import Rule, StackView, rule_of, views
 from massact.reports.words import answer_in_words
 
 MOST_LAYERS, MOST_COORDINATES, MOST_NEAR_MISSES = 38, 16, 5
+EDITS_BESIDE = 4  # columns of one table that a narrow terminal holds
 
 
 def show(result: ScanResult, console: Console) -> None:
@@ -78,8 +79,11 @@ def show_intervention(e: Intervention, console: Console) -> None:
     name = visible(str(e.info.model.get("name") or e.info.model.get("id") or ""), console.encoding)
     console.print(_framed(effects_in_words(e), console.encoding, f"{name}: intervention" if name else "intervention"))
     for group, rows in e.effects.groupby("group", sort=False):
-        console.print()
-        console.print(_effects(rows, "" if group == "all" else str(group), console.encoding))
+        edits = list(dict.fromkeys(rows["edit"]))
+        for start in range(0, len(edits), EDITS_BESIDE):
+            few = rows[rows["edit"].isin(edits[start : start + EDITS_BESIDE])]
+            console.print()
+            console.print(_effects(few, "" if group == "all" else str(group), console.encoding))
 
 
 def _effects(rows: pd.DataFrame, group: str, encoding: str) -> _Section:
