@@ -76,7 +76,8 @@ def massive(findings: pd.DataFrame, layer: int | str = "onset", stack: str | Non
     here = mine[mine.layer == int(layer)] if str(layer).isdecimal() else mine.iloc[:0]
     if not len(here):
         layers = ", ".join(str(x) for x in sorted(mine.layer.unique())) or "none"
-        raise UserError(f"Layer {layer} of stack {name!r} has no findings.", do=f"Layers that have: {layers}.")
+        whose = f" of stack {name!r}" if name else ""
+        raise UserError(f"Layer {layer}{whose} has no findings.", do=f"Layers that have: {layers}.")
     dims = tuple(int(d) for d in sorted(here.dim.unique()))
     split = {"start": here[here.position_class == "start"], "rest": here[here.position_class != "start"]}
     values = {
