@@ -178,8 +178,8 @@ def test_layout_is_found_by_experiment(name: str, prefix: int, registers: tuple[
 def test_a_layout_that_is_none_is_refused() -> None:
     with pytest.raises(UserError, match="no images"):
         layout_of(model("vit"), ma.corpus(torch.randint(5, 90, (2, 9))))
-    with pytest.raises(UserError, match="grid of 4 x 6"):
-        layout_of(model("vit"), pictures(), grid=(4, 6))
+    with pytest.raises(UserError, match="cannot be told apart"):
+        layout_of(model("swin"), ma.corpus({"pixel_values": torch.rand(2, 3, 32, 32)}), stack="1")
 
 
 def made_up(size: str) -> np.ndarray:

@@ -5,7 +5,8 @@ register means, register neurons) and edits. Knows that the tokens of an image a
 of patches. Must not know files, figures, or where the pictures came from.
 """
 
-from massact.vision.layout import Layout, read_layout
+from massact.scans import Layout
+from massact.vision.layout import read_layout
 from massact.vision.maps import (
     PatchMaps,
     marked,
