@@ -26,9 +26,9 @@ class ScanResult:
         layers, findings, near_misses, coordinates, dims, ranks: tables, see `massact.records.tables`.
         portrait: |h| of one prompt for the 3-D figure: "magnitude" (P, T, D), "layers" (P,), "tokens" (T,).
         patch_norms, patch_cosines: tables, of image models only.
-        images: of image models, what their patches are and how large: "massive_share" (Y, X), share of the "n_images"
-            with a finding on that patch; of the first K images "massive" (K, Y, X), "norms" (K, L, Y, X) at "layers" and
-            "pictures" (K, H, W, 3) uint8; and of the stack "stack" the positions "patches" (row by row), "registers" and
+        images: of image models, what their patches are and how large: "massive_share" (Y, X), share of the
+            "n_images" with a finding on that patch; of the first K images "massive" (K, Y, X), "norms" (K, L, Y, X) at
+            "layers" and "pictures" (K, H, W, 3) uint8; of "stack" the positions "patches" (row by row), "registers" and
             "class_tokens".
     """
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from massact.records.errors import UserError
+from massact.records.patch_tables import PATCH_TABLES
 
 # Largest finite values: IEEE half, bfloat16, OCP fp8 E4M3.
 MAXIMA = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp8_e4m3": 448.0}
@@ -249,33 +250,7 @@ TABLES |= {
 }  # fmt: skip
 
 
-# What a scan of images adds (the first two) and what its explanation adds; missing where there are no patches.
-TABLES |= {
-    "patch_norms": {
-        **_LAYER,
-        "low": ("float64", "L2 norm at the lower end of the bin; the bins are the same at all layers"),
-        "high": ("float64", "at its upper end"),
-        "count": ("int64", "patches of all images in the bin"),
-        "share": ("float64", "count / all patches of that layer; norms of 0 are in no bin"),
-    },
-    "patch_cosines": {
-        **_LAYER,
-        "group": ("string", "massive (a finding on the patch, at any layer), or other"),
-        "n": ("int64", "patches of all images"),
-        "mean": ("float64", "mean cosine of a patch to the patches above, below, left and right of it"),
-        "p10": ("float64", "10 % of the patches lie below"),
-        "p50": ("float64", "median"),
-        "p90": ("float64", "90 % of the patches lie below"),
-    },
-    "patch_attention": {
-        **_LAYER,
-        "query": ("string", "who attends: class, registers, massive, added, patches (all others)"),
-        "key": ("string", "to what: the same groups, or slot (a learned sink that is no token)"),
-        "mass": ("float64", "probability, summed over the keys; mean over heads and queries, then over images"),
-        "n_images": ("int64", "images that have both groups"),
-        "n_keys": ("float64", "keys of the group, mean over these images"),
-    },
-}  # fmt: skip
+TABLES |= PATCH_TABLES
 
 
 # What `classics` adds: one long table, of which each entry uses the columns that it needs.

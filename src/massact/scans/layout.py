@@ -68,7 +68,7 @@ class Layout:
 
 
 def layout_of(model: Model, corpus: Corpus, stack: str) -> Layout | None:
-    """The layout of a stack that reads images, under the edits in force; None where its patches cannot be told apart."""
+    """The layout of a stack that reads images, under the edits in force; None if its patches cannot be told apart."""
     names = place_names(model, corpus, stack)
     if names is None:
         return None

@@ -1,6 +1,6 @@
 """How alike the patches of an image are to their neighbours on the grid.
 
-Shapes: N images, T tokens, D dims, Y rows and X columns of patches.
+Shapes: N images, T tokens, D dims, Y rows and X columns of patches, Q pairs of neighbours.
 """
 
 from __future__ import annotations
@@ -15,25 +15,34 @@ from torch import Tensor
 from massact.stats.protocol import Where, check_2d, check_same, stacked
 
 
-def neighbour_cosine(patches_YXD: Tensor) -> Tensor:
-    """Mean cosine of every patch to those above, below, left and right of it, of which there are 2 to 4: (Y, X).
+def pair_cosines(patches_YXD: Tensor) -> Tensor:
+    """Cosines of all pairs of neighbours: (Y (X - 1) + (Y - 1) X,), side by side first, then one above the other.
+
+    NaN where one of them is zero or not finite. Two batched products; nothing of the size of the patches but their
+    normalised copy is made.
+    """
+    unit_YXD = patches_YXD / patches_YXD.norm(dim=-1, keepdim=True)
+    unit_XYD = unit_YXD.transpose(0, 1)
+    across, down = (torch.bmm(u, u.transpose(1, 2)).diagonal(1, 1, 2) for u in (unit_YXD, unit_XYD))
+    return torch.cat([across.reshape(-1), down.T.reshape(-1)])
+
+
+def neighbour_means(pairs_NQ: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Mean cosine of every patch to those above, below, left and right of it, of which there are 2 to 4: (N, Y, X).
 
     NaN where a patch has no neighbour (a grid of one), or it or all its neighbours are zero.
     """
-    norm_YX = patches_YXD.norm(dim=-1)
-    unit_YXD = patches_YXD / norm_YX.clamp(min=torch.finfo(patches_YXD.dtype).tiny)[..., None]
-    total_YX, n_YX = torch.zeros_like(norm_YX), torch.zeros_like(norm_YX)
-    real_YX = norm_YX > 0
-    for dim in (0, 1):
-        length = patches_YXD.shape[dim] - 1
-        first, second = slice(0, length), slice(1, length + 1)
-        one, other = ((first,), (second,)) if dim == 0 else ((slice(None), first), (slice(None), second))
-        both = (real_YX[one] & real_YX[other]).to(norm_YX.dtype)
-        cosine = (unit_YXD[one] * unit_YXD[other]).sum(-1)
-        for here in (one, other):
-            total_YX[here] += cosine * both
-            n_YX[here] += both
-    return torch.where(n_YX > 0, total_YX / n_YX.clamp(min=1), float("nan"))
+    n, (rows, columns) = len(pairs_NQ), grid
+    cut = rows * (columns - 1)
+    sides = (pairs_NQ[:, :cut].reshape(n, rows, columns - 1), pairs_NQ[:, cut:].reshape(n, rows - 1, columns))
+    total_NYX, n_NYX = np.zeros((n, rows, columns)), np.zeros((n, rows, columns), int)
+    for axis, cosine in enumerate(sides[::-1], start=1):
+        length, known = cosine.shape[axis], ~np.isnan(cosine)
+        for begin in (0, 1):
+            here = (slice(None),) * axis + (slice(begin, begin + length),)
+            total_NYX[here] += np.where(known, cosine, 0)
+            n_NYX[here] += known
+    return np.where(n_NYX > 0, total_NYX / np.maximum(n_NYX, 1), np.nan).astype(np.float32)
 
 
 class NeighbourCosines:
@@ -45,7 +54,7 @@ class NeighbourCosines:
     """
 
     def __init__(self, patches: Sequence[int], grid: tuple[int, int]) -> None:
-        self.patches, self.grid = tuple(patches), tuple(grid)
+        self.patches, self.grid = tuple(patches), grid
         self._rows: list[tuple[int, Tensor]] = []
 
     @torch.no_grad()
@@ -57,7 +66,7 @@ class NeighbourCosines:
         begin, n = self.patches[0], len(self.patches)
         whole = self.patches == tuple(range(begin, begin + n))
         rows_PD = h_TD.detach()[begin : begin + n] if whole else h_TD.detach()[list(self.patches)]
-        self._rows.append((where.sequence, neighbour_cosine(rows_PD.float().reshape(*self.grid, -1))))
+        self._rows.append((where.sequence, pair_cosines(rows_PD.float().reshape(*self.grid, -1))))
 
     def merge(self, other: NeighbourCosines) -> None:
         """Add what another one of the same patches has seen."""
@@ -66,12 +75,13 @@ class NeighbourCosines:
 
     def result(self) -> np.ndarray:
         """(N, Y, X) float32, images in order of their index."""
-        return self.state()["values"].reshape(-1, *self.grid)
+        return neighbour_means(self.state()["values"], self.grid)
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, for `np.savez`."""
         rows = sorted(self._rows, key=lambda row: row[0])
-        values = stacked([cosine.reshape(-1) for _, cosine in rows], len(self.patches), np.float32)
+        n_pairs = 2 * len(self.patches) - sum(self.grid)
+        values = stacked([pairs for _, pairs in rows], n_pairs, np.float32)
         return {
             "patches": np.array(self.patches, np.int64), "grid": np.array(self.grid, np.int64),
             "sequence": np.array([sequence for sequence, _ in rows], np.int64), "values": values,
@@ -82,6 +92,6 @@ class NeighbourCosines:
         """The statistic that `state()` came from."""
         rows, columns = (int(x) for x in state["grid"])
         self = cls(state["patches"].tolist(), (rows, columns))
-        values = torch.from_numpy(np.array(state["values"])).reshape(-1, rows, columns)
+        values = torch.from_numpy(np.array(state["values"]))
         self._rows = list(zip(state["sequence"].tolist(), values, strict=True))
         return self

@@ -48,8 +48,8 @@ def read_layout(model: Model, corpus: Corpus, *, stack: str | None = None) -> La
     if layout is None:
         raise UserError(
             "The patches of this model cannot be told apart.",
-            f"No size of patch was found such that each patch of {pixels.shape[-2]} x {pixels.shape[-1]} pixels changes "
-            "exactly one token of the embedding: they are drawn at random, overlap, or are mixed before the first block.",
+            f"In images of {pixels.shape[-2]} x {pixels.shape[-1]} pixels no size of patch changes exactly one token "
+            "of the embedding: patches are drawn at random, overlap, or are mixed before the first block.",
         )
     return layout
 

@@ -18,7 +18,7 @@ from massact.models import Model
 from massact.records.sites import Site
 from massact.scans import Layout
 from massact.scans.maps import PatchMaps
-from massact.stats.neighbours import neighbour_cosine
+from massact.stats.neighbours import NeighbourCosines
 from massact.stats.protocol import Where, check_2d, check_same, to_numpy
 from massact.trace import Probe, measure
 from massact.vision.layout import layout_now
@@ -26,8 +26,8 @@ from massact.vision.layout import layout_now
 TIMES_MEDIAN = 4.0  # a patch whose norm is that many times the median is an outlier, where no threshold is given
 
 
-class PatchStats:
-    """Norm and greatest magnitude of every token, and mean cosine of every patch to its neighbours.
+class TokenSizes:
+    """Norm and greatest magnitude of every token.
 
     Args:
         layout: of the tokens, added ones among them, which are left out.
@@ -35,28 +35,25 @@ class PatchStats:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._rows: list[tuple[int, Tensor, Tensor, Tensor]] = []
+        self._rows: list[tuple[int, Tensor, Tensor]] = []
 
     @torch.no_grad()
     def update(self, h_TD: Tensor, where: Where) -> None:
         """Take the tokens (T, D) of one image."""
         check_2d(h_TD)
-        h_TD = h_TD.detach().float()
-        patches_YXD = h_TD[list(self.layout.patches)].reshape(*self.layout.grid, -1)
-        x_TD = h_TD[list(self.layout.own)]
-        row = (x_TD.norm(dim=1), x_TD.abs().amax(1), neighbour_cosine(patches_YXD))
-        self._rows.append((where.sequence, *row))
+        x_TD = h_TD.detach().float()[list(self.layout.own)]
+        self._rows.append((where.sequence, x_TD.norm(dim=1), x_TD.abs().amax(1)))
 
-    def merge(self, other: PatchStats) -> None:
+    def merge(self, other: TokenSizes) -> None:
         """Add what another one has seen."""
-        check_same("PatchStats", (self.layout,), (other.layout,))
+        check_same("TokenSizes", (self.layout,), (other.layout,))
         self._rows.extend(other._rows)
 
-    def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Norms (N, T), greatest magnitudes (N, T), cosines (N, Y, X), images in order of their index."""
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """Norms (N, T) and greatest magnitudes (N, T), images in order of their index."""
         rows = sorted(self._rows, key=lambda row: row[0])
-        norms, maxima, cosines = (np.stack([to_numpy(r[i], np.float32) for r in rows]) for i in (1, 2, 3))  # type: ignore[arg-type]
-        return norms, maxima, cosines
+        norms, maxima = (np.stack([to_numpy(r[i], np.float32) for r in rows]) for i in (1, 2))  # type: ignore[arg-type]
+        return norms, maxima
 
     def state(self) -> dict[str, np.ndarray]:
         """Maps are not resumed: an interrupted pass begins again."""
@@ -87,9 +84,12 @@ def patch_maps(
     n_layers = model.anatomy.stack(layout.stack).n_layers
     wanted = tuple(range(n_layers + 1) if layers is None else layers)
     sites = [Site(layout.stack, layer, "resid_post") for layer in wanted]
-    make = partial(PatchStats, layout_now(model, corpus, layout))
-    measured = measure(model, corpus, [Probe("maps", str(s), make) for s in sites], batch_size=batch_size)
-    norms, maxima, cosines = zip(*(measured.result("maps", s) for s in sites), strict=True)
+    now = layout_now(model, corpus, layout)
+    kinds = {"maps": partial(TokenSizes, now), "neighbours": partial(NeighbourCosines, now.patches, now.grid)}
+    probes = [Probe(name, str(s), make) for name, make in kinds.items() for s in sites]
+    measured = measure(model, corpus, probes, batch_size=batch_size)
+    norms, maxima = zip(*(measured.result("maps", s) for s in sites), strict=True)
+    cosines = [measured.result("neighbours", s) for s in sites]
     return PatchMaps(layout, wanted, np.stack(norms, 1), np.stack(maxima, 1), np.stack(cosines, 1))
 
 
