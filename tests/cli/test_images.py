@@ -49,7 +49,7 @@ def test_scan_explain_intervene_on_images(
     assert run("scan", model, "--corpus", photos, monkeypatch=monkeypatch) == 2
     assert "--preprocess resize=256" in capsys.readouterr().err
     steps = [*HALF, "--preprocess", "resize=20", "--preprocess", "crop=20"]
-    asked = ["scan", model, "--corpus", photos, "--out", out, *thresholds, *steps, "--pictures", 4, "--no-null", "-q"]
+    asked = ["scan", model, "--corpus", photos, "--out", out, *thresholds, *steps, "--no-null", "-q"]
     assert run(*asked, monkeypatch=monkeypatch) == 0
     info = json.loads((out / "run.json").read_text(encoding="utf-8"))
     kept = info["corpus"]["source"]
@@ -60,7 +60,7 @@ def test_scan_explain_intervene_on_images(
     drawn = {p.stem for p in (out / "figures").glob("*.png")}
     assert {"attention_patches", *(f"patches_{x}" for x in ("norms", "histograms", "neighbours"))} <= drawn
     pictures = ma.open_run(out).images["pictures"]
-    assert pictures.shape == (4, 20, 20, 3)
+    assert pictures.shape == (8, 20, 20, 3)
     first = Image.open(min(photos.rglob("*.png"), key=lambda p: p.relative_to(photos).as_posix()))
     resized = np.asarray(first.resize((26, 20), Image.Resampling.BICUBIC))[:, 3:23]
     np.testing.assert_array_equal(pictures[0], resized)

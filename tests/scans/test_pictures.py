@@ -12,7 +12,6 @@ from torch import Tensor
 
 import massact as ma
 from massact.models import Model
-from massact.records.errors import UserError
 from massact.records.explanation import Explanation, open_explanation
 from massact.records.results import ScanResult
 from massact.reports.patches import PATCH_FIGURES, draw_patch_attention
@@ -24,7 +23,7 @@ from massact.trace import AddedTokens, edited
 from massact.training import apply_variant
 from tests.families import build
 
-N, REGISTERS, PATCHES = 5, [1, 2, 3], list(range(4, 29))
+N, K, REGISTERS, PATCHES = 10, 8, [1, 2, 3], list(range(4, 29))
 RULE = {"thresholds": {"magnitude": 0.0, "ratio": 5.5}, "null": False, "bos_contrast": False, "batch_size": 2}
 
 
@@ -44,7 +43,7 @@ def pixels() -> Tensor:
 @cache
 def scanned() -> tuple[Model, ScanResult, Explanation]:
     model, corpus = ma.load(module()), ma.corpus({"pixel_values": pixels()})
-    result = ma.scan(model, corpus, pictures=3, **RULE)
+    result = ma.scan(model, corpus, **RULE)
     return model, result, ma.explain(model, corpus, result)
 
 
@@ -66,13 +65,13 @@ def naive() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_norm_maps_and_massive_patches() -> None:
     images, (states, _, massive) = scanned()[1].images, naive()
-    want = np.linalg.norm(states, axis=-1)[:, :3, 4:].reshape(4, 3, 5, 5).swapaxes(0, 1)
+    want = np.linalg.norm(states, axis=-1)[:, :K, 4:].reshape(4, K, 5, 5).swapaxes(0, 1)
     np.testing.assert_allclose(images["norms"], want, rtol=1e-5)
-    np.testing.assert_array_equal(images["massive"], massive[:3])
+    np.testing.assert_array_equal(images["massive"], massive[:K])
     np.testing.assert_allclose(images["massive_share"], massive.mean(0))
     assert images["patches"].tolist() == PATCHES and images["registers"].tolist() == REGISTERS
     assert (images["class_tokens"].tolist(), images["layers"].tolist(), images["n_images"]) == ([0], [0, 1, 2, 3], N)
-    np.testing.assert_array_equal(images["pictures"], (pixels()[:3] * 255).round().byte().permute(0, 2, 3, 1))
+    np.testing.assert_array_equal(images["pictures"], (pixels()[:K] * 255).round().byte().permute(0, 2, 3, 1))
 
 
 def test_histograms_are_over_all_images() -> None:
@@ -144,17 +143,17 @@ def test_the_run_directory_holds_it_and_its_figures(tmp_path: Path) -> None:
 
 def test_no_pictures_and_text_and_nothing_massive(tmp_path: Path) -> None:
     model, corpus = scanned()[0], ma.corpus({"pixel_values": pixels()})
-    quiet = ma.scan(model, corpus, pictures=0, **{**RULE, "thresholds": {"magnitude": 1e9}})
-    assert "pictures" not in quiet.images and len(quiet.images["norms"]) == 0
+    quiet = ma.scan(model, corpus, pictures=False, **{**RULE, "thresholds": {"magnitude": 1e9}})
+    assert "pictures" not in quiet.images and len(quiet.images["norms"]) == K
     assert not quiet.images["massive_share"].any()
     names = {p.stem for p in write_figures(quiet, PATCH_FIGURES, tmp_path)}
-    assert names == {"patches_histograms", "patches_neighbours"} and set(quiet.patch_cosines["group"]) == {"other"}
+    assert names == {"patches_norms", "patches_histograms", "patches_neighbours"} and set(
+        quiet.patch_cosines["group"]
+    ) == {"other"}
     assert len(quiet.patch_norms) == len(scanned()[1].patch_norms)
     text = ma.scan(ma.load(build("gpt2")), ma.corpus(torch.randint(5, 90, (2, 9))), null=False)
     assert text.images == {} and not len(text.patch_norms)
     assert not (text.save(tmp_path / "text") / "images.npz").exists() and ma.open_run(tmp_path / "text").images == {}
-    with pytest.raises(UserError, match="pictures is -1"):
-        ma.scan(model, corpus, pictures=-1)
 
 
 def test_an_interrupted_scan_goes_on(tmp_path: Path) -> None:
@@ -165,8 +164,8 @@ def test_an_interrupted_scan_goes_on(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ma.scan(model, corpus, out=tmp_path / "run", progress=stop, pictures=3, **RULE)
-    went_on = ma.scan(model, corpus, out=tmp_path / "run", resume=True, pictures=3, **RULE)
+        ma.scan(model, corpus, out=tmp_path / "run", progress=stop, **RULE)
+    went_on = ma.scan(model, corpus, out=tmp_path / "run", resume=True, **RULE)
     assert went_on.patch_norms.equals(scanned()[1].patch_norms)
     assert went_on.patch_cosines.equals(scanned()[1].patch_cosines)
     np.testing.assert_array_equal(went_on.images["norms"], scanned()[1].images["norms"])

@@ -41,8 +41,8 @@ def scan(
     ] = None,
     preprocess: Preprocess = None,
     pictures: Annotated[
-        int, typer.Option(min=0, help="Of so many images small pictures are kept in --out, for its figures.")
-    ] = 8,
+        bool, typer.Option(help="Keep small pictures of the first 8 images in --out, for its figures.")
+    ] = True,
     seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence.")] = None,
     n_sequences: Annotated[int | None, typer.Option(min=1, help="Number of sequences.")] = None,
     criterion: Annotated[

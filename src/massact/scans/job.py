@@ -34,7 +34,6 @@ Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences i
 PROMPT = "The kettle sings. The lamp is low.\n"
 TWIN_PARAMETERS = 500_000_000  # above this a random-init twin is built only when asked for
 CONTRAST_SEQUENCES = 4
-MOST_PICTURES = 64
 MOST_KEPT = 1 << 16  # of the greatest |h| of one hidden state
 
 
@@ -51,7 +50,7 @@ class ScanConfig:
         rank_sequences: sequences sorted for the lower ranks of Table 2 (the greatest are kept for all).
         null: also scan a random-init twin; "auto": up to 500 million parameters.
         bos_contrast: also scan a few sequences with and without BOS.
-        pictures: of how many images small pictures and norm maps are kept for the figures; 0: of none.
+        pictures: of the images whose norm maps are kept for the figures also keep small pictures.
         preprocess: of images, steps other than the model's processor says, see `massact.corpora.corpus`.
     """
 
@@ -67,7 +66,7 @@ class ScanConfig:
     rank_sequences: int = 4
     null: bool | str = "auto"
     bos_contrast: bool = True
-    pictures: int = 8
+    pictures: bool = True
     preprocess: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -81,8 +80,6 @@ class ScanConfig:
         config = cls(**options)
         if not 3 <= config.top_k <= MOST_KEPT:
             raise UserError(f"top_k is {config.top_k}.", do=f"Keep 3 to {MOST_KEPT:,} values of each hidden state.")
-        if not 0 <= config.pictures <= MOST_PICTURES:
-            raise UserError(f"pictures is {config.pictures}.", do=f"Keep 0 to {MOST_PICTURES}.")
         if not 0 <= (config.seed or 0) < 1 << 32:
             raise UserError(f"The seed is {config.seed}.", do="Use a number from 0 to 4,294,967,295.")
         return config

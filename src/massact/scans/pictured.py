@@ -20,6 +20,7 @@ from massact.scans.maps import PatchMaps, marked, massive_patches, neighbour_cos
 from massact.stats.neighbours import NeighbourCosines
 from massact.trace import Measurements, Probe
 
+KEPT = 8  # images whose norm maps are kept
 LARGEST_SIDE = 224  # pixels of a picture that is kept
 
 
@@ -54,14 +55,14 @@ def scanned_maps(measured: Measurements, layout: Layout) -> PatchMaps:
     )
 
 
-def add_pictures(result: ScanResult, maps: PatchMaps, corpus: Corpus, n: int) -> None:
-    """Give a result its tables `patch_norms` and `patch_cosines`, of all images, and `images`, of the first of them.
+def add_pictures(result: ScanResult, maps: PatchMaps, corpus: Corpus, pictures: bool) -> None:
+    """Give a result its tables `patch_norms` and `patch_cosines`, of all images, and `images`, of the first K = 8.
 
     Args:
         result: with its findings, which say what is massive.
         maps: of all images.
         corpus: the images.
-        n: how many are kept: norms of their patches (K, L, Y, X), and small pictures.
+        pictures: whether to keep small pictures too.
     """
     layout, massive = maps.layout, massive_patches(result.findings, maps.layout)
     try:
@@ -70,17 +71,16 @@ def add_pictures(result: ScanResult, maps: PatchMaps, corpus: Corpus, n: int) ->
         result.info.notes.append(f"No histograms of patch norms: {error.what}")
     result.patch_cosines = neighbour_cosines(maps, massive)
     mask_NYX = marked(massive, layout, len(maps.norms))
-    kept = corpus.head(min(n, corpus.n_sequences)) if n else None
-    few = 0 if kept is None else kept.n_sequences
+    few = min(KEPT, len(maps.norms))
     result.images = {
         "stack": np.array(layout.stack), "patches": np.array(layout.patches), "registers": np.array(layout.registers),
         "class_tokens": np.array(layout.class_tokens), "layers": np.array(maps.layers),
         "n_images": np.array(len(maps.norms)), "massive_share": mask_NYX.mean(0), "massive": mask_NYX[:few],
         "norms": maps.on_grid(maps.norms[:few]),
     }  # fmt: skip
-    pictures = None if kept is None else small_pictures(kept)
-    if pictures is not None:
-        result.images["pictures"] = pictures
+    small = small_pictures(corpus.head(few)) if pictures else None
+    if small is not None:
+        result.images["pictures"] = small
 
 
 def small_pictures(corpus: Corpus) -> np.ndarray | None:
