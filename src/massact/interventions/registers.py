@@ -17,9 +17,9 @@ from massact.corpora import Batch, Corpus
 from massact.models import Model
 from massact.records.errors import UserError
 from massact.records.sites import Site
+from massact.scans import image_stack, read_layout
 from massact.stats.positions import PositionMoments
 from massact.trace import Edit, Probe, Together, measure
-from massact.vision.layout import image_stack, read_layout
 
 CONTROLS = ("mean", "noise", "shuffle", "zero")
 
