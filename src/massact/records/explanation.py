@@ -16,7 +16,7 @@ from massact.records.tables import frame, load_arrays, read_table
 EXPLAIN_TABLES = (
     "heads", "positions", "sinks", "axes", "trajectory", "decomposition", "writers", "neurons", "norm_weights",
 )  # fmt: skip
-PICTURED_TABLE = "patch_attention"  # without rows where there are no patches; older explanations lack it
+PICTURED_TABLE = "patch_attention"  # missing where there are no patches
 EXPLAIN_VERSION = 1
 
 
@@ -68,14 +68,16 @@ class Explanation:
         Raises:
             UserError: the directory cannot be written.
         """
-        tables = {name: getattr(self, name) for name in (*EXPLAIN_TABLES, PICTURED_TABLE)}
+        tables = {name: getattr(self, name) for name in self._tables()}
         return save_beside(directory, "explain.json", self.info, tables, {"attention.npz": self.maps})
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the maps, as JSON-able records."""
-        names = (*EXPLAIN_TABLES, PICTURED_TABLE) if len(self.patch_attention) else EXPLAIN_TABLES
-        tables = {t: jsonable(getattr(self, t).to_dict(orient="records")) for t in names}
+        tables = {t: jsonable(getattr(self, t).to_dict(orient="records")) for t in self._tables()}
         return jsonable(asdict(self.info)) | tables
+
+    def _tables(self) -> tuple[str, ...]:
+        return (*EXPLAIN_TABLES, PICTURED_TABLE) if len(self.patch_attention) else EXPLAIN_TABLES
 
 
 def open_explanation(directory: str | Path) -> Explanation | None:
