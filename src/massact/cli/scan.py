@@ -43,6 +43,9 @@ def scan(
         ),
     ] = None,
     preprocess: Preprocess = None,
+    pictures: Annotated[
+        bool, typer.Option(help="Keep small pictures of the first 8 images in --out, for its figures.")
+    ] = True,
     seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence.")] = None,
     n_sequences: Annotated[int | None, typer.Option(min=1, help="Number of sequences.")] = None,
     criterion: Annotated[
@@ -91,7 +94,7 @@ def scan(
     options: dict[str, Any] = {
         "criterion": criterion, "thresholds": dict(threshold_of(t) for t in threshold or ()), "seq_len": seq_len,
         "n_sequences": n_sequences, "bos": bos, "seed": seed, "top_k": top_k, "batch_size": batch_size_of(batch_size),
-        "preprocess": preprocess_of(preprocess),
+        "preprocess": preprocess_of(preprocess), "pictures": pictures,
     }  # fmt: skip
     options |= {k: v for k, v in (("null", null), ("bos_contrast", bos_contrast)) if v is not None}
     if prompt is not None:

@@ -134,7 +134,8 @@ def intervene(
     findings = scan.findings[scan.findings.sequence < half] if half else scan.findings
     targets = _targets(findings, config)
     loaded = with_attention(loaded)
-    edits = [*(edit_named(name, Setting(loaded, targets)) for name in config.sets), *more]
+    setting = Setting(loaded, targets, ready.head(half) if half else ready, config.seed)
+    edits = [*(edit_named(name, setting) for name in config.sets), *more]
     held_out = _part(text, half)
     paired = evaluate(
         loaded, held_out, edits, batch_size=config.batch_size, progress=progress,

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from massact.records.errors import UserError
+from massact.records.patch_tables import PATCH_TABLES
 
 # Largest finite values: IEEE half, bfloat16, OCP fp8 E4M3.
 MAXIMA = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp8_e4m3": 448.0}
@@ -247,6 +248,9 @@ TABLES |= {
         "finding": ("bool", "whether the scan has findings at this dim"),
     },
 }  # fmt: skip
+
+
+TABLES |= PATCH_TABLES
 
 
 # What `classics` adds: one long table, of which each entry uses the columns that it needs.

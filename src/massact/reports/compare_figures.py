@@ -14,11 +14,11 @@ from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from massact.records.comparison import ComparedRun, Comparison
 from massact.reports.curves import CURVES, _plottable
-from massact.reports.figures import write_figures
 from massact.reports.legible import counted, number, real
 from massact.reports.lettering import LARGEST, STACKS, layer_axis, lettered, linear_axis, log_axis, says
 from massact.reports.portrait import MOST_TOKENS, _dim_ticks, _kept_tokens, _largest, _panel, peaks
 from massact.reports.views import StackView, rule_of, views
+from massact.reports.writing import write_figures
 
 MOST_COLUMNS = 3
 TITLE = 34  # characters of a label over a panel

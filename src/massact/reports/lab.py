@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from massact.records.lab import Lab
-from massact.reports.figures import write_figures
 from massact.reports.legible import cell, number, percent, real, visible
 from massact.reports.lettering import PLAIN, STACKS, lettered
 from massact.reports.terminal import _framed, _Section, _table
+from massact.reports.writing import write_figures
 
 SINK = 0.3  # attention of one head on the first position from which on Gu 2025 speak of a sink
 UNDONE = 0.25  # the mean undoes what zero breaks if its whole interval is below this share of zero's

@@ -21,11 +21,13 @@ from massact.records.sites import Site
 from massact.scans.criteria import Criterion, Evidence, criterion
 from massact.scans.evidence import evidence
 from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer
+from massact.scans.pictured import add_pictures, picture_probe, scanned_layout, scanned_maps
 from massact.scans.portrait import portrait, prompt_corpus, ranks_table
 from massact.scans.saved import Saved
 from massact.scans.sound import ready_sound, with_decoder
 from massact.scans.tokens import tokens_of
 from massact.stats import HiddenStats, TokenMax
+from massact.stats.neighbours import NeighbourCosines
 from massact.trace import Measurements, Probe, measure
 
 Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences in all
@@ -49,6 +51,7 @@ class ScanConfig:
         rank_sequences: sequences sorted for the lower ranks of Table 2 (the greatest are kept for all).
         null: also scan a random-init twin; "auto": up to 500 million parameters.
         bos_contrast: also scan a few sequences with and without BOS.
+        pictures: of the images whose norm maps are kept for the figures also keep small pictures.
         preprocess: of images, steps other than the model's processor says, see `massact.corpora.corpus`.
     """
 
@@ -64,6 +67,7 @@ class ScanConfig:
     rank_sequences: int = 4
     null: bool | str = "auto"
     bos_contrast: bool = True
+    pictures: bool = True
     preprocess: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -257,6 +261,9 @@ def _nothing_of_text(kind: str, config: ScanConfig) -> None:
 
 
 # ---------------------------------------------------------------------------- the work
+KINDS: dict[str, type] = {"hidden": HiddenStats, "spikes": TokenMax, "neighbours": NeighbourCosines}
+
+
 @dataclass
 class _Job:
     """One scan: the measurements, and the tables made of them."""
@@ -272,7 +279,8 @@ class _Job:
     def run(self, info: RunInfo, saved: Saved) -> ScanResult:
         stacks, unreached = self.stacks(self.corpus)
         info.notes += [f"Stack {name!r} was not scanned: this corpus does not reach it." for name in unreached]
-        seen, rows = self.complete(self.model, self.corpus, stacks, saved)
+        self.layout = scanned_layout(self.model, self.corpus, stacks)
+        seen, rows, measured = self.complete(self.model, self.corpus, stacks, saved)
         texts = self.texts(self.corpus, seen)
         found = findings_table(rows, self.rule, texts)
         coordinates = coordinates_table(found, self.corpus.n_sequences)
@@ -283,6 +291,11 @@ class _Job:
         info.answer = jsonable(answer.as_dict())
         info.notes += self.notes(seen, rows, near_rows)
         result = ScanResult(info, layers, found, findings_table(near_rows, self.rule, texts), coordinates, seen.dims)
+        if self.layout is not None:
+            try:
+                add_pictures(result, scanned_maps(measured, self.layout), self.corpus, self.config.pictures)
+            except MassactError as error:
+                result.info.notes.append(f"No figures of patches: {error.what}")
         self.show_prompt(result, answer, seen)
         return result
 
@@ -317,14 +330,22 @@ class _Job:
         last = seen.norms.groupby("stack").pos.max()
         return {str(stack): tokens_of(self.model, corpus, str(stack), int(pos)) for stack, pos in last.items()}
 
-    def complete(self, model: Model, corpus: Corpus, stacks: list[str], saved: Saved | None) -> tuple[Evidence, Any]:
-        """Measure, with more entries kept wherever all that were kept pass, so that no finding is lost."""
+    def complete(
+        self, model: Model, corpus: Corpus, stacks: list[str], saved: Saved | None
+    ) -> tuple[Evidence, Any, Measurements]:
+        """Measure, with more entries kept wherever all that were kept pass, so that no finding is lost.
+
+        Args:
+            saved: of the scan itself; None for a control, of which no figures are made.
+        """
         top_k, stage = self.config.top_k, "scan" if model is self.model else "null twin"
         while True:
             probes = self.probes(stacks, top_k)
+            if saved is not None and self.layout is not None:
+                probes.append(picture_probe(self.layout))
             start = None
             if saved is not None and top_k == self.config.top_k:
-                start = saved.restore(_fresh(model, probes), {"hidden": HiddenStats, "spikes": TokenMax})
+                start = saved.restore(_fresh(model, probes), KINDS)
 
             def on_batch(done: Measurements, keep: bool = start is not None, stage: str = stage) -> None:
                 if keep and saved is not None:
@@ -337,7 +358,7 @@ class _Job:
             seen = self.evidence(measured, model)
             rows = self.rule.passing(seen, self.thresholds)
             if top_k >= MOST_KEPT or not self.rule.lacks(seen, self.thresholds, rows, top_k):
-                return seen, rows
+                return seen, rows, measured
             top_k, stage = min(top_k * 16, MOST_KEPT), f"{stage}, keeping more than {top_k} values"
 
     # ---- controls
@@ -356,7 +377,7 @@ class _Job:
 
     def short(self, model: Model, corpus: Corpus, stacks: list[str]) -> dict[str, Any]:
         few = corpus.head(min(CONTRAST_SEQUENCES, corpus.n_sequences))
-        seen, rows = self.complete(model, few, stacks, None)
+        seen, rows, _ = self.complete(model, few, stacks, None)
         found = findings_table(rows, self.rule, self.texts(few, seen))
         return short_answer(found, seen) | {"n_sequences": few.n_sequences}
 
