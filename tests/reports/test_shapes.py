@@ -27,7 +27,7 @@ def test_what_was_found_is_told() -> None:
     lab = shape_labs.shape_lab()
     first, softmax, registers, kv, last = shapes_in_words(lab)
     assert "100 steps of adamw" in first and "512 held-out images; 60% of their patches" in first
-    assert "56% of the classes are named (loss 0.8 nats)" in softmax
+    assert "it is right in 56% of the images (loss 0.8 nats)" in softmax
     assert "1.6 x the median norm, after block 4" in softmax
     assert "registers" not in softmax and "slot" not in softmax and "everywhere alike: 0.015" in softmax
     assert "The registers after block 2 set to zero: loss +0.4000 (+0.3800 to +0.4200)" in registers

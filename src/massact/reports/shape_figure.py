@@ -36,20 +36,20 @@ def draw_shapes_lab(lab: ShapeLab, directory: Path) -> list[Path]:
 
 def shapes_figure(lab: ShapeLab) -> Figure:
     """Accuracy and ratio over the steps, patch norms over the layers, attention, and what the edits change."""
-    figure = Figure(figsize=(9.6, 5.8), layout="constrained")
-    panels = figure.subplots(2, 3)
+    figure = Figure(figsize=(10.4, 5.8), layout="constrained")
+    panels = figure.subplots(2, 3, width_ratios=(1, 1, 1.35))
     looks = _looks(lab.arms)
     for arm in lab.arms:
         rows, layers = lab.shapes[lab.shapes["arm"] == arm], lab.layers(arm)
         panels[0, 0].plot(rows["step"], rows["accuracy"], **looks[arm])
         panels[0, 1].plot(rows["step"], rows["ratio"], **looks[arm])
         panels[0, 2].plot(layers["layer"], layers["patch_norm_ratio"], marker="o", **looks[arm])
-    titles = ("Accuracy, held out", "Greatest |h| / median of its layer\n(massive: 1,000)",
-              "Norm of the largest patch / median,\nby layer")  # fmt: skip
+    titles = ("Accuracy, held out", "Greatest |h| / median\n(massive: 1,000)",
+              "Norm of the largest patch / median")  # fmt: skip
     for axes, title, x in zip(panels[0], titles, ("Step", "Step", "Layer"), strict=True):
         axes.set_title(title)
         axes.set_xlabel(x)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     panels[0, 0].set_ylim(-0.03, 1.03)
@@ -70,16 +70,15 @@ def _attention(axes: Axes, lab: ShapeLab, query: str, title: str) -> None:
         axes.barh(range(len(lab.arms)), height, left=bottom, height=0.7, color=color, label=name)
         bottom += height
     axes.set_title(title)
-    axes.set_yticks(range(len(lab.arms)), [lettered(arm, 22) for arm in lab.arms])
+    axes.set_yticks(range(len(lab.arms)), [lettered(arm, 22) for arm in lab.arms] if query == "patches" else [])
     axes.invert_yaxis()
-    axes.set_xlim(0, max(0.05, 1.05 * float(bottom.max())))
-    if query == "patches":
-        axes.legend(fontsize=7, loc="lower right", frameon=True, framealpha=0.85, edgecolor="none")
+    axes.set_xlim(0, max(0.05, 2.6 * float(bottom.max())))  # with room for the legend
+    axes.legend(fontsize=7, loc="center right")
 
 
 def _bars(axes: Axes, lab: ShapeLab, looks: dict[str, dict[str, Any]]) -> None:
     """The change of the loss by each edit after the middle block, with its interval."""
-    axes.set_title(f"Change of the loss (nats): states\nafter block {lab.middle} set to")
+    axes.set_title(f"Change of the loss (nats): states after\nblock {lab.middle} set to")
     if not len(lab.shapes_effects):
         axes.text(0.5, 0.5, "One block: nothing reads it.", ha="center", va="center", transform=axes.transAxes)
         axes.set_xticks([])

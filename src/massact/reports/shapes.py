@@ -48,7 +48,7 @@ def shapes_in_words(lab: ShapeLab) -> list[str]:
 
 def _named(lab: ShapeLab, arm: str) -> str:
     row = lab.last(arm)
-    return f"{percent(row['accuracy'])} of the classes are named (loss {number(row['nats'])} nats)."
+    return f"it is right in {percent(row['accuracy'])} of the images (loss {number(row['nats'])} nats)."
 
 
 def _norms(lab: ShapeLab, arm: str) -> str:
