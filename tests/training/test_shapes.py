@@ -285,7 +285,7 @@ def test_options_of_a_variant_go_to_those_that_have_them() -> None:
 
 
 def test_colours_are_learned_first() -> None:
-    """100 steps. Of the three seeds of the default run after as many: loss 1.49 or less, where chance has 2.77."""
+    """The softmax arm of three seeds after 100 steps: loss 1.32 to 1.42, from 3.20 to 3.26; top-1 not below 0.3."""
     lab = run_shapes(["softmax"], steps=100, every=100, registers=0)
     start, end = lab.shapes.iloc[0], lab.shapes.iloc[-1]
     assert start["nats"] > 2.6 and end["nats"] < 1.65 and end["accuracy"] > 0.18
