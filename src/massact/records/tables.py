@@ -14,6 +14,7 @@ import pandas as pd
 
 from massact.records.errors import UserError
 from massact.records.patch_tables import PATCH_TABLES
+from massact.records.shape_tables import SHAPE_TABLES
 
 # Largest finite values: IEEE half, bfloat16, OCP fp8 E4M3.
 MAXIMA = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp8_e4m3": 448.0}
@@ -344,6 +345,8 @@ TABLES |= {
         "n_sequences": ("int64", "held-out sequences"),
     },
 }  # fmt: skip
+
+TABLES |= SHAPE_TABLES
 
 
 # What a comparison of runs records. NaN: not measured, never zero; "trained", "scanned", "explained" say why.

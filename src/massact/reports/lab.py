@@ -37,7 +37,16 @@ def lab_verdict(lab: Lab, variant: str) -> str:
         mean does not undo that. "free": zero is not seen to cost more than at an ordinary position. "unseen": not
         measured.
     """
-    zero, other, mean = (lab.effect(variant, *what) for what in (("zero", 0), ("zero", _ordinary(lab)), ("mean", 0)))
+    return verdict_of(*(lab.effect(variant, *what) for what in (("zero", 0), ("zero", _ordinary(lab)), ("mean", 0))))
+
+
+def verdict_of(zero: Effect, other: Effect, mean: Effect) -> str:
+    """What a state is for: see `lab_verdict`.
+
+    Args:
+        zero, mean: the effects of setting it to zero and to its mean; None where one was not measured.
+        other: the effect of zero on what it is compared with.
+    """
     if zero is None or other is None or mean is None:
         return UNSEEN
     if not (zero["ci_low"] > 0 and _above(zero, other)):
