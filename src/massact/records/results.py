@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from massact.records.errors import UserError
+from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import RunInfo, jsonable
 from massact.records.tables import frame, leftovers, load_arrays, read_table, save_arrays, write_atomic, write_table
 
@@ -17,7 +18,7 @@ SCAN_TABLES = ("layers", "findings", "near_misses", "coordinates", "dims", "rank
 
 
 @dataclass
-class ScanResult:
+class ScanResult(ShownInNotebooks):
     """What a scan found.
 
     Args:

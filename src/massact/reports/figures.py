@@ -1,8 +1,8 @@
-"""All figures of a scan, as PNG and SVG."""
+"""All figures of a scan, as PNG and SVG, or PDF."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from massact.records.classics import Classics
-from massact.records.errors import UserError
+from massact.records.errors import UserError, near
 from massact.records.explanation import Explanation
 from massact.records.intervention import Intervention
 from massact.records.results import ScanResult
@@ -35,33 +35,48 @@ FIGURES: dict[str, Callable[[ScanResult], Figure | None]] = {
 DPI = 160
 
 # No dates and no versions: the same result gives the same bytes.
-METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None}, "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}  # fmt: skip
+USUAL = ("png", "svg")
 
 
-def draw(result: ScanResult | Explanation | Intervention | Classics | Trajectory, directory: Path) -> list[Path]:
+def draw(
+    result: ScanResult | Explanation | Intervention | Classics | Trajectory,
+    directory: Path,
+    formats: Sequence[str] = USUAL,
+) -> list[Path]:
     """Write every figure of a scan, an explanation, an intervention, the classics or a trajectory into `figures/`.
-
-    Each as PNG and SVG.
 
     Args:
         result: fresh, or of a run directory.
         directory: the run directory; made if it is not there.
+        formats: of png, svg, pdf.
 
     Returns:
         The files, in the order of `FIGURES` or `EXPLAIN_FIGURES`; a figure without anything to show is missing.
 
     Raises:
-        UserError: the directory cannot be written.
+        UserError: the directory cannot be written, or there is no such format.
     """
-    return write_figures(result, _figures_of(result), directory)
+    return write_figures(result, _figures_of(result), directory, formats)
 
 
-def write_figures(result: Any, figures: dict[str, Callable[[Any], Figure | None]], directory: Path) -> list[Path]:
-    """Write named figures of a result as PNG and SVG into `figures/` of a directory.
+def write_figures(
+    result: Any,
+    figures: dict[str, Callable[[Any], Figure | None]],
+    directory: Path,
+    formats: Sequence[str] = USUAL,
+) -> list[Path]:
+    """Write named figures of a result into `figures/` of a directory, each in all the formats (png, svg, pdf).
 
     Raises:
-        UserError: the directory cannot be written.
+        UserError: the directory cannot be written, or there is no such format.
     """
+    for kind in formats:
+        if kind not in METADATA:
+            raise UserError(f"No figures in the format {kind!r}.", do=near(kind, METADATA))
     folder = Path(directory) / "figures"
     written: list[Path] = []
     try:
@@ -70,7 +85,7 @@ def write_figures(result: Any, figures: dict[str, Callable[[Any], Figure | None]
             for name, make in figures.items():
                 figure = make(result)
                 if figure is not None:
-                    written += _save(figure, folder, name)
+                    written += _save(figure, folder, name, formats)
     except OSError as error:
         raise UserError(
             f"Figures cannot be written to {folder}.", error.strerror or str(error), "Give another directory."
@@ -88,10 +103,11 @@ def _figures_of(result: Any) -> dict[str, Callable[[Any], Figure | None]]:
     return {"effects": draw_effects} if isinstance(result, Intervention) else dict(FIGURES)
 
 
-def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write one figure in both formats; no window, no state of pyplot."""
+def _save(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
+    """Write one figure in every format; no window, no state of pyplot."""
     canvas, paths = FigureCanvasAgg(figure), []
-    for kind, metadata in METADATA.items():
+    for kind in formats:
+        metadata = METADATA[kind]
         path = folder / f"{name}.{kind}"
         write_atomic(
             path,

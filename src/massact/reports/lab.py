@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from massact.records.lab import Lab
-from massact.reports.figures import write_figures
+from massact.reports.figures import USUAL, write_figures
 from massact.reports.legible import cell, number, percent, real, visible
 from massact.reports.lettering import PLAIN, STACKS, lettered
 from massact.reports.terminal import _framed, _Section, _table
@@ -193,17 +194,18 @@ def _interval(effect: Effect) -> str:
 
 
 # -------------------------------------------------------------------------------------------- figure
-def draw_lab(lab: Lab, directory: Path) -> list[Path]:
-    """Write the figure of a toy lab as PNG and SVG into `figures/`.
+def draw_lab(lab: Lab, directory: Path, formats: Sequence[str] = USUAL) -> list[Path]:
+    """Write the figure of a toy lab into `figures/`.
 
     Args:
         lab: fresh, or of a directory.
         directory: made if it is not there.
+        formats: of png, svg, pdf.
 
     Raises:
         UserError: the directory cannot be written.
     """
-    return write_figures(lab, {"lab": lab_figure}, directory)
+    return write_figures(lab, {"lab": lab_figure}, directory, formats)
 
 
 def lab_figure(lab: Lab) -> Figure:
