@@ -46,7 +46,7 @@ def bars(labels: Sequence[str], counts: Any, colors: Sequence[str], what: str) -
     return {
         "type": "bar", "orientation": "h", "x": drawable(counts), "y": list(range(len(shown))), "text": shown,
         "textposition": "none", "marker": {"color": list(colors)},
-        "hovertemplate": f"%{{text}}: %{{x:,}} {what}<extra></extra>",
+        "hovertemplate": f"%{{text}}<br>{what}: %{{x:,}}<extra></extra>",
     }  # fmt: skip
 
 

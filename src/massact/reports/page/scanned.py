@@ -237,7 +237,7 @@ def _panel(h_TD: np.ndarray, layer: int, tokens: list[str], kept: list[int], top
     most = h_TD[np.isfinite(h_TD)].max()
     told = f"max |h| {number(most)}" + (f"; {n_bad:,} values are NaN or Inf and drawn as 0" if n_bad else "")
     some = f"; {len(kept)} of {len(tokens):,} tokens" if len(kept) < len(tokens) else ""
-    return Chart(name, [trace], {"scene": scene, "showlegend": False}, f"{told}{some}.", 330, width="third")
+    return Chart(name, [trace], {"scene": scene, "showlegend": False}, f"{told}{some}.", 300, width="third")
 
 
 def _flat(token: str) -> str:
