@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from massact.corpora import Corpus
+from massact.corpora import PADDING, Corpus
 from massact.interventions.catalogue import QUARTET, Massive, massive, massive_everywhere
 from massact.interventions.effects import Paired, effects_of, evaluate
 from massact.interventions.labels import labels_of
@@ -169,6 +169,8 @@ def _info(
         evaluated_on=f"sequences {half} to {text.n_sequences - 1}{elsewhere}",
         git=git_state(),
     )
+    if set(scan.findings.position_class) >= {PADDING, "other"}:
+        info.notes.append("Findings in padding and in other frames are edited alike; means and shuffles mix them.")
     if not half and not elsewhere:
         info.notes.append("Means and cuts are of the sequences that the effects are of.")
     return info
@@ -200,7 +202,11 @@ def _part(corpus: Corpus, start: int) -> Corpus:
         return corpus
     inputs = {name: tensor[start:] for name, tensor in corpus.inputs.items()}
     pictures = None if corpus.pictures is None else corpus.pictures.part(start)
-    return replace(corpus, inputs=inputs, mask=None if corpus.mask is None else corpus.mask[start:], pictures=pictures)
+    return replace(
+        corpus, inputs=inputs, mask=None if corpus.mask is None else corpus.mask[start:], pictures=pictures,
+        recordings=None if corpus.recordings is None else corpus.recordings.part(start),
+        counts=tuple(mask[start:] for mask in corpus.counts),
+    )  # fmt: skip
 
 
 def _rows(paired: Paired, target: Massive, groups: Mapping[str, np.ndarray], seed: int) -> list[dict[str, object]]:
