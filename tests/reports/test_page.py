@@ -212,11 +212,15 @@ def test_nothing_measured_and_nothing_found_are_said(tmp_path: Path) -> None:
     assert [c.text for c in cells[20:]] == ["unavailable"] * 13
 
 
-@pytest.mark.parametrize("name", ["schema_1", "explained_1", "intervened_1", "classics_1"])
+@pytest.mark.parametrize(
+    "name", ["schema_1", "explained_1", "intervened_1", "classics_1", "trained_1", "stepped_1", "lab_1"]
+)
 def test_old_runs_have_a_page(name: str, tmp_path: Path) -> None:
     sections = {s.attributes["id"] for s in page_of(GOLDEN / name, tmp_path).root.all("section")}
-    more = {"explained_1": {"attention"}, "intervened_1": {"interventions"}, "classics_1": {"classics"}}
-    assert sections >= {"answer", "layers", "definitions", "provenance"} | more.get(name, set())
+    more = {"schema_1": {"layers"}, "explained_1": {"attention"}, "intervened_1": {"interventions"},
+            "classics_1": {"classics"}, "trained_1": {"training"}, "stepped_1": {"checkpoints"},
+            "lab_1": {"lab"}}  # fmt: skip
+    assert sections >= {"answer", "definitions", "provenance"} | more[name]
 
 
 def test_a_training_a_lab_and_checkpoints_have_a_page(tmp_path: Path) -> None:
