@@ -230,6 +230,7 @@ def test_a_training_a_lab_and_checkpoints_have_a_page(tmp_path: Path) -> None:
     assert [float(str(c.attributes["data-v"])) for c in made.tables()["Losses, the last step first"]["step"]] == [
         40, 30, 20, 10]  # fmt: skip
     lab = page_of(labs.lab(), tmp_path)
+    assert lab.root.text.count("Toy lab, bigram-backcopy") == 1  # the answer is not said again in its section
     assert len(lab.tables()["Every variant at the end"]["variant"]) == len(labs.lab().variants)
     grown = page_of(growing(), tmp_path)
     assert "Yes: 2 of 5 checkpoints" in grown.root.text and "Ratio of each layer" in grown.root.text

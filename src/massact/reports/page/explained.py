@@ -7,11 +7,10 @@ import pandas as pd
 
 from massact.records.explanation import Explanation
 from massact.reports.legible import visible
-from massact.reports.page import charts
+from massact.reports.page import charts, scanned
 from massact.reports.page.held import Held
 from massact.reports.page.markup import figure_text
 from massact.reports.page.parts import Chart, Part, Section, Words, parts_of, table_of
-from massact.reports.story import story_in_words
 
 STAGES = ("hidden", "normed", "q", "k", "v")
 MOST_COORDINATES, MOST_TOKENS = 3, 64
@@ -22,7 +21,7 @@ def attention(held: Held) -> Section | None:
     e = held.explanation
     if e is None:
         return None
-    parts: list[Part | None] = [Words(story_in_words(e))]
+    parts: list[Part | None] = [scanned.words_of(held, "explanation")]
     for stack, rows in _stacks(e.axes):
         parts += _axes(stack, rows)
     parts += [*_heads(e), *_maps(e)]

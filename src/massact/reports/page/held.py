@@ -48,6 +48,12 @@ class Held:
         return {verb: one.info for verb, one in held.items() if one is not None}
 
     @property
+    def leads(self) -> str:
+        """Name of the result whose words are the answer; "" for a run that holds nothing."""
+        names = ("scan", "trajectory", "lab", "training", "explanation", "intervention", "classics")
+        return next((name for name in names if getattr(self, name) is not None), "")
+
+    @property
     def model(self) -> str:
         """Name of the model, for people."""
         for info in self.records.values():

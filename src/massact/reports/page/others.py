@@ -10,16 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from massact.reports.classics import classics_in_words
-from massact.reports.effects import HARMFUL, HARMLESS, effects_in_words, main_metric, verdict
-from massact.reports.lab import lab_in_words
+from massact.reports.effects import HARMFUL, HARMLESS, main_metric, verdict
 from massact.reports.legible import real, visible
-from massact.reports.page import charts
+from massact.reports.page import charts, scanned
 from massact.reports.page.held import Held
 from massact.reports.page.markup import figure_text
-from massact.reports.page.parts import Chart, Column, Part, Section, Words, parts_of, table_of
-from massact.reports.training import training_in_words
-from massact.reports.trajectory import trajectory_in_words
+from massact.reports.page.parts import Chart, Column, Part, Section, parts_of, table_of
 
 VERDICTS = {HARMFUL: "--limit", HARMLESS: "--s3"}
 
@@ -29,7 +25,7 @@ def interventions(held: Held) -> Section | None:
     e = held.intervention
     if e is None:
         return None
-    parts: list[Part | None] = [Words(effects_in_words(e)), effects_chart(e.effects)]
+    parts: list[Part | None] = [scanned.words_of(held, "intervention"), effects_chart(e.effects)]
     metrics = e.effects.assign(harm=[_judged(row, main_metric(e.effects)) for _, row in e.effects.iterrows()])
     table = table_of("effects", e.effects, "Effects of every edit on every metric", most=600, shown_first=True)
     if table is not None:
@@ -88,7 +84,7 @@ def classic_works(held: Held) -> Section | None:
     if c is None:
         return None
     return Section("classics", "Classic works", parts_of(
-        Words(classics_in_words(c)),
+        scanned.words_of(held, "classics"),
         table_of("classics", c.classics, "All that was measured", most=500),
         table_of("classic_effects", c.classic_effects, "What their edits did"),
     ))  # fmt: skip
@@ -99,8 +95,7 @@ def training(held: Held) -> Section | None:
     t = held.training
     if t is None:
         return None
-    said = [*training_in_words(t), *(f"Note: {visible(str(n))}" for n in t.info.notes)]
-    parts: list[Part | None] = [Words(said), _losses(t.training)]
+    parts: list[Part | None] = [scanned.words_of(held, "training"), _losses(t.training)]
     for stack, rows in t.monitor.groupby("stack", sort=False):
         parts.append(_over_steps(rows, "step", "top1", f"{visible(stack) + ': ' if stack else ''}Greatest |h|"))
         parts.append(_over_steps(rows, "step", "ratio", f"{visible(stack) + ': ' if stack else ''}Ratio to the median"))
@@ -145,7 +140,7 @@ def checkpoints(held: Held) -> Section | None:
     t = held.trajectory
     if t is None:
         return None
-    parts: list[Part | None] = [Words(trajectory_in_words(t))]
+    parts: list[Part | None] = [scanned.words_of(held, "trajectory")]
     for (stack, site), rows in t.revisions.groupby(["stack", "site"], sort=False):
         head = f"{visible(stack)} {visible(site)}: " if t.revisions[["stack", "site"]].nunique().max() > 1 else ""
         most = rows.groupby("revision", sort=False)["ratio"].max()
@@ -170,7 +165,7 @@ def toy_lab(held: Held) -> Section | None:
     lab = held.lab
     if lab is None:
         return None
-    parts: list[Part | None] = [Words(lab_in_words(lab))]
+    parts: list[Part | None] = [scanned.words_of(held, "lab")]
     for column, title in (("backcopy_nats", "Loss of targets that repeat"), ("first_attention", "Attention on the "
                           "first position"), ("top1", "Greatest |h|")):  # fmt: skip
         data = []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from massact.records.results import ScanResult
+from massact.records.training import Trained
 from massact.reports.classics import classics_in_words
 from massact.reports.effects import effects_in_words
 from massact.reports.lab import lab_in_words
@@ -30,23 +33,33 @@ MAIN = ("stack", "site", "layer", "top1", "top2", "top3", "median", "ratio", "he
 MOST_BARS, MOST_PANELS, BINS = 12, 3, 160
 
 
+def trained_in_words(t: Trained) -> list[str]:
+    """How a training ended, and its notes."""
+    return [*training_in_words(t), *(f"Note: {visible(str(n))}" for n in t.info.notes)]
+
+
+# What puts a result into words, where there is no scan whose answer comes first.
+SAID: dict[str, Callable[[Any], list[str]]] = {
+    "trajectory": trajectory_in_words, "lab": lab_in_words, "training": trained_in_words,
+    "explanation": story_in_words, "intervention": effects_in_words, "classics": classics_in_words,
+}  # fmt: skip
+
+
+def words_of(held: Held, name: str) -> Words | None:
+    """The words of a result in its own section; None where they are the answer already."""
+    return None if held.leads == name else Words(SAID[name](getattr(held, name)))
+
+
 def answer(held: Held) -> Section | None:
     """The answer in words, and the rule behind it."""
     if held.scan is not None:
         rule = rule_of(held.scan)
         return Section("answer", "Answer", [Words(answer_in_words(held.scan), True), *_rule(rule)])
-    told = [
-        told_by(one)
-        for one, told_by in (
-            (held.trajectory, trajectory_in_words), (held.lab, lab_in_words), (held.training, training_in_words),
-            (held.explanation, story_in_words), (held.intervention, effects_in_words),
-            (held.classics, classics_in_words),
-        ) if one is not None
-    ]  # fmt: skip
-    if not told:
+    if not held.leads:
         return None
+    told = SAID[held.leads](getattr(held, held.leads))
     rules = _rule(rule_of(held.trajectory)) if held.trajectory is not None else []
-    return Section("answer", "Answer", [Words(told[0], True), *rules])
+    return Section("answer", "Answer", [Words(told, True), *rules])
 
 
 def _rule(rule: Rule) -> list[Part]:
