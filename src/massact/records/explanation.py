@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import jsonable
 from massact.records.sidecars import Sidecar, read_sidecar, save_beside
 from massact.records.tables import frame, load_arrays, read_table
@@ -38,7 +39,7 @@ class ExplainInfo(Sidecar):
 
 
 @dataclass
-class Explanation:
+class Explanation(ShownInNotebooks):
     """Why massive activations are there, and what they do to attention.
 
     Args:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from massact.records.errors import UserError
+from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import RunInfo, jsonable
 from massact.records.tables import frame, leftovers, load_arrays, read_table, save_arrays, write_atomic, write_table
 
@@ -18,7 +19,7 @@ PICTURED_TABLES = ("patch_norms", "patch_cosines")  # of image models only
 
 
 @dataclass
-class ScanResult:
+class ScanResult(ShownInNotebooks):
     """What a scan found.
 
     Args:

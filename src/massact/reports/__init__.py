@@ -2,7 +2,8 @@
 
 Takes a `ScanResult`, an `Explanation`, an `Intervention`, `Classics`, a `Trained`, a `Lab`, a `ShapeLab` or a
 `Trajectory`, fresh or of a run directory; or several runs, to put them side by side (`compare`). Gives sentences
-(`answer_in_words`, ...), tables in a terminal (`show`, ...), JSON (`to_json`) and the paper's figures (`draw`).
+(`answer_in_words`, ...), tables in a terminal (`show`, ...), JSON (`to_json`), the paper's figures (`draw`) and one
+HTML page (`report`).
 Knows how numbers and strange tokens are spelled, and what each figure of Sun 2024 looks like. Must not know torch,
 models, or how anything was measured; it measures nothing, and nothing that it writes is read back.
 """
@@ -13,6 +14,7 @@ from massact.reports.comparison import compare
 from massact.reports.effects import effects_in_words, verdict
 from massact.reports.figures import draw
 from massact.reports.lab import draw_lab, lab_in_words, lab_verdict, show_lab
+from massact.reports.page import notebook_html, report
 from massact.reports.shape_figure import draw_shapes_lab
 from massact.reports.shapes import shapes_in_words, shapes_verdict, show_shapes
 from massact.reports.side_by_side import comparison_in_words, show_comparison
@@ -34,6 +36,8 @@ __all__ = [
     "effects_in_words",
     "lab_in_words",
     "lab_verdict",
+    "notebook_html",
+    "report",
     "shapes_in_words",
     "shapes_verdict",
     "show",

@@ -1,8 +1,8 @@
-"""All figures of a scan, as PNG and SVG."""
+"""All figures of a scan, as PNG and SVG, or PDF."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from massact.reports.effects import draw_effects
 from massact.reports.patches import PATCH_FIGURES, draw_patch_attention
 from massact.reports.portrait import draw_magnitudes
 from massact.reports.steps import draw_trajectory
-from massact.reports.writing import write_figures
+from massact.reports.writing import USUAL, write_figures
 
 FIGURES: dict[str, Callable[[ScanResult], Figure | None]] = {
     "layers": draw_layers,
@@ -33,22 +33,25 @@ FIGURES: dict[str, Callable[[ScanResult], Figure | None]] = {
 }
 
 
-def draw(result: ScanResult | Explanation | Intervention | Classics | Trajectory, directory: Path) -> list[Path]:
+def draw(
+    result: ScanResult | Explanation | Intervention | Classics | Trajectory,
+    directory: Path,
+    formats: Sequence[str] = USUAL,
+) -> list[Path]:
     """Write every figure of a scan, an explanation, an intervention, the classics or a trajectory into `figures/`.
-
-    Each as PNG and SVG.
 
     Args:
         result: fresh, or of a run directory.
         directory: the run directory; made if it is not there.
+        formats: of png, svg, pdf.
 
     Returns:
         The files, in the order of `FIGURES` or `EXPLAIN_FIGURES`; a figure without anything to show is missing.
 
     Raises:
-        UserError: the directory cannot be written.
+        UserError: the directory cannot be written, or there is no such format.
     """
-    return write_figures(result, _figures_of(result), directory)
+    return write_figures(result, _figures_of(result), directory, formats)
 
 
 def _figures_of(result: Any) -> dict[str, Callable[[Any], Figure | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from massact.records.lab import Lab
 from massact.reports.legible import cell, number, percent, real, visible
 from massact.reports.lettering import PLAIN, STACKS, lettered
 from massact.reports.terminal import _framed, _Section, _table
-from massact.reports.writing import write_figures
+from massact.reports.writing import USUAL, write_figures
 
 SINK = 0.3  # attention of one head on the first position from which on Gu 2025 speak of a sink
 UNDONE = 0.25  # the mean undoes what zero breaks if its whole interval is below this share of zero's
@@ -202,17 +203,18 @@ def _interval(effect: Effect) -> str:
 
 
 # -------------------------------------------------------------------------------------------- figure
-def draw_lab(lab: Lab, directory: Path) -> list[Path]:
-    """Write the figure of a toy lab as PNG and SVG into `figures/`.
+def draw_lab(lab: Lab, directory: Path, formats: Sequence[str] = USUAL) -> list[Path]:
+    """Write the figure of a toy lab into `figures/`.
 
     Args:
         lab: fresh, or of a directory.
         directory: made if it is not there.
+        formats: of png, svg, pdf.
 
     Raises:
         UserError: the directory cannot be written.
     """
-    return write_figures(lab, {"lab": lab_figure}, directory)
+    return write_figures(lab, {"lab": lab_figure}, directory, formats)
 
 
 def lab_figure(lab: Lab) -> Figure:
