@@ -1,6 +1,7 @@
 """Write docs/reference.md from the code: criteria, sites, tables, errors, options. A test fails when it is stale.
 
-python docs/generate.py
+python docs/generate.py                  # also the tables of docs/reproduce.md
+python docs/generate.py --reproduce      # and what it says of the embedded model, measured anew
 """
 
 from __future__ import annotations
@@ -9,17 +10,22 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from massact.classics import CLASSICS
 from massact.corpora import PRESETS, Preset
 from massact.interventions.named import NAMES
+from massact.records.reproduction import Reproduction
 from massact.records.sites import POINTS
 from massact.records.tables import TABLES
+from massact.reports import findings_in_words
+from massact.reproductions import ENTRIES, KNOWN, PUBLISHED, reproduce
 from massact.scans import CRITERIA
 from massact.training import VARIANTS
 
 PAGE = Path(__file__).parent / "reference.md"
+REPRODUCE = Path(__file__).parent / "reproduce.md"
 
 TOP = """# Reference
 
@@ -126,11 +132,56 @@ def page() -> str:
         ],
     )
     out += ["", "## Command line", ""]
-    verbs = ("scan", "explain", "intervene", "classics", "train", "compare", "show", "report")
+    verbs = ("scan", "explain", "intervene", "classics", "reproduce", "train", "compare", "show", "report")
     for arguments in ((), *((verb,) for verb in verbs)):
         out += ["```text", help_of(*arguments), "```", ""]
     return "\n".join(out)
 
 
+def experiments() -> list[str]:
+    """The tables of reproduce.md: all entries, and what was published of which model."""
+    out = table(
+        ["", "experiment", "Sun 2024", "of", "what is computed", "needs"],
+        [[e.id, e.title, e.section, {"any": "text, images, other"}.get(e.domain, e.domain), e.computation,
+          ", ".join(e.needs)] for e in ENTRIES.values()],
+    )  # fmt: skip
+    out += ["", "Published values, by model:", ""]
+    rows = []
+    for name, k in KNOWN.items():
+        mine = [p for p in PUBLISHED if p.model == name]
+        tags = ", ".join(f"{sum(p.tag == t for p in mine)} {t}" for t in dict.fromkeys(p.tag for p in mine))
+        ids = ", ".join(f"`{i}`" for i in k.ids)
+        rows.append([name, f"{k.n_layers} x {k.d_model}", ids,
+                     ", ".join(e for e in ENTRIES if any(p.experiment == e for p in mine)), tags])  # fmt: skip
+    return out + table(["model", "layers x width", "ids", "experiments", "values"], rows)
+
+
+def outcome(r: Reproduction) -> list[str]:
+    """What was found, a row for each experiment that applies."""
+    rows = []
+    for name, e in r.info.experiments.items():
+        here = findings_in_words(r.reproduced[r.reproduced["experiment"] == name])
+        if e["verdict"] != "not applicable":
+            rows.append([name, e["says"], here or f"{e['verdict']}: {e['reason']}"])
+    return table(["", "the paper", "the embedded model"], rows)
+
+
+def between(text: str, mark: str, lines: list[str]) -> str:
+    """A page with the part between two marks replaced."""
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    head, rest = text.split(begin)
+    return "\n".join([head + begin, "", *lines, "", end + rest.split(end)[1]])
+
+
+def reproduce_page() -> str:
+    """reproduce.md with today's entries; what was measured stays as it is."""
+    return between(REPRODUCE.read_text(encoding="utf-8"), "experiments", experiments())
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    REPRODUCE.write_text(reproduce_page(), encoding="utf-8")
+    if "--reproduce" in sys.argv:  # a minute: measure what the page says of the embedded model
+        with tempfile.TemporaryDirectory() as place:
+            found = outcome(reproduce(out=Path(place) / "run"))
+        REPRODUCE.write_text(between(REPRODUCE.read_text(encoding="utf-8"), "outcome", found), encoding="utf-8")

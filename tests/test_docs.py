@@ -20,6 +20,7 @@ def test_reference_is_fresh() -> None:
     import generate
 
     assert generate.PAGE.read_text(encoding="utf-8") == generate.page(), "run: python docs/generate.py"
+    assert generate.REPRODUCE.read_text(encoding="utf-8") == generate.reproduce_page(), "run: python docs/generate.py"
 
 
 def test_architecture_table_is_the_one_that_is_enforced() -> None:
