@@ -16,7 +16,7 @@ from massact.records.reproduction import Reproduction
 from massact.reproductions import ENTRIES, reproduce
 from tests.golden.make import golden_text_scan
 
-NAIVE = ("E2", "E3", "E4", "E5", "E6", "E8", "E9", "E10", "E11", "E14", "E16", "E17")
+NAIVE = ("E2", "E3", "E4", "E5", "E6", "E8", "E9", "E10", "E11", "E13", "E14", "E15", "E16", "E17")
 DIM, T, N = 7, 40, 3  # what `golden_text_scan` plants: a large value of token 0, at position 0 of every sequence
 
 
@@ -159,6 +159,31 @@ def test_attention_on_massive_tokens(done: Any) -> None:
         assert ours(done, "E14", "attention on massive tokens", layer=layer) == pytest.approx(
             p_NHTT[:, :, 1:, 0].mean(), rel=1e-4
         )
+
+
+def test_attention_maps_of_the_first_sequence(done: Any) -> None:
+    """Without a tokenizer the first sequence stands for the paper's prompts."""
+    probs, _ = attended(done)
+    rows = done[0].reproduced
+    maps = rows[(rows["experiment"] == "E13") & (rows["quantity"] == "attention on massive tokens")]
+    assert len(maps) >= 2 and set(maps["place"]) == {"the first sequence"}
+    for _, r in maps.iterrows():
+        assert r["ours"] == pytest.approx(probs[r["layer"] - 1][0, :, 1:, 0].mean(), rel=1e-4)
+
+
+def test_from_the_hidden_state_to_the_normed_one(done: Any, states: np.ndarray) -> None:
+    """The massive dim's share of |x|^2, before and after the norm of the block that reads it first."""
+    module, layer = done[1].module, int(ours(done, "E5", "first layer")) + 1
+    h_ND = states[layer - 1][:, 0]
+    gamma = module.model.layers[layer - 1].input_layernorm.weight.detach().double().numpy()
+    normed_ND = gamma * h_ND / np.sqrt((h_ND**2).mean(-1, keepdims=True) + module.config.rms_norm_eps)
+    for stage, x_ND in (("hidden state", h_ND), ("after the norm", normed_ND)):
+        place = f"the first sequence: {stage}, massive tokens"
+        share = (x_ND[:, DIM] ** 2).sum() / (x_ND**2).sum()
+        found = ours(done, "E15", "share of |x|^2 in the massive dims", layer=layer, place=place)
+        assert found == pytest.approx(share, rel=1e-4)
+        largest = np.abs(x_ND).max(-1).mean()
+        assert ours(done, "E15", "largest", layer=layer, place=place) == pytest.approx(largest, rel=1e-4)
 
 
 def test_the_bias_that_they_add(done: Any) -> None:

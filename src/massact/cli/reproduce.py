@@ -134,11 +134,7 @@ def reproduce(
         if isinstance(result, Comparison):
             draw_comparison(result, folder)
         else:  # of each prompt what the paper draws of it
-            draw(
-                result,
-                folder,
-                ("magnitudes", "attention_maps", "trajectory") if folder.parent.name == "prompts" else (),
-            )
+            draw(result, folder, only=OF_PROMPTS if folder.parent.name == "prompts" else ())
 
     if not is_run:
         loading |= {} if dtype is None else {"dtype": dtype}
