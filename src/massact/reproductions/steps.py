@@ -168,10 +168,10 @@ class Work:
         if isinstance(source, Source):
             asked.setdefault("bos", "never")  # as the paper
         self._scan = scan(self.loaded(), source, out=self.out, resume=there, progress=self.progress, **asked)
-        if (self.out / "run.json").read_bytes() == before:
-            return "kept"
-        self.keep(self._scan, self.out)
-        return "done"
+        kept = (self.out / "run.json").read_bytes() == before
+        if not kept or not (self.out / "reproduce.json").is_file():
+            self.keep(self._scan, self.out)
+        return "kept" if kept else "done"
 
     def _same(self, info: Any) -> bool:
         """Whether a record is of the scanned model."""
@@ -179,8 +179,8 @@ class Work:
 
     def _saved(self, done: Any, folder: Path) -> str:
         folder.mkdir(parents=True, exist_ok=True)
+        self.keep(done, folder)  # first: the record that is saved last speaks for the figures, too
         done.save(folder)
-        self.keep(done, folder)
         return "done"
 
     def _explained(self) -> str:
