@@ -2,18 +2,21 @@
 
 Takes: a name, a path, prompts, ids or tensors; a tokenizer.
 Gives: `Corpus`, read as `Batch`es, with BOS policy, packing, seed and content hash recorded; or a `Source`,
-which is text that still waits for a tokenizer, or an `ImageSource`, images that wait for a processor.
+which is text that still waits for a tokenizer, or an `ImageSource` or `PairSource`, images (with text) that
+wait for a processor.
 Knows: files, data sets and their protocols, tokenizers, preprocessing of images. Must not know: models, layers, or
 what is measured.
 """
 
 from massact.corpora.batch import Batch, Corpus, Origin
 from massact.corpora.image_source import ImageSource
+from massact.corpora.modalities import Modalities
+from massact.corpora.pairs import PairSource
 from massact.corpora.pictures import Pictures, read_csv
 from massact.corpora.presets import PRESETS, Preset
 from massact.corpora.sources import Source, corpus, corpus_again
 
 __all__ = [
-    "PRESETS", "Batch", "Corpus", "ImageSource", "Origin", "Pictures", "Preset", "Source", "corpus", "corpus_again",
-    "read_csv",
+    "PRESETS", "Batch", "Corpus", "ImageSource", "Modalities", "Origin", "PairSource", "Pictures", "Preset", "Source",
+    "corpus", "corpus_again", "read_csv",
 ]  # fmt: skip

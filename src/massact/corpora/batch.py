@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from massact.corpora.modalities import Modalities
 from massact.corpora.pictures import Pictures
 from massact.corpora.spelling import Spelling
 from massact.records.errors import UserError
@@ -81,12 +82,17 @@ class Corpus:
     Args:
         name: what the user called it.
         kind: 'tokens' where `inputs` has `input_ids`, else 'tensors'.
-        inputs: keyword arguments of the model, each with N as its first dimension; no `attention_mask`.
+        inputs: keyword arguments of the model, each with N as its first dimension but for the packed ones; no
+            `attention_mask`.
         mask: (N, T) bool, which positions count; None where all do.
         origin: how it was made.
         spelling: turns token ids into strings; None where no tokenizer is known.
         pictures: of images read from files: their names and classes; None for anything else.
         places: name of each position of a model of images ('[CLS]', 'patch (0, 3)'); None where none is known.
+        packed: of an input that holds the rows of all sequences one after another (patches of images of any size),
+            how many rows each sequence has. Such a corpus is read one sequence at a time, since the tower that
+            takes these rows sees those of a whole batch as one sequence.
+        modalities: what each position is, as far as a model was asked; None before.
     """
 
     name: str
@@ -97,11 +103,13 @@ class Corpus:
     spelling: Spelling | None = None
     pictures: Pictures | None = None
     places: tuple[str, ...] | None = None
+    packed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    modalities: Modalities | None = None
 
     @property
     def n_sequences(self) -> int:
         """Number of sequences (or images)."""
-        return next(iter(self.inputs.values())).shape[0]
+        return next(tensor for name, tensor in self.inputs.items() if name not in self.packed).shape[0]
 
     @property
     def seq_len(self) -> int | None:
@@ -140,11 +148,18 @@ class Corpus:
         if start < 0:
             raise UserError(f"The first sequence is {start}.", "Sequences are numbered from 0.", "Use 0 or more.")
         last = self.n_sequences
+        batch_size = 1 if self.packed else batch_size
         return (self._batch(low, min(low + batch_size, last)) for low in range(start, last, batch_size))
+
+    def rows(self, start: int, stop: int | None = None) -> dict[str, torch.Tensor]:
+        """The inputs of the sequences from `start` to before `stop`; views, not copies."""
+        stop = self.n_sequences if stop is None else stop
+        cut = {name: (sum(n[:start]), sum(n[:stop])) for name, n in self.packed.items()}
+        return {name: x[slice(*cut.get(name, (start, stop)))] for name, x in self.inputs.items()}
 
     def _batch(self, low: int, high: int) -> Batch:
         # Cloned, so that a model or an edit that works in place cannot change the corpus.
-        inputs = {name: tensor[low:high].clone() for name, tensor in self.inputs.items()}
+        inputs = {name: tensor.clone() for name, tensor in self.rows(low, high).items()}
         sequences = tuple(range(low, high))
         if self.mask is None:
             return Batch(inputs, sequences, (None,) * len(sequences))
@@ -165,7 +180,13 @@ class Corpus:
         token_id = self.token_id(sequence, pos)
         if self.kind != "tokens":
             return self.places[pos] if self.places is not None and pos < len(self.places) else f"token {pos}"
+        if self.modalities is not None and token_id in self.modalities.ids:
+            return self.modalities.name(self.inputs["input_ids"][sequence], sequence, pos)
         return self.spelling.string(token_id) if self.spelling else f"id {token_id}"
+
+    def modality(self, sequence: int, pos: int) -> str:
+        """Return what a position is: text, image, video or audio; empty where it is not known."""
+        return "" if self.modalities is None else self.modalities.of(self.token_id(sequence, pos), pos)
 
     def position_class(self, sequence: int, pos: int) -> PositionClass:
         """Say whether a position is the first that counts, a delimiter, or another one (paper.md 2.1).
@@ -177,7 +198,7 @@ class Corpus:
         first = 0 if self.mask is None else int(self.mask[sequence].to(torch.uint8).argmax())
         if pos == first:
             return "start"
-        known = self.spelling is not None and self.kind == "tokens"
+        known = self.spelling is not None and self.kind == "tokens" and self.modality(sequence, pos) in ("", "text")
         return "delimiter" if known and self.spelling.is_delimiter(self.token_id(sequence, pos)) else "other"
 
     def _inside(self, sequence: int, pos: int) -> None:
@@ -202,12 +223,14 @@ class Corpus:
 
     def part(self, start: int, stop: int | None = None) -> Corpus:
         """Return the sequences from `start` to before `stop`."""
-        inputs = {name: tensor[start:stop] for name, tensor in self.inputs.items()}
+        inputs = self.rows(start, stop)
         pictures = None if self.pictures is None else self.pictures.part(start, stop)
+        packed = {name: n[start:stop] for name, n in self.packed.items()}
+        kept = replace(self, pictures=pictures, packed=packed)
         if self.mask is None:
-            return replace(self, inputs=inputs, pictures=pictures)
+            return replace(kept, inputs=inputs)
         inputs, mask = trim_padding(inputs, self.mask[start:stop])
-        return replace(self, inputs=inputs, mask=None if mask.all() else mask, pictures=pictures)
+        return replace(kept, inputs=inputs, mask=None if mask.all() else mask)
 
     def with_tokenizer(self, tokenizer: Any) -> Corpus:
         """Return the same corpus with readable token strings (token ids that came without a tokenizer)."""

@@ -194,6 +194,9 @@ class _Job:
         text = self.texts[stack]
         if text.kind == "tokens" and text.mask is not None:
             return [int(row.nonzero().max()) + 1 for row in text.mask]
+        packed = self.corpus.packed.get(str(self.model.reads(self.model.anatomy.stack(stack))))
+        if packed is not None:
+            return list(packed)
         return [self.n_positions[stack]] * self.corpus.n_sequences
 
     def _probes(self, coordinates: list[Coordinate]) -> list[Probe]:

@@ -198,9 +198,10 @@ def _part(corpus: Corpus, start: int) -> Corpus:
     """The sequences from `start` on; padding stays as it is, so that both halves are computed alike."""
     if not start:
         return corpus
-    inputs = {name: tensor[start:] for name, tensor in corpus.inputs.items()}
     pictures = None if corpus.pictures is None else corpus.pictures.part(start)
-    return replace(corpus, inputs=inputs, mask=None if corpus.mask is None else corpus.mask[start:], pictures=pictures)
+    packed = {name: n[start:] for name, n in corpus.packed.items()}
+    mask = None if corpus.mask is None else corpus.mask[start:]
+    return replace(corpus, inputs=corpus.rows(start), mask=mask, pictures=pictures, packed=packed)
 
 
 def _rows(paired: Paired, target: Massive, groups: Mapping[str, np.ndarray], seed: int) -> list[dict[str, object]]:

@@ -16,7 +16,7 @@ from massact.records.tables import frame, load_arrays, read_table
 EXPLAIN_TABLES = (
     "heads", "positions", "sinks", "axes", "trajectory", "decomposition", "writers", "neurons", "norm_weights",
 )  # fmt: skip
-EXPLAIN_VERSION = 1
+EXPLAIN_VERSION = 2  # 2: modality of the tokens
 
 
 @dataclass

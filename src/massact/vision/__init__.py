@@ -19,6 +19,7 @@ from massact.vision.moving import moved_neurons, register_neurons, test_time_reg
 from massact.vision.published import PUBLISHED, check_published
 from massact.vision.registers import CONTROLS, Registers, collect_registers, fix_registers, register_means
 from massact.vision.shares import attention_shares
+from massact.vision.sinks import visual_sinks
 
 __all__ = [
     "CONTROLS",
@@ -41,4 +42,5 @@ __all__ = [
     "register_means",
     "register_neurons",
     "test_time_registers",
+    "visual_sinks",
 ]
