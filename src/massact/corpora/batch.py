@@ -39,6 +39,12 @@ class Batch:
     rows: tuple[Positions, ...]
     past: int = 0
 
+    @property
+    def width(self) -> int | None:
+        """Positions that the mask is about: those of the text, or else of an `attention_mask`; None without either."""
+        about = self.inputs.get("input_ids", self.inputs.get("attention_mask"))
+        return None if about is None else about.shape[1]
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on another device."""
         return Batch(

@@ -192,7 +192,7 @@ class _Job:
     def _lengths(self, stack: str) -> list[int]:
         """Positions of every sequence from which random tokens are drawn."""
         text = self.texts[stack]
-        if text.kind == "tokens" and text.mask is not None:
+        if text.mask is not None and text.mask.shape[1] == self.n_positions[stack]:
             return [int(row.nonzero().max()) + 1 for row in text.mask]
         packed = self.corpus.packed.get(str(self.model.reads(self.model.anatomy.stack(stack))))
         if packed is not None:

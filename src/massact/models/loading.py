@@ -93,7 +93,8 @@ class Model:
         candidates = [base] if known and _required(base) <= given else []
         for name in {m.split(".")[0] for m in modules}:  # one tower of a two-tower model
             tower = getattr(self.module, name, None)
-            if hasattr(tower, "main_input_name") and _takes_only(tower, tower.main_input_name):
+            main = getattr(tower, "main_input_name", None)
+            if main in given and _takes_only(tower, main):
                 candidates.insert(0, tower)
         if modules and "input_ids" not in given and "input_ids" in self.inputs_accepted():
             candidates = self._towers(modules[0], given) + candidates

@@ -303,6 +303,8 @@ class _Job:
         answer = Answer(len(found) > 0, answers, self.null(stacks, info), self.bos(stacks))
         info.answer = jsonable(answer.as_dict())
         info.notes += self.notes(seen, rows, near_rows)
+        if self.corpus.kind == "tensors" and self.corpus.mask is not None:
+            info.notes += _unmasked(self.corpus.mask, seen)
         result = ScanResult(info, layers, found, findings_table(near_rows, self.rule, texts), coordinates, seen.dims)
         self.show_prompt(result, answer, seen)
         return result
@@ -429,6 +431,16 @@ class _Job:
         except MassactError as error:
             result.info.notes.append(f"No portrait: {error.what} {error.why}".strip())
         self.progress("portrait", 1, 1)
+
+
+def _unmasked(mask: torch.Tensor, seen: Evidence) -> list[str]:
+    """What is said of stacks that the mask of a corpus of tensors is not about."""
+    counted, last = int(mask.any(0).nonzero().max()), seen.norms.groupby("stack").pos.max()
+    return [
+        f"The attention_mask has {mask.shape[1]} positions, the stack {name} another number: all of its are counted."
+        for name, pos in last.items()
+        if int(pos) != counted
+    ]
 
 
 def module_of(model: Model, site: Site) -> str:

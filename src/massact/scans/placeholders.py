@@ -44,8 +44,9 @@ def modalities_of(model: Model, corpus: Corpus, read: Corpus, stack: str) -> Mod
     if read.kind == "tokens":
         names = image_names(model, corpus, stack) if "pixel_values" in corpus.inputs else ()
         return Modalities("text", model.placeholders, names=names)
-    if name == "input_ids" and "input_ids" in corpus.inputs and len(corpus.inputs) > 1:
-        return Modalities("", places=_by_experiment(model, corpus, stack))
+    if name == "input_ids":  # other positions than the text has, or no text at all
+        mixed = "input_ids" in corpus.inputs and len(corpus.inputs) > 1
+        return Modalities("", places=_by_experiment(model, corpus, stack) if mixed else ())
     return Modalities("image" if name is not None and name == model.image_input else KINDS.get(str(name), ""))
 
 

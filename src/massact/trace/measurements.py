@@ -219,8 +219,7 @@ def feed(statistic: Statistic, h_BTD: Tensor, batch: Batch) -> None:
     """Give each sequence's valid rows to a statistic."""
     if h_BTD.ndim == 2:  # some modules see tokens of all sequences in one row
         h_BTD = h_BTD.reshape(len(batch.sequences), -1, h_BTD.shape[-1])
-    ids = batch.inputs.get("input_ids")
-    masked = ids is not None and ids.shape[1] == h_BTD.shape[1]  # the mask is about the text, not about patches
+    masked = batch.width == h_BTD.shape[1]  # the mask is about the text, not about patches
     for b, sequence in enumerate(batch.sequences):
         rows = batch.rows[b] if masked else None
         if rows is None:
@@ -251,8 +250,7 @@ def attended_sequences(call: AttentionCall, place: AttentionPlace, batch: Batch)
             f"Attention in {place.module!r} saw {call.shape[0]} rows for {n} sequences.",
             "The model split its input into windows, which it did not do when it was proved.",
         )
-    ids = batch.inputs.get("input_ids")
-    masked = ids is not None and ids.shape[1] == call.shape[2]
+    masked = batch.width == call.shape[2]
     for b, sequence in enumerate(batch.sequences):
         attended, rows = call.of(b, place), batch.rows[b] if masked else None
         where = Where(sequence)
