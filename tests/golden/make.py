@@ -1,10 +1,11 @@
-"""Make schema_N, explained_N, intervened_N, classics_N: small finished runs. Run once for each new version.
+"""Make small finished runs of every kind: schema_N, explained_N, trained_N, ... Run once for each new version.
 
 python -m tests.golden.make
 """
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import torch
@@ -15,15 +16,26 @@ from massact.corpora import Corpus
 from massact.records.classics import CLASSICS_VERSION, Classics
 from massact.records.explanation import EXPLAIN_VERSION, Explanation
 from massact.records.intervention import INTERVENE_VERSION, Intervention
+from massact.records.lab import LAB_VERSION, Lab
 from massact.records.results import ScanResult
 from massact.records.runinfo import SCHEMA_VERSION
+from massact.records.training import TRAIN_VERSION, Trained
+from massact.records.trajectory import TRAJECTORY_VERSION, Trajectory
+from massact.scans import checkpoints_in, scan_checkpoints
+from massact.training import train
+from massact.training.lab import run_lab
+from tests import stepped
 from tests.families import build
 from tests.planted import Plant, Planted
+from tests.training.small import small
 
 EXPLAINED = Path(__file__).parent / f"explained_{EXPLAIN_VERSION}"
 CLASSIC = Path(__file__).parent / f"classics_{CLASSICS_VERSION}"
 INTERVENED = Path(__file__).parent / f"intervened_{INTERVENE_VERSION}"
 FOLDER = Path(__file__).parent / f"schema_{SCHEMA_VERSION}"
+TRAINED = Path(__file__).parent / f"trained_{TRAIN_VERSION}"
+STEPPED = Path(__file__).parent / f"stepped_{TRAJECTORY_VERSION}"
+LAB = Path(__file__).parent / f"lab_{LAB_VERSION}"
 
 
 def golden_scan() -> ScanResult:
@@ -63,6 +75,26 @@ def golden_classics() -> tuple[ScanResult, Classics]:
     return result, classics(model, corpus, result, which=("norm-growth", "streaming"))
 
 
+def golden_training() -> Trained:
+    """Twelve steps of a model of two layers."""
+    with tempfile.TemporaryDirectory() as place:
+        return train(small(), place)
+
+
+def golden_trajectory() -> Trajectory:
+    """Four checkpoints; from the third on there is something massive."""
+    with tempfile.TemporaryDirectory() as place:
+        heights = {"step1": 0.0, "step10": 50.0, "step100": 101.0, "step1000": 400.0}
+        folder = stepped.write_all(Path(place) / "models", heights)
+        return scan_checkpoints(checkpoints_in(folder), out=Path(place) / "out", seq_len=16, n_sequences=3)
+
+
+def golden_lab() -> Lab:
+    """Six steps of two variants."""
+    tiny = {"steps": 6, "every": 3, "batch": 8, "width": 16, "mlp": 32, "length": 20, "layers": 2}
+    return run_lab(["softmax", "kv-bias"], **tiny)
+
+
 if __name__ == "__main__":
     if not FOLDER.exists():
         golden_scan().save(FOLDER)
@@ -75,3 +107,7 @@ if __name__ == "__main__":
     if not CLASSIC.exists():
         works = golden_classics()
         works[1].save(works[0].save(CLASSIC))
+    for place, make in ((TRAINED, golden_training), (STEPPED, golden_trajectory), (LAB, golden_lab)):
+        if not place.exists():
+            place.mkdir()
+            make().save(place)

@@ -14,19 +14,37 @@ import massact as ma
 from massact.records.classics import CLASSICS_TABLES, CLASSICS_VERSION, open_classics
 from massact.records.explanation import EXPLAIN_TABLES, EXPLAIN_VERSION, open_explanation
 from massact.records.intervention import INTERVENE_VERSION, open_intervention
+from massact.records.lab import LAB_TABLES, LAB_VERSION, open_lab
 from massact.records.results import SCAN_TABLES
 from massact.records.runinfo import SCHEMA_VERSION
 from massact.records.tables import TABLES
-from massact.reports import show, show_classics, show_explanation, show_intervention, to_json
+from massact.records.training import TRAIN_VERSION, open_training
+from massact.records.trajectory import TRAJECTORY_VERSION, open_trajectory
+from massact.reports import (
+    show,
+    show_classics,
+    show_explanation,
+    show_intervention,
+    show_lab,
+    show_training,
+    show_trajectory,
+    to_json,
+)
 from tests.golden.make import (
     CLASSIC,
     EXPLAINED,
     FOLDER,
     INTERVENED,
+    LAB,
+    STEPPED,
+    TRAINED,
     golden_classics,
     golden_explanation,
     golden_intervention,
+    golden_lab,
     golden_scan,
+    golden_training,
+    golden_trajectory,
 )
 
 GOLDEN = sorted(Path(FOLDER).parent.glob("schema_*"))
@@ -124,3 +142,36 @@ def test_todays_classics_equal_the_golden_ones() -> None:
     assert golden is not None
     for table in CLASSICS_TABLES:
         pd.testing.assert_frame_equal(getattr(today, table), getattr(golden, table), rtol=1e-3, atol=1e-5)
+
+
+OPENED = {
+    "trained": (open_training, show_training, "12 steps", TRAIN_VERSION),
+    "stepped": (open_trajectory, show_trajectory, "step100", TRAJECTORY_VERSION),
+    "lab": (open_lab, show_lab, "kv-bias", LAB_VERSION),
+}
+
+
+@pytest.mark.parametrize("kind", OPENED)
+def test_old_trainings_trajectories_and_labs_open_and_print(kind: str) -> None:
+    opened, shown, said, version = OPENED[kind]
+    folders = sorted(Path(TRAINED).parent.glob(f"{kind}_*"))
+    assert [p.name for p in folders] == [f"{kind}_{v}" for v in range(1, version + 1)]
+    for folder in folders:
+        record, out = opened(folder), io.StringIO()
+        assert record is not None
+        shown(record, Console(file=out, width=100))
+        assert said in " ".join(out.getvalue().split()) and to_json(record)
+
+
+def test_todays_training_trajectory_and_lab_equal_the_golden_ones() -> None:
+    """A change of any number or column needs a new version, or an explanation."""
+    for golden, today, tables in (
+        (open_training(TRAINED), golden_training(), ("training", "monitor")),
+        (open_trajectory(STEPPED), golden_trajectory(), ("revisions",)),
+        (open_lab(LAB), golden_lab(), LAB_TABLES),
+    ):
+        for table in tables:
+            clockless = [c for c in TABLES[table] if not c.endswith("wall_s") and c not in ("step_s", "tokens_per_s")]
+            pd.testing.assert_frame_equal(
+                getattr(today, table)[clockless], getattr(golden, table)[clockless], rtol=1e-2, atol=1e-4
+            )
