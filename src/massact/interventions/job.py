@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from massact.corpora import Corpus
+from massact.corpora import PADDING, Corpus
 from massact.interventions.catalogue import QUARTET, Massive, massive, massive_everywhere
 from massact.interventions.effects import Paired, effects_of, evaluate
 from massact.interventions.labels import labels_of
@@ -169,6 +169,8 @@ def _info(
         evaluated_on=f"sequences {half} to {text.n_sequences - 1}{elsewhere}",
         git=git_state(),
     )
+    if set(scan.findings.position_class) >= {PADDING, "other"}:
+        info.notes.append("Findings in padding and in other frames are edited alike; means and shuffles mix them.")
     if not half and not elsewhere:
         info.notes.append("Means and cuts are of the sequences that the effects are of.")
     return info
@@ -199,9 +201,12 @@ def _part(corpus: Corpus, start: int) -> Corpus:
     if not start:
         return corpus
     pictures = None if corpus.pictures is None else corpus.pictures.part(start)
-    packed = {name: n[start:] for name, n in corpus.packed.items()}
-    mask = None if corpus.mask is None else corpus.mask[start:]
-    return replace(corpus, inputs=corpus.rows(start), mask=mask, pictures=pictures, packed=packed)
+    return replace(
+        corpus, inputs=corpus.rows(start), mask=None if corpus.mask is None else corpus.mask[start:], pictures=pictures,
+        recordings=None if corpus.recordings is None else corpus.recordings.part(start),
+        counts=tuple(mask[start:] for mask in corpus.counts),
+        packed={name: n[start:] for name, n in corpus.packed.items()},
+    )  # fmt: skip
 
 
 def _rows(paired: Paired, target: Massive, groups: Mapping[str, np.ndarray], seed: int) -> list[dict[str, object]]:

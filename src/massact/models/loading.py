@@ -23,6 +23,7 @@ from massact.records.errors import ProofError, UserError
 from massact.records.runinfo import ModelInfo
 
 EMBEDDED = "embedded"
+SOUND = ("input_features", "input_values")  # what transformers calls inputs of sound
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
           "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # fmt: skip
 
@@ -37,7 +38,7 @@ class Model:
         proof: what was checked, with the numbers.
         tokenizer: of a text model, or None.
         processor: what prepares images for the model: an image processor of transformers, the fields of its file, or a
-            `pretrained_cfg` of timm; None where nothing says so.
+            `pretrained_cfg` of timm; of a model of sound its feature extractor; None where nothing says so.
         name: the id, path or class name it was loaded by.
         revision: of a Hub model, or None.
         arguments: of every forward pass. example: a short input that it runs on.
@@ -127,6 +128,11 @@ class Model:
             return "pixel_values"
         pixels = [k for k, v in self.example.items() if isinstance(v, Tensor) and v.ndim == 4 and v.shape[1] == 3]
         return pixels[0] if len(pixels) == 1 else None
+
+    @property
+    def sound_input(self) -> str | None:
+        """Name of the input that takes sound; None where the model takes none."""
+        return self.main_input if self.main_input in SOUND else None
 
     @property
     def vocabulary(self) -> int | None:
@@ -228,7 +234,7 @@ def load(
         revision: of a Hub model.
         options: more keyword arguments for `from_pretrained` (for example trust_remote_code=True, or
             allow_pickle=True to read `.bin` weights with weights_only=True).
-        processor: of images, for a live module; read beside the weights otherwise.
+        processor: of images or sound, for a live module; read beside the weights otherwise.
 
     Raises:
         UserError: the model cannot be found or read.
@@ -237,7 +243,8 @@ def load(
     if isinstance(spec, nn.Module):
         module, name = spec.eval(), type(spec).__name__
     else:
-        from massact.models.pretrained import read_pretrained, read_processor  # transformers is slow to import
+        # transformers is slow to import
+        from massact.models.pretrained import read_extractor, read_pretrained, read_processor
 
         where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else _device(device)
         name = EMBEDDED if spec is None else os.fspath(spec)
@@ -246,6 +253,8 @@ def load(
         tokenizer = tokenizer or found
         if processor is None and "pixel_values" in inspect.signature(module.forward).parameters:
             processor = read_processor(name, revision, dict(options or {}))
+        elif processor is None and getattr(module, "main_input_name", None) in SOUND:
+            processor = read_extractor(name, revision, dict(options or {}))
     processor = _timm_cfg(module) if processor is None else processor
     check_finite(module)
     paths = _paths(blocks)

@@ -279,6 +279,20 @@ def read_processor(spec: str, revision: str | None, options: dict[str, Any]) -> 
     return fields if isinstance(fields, dict) else None
 
 
+def read_extractor(spec: str, revision: str | None, options: dict[str, Any]) -> Any:
+    """The feature extractor of a model of sound, or None where there is none.
+
+    Args:
+        spec, revision, options: as for `read_pretrained`.
+    """
+    common = {"revision": revision} if revision else {}
+    common |= {"trust_remote_code": True} if options.get("trust_remote_code") else {}
+    try:
+        return transformers.AutoFeatureExtractor.from_pretrained(spec, **common)
+    except Exception:  # no file, no network, no such class: a corpus of recordings says what is missing
+        return None
+
+
 def _tokenizer(spec: str, config: Any, common: dict[str, Any]) -> Any:
     """The tokenizer beside the weights; None for models without text, and where there is none.
 
