@@ -236,8 +236,9 @@ def _predicted(
     logits_NV = logits_NV[:n]
     lse_N = torch.cat([x.float().logsumexp(-1) for x in logits_NV.split(ROWS)]) if n else logits_NV.new_zeros(0)
 
-    placeholders = torch.tensor(sorted(task.placeholders), device=targets_N.device)
-    text_N = ~torch.isin(targets_N[:n], placeholders)
+    text_N = torch.ones(n, dtype=torch.bool, device=logits_TV.device)
+    if task.placeholders:
+        text_N = ~torch.isin(targets_N[:n], torch.tensor(sorted(task.placeholders), device=targets_N.device))
     n_text = int(text_N.sum())
 
     def mean(x_N: Tensor) -> float:
