@@ -30,7 +30,9 @@ from massact.records.errors import UserError, WorkError
 
 
 def scan(
-    model: Annotated[str | None, typer.Argument(help="Hub id or local folder; nothing: the embedded model.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Hub id, local folder or timm:NAME; nothing: the embedded model.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory for tables and figures.")] = None,
     corpus: Annotated[
         str | None,

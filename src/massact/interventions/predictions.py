@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from massact.corpora import Batch, Corpus
+from massact.interventions.labels import n_classes
 from massact.models import Model
 from massact.records.errors import UserError
 
@@ -102,14 +103,23 @@ def logits_of(model: Model, batch: Batch) -> Tensor:
         UserError: the model has no head.
     """
     inputs = {k: v for k, v in batch.inputs.items() if k != "labels"}
+    if model.head is not None:
+        return model.head(model, inputs)
+    if model.main_input == "input_ids" and hasattr(model.module, "get_image_features") and "input_ids" not in inputs:
+        raise UserError(
+            f"{model.name or 'The model'} gives no logits of images alone, so an edit has no effect to measure on it.",
+            do="Classify by the names of classes: --zero-shot (in Python head=ZeroShot(...)).",
+        )
     place = [model.anatomy.logits] if model.anatomy.logits is not None else []
     out = model.run(inputs, places=place) if place else model.module(
         **{k: v.to(model.device) for k, v in inputs.items()}, **model.arguments)  # fmt: skip
     logits = getattr(out, "logits", None)
+    if isinstance(out, Tensor) and out.ndim == 2 and out.shape[1] == n_classes(model):  # a classifier of timm
+        return out
     if not isinstance(logits, Tensor):
         raise UserError(
             f"{model.name or 'The model'} gives no logits, so an edit has no effect to measure on it.",
-            do="Load it with its language-model or classification head.",
+            do="Load it with its language-model or classification head; for images give --head or --zero-shot.",
         )
     return logits
 

@@ -140,6 +140,8 @@ def _check_folder(path: Path, allow_pickle: bool) -> None:
         parsed = json.loads(config.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{config} is not valid JSON.", str(error), "Copy or download it again.") from None
+    if isinstance(parsed, dict) and "architecture" in parsed and "model_type" not in parsed:
+        raise UserError(f"{path} was saved by timm.", do=f"Say so: timm:local-dir:{path}")
     if not isinstance(parsed, dict) or "model_type" not in parsed:
         raise UserError(f"{config} names no model_type.", do="Save the model with save_pretrained().")
     if any(path.glob("*.safetensors")):
