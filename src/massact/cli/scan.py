@@ -38,8 +38,8 @@ def scan(
         str | None,
         typer.Option(
             help="Text, Markdown or JSONL file, a folder of them, or a data set name (wikitext-2, c4, pg19, redpajama, "
-            "any Hub id); for models of images or sound (wav, flac): a folder of them, a CSV with a column path; "
-            "nothing: the embedded text."
+            "any Hub id); for models of images or sound (wav, flac): a folder of them, a CSV with a column path; for "
+            "images with text: a JSONL file with columns image and text; nothing: the embedded text."
         ),
     ] = None,
     preprocess: Preprocess = None,

@@ -194,8 +194,11 @@ class _Job:
     def _lengths(self, stack: str) -> list[int]:
         """Positions of every sequence from which random tokens are drawn."""
         text, n = self.texts[stack], self.n_positions[stack]
-        mask = text.mask if text.kind == "tokens" else None
+        mask = text.mask if text.mask is not None and text.mask.shape[1] == n else None
         mask = next((m for m in text.counts if m.shape[1] == n), mask)
+        packed = self.corpus.packed.get(str(self.model.reads(self.model.anatomy.stack(stack))))
+        if packed is not None:
+            return list(packed)
         return [n] * self.corpus.n_sequences if mask is None else [int(row.nonzero().max()) + 1 for row in mask]
 
     def _probes(self, coordinates: list[Coordinate]) -> list[Probe]:

@@ -18,7 +18,7 @@ EXPLAIN_TABLES = (
     "heads", "positions", "sinks", "axes", "trajectory", "decomposition", "writers", "neurons", "norm_weights",
 )  # fmt: skip
 PICTURED_TABLE = "patch_attention"  # missing where there are no patches
-EXPLAIN_VERSION = 1
+EXPLAIN_VERSION = 2  # 2: modality of the tokens
 
 
 @dataclass

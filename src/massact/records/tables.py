@@ -65,6 +65,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "token_id": ("int64", "-1 where there are no tokens"),
         "token": ("string", "readable token"),
         "position_class": ("string", "start, delimiter, padding (a frame behind the end of a recording) or other"),
+        "modality": ("string", "of the token: text, image, video or audio; empty where it is not known"),
         "criterion": ("string", "name of the rule"),
         "rank": ("int64", "rank of the magnitude in that hidden state, 1 is the greatest"),
     },
@@ -145,6 +146,7 @@ TABLES |= {
         "token_id": ("int64", "-1 where there are no tokens"),
         "token": ("string", "readable token"),
         "position_class": ("string", "start, delimiter, padding or other"),
+        "modality": ("string", "of the token: text, image, video or audio; empty where it is not known"),
         "heads": ("float64", "share of heads with alpha_k > eps; 0 for a token with findings that is no sink"),
         "alpha": ("float64", "alpha_k, mean over heads"),
         "alpha_max": ("float64", "alpha_k of the greatest head"),
@@ -393,6 +395,10 @@ TABLES |= {
 }  # fmt: skip
 
 
+# Columns that older runs do not have, with what stands there when they are opened: not known, never made up.
+ADDED_LATER = {"modality": ""}
+
+
 def frame(table: str, rows: pd.DataFrame | dict[str, object] | list[dict[str, object]] | None = None) -> pd.DataFrame:
     """A data frame with exactly the declared columns and types, empty when there are no rows."""
     columns = TABLES[table]
@@ -451,6 +457,7 @@ def read_table(directory: Path, table: str) -> pd.DataFrame:
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             "The file is damaged: scan again.",
         ) from None
+    data = data.assign(**{c: v for c, v in ADDED_LATER.items() if c in TABLES[table] and c not in data.columns})
     missing = [c for c in TABLES[table] if c not in data.columns]
     if missing:
         raise UserError(f"{path} lacks the column(s) {', '.join(missing)}.", do="The file is damaged: scan again.")

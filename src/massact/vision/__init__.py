@@ -12,6 +12,7 @@ from massact.vision.maps import outlier_patches, patch_maps
 from massact.vision.moving import moved_neurons, register_neurons, test_time_registers
 from massact.vision.published import PUBLISHED, check_published
 from massact.vision.shares import attention_shares
+from massact.vision.sinks import visual_sinks
 
 __all__ = [
     "CONTROLS",
@@ -34,4 +35,5 @@ __all__ = [
     "register_means",
     "register_neurons",
     "test_time_registers",
+    "visual_sinks",
 ]
