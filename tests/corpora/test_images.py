@@ -95,7 +95,14 @@ def test_a_processor_that_needs_torchvision_is_read_from_its_fields(tmp_path: Pa
 def test_timm() -> None:
     half = (0.5,) * 3
     cfg = {"input_size": (3, 224, 224), "crop_pct": 0.9, "interpolation": "bicubic", "mean": half, "std": half}
-    assert recipe_of(cfg) == Recipe(248, (224, 224), "bicubic", 1 / 255, (0.5,) * 3, (0.5,) * 3, "timm pretrained_cfg")
+    recipe = recipe_of(cfg)
+    wanted = Recipe(248, (224, 224), "bicubic", 1 / 255, half, half, "timm pretrained_cfg", even=True)
+    assert recipe == wanted and recipe_of(cfg | {"interpolation": None}) == wanted  # bicubic is timm's own default
+    for margin, first in ((1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (7, 4)):  # half of it, rounded to even: torchvision
+        column = np.zeros((224, 224 + margin, 3), np.uint8)
+        column[:, first] = 255
+        left = Recipe(None, (224, 224), even=True).apply(Image.fromarray(column))[0, 0]
+        assert left[0] == 1 and not left[1:].any()
     assert recipe_of(cfg | {"crop_mode": "squash"}).resize == (248, 248)
     with pytest.raises(UserError, match="border"):
         recipe_of(cfg | {"crop_mode": "border"})

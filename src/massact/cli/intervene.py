@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ from massact.cli.options import (
     progress_bar,
     quiet_libraries,
 )
+from massact.records.errors import UserError
 
 
 def intervene(
@@ -51,6 +52,22 @@ def intervene(
     labels: Annotated[
         str | None,
         typer.Option(help="Classes of images, for top-1 (Table 4): auto (of the corpus: class folders, CSV), or CSV."),
+    ] = None,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="Classify images by the names of their classes (CLIP, SigLIP).")
+    ] = False,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Of --zero-shot: class names by number, one a line; nothing: those of the labels."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Of --zero-shot: prompts with {} for the name, one a line; nothing: five of ours."),
+    ] = None,
+    head: Annotated[
+        Path | None,
+        typer.Option(help="Linear head for a model of images without one (.safetensors, .pt): on [CLS], or on [CLS] "
+                     "and the mean of the patches, as its width says."),
     ] = None,
     tasks: Annotated[
         str | None, typer.Option(help="lm-eval tasks as well, with commas: piqa,winogrande,arc_easy (extra: tasks).")
@@ -84,9 +101,23 @@ def intervene(
 
     InterveneConfig.of(options)  # before minutes are spent on loading
     options |= {"labels": labels} if labels is not None else {}
+    options |= _head(zero_shot, classes, prompts, head)
     with progress_bar(quiet or json) as progress:
         done = intervene_run(
             result, model=model, corpus=corpus, evaluate_on=evaluate_on, group=group, device=device, progress=progress,
             load_options=load_options_of(trust_remote_code, allow_pickle), options=options,
         )  # fmt: skip
     added(done, run, "effects.parquet, intervene.json", json, quiet)
+
+
+def _head(zero_shot: bool, classes: Path | None, prompts: Path | None, head: Path | None) -> dict[str, Any]:
+    """The head that was asked for."""
+    from massact.interventions import ZeroShot
+
+    if not zero_shot and (classes is not None or prompts is not None):
+        raise UserError("--classes and --prompts are of zero-shot classification.", do="Add --zero-shot.")
+    if zero_shot and head is not None:
+        raise UserError("--zero-shot and --head exclude each other.", do="Give one of them.")
+    if zero_shot:
+        return {"head": ZeroShot.read(classes, prompts)}
+    return {} if head is None else {"head": head}

@@ -19,7 +19,9 @@ ModelNow = Annotated[
 ]
 CorpusNow = Annotated[
     str | None,
-    typer.Option(help="Where the scanned text (or images) lies now, or another, which is scanned first (as `scan`)."),
+    typer.Option(
+        help="Where the scanned text (images, recordings) lies now, or another, which is scanned first (as `scan`)."
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, no tables.")]
 AllKeys = Annotated[

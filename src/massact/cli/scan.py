@@ -30,13 +30,16 @@ from massact.records.errors import UserError, WorkError
 
 
 def scan(
-    model: Annotated[str | None, typer.Argument(help="Hub id or local folder; nothing: the embedded model.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Hub id, local folder or timm:NAME; nothing: the embedded model.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory for tables and figures.")] = None,
     corpus: Annotated[
         str | None,
         typer.Option(
             help="Text, Markdown or JSONL file, a folder of them, or a data set name (wikitext-2, c4, pg19, redpajama, "
-            "any Hub id); for models of images: a folder of them, a CSV with a column path; nothing: the embedded text."
+            "any Hub id); for models of images or sound (wav, flac): a folder of them, a CSV with a column path; "
+            "nothing: the embedded text."
         ),
     ] = None,
     preprocess: Preprocess = None,

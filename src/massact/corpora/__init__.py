@@ -1,19 +1,21 @@
-"""Named text, token ids and images as ready batches, made the same way every time.
+"""Named text, token ids, images and sound as ready batches, made the same way every time.
 
 Takes: a name, a path, prompts, ids or tensors; a tokenizer.
 Gives: `Corpus`, read as `Batch`es, with BOS policy, packing, seed and content hash recorded; or a `Source`,
-which is text that still waits for a tokenizer, or an `ImageSource`, images that wait for a processor.
-Knows: files, data sets and their protocols, tokenizers, preprocessing of images. Must not know: models, layers, or
-what is measured.
+which is text that still waits for a tokenizer, an `ImageSource`, images that wait for a processor, or an
+`AudioSource`, recordings that wait for a feature extractor.
+Knows: files, data sets and their protocols, tokenizers, preprocessing of images, reading of sound. Must not know:
+models, layers, or what is measured.
 """
 
-from massact.corpora.batch import Batch, Corpus, Origin
+from massact.corpora.audio_source import AudioSource, Prompt
+from massact.corpora.batch import PADDING, Batch, Corpus, Origin
 from massact.corpora.image_source import ImageSource
 from massact.corpora.pictures import Pictures, read_csv
 from massact.corpora.presets import PRESETS, Preset
 from massact.corpora.sources import Source, corpus, corpus_again
 
 __all__ = [
-    "PRESETS", "Batch", "Corpus", "ImageSource", "Origin", "Pictures", "Preset", "Source", "corpus", "corpus_again",
-    "read_csv",
+    "PADDING", "PRESETS", "AudioSource", "Batch", "Corpus", "ImageSource", "Origin", "Pictures", "Preset", "Prompt",
+    "Source", "corpus", "corpus_again", "read_csv",
 ]  # fmt: skip

@@ -14,10 +14,12 @@ from typing import Any, Literal
 import torch
 
 from massact.corpora.pictures import Pictures
+from massact.corpora.recordings import Recordings
 from massact.corpora.spelling import Spelling
 from massact.records.errors import UserError
 
-PositionClass = Literal["start", "delimiter", "other"]
+PositionClass = Literal["start", "delimiter", "padding", "other"]
+PADDING = "padding"
 Positions = slice | torch.Tensor | None
 
 
@@ -31,25 +33,38 @@ class Batch:
         rows: the positions that count, one entry per row: None = all, a slice = a contiguous run,
             a LongTensor = any other set.
         past: positions before the first one here, which a cache of keys and values already holds.
+        counts: of stacks whose positions are not those of `input_ids` (frames of sound, a decoder), by their number of
+            positions, the same as `rows`.
     """
 
     inputs: dict[str, torch.Tensor]
     sequences: tuple[int, ...]
     rows: tuple[Positions, ...]
     past: int = 0
+    counts: Mapping[int, tuple[Positions, ...]] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on another device."""
-        return Batch(
-            {name: tensor.to(device) for name, tensor in self.inputs.items()},
-            self.sequences,
-            tuple(row.to(device) if isinstance(row, torch.Tensor) else row for row in self.rows),
-        )
+        def moved(rows: tuple[Positions, ...]) -> tuple[Positions, ...]:
+            return tuple(row.to(device) if isinstance(row, torch.Tensor) else row for row in rows)
+
+        inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        counts = {width: moved(rows) for width, rows in self.counts.items()}
+        return replace(self, inputs=inputs, rows=moved(self.rows), counts=counts)
 
     def part(self, start: int, stop: int) -> Batch:
         """Return the rows from `start` to before `stop`, for when the whole does not fit into memory."""
         inputs = {name: tensor[start:stop] for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.sequences[start:stop], self.rows[start:stop])
+        counts = {width: rows[start:stop] for width, rows in self.counts.items()}
+        return replace(
+            self, inputs=inputs, sequences=self.sequences[start:stop], rows=self.rows[start:stop], counts=counts
+        )
+
+    def rows_of(self, n_positions: int) -> tuple[Positions, ...]:
+        """Which positions count in a stack of so many; all where nothing is said of such a stack."""
+        ids = self.inputs.get("input_ids")
+        about = self.rows if ids is not None and ids.shape[1] == n_positions else (None,) * len(self.rows)
+        return self.counts.get(n_positions, about)
 
 
 @dataclass(frozen=True)
@@ -86,7 +101,11 @@ class Corpus:
         origin: how it was made.
         spelling: turns token ids into strings; None where no tokenizer is known.
         pictures: of images read from files: their names and classes; None for anything else.
-        places: name of each position of a model of images ('[CLS]', 'patch (0, 3)'); None where none is known.
+        places: name of each position of a model of images ('[CLS]', 'patch (0, 3)') or of sound ('frame 0.00-0.02 s');
+            None where none is known.
+        recordings: of sound read from files: names, lengths, transcripts; None for anything else.
+        counts: masks (N, P) bool of stacks with P positions of their own (frames of sound, a decoder), told apart by P.
+        ends: of each recording, the first position behind its end, in a stack of frames; None elsewhere.
     """
 
     name: str
@@ -97,6 +116,9 @@ class Corpus:
     spelling: Spelling | None = None
     pictures: Pictures | None = None
     places: tuple[str, ...] | None = None
+    recordings: Recordings | None = None
+    counts: tuple[torch.Tensor, ...] = ()
+    ends: tuple[int, ...] | None = None
 
     @property
     def n_sequences(self) -> int:
@@ -112,15 +134,16 @@ class Corpus:
 
     @property
     def n_tokens(self) -> int | None:
-        """Number of positions that count, over all sequences; None for tensors without a mask."""
-        if self.mask is not None:
+        """Number of positions that count, over all sequences; None for tensors without a mask, and for sound."""
+        if self.mask is not None and self.recordings is None:
             return int(self.mask.sum())
         return self.inputs["input_ids"].numel() if self.kind == "tokens" else None
 
     @cached_property
     def sha256(self) -> str:
         """Hash of the content: the same for every batch size, and for the same content under another name."""
-        return content_sha256(self.inputs, self.mask)
+        counts = {f"positions {i}": mask for i, mask in enumerate(self.counts)}
+        return content_sha256({**self.inputs, **counts}, self.mask)
 
     def __len__(self) -> int:
         return self.n_sequences
@@ -146,13 +169,15 @@ class Corpus:
         # Cloned, so that a model or an edit that works in place cannot change the corpus.
         inputs = {name: tensor[low:high].clone() for name, tensor in self.inputs.items()}
         sequences = tuple(range(low, high))
+        counts = {m.shape[1]: tuple(counted(row) for row in m[low:high]) for m in self.counts}
         if self.mask is None:
-            return Batch(inputs, sequences, (None,) * len(sequences))
+            return Batch(inputs, sequences, (None,) * len(sequences), counts=counts)
         mask = self.mask[low:high]
         inputs, mask = trim_padding(inputs, mask)
         if mask.all():
-            return Batch(inputs, sequences, (None,) * len(sequences))
-        return Batch(inputs | {"attention_mask": mask.long()}, sequences, tuple(counted(row) for row in mask))
+            return Batch(inputs, sequences, (None,) * len(sequences), counts=counts)
+        rows = tuple(counted(row) for row in mask)
+        return Batch(inputs | {"attention_mask": mask.long()}, sequences, rows, counts=counts)
 
     def token_id(self, sequence: int, pos: int) -> int:
         """Return the token id at a position; -1 where the corpus is not tokens."""
@@ -164,21 +189,29 @@ class Corpus:
         neither an id nor a name."""
         token_id = self.token_id(sequence, pos)
         if self.kind != "tokens":
+            if self._behind(sequence, pos):
+                return PADDING
             return self.places[pos] if self.places is not None and pos < len(self.places) else f"token {pos}"
         return self.spelling.string(token_id) if self.spelling else f"id {token_id}"
 
     def position_class(self, sequence: int, pos: int) -> PositionClass:
-        """Say whether a position is the first that counts, a delimiter, or another one (paper.md 2.1).
+        """Say whether a position is the first that counts, a delimiter, padding, or another one (paper.md 2.1).
 
-        A delimiter is a punctuation mark, a run of newlines, or a separator token. Without a tokenizer no
-        position is known to be one.
+        Padding is a frame behind the end of a recording that counts all the same, as the model attends to it. A
+        delimiter is a punctuation mark, a run of newlines, or a separator token. Without a tokenizer no position is
+        known to be one.
         """
         self._inside(sequence, pos)
         first = 0 if self.mask is None else int(self.mask[sequence].to(torch.uint8).argmax())
         if pos == first:
             return "start"
+        if self._behind(sequence, pos):
+            return PADDING
         known = self.spelling is not None and self.kind == "tokens"
         return "delimiter" if known and self.spelling.is_delimiter(self.token_id(sequence, pos)) else "other"
+
+    def _behind(self, sequence: int, pos: int) -> bool:
+        return self.ends is not None and pos >= self.ends[sequence]
 
     def _inside(self, sequence: int, pos: int) -> None:
         # Negative indices would silently wrap around. How many positions an image has, the model decides.
@@ -203,11 +236,16 @@ class Corpus:
     def part(self, start: int, stop: int | None = None) -> Corpus:
         """Return the sequences from `start` to before `stop`."""
         inputs = {name: tensor[start:stop] for name, tensor in self.inputs.items()}
-        pictures = None if self.pictures is None else self.pictures.part(start, stop)
+        parts: dict[str, Any] = {
+            "pictures": None if self.pictures is None else self.pictures.part(start, stop),
+            "recordings": None if self.recordings is None else self.recordings.part(start, stop),
+            "counts": tuple(mask[start:stop] for mask in self.counts),
+            "ends": None if self.ends is None else self.ends[start:stop],
+        }
         if self.mask is None:
-            return replace(self, inputs=inputs, pictures=pictures)
+            return replace(self, inputs=inputs, **parts)
         inputs, mask = trim_padding(inputs, self.mask[start:stop])
-        return replace(self, inputs=inputs, mask=None if mask.all() else mask, pictures=pictures)
+        return replace(self, inputs=inputs, mask=None if mask.all() else mask, **parts)
 
     def with_tokenizer(self, tokenizer: Any) -> Corpus:
         """Return the same corpus with readable token strings (token ids that came without a tokenizer)."""

@@ -27,6 +27,8 @@ PATH_SUFFIXES = (
     ".png",
     ".webp",
     ".bmp",
+    ".wav",
+    ".flac",
 )
 
 
@@ -126,9 +128,10 @@ def text_files(folder: Path) -> list[Path]:
     if not texts:
         found = sorted({file.suffix.lower() or "(no ending)" for file in shown})
         raise UserError(
-            f"There are no text files and no images in the folder {str(folder)!r}.",
+            f"There are no text files and no images or recordings in the folder {str(folder)!r}.",
             f"It holds {len(shown)} files" + (f", ending in {', '.join(found[:8])}." if found else "."),
-            f"A folder is searched for {' '.join((*TEXT_SUFFIXES, *JSONL_SUFFIXES))}, or images; else name one file.",
+            f"A folder is searched for {' '.join((*TEXT_SUFFIXES, *JSONL_SUFFIXES))}, images, or wav and flac; "
+            "else name one file.",
         )
     # As text with forward slashes, so that the order is the same on every system.
     return sorted(texts, key=lambda file: file.relative_to(folder).as_posix())

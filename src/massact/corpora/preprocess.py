@@ -34,6 +34,8 @@ class Recipe:
         rescale: factor of the 8-bit values, or None.
         mean, std: of each channel, for (x - mean) / std; None for no normalising.
         processor: class or configuration that the numbers are of; 'given' where there is none.
+        even: where a margin of the crop is odd, its half is rounded to even (torchvision, timm) rather than down
+            (transformers): a shift of one pixel for a quarter of all sizes.
     """
 
     resize: int | tuple[int, int] | None = None
@@ -43,6 +45,7 @@ class Recipe:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     processor: str = "given"
+    even: bool = False
 
     def apply(self, image: Image.Image) -> np.ndarray:
         """Return the pixel values (3, H, W), float32, of an RGB image.
@@ -54,7 +57,7 @@ class Recipe:
             image = image.resize(self._size(image), RESAMPLE[self.resample])
         values = np.asarray(image, np.uint8)
         if self.crop is not None:
-            values = _cropped(values, self.crop)
+            values = _cropped(values, self.crop, self.even)
         x = values.transpose(2, 0, 1).astype(np.float32)
         if self.rescale is not None:
             x = x * np.float32(self.rescale)
@@ -84,7 +87,7 @@ class Recipe:
         }  # fmt: skip
 
 
-def _cropped(values_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _cropped(values_HWC: np.ndarray, size: tuple[int, int], even: bool) -> np.ndarray:
     """The centre, filled up with zeros as transformers does: the odd row goes above and left of the image."""
     for axis, want in enumerate(size):
         have = values_HWC.shape[axis]
@@ -94,7 +97,7 @@ def _cropped(values_HWC: np.ndarray, size: tuple[int, int]) -> np.ndarray:
             widths[axis] = (before, want - have - before)
             values_HWC = np.pad(values_HWC, widths)
         else:
-            first = (have - want) // 2
+            first = round((have - want) / 2) if even else (have - want) // 2
             values_HWC = values_HWC.take(range(first, first + want), axis=axis)
     return values_HWC
 
@@ -242,12 +245,12 @@ def _of_timm(cfg: Mapping[str, Any]) -> Recipe:
     mode = cfg.get("crop_mode") or "center"
     if mode not in ("center", "squash") or (mode == "center" and larger[0] != larger[1]):
         raise _unknown(name, f"Its crop_mode is {mode!r}, its input_size {size}.")
-    resample = str(cfg.get("interpolation") or "bilinear")
+    resample = str(cfg.get("interpolation") or "bicubic")
     if resample not in RESAMPLE:
         raise _unknown(name, f"Its interpolation is {resample!r}.")
     mean, std = (_channels(name, k, cfg.get(k)) for k in ("mean", "std"))
     resize = (larger[0], larger[1]) if mode == "squash" else larger[0]
-    return Recipe(resize, (size[1], size[2]), resample, 1 / 255, mean, std, name)
+    return Recipe(resize, (size[1], size[2]), resample, 1 / 255, mean, std, name, even=True)
 
 
 def _prove(processor: Any, recipe: Recipe) -> None:

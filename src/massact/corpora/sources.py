@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from massact.corpora.audio_source import AudioSource
 from massact.corpora.batch import Corpus
 from massact.corpora.files import looks_like_path, read_path
 from massact.corpora.given import from_ids, from_tensors
@@ -20,6 +21,7 @@ from massact.corpora.packing import Request, pack_prompts, pack_windows
 from massact.corpora.pictures import is_image, pictures_of
 from massact.corpora.preprocess import checked
 from massact.corpora.presets import PRESETS
+from massact.corpora.recordings import is_sound, recordings_of
 from massact.records.errors import UserError
 
 EMBEDDED_BREAK = "\n* * *\n"
@@ -99,7 +101,7 @@ def corpus(
     split: str | None = None,
     text_column: str | None = None,
     preprocess: Mapping[str, Any] | None = None,
-) -> Source | ImageSource | Corpus:
+) -> Source | ImageSource | AudioSource | Corpus:
     """Name or give the inputs to measure on.
 
     Args:
@@ -107,7 +109,8 @@ def corpus(
             'redpajama'); a text, Markdown or JSONL file, or a folder of such; a data set of the Hub, as
             'name' or 'name:configuration'; a list of prompts; (B, T) token ids; a dict of tensors; images: a folder of
             them (folders of classes inside it are labels), a CSV with a column 'path' (and 'label'), a list of paths
-            or images of Pillow.
+            or images of Pillow; sound: a folder of wav and flac files (with transcripts: a.txt beside a.wav), one file,
+            a CSV with a column 'path' (and 'text'), a list of paths or of (samples, rate in Hz).
         tokenizer: a transformers tokenizer; text without one stays a `Source` until the model brings it.
         seq_len: tokens per sequence, special tokens included. If it is given, a list of prompts is packed.
         n_sequences: how many sequences, 'all' for all; None: up to 32 windows of text, all of anything else.
@@ -119,18 +122,23 @@ def corpus(
             'crop': side or (H, W), 'resample': 'bicubic', 'mean': 0.5 or three, 'std': 0.5 or three}.
 
     Returns:
-        A `Corpus` where the inputs are ready or a tokenizer is given, a `Source` of text, or an `ImageSource`.
+        A `Corpus` where the inputs are ready or a tokenizer is given, a `Source` of text, an `ImageSource` or an
+        `AudioSource`.
 
     Raises:
         UserError: what is wrong with the input, why, and what to do.
     """
     request = Request(seq_len, n_sequences, bos, seed)
-    images = _images(spec, request, preprocess)
+    sounds = _sounds(spec, request)
+    images = _images(spec, request, preprocess) if sounds is None else None
+    if sounds is not None or images is not None:
+        _no_text_options("images" if sounds is None else "recordings", split, text_column, tokenizer)
     if images is not None:
-        _no_text_options("images", split, text_column, tokenizer)
         return images
     if preprocess:
         raise UserError("preprocess was given.", "It means something for images only.", "Leave it out.")
+    if sounds is not None:
+        return sounds
     if isinstance(spec, torch.Tensor | np.ndarray | Mapping):
         _no_text_options("given tensors", split, text_column)
         if isinstance(spec, Mapping):
@@ -143,7 +151,7 @@ def corpus(
     return source
 
 
-def corpus_again(record: Mapping[str, Any], given: str | None = None) -> Source | ImageSource:
+def corpus_again(record: Mapping[str, Any], given: str | None = None) -> Source | ImageSource | AudioSource:
     """The source of a corpus from what run.json keeps of it.
 
     Args:
@@ -163,6 +171,10 @@ def corpus_again(record: Mapping[str, Any], given: str | None = None) -> Source 
         made = corpus(Path(given), n_sequences=record.get("n_sequences"), preprocess=source.get("asked"))
         assert not isinstance(made, Corpus)
         return made
+    if kind == "recordings" and given is not None:
+        made = corpus(Path(given), n_sequences=record.get("n_sequences"))
+        assert not isinstance(made, Corpus)
+        return made
     if kind in ("preset", "dataset"):
         return corpus(name, split=source.get("split"), text_column=source.get("column"))
     raise UserError(
@@ -172,12 +184,40 @@ def corpus_again(record: Mapping[str, Any], given: str | None = None) -> Source 
     )
 
 
+def _sounds(spec: Any, request: Request) -> AudioSource | None:
+    """Recordings that a spec means; None where it means something else."""
+    given = spec
+    if isinstance(spec, Path | str):
+        given = _file_meant(spec)
+        if given is None:
+            return None
+    found = recordings_of(given)
+    if found is None:
+        return None
+    _nothing_of_text("recordings", request)
+    name = given.resolve().name if isinstance(given, Path) else "recording" if is_sound(given) else "recordings"
+    return AudioSource(name, found, request.n_sequences)
+
+
+def _file_meant(spec: Path | str) -> Path | None:
+    """The file or folder that a name means; None where it means something else, or is not there."""
+    if isinstance(spec, str) and (spec in PRESETS or spec.strip() in ("", "embedded")):
+        return None
+    path = Path(spec).expanduser()
+    return path if _exists(path) else None
+
+
+def _nothing_of_text(kind: str, request: Request) -> None:
+    for option, value in (("seq_len", request.seq_len), ("bos", None if request.bos == "auto" else request.bos)):
+        if value is not None:
+            raise UserError(f"{option}={value!r} was given.", f"It means nothing for {kind}.", "Leave it out.")
+
+
 def _images(spec: Any, request: Request, preprocess: Mapping[str, Any] | None) -> ImageSource | None:
     """Images that a spec means; None where it means something else."""
     if is_image(spec) or isinstance(spec, Path | str):
-        path = spec if is_image(spec) else Path(spec).expanduser()
-        named = isinstance(spec, str) and (spec in PRESETS or spec.strip() in ("", "embedded"))
-        if named or not (is_image(spec) or _exists(path)):
+        path = spec if is_image(spec) else _file_meant(spec)
+        if path is None:
             return None
         pictures = pictures_of([path] if is_image(spec) else path)
         name = "image" if is_image(spec) else path.resolve().name
@@ -185,9 +225,7 @@ def _images(spec: Any, request: Request, preprocess: Mapping[str, Any] | None) -
         pictures, name = pictures_of(spec), "images"
     if pictures is None:
         return None
-    for option, value in (("seq_len", request.seq_len), ("bos", None if request.bos == "auto" else request.bos)):
-        if value is not None:
-            raise UserError(f"{option}={value!r} was given.", "It means nothing for images.", "Leave it out.")
+    _nothing_of_text("images", request)
     return ImageSource(name, pictures, request.n_sequences, checked(preprocess))
 
 

@@ -191,10 +191,10 @@ class _Job:
 
     def _lengths(self, stack: str) -> list[int]:
         """Positions of every sequence from which random tokens are drawn."""
-        text = self.texts[stack]
-        if text.kind == "tokens" and text.mask is not None:
-            return [int(row.nonzero().max()) + 1 for row in text.mask]
-        return [self.n_positions[stack]] * self.corpus.n_sequences
+        text, n = self.texts[stack], self.n_positions[stack]
+        mask = text.mask if text.kind == "tokens" else None
+        mask = next((m for m in text.counts if m.shape[1] == n), mask)
+        return [n] * self.corpus.n_sequences if mask is None else [int(row.nonzero().max()) + 1 for row in mask]
 
     def _probes(self, coordinates: list[Coordinate]) -> list[Probe]:
         probes: list[Probe] = []

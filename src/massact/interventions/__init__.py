@@ -28,12 +28,14 @@ from massact.interventions.catalogue import (
 from massact.interventions.effects import Paired, evaluate
 from massact.interventions.job import InterveneConfig, intervene
 from massact.interventions.saved_run import intervene_run
+from massact.interventions.zero_shot import ZeroShot
 
 __all__ = [
     "QUARTET",
     "InterveneConfig",
     "Massive",
     "Paired",
+    "ZeroShot",
     "clip",
     "cut_attention",
     "drop_first",

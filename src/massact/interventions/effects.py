@@ -88,7 +88,7 @@ def evaluate(
     after: dict[str, list[dict[str, np.ndarray]]] = {n: [] for n in names}
     own: dict[str, list[dict[str, np.ndarray]]] = {n: [] for n in names}
     fired = {n: Fired(n) for n in names}
-    done, task = 0, task_of(model, since)
+    done, task = 0, task_of(model, since, corpus=corpus)
     for batch in corpus.batches(batch_size):
         truth = None if labels is None else labels[list(batch.sequences)]
         asked = ask(batch, task)
@@ -122,7 +122,8 @@ def evaluate(
 
 
 def _width(asked: Asked) -> int:
-    return 0 if asked.ids_BT is None else asked.ids_BT.shape[1]
+    ids = asked.batch.inputs.get("input_ids")  # a decoder's own ids lose nothing by any edit
+    return 0 if ids is None else ids.shape[1]
 
 
 @contextmanager

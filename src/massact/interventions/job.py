@@ -12,14 +12,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from massact.corpora import Corpus
+from massact.corpora import PADDING, Corpus
 from massact.interventions.catalogue import QUARTET, Massive, massive, massive_everywhere
 from massact.interventions.effects import Paired, effects_of, evaluate
-from massact.interventions.labels import labels_of
+from massact.interventions.heads import head_of
+from massact.interventions.labels import labelled, labels_of
 from massact.interventions.named import Setting, check_name, edit_named
 from massact.interventions.repetition import evaluate_repetition
 from massact.interventions.sinks import Sinks
 from massact.interventions.tasks import evaluate_tasks
+from massact.interventions.zero_shot import ZeroShot
 from massact.models import Model, load, with_attention
 from massact.records.errors import UserError, check_options
 from massact.records.intervention import InterveneInfo, Intervention
@@ -85,6 +87,7 @@ def intervene(
     evaluate_on: Any = None,
     labels: Sequence[int] | str | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
+    head: ZeroShot | str | Path | None = None,
     more: Sequence[AnyEdit] = (),
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -100,6 +103,8 @@ def intervene(
         labels: classes of the sequences (images) that effects are of, for accuracy; 'auto': those that the corpus came
             with; or a CSV, see `massact.interventions.labels.labels_of`.
         groups: column -> label of every such sequence: effects are also told for each label.
+        head: of a model of images without one: `ZeroShot(...)`, or the file of a linear head, see
+            `massact.interventions.heads`.
         more: further edits of the catalogue, or one's own.
         progress: called with sequences done and sequences in all.
         **options: see `InterveneConfig`.
@@ -116,6 +121,9 @@ def intervene(
     check_text(ready, scan)
     other = None if evaluate_on is None else scanned_corpus(loaded, evaluate_on, scan)
     text = ready if other is None else other
+    if head is not None:
+        pictures = labelled(text, labels) if isinstance(labels, str) else text.pictures
+        loaded = replace(loaded, head=head_of(loaded, text, head, getattr(pictures, "classes", None)))
     classes = None if labels is None else labels_of(loaded, text, labels)
     for what, given in (groups or {}).items():
         if len(given) != text.n_sequences:
@@ -136,6 +144,7 @@ def intervene(
     columns = {column: np.array([str(x) for x in list(values)[half:]]) for column, values in (groups or {}).items()}
     info = _info(config, scan, (ready, text, half), targets)
     info.config["labels"] = labels if isinstance(labels, str | None) else "given"
+    info.config["head"] = None if loaded.head is None else loaded.head.record
     rows = _rows(paired, targets[0], columns, config.seed)
     rows += _more_rows(loaded, held_out, edits, (config, targets[0], info.notes, progress))
     info.wall_s = time.perf_counter() - began
@@ -169,6 +178,8 @@ def _info(
         evaluated_on=f"sequences {half} to {text.n_sequences - 1}{elsewhere}",
         git=git_state(),
     )
+    if set(scan.findings.position_class) >= {PADDING, "other"}:
+        info.notes.append("Findings in padding and in other frames are edited alike; means and shuffles mix them.")
     if not half and not elsewhere:
         info.notes.append("Means and cuts are of the sequences that the effects are of.")
     return info
@@ -200,7 +211,11 @@ def _part(corpus: Corpus, start: int) -> Corpus:
         return corpus
     inputs = {name: tensor[start:] for name, tensor in corpus.inputs.items()}
     pictures = None if corpus.pictures is None else corpus.pictures.part(start)
-    return replace(corpus, inputs=inputs, mask=None if corpus.mask is None else corpus.mask[start:], pictures=pictures)
+    return replace(
+        corpus, inputs=inputs, mask=None if corpus.mask is None else corpus.mask[start:], pictures=pictures,
+        recordings=None if corpus.recordings is None else corpus.recordings.part(start),
+        counts=tuple(mask[start:] for mask in corpus.counts),
+    )  # fmt: skip
 
 
 def _rows(paired: Paired, target: Massive, groups: Mapping[str, np.ndarray], seed: int) -> list[dict[str, object]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from massact.corpora import Corpus, Pictures, read_csv
+from massact.interventions.zero_shot import spoken
 from massact.models import Model
 from massact.records.errors import UserError
 
@@ -29,8 +30,7 @@ def labels_of(model: Model, corpus: Corpus, given: Sequence[int] | str) -> list[
         UserError: there are none, an image has none, names that cannot be matched, a label out of range.
     """
     if isinstance(given, str):
-        pictures = _own(corpus) if given == "auto" else _listed(corpus, Path(given))
-        labels = _numbered(model, pictures)
+        labels = _numbered(model, labelled(corpus, given))
     else:
         labels = [int(x) for x in given]
         if len(labels) != corpus.n_sequences:
@@ -40,6 +40,15 @@ def labels_of(model: Model, corpus: Corpus, given: Sequence[int] | str) -> list[
             )
     _in_range(model, corpus, labels)
     return labels
+
+
+def labelled(corpus: Corpus, given: str) -> Pictures:
+    """The images of a corpus with labels: those that they came with ('auto'), or those of a CSV.
+
+    Raises:
+        UserError: there are none, or an image has none.
+    """
+    return _own(corpus) if given == "auto" else _listed(corpus, Path(given))
 
 
 def _own(corpus: Corpus) -> Pictures:
@@ -84,8 +93,11 @@ def _unique(file: Path, names: list[str]) -> dict[str, int]:
 
 
 def n_classes(model: Model) -> int | None:
-    """How many classes a model tells apart, where its configuration says."""
-    n = getattr(getattr(model.module, "config", None), "num_labels", None)
+    """How many classes a model tells apart, where its head or its configuration says."""
+    if model.head is not None:
+        return int(model.head.n_classes)
+    bare = getattr(model.module, "base_model", None) is model.module  # its configuration counts classes all the same
+    n = None if bare else getattr(getattr(model.module, "config", None), "num_labels", None)
     n = getattr(model.module, "num_classes", None) if n is None else n  # timm
     return n if isinstance(n, int) and n > 0 else None
 
@@ -94,18 +106,26 @@ def _numbered(model: Model, pictures: Pictures) -> list[int]:
     assert pictures.labels is not None
     if pictures.classes is None:
         return list(pictures.labels)
-    known = getattr(getattr(model.module, "config", None), "label2id", None) or {}
-    if all(name in known for name in pictures.classes):
-        return [int(known[pictures.classes[label]]) for label in pictures.labels]
+    names, known = _by_name(model, pictures.classes)
+    odd = [name for name in names if name not in known]
+    if not odd:
+        return [int(known[names[label]]) for label in pictures.labels]
     n = n_classes(model)
-    if n is not None and n != len(pictures.classes):
-        odd = next(name for name in pictures.classes if name not in known)
+    if (n is not None and n != len(names)) or len(odd) < len(names):
         raise UserError(
-            f"There are {len(pictures.classes):,} class names, and the model has {n:,} classes.",
-            f"It does not know them by name (for example {odd!r}), and their order is not that of its classes.",
+            f"There are {len(names):,} class names, and the model has {n or len(known):,} classes.",
+            f"It does not know them all by name (for example {odd[0]!r}), and their order is not that of its classes.",
             "Give the numbers: --labels FILE.csv with the columns path and label.",
         )
     return list(pictures.labels)
+
+
+def _by_name(model: Model, classes: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Class names of the images as the model would write them, and the numbers that it has for names."""
+    if model.head is None:
+        return classes, getattr(getattr(model.module, "config", None), "label2id", None) or {}
+    known = {name: i for i, name in enumerate(model.head.classes or ())}
+    return tuple(spoken(name) for name in classes), known
 
 
 def _in_range(model: Model, corpus: Corpus, labels: list[int]) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from massact.corpora import Batch
+from massact.corpora import Batch, Corpus
+from massact.interventions.labels import n_classes
 from massact.models import Model
 from massact.records.errors import UserError
 
@@ -55,12 +56,17 @@ class Asked:
     hidden: list[Tensor] = field(default_factory=list)
 
 
-def task_of(model: Model, since: int = 0, seed: int = 0) -> Task:
+def task_of(model: Model, since: int = 0, seed: int = 0, corpus: Corpus | None = None) -> Task:
     """What a model predicts, read from what it is.
 
     A masked language model predicts hidden tokens, 15 % of the text, where its tokenizer has a mask token; without
-    one there is no loss to speak of: every token is seen by its own prediction.
+    one there is no loss to speak of: every token is seen by its own prediction. Of recordings, the decoder predicts the
+    transcript behind its start tokens; without a transcript there is no loss.
     """
+    recordings = None if corpus is None else corpus.recordings
+    if recordings is not None:
+        spoken = recordings.texts is not None and bool(recordings.prompt)
+        return Task(1, max(since, len(recordings.prompt))) if spoken else Task(None, since)
     if getattr(getattr(model.module, "config", None), "is_encoder_decoder", False):
         return Task(0, since)
     generates = getattr(model.module, "can_generate", None)
@@ -73,7 +79,7 @@ def task_of(model: Model, since: int = 0, seed: int = 0) -> Task:
 
 def ask(batch: Batch, task: Task) -> Asked:
     """Hide what is to be predicted; the same positions whenever a sequence comes."""
-    ids_BT = batch.inputs.get("input_ids")
+    ids_BT = batch.inputs.get("input_ids", batch.inputs.get("decoder_input_ids"))
     if ids_BT is None or task.mask_id is None:
         return Asked(batch, ids_BT)
     new_BT, hidden = ids_BT.clone(), []
@@ -95,14 +101,23 @@ def logits_of(model: Model, batch: Batch) -> Tensor:
         UserError: the model has no head.
     """
     inputs = {k: v for k, v in batch.inputs.items() if k != "labels"}
+    if model.head is not None:
+        return model.head(model, inputs)
+    if model.main_input == "input_ids" and hasattr(model.module, "get_image_features") and "input_ids" not in inputs:
+        raise UserError(
+            f"{model.name or 'The model'} gives no logits of images alone, so an edit has no effect to measure on it.",
+            do="Classify by the names of classes: --zero-shot (in Python head=ZeroShot(...)).",
+        )
     place = [model.anatomy.logits] if model.anatomy.logits is not None else []
     out = model.run(inputs, places=place) if place else model.module(
         **{k: v.to(model.device) for k, v in inputs.items()}, **model.arguments)  # fmt: skip
     logits = getattr(out, "logits", None)
+    if isinstance(out, Tensor) and out.ndim == 2 and out.shape[1] == n_classes(model):  # a classifier of timm
+        return out
     if not isinstance(logits, Tensor):
         raise UserError(
             f"{model.name or 'The model'} gives no logits, so an edit has no effect to measure on it.",
-            do="Load it with its language-model or classification head.",
+            do="Load it with its language-model or classification head; for images give --head or --zero-shot.",
         )
     return logits
 
@@ -143,7 +158,7 @@ def befores(logits: Tensor, batch: Batch) -> list[Before]:
     """What every sequence of a batch is compared with."""
     if logits.ndim == 2:
         return [Before(logits[b : b + 1], None) for b in range(len(logits))]
-    return [Before(logits[b], batch.rows[b]) for b in range(len(logits))]
+    return [Before(logits[b], rows) for b, rows in enumerate(_rows_of(batch, logits))]
 
 
 def measured(
@@ -156,11 +171,15 @@ def measured(
         before: what was without the edit; None for the baseline itself.
         labels: (B,) classes.
     """
-    rows, batch = [], asked.batch
+    rows, counted = [], _rows_of(asked.batch, logits)
     for b in range(len(logits)):
         old = None if before is None else before[b]
         if logits.ndim == 2:
             rows.append(_classified(logits[b], old, None if labels is None else int(labels[b])))
+            continue
+        if asked.ids_BT is None and set(asked.batch.inputs) & {"input_values", "input_features"}:
+            kept_TV, _ = _counted(logits[b], counted[b], logits.shape[1])  # frames of sound: nothing is their target
+            rows.append(_predicted(kept_TV, 0, old, kept_TV, (Task(None), torch.arange(len(kept_TV)))))
             continue
         if asked.ids_BT is None:
             raise UserError(
@@ -168,14 +187,19 @@ def measured(
                 "They are no classes of an image, and there is no text that they predict.",
                 "Load it with a classification head.",
             )
-        valid = slice(None) if batch.rows[b] is None else batch.rows[b]
+        valid = slice(None) if counted[b] is None else counted[b]
         at_T = torch.arange(asked.ids_BT.shape[1])[valid]
-        kept_TV, gone = _counted(logits[b], batch.rows[b], asked.ids_BT.shape[1])
+        kept_TV, gone = _counted(logits[b], counted[b], asked.ids_BT.shape[1])
         known = _predicted(kept_TV, gone, old, asked.ids_BT[b][valid].to(logits.device), (task, at_T))
         if asked.hidden:
             known |= _filled_in(logits[b], asked.ids_BT[b], asked.hidden[b])
         rows.append(known)
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _rows_of(batch: Batch, logits: Tensor) -> tuple[Any, ...]:
+    """Which positions of each sequence's predictions count: those of the text, or of the decoder or frames."""
+    return batch.rows if "input_ids" in batch.inputs else batch.rows_of(logits.shape[1])
 
 
 def _classified(logits_V: Tensor, before: Before | None, label: int | None) -> dict[str, float]:

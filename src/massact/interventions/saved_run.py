@@ -36,7 +36,7 @@ def intervene_run(
         group: column of the JSONL file `evaluate_on` (or `corpus`) whose labels effects are broken down by; each of its
             rows is a sequence of its own then.
         progress: called with (stage, sequences done, sequences in all).
-        options: see `InterveneConfig`; and labels, see `intervene`.
+        options: see `InterveneConfig`; and labels and head, see `intervene`.
 
     Raises:
         UserError: model, corpus or column cannot be found, or the model is another one.

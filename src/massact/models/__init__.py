@@ -10,14 +10,17 @@ from massact.models.inputs import example_inputs
 from massact.models.loading import EMBEDDED, Model, check_finite, load, random_twin, weights_hash
 from massact.models.norms import norms_of
 from massact.models.proof import Proof, prove
+from massact.models.speech import decoder_context, first_ids
 
 __all__ = [
     "EMBEDDED",
     "Model",
     "Proof",
     "check_finite",
+    "decoder_context",
     "discover",
     "example_inputs",
+    "first_ids",
     "load",
     "norms_of",
     "projection_of",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from massact.models.timm_models import timm_cfg
 from massact.records.errors import UserError
 
 N_TOKENS = 13  # a prime that is no usual width, so that a product over tokens is told from one over features
@@ -49,21 +50,28 @@ def _pixels(config: Any, generator: torch.Generator) -> Tensor:
     return torch.rand(2, int(_first(config, "num_channels") or 3), height, width, generator=generator)
 
 
+def _rand(cfg: dict[str, Any], seed: int) -> Tensor:
+    """Two images of the size that a model of timm takes."""
+    return torch.rand(2, *cfg["input_size"], generator=torch.Generator().manual_seed(seed))
+
+
 def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
-    """Keyword arguments for one short forward pass of a transformers model, from its configuration.
+    """Keyword arguments for one short forward pass of a model, from its configuration.
 
     Args:
-        model: a transformers model of any modality.
+        model: a transformers model of any modality, or a model of timm.
         seed: of the random tokens, pixels or features.
 
     Raises:
-        UserError: the model is not a transformers model, so its inputs must be given.
+        UserError: the model is from neither of them, so its inputs must be given.
     """
-    config = getattr(model, "config", None)
+    config, cfg = getattr(model, "config", None), timm_cfg(model)
+    if cfg is not None and not hasattr(model, "main_input_name"):
+        return {next(iter(inspect.signature(model.forward).parameters)): _rand(cfg, seed)}
     if config is None or not hasattr(model, "main_input_name"):
         raise UserError(
             f"massact does not know what {type(model).__name__} takes.",
-            "It is not a transformers model.",
+            "It is not a model of transformers or timm.",
             "Give one short example: load(model, inputs={'name': tensor, ...}).",
         )
     generator = torch.Generator().manual_seed(seed)
@@ -71,7 +79,7 @@ def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
     main = model.main_input_name
     given: dict[str, Any] = {}
     if "pixel_values" in accepted and (main == "pixel_values" or "vision_config" in getattr(config, "sub_configs", {})):
-        given["pixel_values"] = _pixels(config, generator)
+        given["pixel_values"] = _pixels(config, generator) if cfg is None else _rand(cfg, seed)
     if main == "input_features":
         frames = 2 * int(_first(config, "max_source_positions") or 1500)
         given["input_features"] = torch.randn(2, int(_first(config, "num_mel_bins") or 80), frames, generator=generator)
@@ -145,6 +153,14 @@ def _places(model: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
     batch, _, height, width = given["pixel_values"].shape
     n = (height // patch) * (width // patch)
     return {"noise": torch.rand(batch, n, generator=torch.Generator().manual_seed(0))}
+
+
+def whole_images(part: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+    """For masked autoencoders that mask nothing (mask_ratio 0): what keeps the patches in order."""
+    if getattr(getattr(part, "config", None), "mask_ratio", None) != 0 or "noise" in given:
+        return {}
+    shuffled = _places(part, given) if "pixel_values" in given else {}
+    return {name: x.sort(dim=1).values for name, x in shuffled.items()}
 
 
 def float_dtype(module: nn.Module) -> torch.dtype:

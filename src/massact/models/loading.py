@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from massact.models.discovery import discover, run_example
-from massact.models.inputs import example_variants, fixed_arguments, float_dtype, to_device
+from massact.models.inputs import example_variants, fixed_arguments, float_dtype, to_device, whole_images
 from massact.models.proof import Proof, prove
+from massact.models.timm_models import TIMM, read_timm, timm_cfg
 from massact.records.anatomy import Anatomy, Place, Stack
 from massact.records.errors import ProofError, UserError
 from massact.records.runinfo import ModelInfo
 
 EMBEDDED = "embedded"
+SOUND = ("input_features", "input_values")  # what transformers calls inputs of sound
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
           "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # fmt: skip
 
@@ -37,10 +39,12 @@ class Model:
         proof: what was checked, with the numbers.
         tokenizer: of a text model, or None.
         processor: what prepares images for the model: an image processor of transformers, the fields of its file, or a
-            `pretrained_cfg` of timm; None where nothing says so.
+            `pretrained_cfg` of timm; of a model of sound its feature extractor; None where nothing says so.
         name: the id, path or class name it was loaded by.
         revision: of a Hub model, or None.
         arguments: of every forward pass. example: a short input that it runs on.
+        head: what makes logits (B, classes) of the model and inputs, where the module has no head of its own that
+            should; see `massact.interventions.heads`.
     """
 
     module: nn.Module
@@ -52,6 +56,7 @@ class Model:
     arguments: dict[str, Any] = field(default_factory=dict)
     example: dict[str, Any] = field(default_factory=dict)
     processor: Any = None
+    head: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +88,8 @@ class Model:
         given = to_device(inputs, self.device, self.dtype)
         if "input_ids" in given and "decoder_input_ids" not in given and _needs_decoder(part):
             given["decoder_input_ids"] = self.decoder_ids(given["input_ids"])
-        return part(**(given | self._arguments(part)))
+        whole = to_device(whole_images(part, given), self.device, self.dtype)
+        return part(**(given | whole | self._arguments(part)))
 
     def _part(self, modules: list[str], given: set[str]) -> nn.Module:
         names = {id(m): n for n, m in self.module.named_modules()}
@@ -113,6 +119,11 @@ class Model:
             return "pixel_values"
         pixels = [k for k, v in self.example.items() if isinstance(v, Tensor) and v.ndim == 4 and v.shape[1] == 3]
         return pixels[0] if len(pixels) == 1 else None
+
+    @property
+    def sound_input(self) -> str | None:
+        """Name of the input that takes sound; None where the model takes none."""
+        return self.main_input if self.main_input in SOUND else None
 
     @property
     def vocabulary(self) -> int | None:
@@ -195,16 +206,17 @@ def load(
     """Load a model, find its anatomy and prove it.
 
     Args:
-        spec: a Hub id, a local folder, a live module, or None for the embedded model.
+        spec: a Hub id, a local folder, a name of timm ("timm:vit_tiny_patch16_224", see
+            `massact.models.timm_models.read_timm`), a live module, or None for the embedded model.
         tokenizer: of a live module; loaded beside the weights otherwise.
         blocks: dotted path(s) of the list(s) of blocks, where the search does not find them.
-        inputs: one short example input (name -> tensor) for a module that is not from transformers.
+        inputs: one short example input (name -> tensor) for a module that is not from transformers or timm.
         device: "auto" (CUDA where there is one), or any torch device.
         dtype: "auto" (as stored), "float32", "float16", "bfloat16".
         revision: of a Hub model.
         options: more keyword arguments for `from_pretrained` (for example trust_remote_code=True, or
             allow_pickle=True to read `.bin` weights with weights_only=True).
-        processor: of images, for a live module; read beside the weights otherwise.
+        processor: of images or sound, for a live module; read beside the weights otherwise.
 
     Raises:
         UserError: the model cannot be found or read.
@@ -213,16 +225,12 @@ def load(
     if isinstance(spec, nn.Module):
         module, name = spec.eval(), type(spec).__name__
     else:
-        from massact.models.pretrained import read_pretrained, read_processor  # transformers is slow to import
-
         where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else _device(device)
         name = EMBEDDED if spec is None else os.fspath(spec)
-        module, found = read_pretrained(_folder(name), _dtype(dtype), revision, dict(options or {}))
+        module, found, known = _read(name, _dtype(dtype), revision, dict(options or {}))
         module = module.to(where).eval()
-        tokenizer = tokenizer or found
-        if processor is None and "pixel_values" in inspect.signature(module.forward).parameters:
-            processor = read_processor(name, revision, dict(options or {}))
-    processor = _timm_cfg(module) if processor is None else processor
+        tokenizer, processor = tokenizer or found, known if processor is None else processor
+    processor = timm_cfg(module) if processor is None else processor
     check_finite(module)
     paths = _paths(blocks)
     arguments = fixed_arguments(module) if inputs is None and hasattr(module, "config") else {}
@@ -251,13 +259,21 @@ def load(
     raise refused
 
 
-def _timm_cfg(module: nn.Module) -> Any:
-    """How a model of timm says that its images are prepared."""
-    for holder in (module, getattr(module, "config", None)):
-        cfg = getattr(holder, "pretrained_cfg", None)
-        if isinstance(cfg, Mapping) and "input_size" in cfg:
-            return dict(cfg)
-    return None
+def _read(
+    name: str, dtype: torch.dtype | str, revision: str | None, options: dict[str, Any]
+) -> tuple[nn.Module, Any, Any]:
+    """A model by name, its tokenizer and its processor, where it has them."""
+    if name.startswith(TIMM):
+        return read_timm(name, dtype, revision, options), None, None
+    # transformers is slow to import
+    from massact.models.pretrained import read_extractor, read_pretrained, read_processor
+
+    module, tokenizer = read_pretrained(_folder(name), dtype, revision, dict(options))
+    if "pixel_values" in inspect.signature(module.forward).parameters:
+        return module, tokenizer, read_processor(name, revision, options)
+    if getattr(module, "main_input_name", None) in SOUND:
+        return module, tokenizer, read_extractor(name, revision, options)
+    return module, tokenizer, None
 
 
 def _own_examples(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:

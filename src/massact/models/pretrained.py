@@ -140,6 +140,8 @@ def _check_folder(path: Path, allow_pickle: bool) -> None:
         parsed = json.loads(config.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{config} is not valid JSON.", str(error), "Copy or download it again.") from None
+    if isinstance(parsed, dict) and "architecture" in parsed and "model_type" not in parsed:
+        raise UserError(f"{path} was saved by timm.", do=f"Say so: timm:local-dir:{path}")
     if not isinstance(parsed, dict) or "model_type" not in parsed:
         raise UserError(f"{config} names no model_type.", do="Save the model with save_pretrained().")
     if any(path.glob("*.safetensors")):
@@ -269,6 +271,20 @@ def read_processor(spec: str, revision: str | None, options: dict[str, Any]) -> 
     except Exception:
         return None
     return fields if isinstance(fields, dict) else None
+
+
+def read_extractor(spec: str, revision: str | None, options: dict[str, Any]) -> Any:
+    """The feature extractor of a model of sound, or None where there is none.
+
+    Args:
+        spec, revision, options: as for `read_pretrained`.
+    """
+    common = {"revision": revision} if revision else {}
+    common |= {"trust_remote_code": True} if options.get("trust_remote_code") else {}
+    try:
+        return transformers.AutoFeatureExtractor.from_pretrained(spec, **common)
+    except Exception:  # no file, no network, no such class: a corpus of recordings says what is missing
+        return None
 
 
 def _tokenizer(spec: str, config: Any, common: dict[str, Any]) -> Any:

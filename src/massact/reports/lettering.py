@@ -20,7 +20,7 @@ from massact.reports.legible import escaped, number, shortened, visible
 # The colours of Fig. 4 of Sun 2024: three magnitudes and the median.
 TOP_1, TOP_2, TOP_3, MEDIAN = "#4a7fd4", "#3a9d5d", "#8a5bb8", "#7a7a7a"
 LIMIT, WARNING, PLAIN = "#b5543c", "#c1272d", "#5b6770"
-CLASSES = {"start": "#4a7fd4", "delimiter": "#d98a29", "other": "#7a7a7a"}
+CLASSES = {"start": "#4a7fd4", "delimiter": "#d98a29", "padding": "#b5543c", "other": "#7a7a7a"}
 STACKS = ("#4a7fd4", "#d98a29", "#3a9d5d", "#8a5bb8", "#b5543c", "#7a7a7a")
 
 # Fonts that have what DejaVu Sans, which comes with matplotlib, lacks; used where they are installed.

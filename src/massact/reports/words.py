@@ -19,7 +19,8 @@ GROUPS = {
     "start": "at the start of the sequence only",
     "start and first delimiter": "at the start of the sequence and at the first delimiter",
 }
-CLASSES = {"start": "at the start of the sequence", "delimiter": "at delimiters", "other": "at other tokens"}
+CLASSES = {"start": "at the start of the sequence", "delimiter": "at delimiters", "padding": "in padding",
+           "other": "at other tokens"}  # fmt: skip
 MOST_DIMS, MOST_TOKENS = 6, 6
 
 
@@ -76,6 +77,7 @@ def _found(view: StackView) -> list[str]:
         if dims:
             said.append(f"They sit in dim{'s' * (len(dims) > 1)} {listed(dims + [f'{more:,} more'] * (more > 0))}.")
         said += _tokens(view)
+    said += _padding(view)
     if view.answer and view.answer.peak:
         said.append(f"The largest finding is {_place(view.answer.peak)}.")
     constant = _constancy(view)
@@ -113,6 +115,18 @@ def _tokens(view: StackView) -> list[str]:
     rate = number(answer.per_sequence)
     return [
         f"At layer {view.peak_layer} they are {group or 'at unnamed positions'}, {rate} per sequence; tokens: {tokens}."
+    ]
+
+
+def _padding(view: StackView) -> list[str]:
+    """How many findings are in frames behind the end of a recording."""
+    count = int((view.findings["position_class"] == "padding").sum())
+    if not count:
+        return []
+    share = percent(count / len(view.findings))
+    return [
+        f"{counted(count, 'finding')} ({share}) {'is' if count == 1 else 'are'} in padding: frames behind the end of a "
+        "recording, which the model attends to as to any other."
     ]
 
 

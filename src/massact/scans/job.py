@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from massact.corpora import Corpus, ImageSource, Source
+from massact.corpora import AudioSource, Corpus, ImageSource, Source
 from massact.corpora import corpus as make_corpus
 from massact.models import Model, load, random_twin
 from massact.records.answer import Answer
@@ -23,6 +23,7 @@ from massact.scans.evidence import evidence
 from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer
 from massact.scans.portrait import portrait, prompt_corpus, ranks_table
 from massact.scans.saved import Saved
+from massact.scans.sound import ready_sound, with_decoder
 from massact.scans.tokens import tokens_of
 from massact.stats import HiddenStats, TokenMax
 from massact.trace import Measurements, Probe, measure
@@ -110,7 +111,7 @@ def scan(
     config = ScanConfig.of(options)
     criterion(config.criterion).resolved(config.thresholds)  # refused now, not after the model is loaded
     loaded = model if isinstance(model, Model) else load(model)
-    source = corpus if isinstance(corpus, Corpus | Source | ImageSource) else make_corpus(corpus)
+    source = corpus if isinstance(corpus, Corpus | Source | ImageSource | AudioSource) else make_corpus(corpus)
     text = Text(source, ready_corpus(loaded, source, config, config.bos), named(corpus))
     return scan_text(loaded, text, config, out=out, resume=resume, progress=progress)
 
@@ -119,7 +120,7 @@ def scan(
 class Text:
     """What a scan reads: the source, the corpus made of it for the model, and how the user named it, if so."""
 
-    source: Corpus | Source | ImageSource
+    source: Corpus | Source | ImageSource | AudioSource
     ready: Corpus
     named: str | None
 
@@ -180,7 +181,7 @@ def scan_text(
 
 # ---------------------------------------------------------------------------- inputs
 def ready_corpus(
-    model: Model, source: Corpus | Source | ImageSource, config: ScanConfig, bos: str | None
+    model: Model, source: Corpus | Source | ImageSource | AudioSource, config: ScanConfig, bos: str | None
 ) -> Corpus:
     """A corpus that fits the model.
 
@@ -190,13 +191,16 @@ def ready_corpus(
     accepted = model.inputs_accepted()
     if isinstance(source, ImageSource):
         source = _ready_images(model, source, config)
-    elif config.preprocess and (isinstance(source, Source) or source.pictures is None):
+    elif config.preprocess and (isinstance(source, Source | AudioSource) or source.pictures is None):
         raise UserError("preprocess was given.", "The corpus is not read from images.", "Leave it out.")
+    elif isinstance(source, AudioSource):
+        _nothing_of_text("sound", config)
+        source = ready_sound(model, source, config.n_sequences)
     elif isinstance(source, Source):
         if "input_ids" not in accepted:
             raise UserError(
                 f"{model.name or 'The model'} takes {model.main_input}, not text.",
-                do="Give images (a folder, a CSV, a list), or tensors: corpus({'pixel_values': tensor}).",
+                do="Give images or recordings (a folder, a CSV, a list), or tensors: corpus({'pixel_values': tensor}).",
             )
         if model.tokenizer is None:
             raise UserError(
@@ -213,6 +217,8 @@ def ready_corpus(
         )
     elif source.spelling is None and model.tokenizer is not None and source.kind == "tokens":
         source = source.with_tokenizer(model.tokenizer)
+    else:
+        source = with_decoder(model, source)
     for name in source.inputs:
         if name not in accepted:
             raise UserError(
@@ -239,11 +245,15 @@ def _ready_images(model: Model, source: ImageSource, config: ScanConfig) -> Corp
             f"{model.name or 'The model'} takes images of {example.shape[1]} channels.",
             "Files are read as three (RGB).", f"Give tensors: corpus({{{name!r}: tensor}}).",
         )  # fmt: skip
-    if config.seq_len is not None or config.bos not in (None, "auto"):
-        raise UserError("seq_len and bos mean nothing for images.", do="Leave them out.")
+    _nothing_of_text("images", config)
     return source.encode(
         model.processor, input_name=name, n_sequences=config.n_sequences, preprocess=config.preprocess
     )
+
+
+def _nothing_of_text(kind: str, config: ScanConfig) -> None:
+    if config.seq_len is not None or config.bos not in (None, "auto"):
+        raise UserError(f"seq_len and bos mean nothing for {kind}.", do="Leave them out.")
 
 
 # ---------------------------------------------------------------------------- the work
@@ -253,7 +263,7 @@ class _Job:
 
     model: Model
     corpus: Corpus
-    source: Corpus | Source | ImageSource
+    source: Corpus | Source | ImageSource | AudioSource
     config: ScanConfig
     rule: Criterion
     thresholds: dict[str, float]
@@ -355,8 +365,9 @@ class _Job:
         if not self.config.bos_contrast:
             return {"unavailable": "not asked for"}
         if not isinstance(self.source, Source):
-            images = self.corpus.pictures is not None
-            return {"unavailable": "images have none" if images else "the corpus came as ids or tensors"}
+            known = {"images": self.corpus.pictures, "recordings": self.corpus.recordings}
+            kind = next((k for k, read in known.items() if read is not None), None)
+            return {"unavailable": f"{kind} have none" if kind else "the corpus came as ids or tensors"}
         tokenizer = self.model.tokenizer
         if getattr(tokenizer, "bos_token_id", None) is None and getattr(tokenizer, "cls_token_id", None) is None:
             return {"unavailable": "the tokenizer has no BOS token"}
@@ -371,7 +382,7 @@ class _Job:
 
     def notes(self, seen: Evidence, rows: Any, near_rows: Any) -> list[str]:
         """What the tables cannot say of themselves: what could not be seen, and where a list was cut."""
-        notes = list(self.model.anatomy.left_out)
+        notes = [*self.model.anatomy.left_out, *self.corpus.origin.source.get("notes", ())]
         for site, reason in self.model.anatomy.unavailable():
             if "mlp_act" in self.rule.needs and site.point == "mlp_act":
                 notes.append(f"{site} is unavailable: {reason}.")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from massact.corpora import Corpus
 from massact.models import Model
+from massact.scans.frames import framed
 from massact.scans.patches import place_names
 
 
@@ -13,8 +14,8 @@ def tokens_of(model: Model, corpus: Corpus, stack: str, last: int) -> Corpus:
     """A corpus as one stack of blocks reads it: its `input_ids` stand where that stack has its positions.
 
     The decoder of an encoder-decoder reads `decoder_input_ids`, or else the text one position later
-    (`Model.run`); a stack that reads pixels or sound has no tokens, but its positions may have names (`place_names`);
-    every other one reads the text.
+    (`Model.run`); a stack that reads pixels or sound has no tokens, but its positions may have names (`place_names`,
+    `framed`); every other one reads the text.
 
     Args:
         last: greatest position seen in that stack. Where it is not that of the text, the stack has positions of
@@ -23,6 +24,8 @@ def tokens_of(model: Model, corpus: Corpus, stack: str, last: int) -> Corpus:
     read = _read(model, corpus, stack)
     if read.kind == "tokens" and last != _last_counted(read):
         read = replace(read, kind="tensors", mask=None)
+    if read.kind == "tensors" and read.recordings is not None:
+        return framed(model, read, stack, last + 1)
     if read.kind == "tensors":
         names = place_names(model, read, stack)
         return replace(read, places=names if names is not None and len(names) == last + 1 else None)
@@ -40,7 +43,8 @@ def _read(model: Model, corpus: Corpus, stack: str) -> Corpus:
     if name == "decoder_input_ids":
         given = corpus.inputs.get(name)
         if given is not None:
-            return replace(corpus, kind="tokens", inputs={"input_ids": given}, mask=None)
+            mask = next((m for m in corpus.counts if m.shape[1] == given.shape[1]), None)
+            return replace(corpus, kind="tokens", inputs={"input_ids": given}, mask=mask)
         if corpus.kind == "tokens":
             return replace(corpus, inputs={"input_ids": model.decoder_ids(corpus.inputs["input_ids"])})
         return corpus

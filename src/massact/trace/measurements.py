@@ -219,10 +219,8 @@ def feed(statistic: Statistic, h_BTD: Tensor, batch: Batch) -> None:
     """Give each sequence's valid rows to a statistic."""
     if h_BTD.ndim == 2:  # some modules see tokens of all sequences in one row
         h_BTD = h_BTD.reshape(len(batch.sequences), -1, h_BTD.shape[-1])
-    ids = batch.inputs.get("input_ids")
-    masked = ids is not None and ids.shape[1] == h_BTD.shape[1]  # the mask is about the text, not about patches
-    for b, sequence in enumerate(batch.sequences):
-        rows = batch.rows[b] if masked else None
+    counted = batch.rows_of(h_BTD.shape[1])  # a mask is about the text, say, not about patches
+    for b, (sequence, rows) in enumerate(zip(batch.sequences, counted, strict=True)):
         if rows is None:
             statistic.update(h_BTD[b], Where(sequence))
         elif isinstance(rows, slice):
@@ -251,10 +249,9 @@ def attended_sequences(call: AttentionCall, place: AttentionPlace, batch: Batch)
             f"Attention in {place.module!r} saw {call.shape[0]} rows for {n} sequences.",
             "The model split its input into windows, which it did not do when it was proved.",
         )
-    ids = batch.inputs.get("input_ids")
-    masked = ids is not None and ids.shape[1] == call.shape[2]
-    for b, sequence in enumerate(batch.sequences):
-        attended, rows = call.of(b, place), batch.rows[b] if masked else None
+    counted = batch.rows_of(call.shape[2])
+    for b, (sequence, rows) in enumerate(zip(batch.sequences, counted, strict=True)):
+        attended = call.of(b, place)
         where = Where(sequence)
         if rows is not None:
             attended = attended.trimmed(rows)

@@ -1,0 +1,131 @@
+"""Recordings prepared for a model, and which positions of its stacks count."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from massact.corpora import AudioSource, Corpus, Prompt
+from massact.models import Model, decoder_context, first_ids
+from massact.records.errors import MassactError, UserError
+from massact.records.sites import Site
+from massact.scans.frames import embedded, framed
+from massact.stats import Keep
+from massact.trace import Probe, measure
+
+
+def ready_sound(model: Model, source: AudioSource, n_sequences: int | None) -> Corpus:
+    """Recordings as a model takes them.
+
+    Padding that the model masks does not count; padding that it attends to counts, and is told apart (`framed`). A
+    decoder reads its start tokens, and the transcript where there is one.
+
+    Raises:
+        UserError: the model takes no sound; see `AudioSource.encode`.
+    """
+    name = model.sound_input
+    if name is None:
+        raise UserError(f"{model.name or 'The model'} takes {model.main_input}, not sound.", do="Give what it takes.")
+    corpus = source.encode(
+        model.processor, input_name=name, tokenizer=model.tokenizer, prompt=_prompt(model), n_sequences=n_sequences
+    )
+    notes = list(corpus.origin.source["notes"])
+    for stack in [s.name for s in model.anatomy.stacks if model.reads(s) == name]:
+        n = _positions(model, corpus, stack)
+        if any(mask.shape[1] == n for mask in corpus.counts):
+            corpus = _wider(corpus)
+        corpus = _masked(model, corpus, stack)
+        if framed(model, corpus, stack, n).ends is None:
+            masked = any(mask.shape[1] == n for mask in corpus.counts)
+            whose = f"of stack {stack!r} " if stack else ""
+            told = "" if masked else ", so padding is not told apart in them"
+            notes.append(f"The positions {whose}were not placed in time{told}.")
+    return _noted(corpus, notes)
+
+
+def with_decoder(model: Model, corpus: Corpus) -> Corpus:
+    """Features of sound given as tensors, with the decoder's start tokens where there is a decoder and no ids."""
+    prompt = _prompt(model)
+    if prompt is None or corpus.spelling is not None or "decoder_inputs_embeds" in corpus.inputs:
+        return corpus
+    if "decoder_input_ids" in corpus.inputs:
+        return corpus if model.tokenizer is None else corpus.with_tokenizer(model.tokenizer)
+    ids = torch.tensor([prompt.ids]).expand(corpus.n_sequences, -1).contiguous()
+    record = {"prompt_ids": list(prompt.ids), "prompt_from": prompt.said_by, "then": None}
+    origin = replace(corpus.origin, source=corpus.origin.source | {"decoder": record})
+    made = replace(corpus, inputs={**corpus.inputs, "decoder_input_ids": ids}, origin=origin)
+    return made if model.tokenizer is None else made.with_tokenizer(model.tokenizer)
+
+
+def _prompt(model: Model) -> Prompt | None:
+    """What the decoder reads first; None for a model of sound without one."""
+    takes = model.inputs_accepted()
+    if "decoder_input_ids" not in takes or model.sound_input is None or "input_ids" in takes:
+        return None
+    ids, said_by = first_ids(model.module, model.tokenizer)
+    return Prompt(ids, said_by, decoder_context(model.module))
+
+
+def _positions(model: Model, corpus: Corpus, stack: str) -> int:
+    """How many positions a stack has.
+
+    Raises:
+        UserError: the model does not run on what the extractor makes.
+    """
+    try:
+        return len(embedded(model, corpus.head(1), stack))
+    except MassactError:
+        raise
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{model.name or 'The model'} does not run on what its {type(model.processor).__name__} makes.", text,
+            "Is the preprocessor_config.json beside the weights that of this model?",
+        ) from error  # fmt: skip
+
+
+def _wider(corpus: Corpus) -> Corpus:
+    """The decoder's ids with one more column of padding: masks are told apart by their number of positions."""
+    ids = corpus.inputs["decoder_input_ids"]
+    more = torch.cat([ids, torch.zeros_like(ids[:, :1])], 1)
+    counts = tuple(torch.cat([m, torch.zeros_like(m[:, :1])], 1) for m in corpus.counts)
+    return replace(corpus, inputs={**corpus.inputs, "decoder_input_ids": more}, counts=counts)
+
+
+def _masked(model: Model, corpus: Corpus, stack: str) -> Corpus:
+    """A corpus whose mask of input frames is also one of the stack's positions, if the model heeds it.
+
+    It heeds it if the last layer of the recording with most padding is another one without the mask. The model
+    itself says how many positions so many input frames give.
+    """
+    lengths_of = next(
+        (m._get_feat_extract_output_lengths for m in model.module.modules()
+         if hasattr(m, "_get_feat_extract_output_lengths")), None,
+    )  # fmt: skip
+    if corpus.mask is None or "attention_mask" not in model.inputs_accepted():
+        return replace(corpus, mask=None)
+    shortest = int(corpus.mask.sum(1).argmin())
+    one = replace(corpus.part(shortest, shortest + 1), counts=())
+    end = Site(stack, model.anatomy.stack(stack).n_layers, "resid_post")
+
+    def last(of: Corpus) -> np.ndarray:
+        return np.asarray(measure(model, of, [Probe("end", str(end), Keep)]).result("end", end).values[0])
+
+    with_mask = last(one)
+    if np.array_equal(with_mask, last(replace(one, mask=None))):
+        return replace(corpus, mask=None)
+    if lengths_of is None:
+        return corpus
+    n_N = torch.as_tensor(lengths_of(corpus.mask.sum(1)))
+    counts: Tensor = torch.arange(len(with_mask))[None] < n_N[:, None]
+    return corpus if bool(counts.all()) else replace(corpus, counts=(*corpus.counts, counts))
+
+
+def _noted(corpus: Corpus, notes: list[str]) -> Corpus:
+    source: dict[str, Any] = corpus.origin.source
+    prepared = source["preprocess"] | {"masked": corpus.mask is not None}
+    return replace(corpus, origin=replace(corpus.origin, source=source | {"notes": notes, "preprocess": prepared}))
