@@ -129,7 +129,8 @@ def page() -> str:
         ],
     )
     out += ["", "## Command line", ""]
-    for arguments in ((), ("scan",), ("explain",), ("intervene",), ("classics",), ("train",), ("compare",), ("show",)):
+    verbs = ("scan", "explain", "intervene", "classics", "train", "compare", "show", "report")
+    for arguments in ((), *((verb,) for verb in verbs)):
         out += ["```text", help_of(*arguments), "```", ""]
     return "\n".join(out)
 

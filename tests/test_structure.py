@@ -132,12 +132,16 @@ def test_public_functions_have_docstrings() -> None:
                 assert ast.get_docstring(node) or node.name in ("Rule",), f"{path}: {node.name} has no docstring"
 
 
-VERBS = ("scan", "explain", "intervene", "classics", "train", "compare", "show")
+VERBS = ("scan", "explain", "intervene", "classics", "train", "compare", "show", "report")
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([verb, "--help"] for verb in VERBS), ["show", "nowhere"], ["compare", "nowhere", "there"]],
+    [
+        ["--help"],
+        *([verb, "--help"] for verb in VERBS),
+        *(["show", "nowhere"], ["report", "nowhere"], ["compare", "nowhere", "there"]),
+    ],
 )
 def test_help_and_show_import_no_torch(arguments: list[str]) -> None:
     code = (

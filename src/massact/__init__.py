@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from massact.records.notebooks import shown_by
 from massact.records.readers import read_changed_with
 
 # Public name -> the room it comes from. Imported on first use, so that `massact --help` needs no torch.
@@ -22,7 +23,7 @@ _ROOMS = {
     "explain": "explanations", "intervene": "interventions", "edited": "trace",
     "ScanResult": "records.results", "open_run": "records.results",
     "MassactError": "records.errors",
-    "draw": "reports",
+    "report": "reports",
 }  # fmt: skip
 
 __all__ = list(_ROOMS)
@@ -41,6 +42,14 @@ def _read_changed(*given: Any) -> Any:
 
 
 read_changed_with(_read_changed)
+
+
+def _in_a_notebook(result: Any) -> str:
+    """`records/` holds results, which a notebook shows; `reports/`, of which it must not know, writes the HTML."""
+    return str(importlib.import_module("massact.reports").notebook_html(result))
+
+
+shown_by(_in_a_notebook)
 
 
 def __dir__() -> list[str]:

@@ -57,6 +57,13 @@ def test_scan_explain_intervene_on_images(
     assert kept["preprocess"]["resize"] == 20 and kept["preprocess"]["std"] == [0.5] * 3
     assert info["config"]["preprocess"]["crop"] == 20
     assert run("explain", out, "-q", monkeypatch=monkeypatch) == 0
+    drawn = {p.stem for p in (out / "figures").glob("*.png")}
+    assert {"attention_patches", *(f"patches_{x}" for x in ("norms", "histograms", "neighbours"))} <= drawn
+    pictures = ma.open_run(out).images["pictures"]
+    assert pictures.shape == (8, 20, 20, 3)
+    first = Image.open(min(photos.rglob("*.png"), key=lambda p: p.relative_to(photos).as_posix()))
+    resized = np.asarray(first.resize((26, 20), Image.Resampling.BICUBIC))[:, 3:23]
+    np.testing.assert_array_equal(pictures[0], resized)
     assert run("intervene", out, "--labels", "auto", "-q", monkeypatch=monkeypatch) == 0
     first = open_intervention(out)
     assert first is not None and "accuracy" in set(first.effects.metric) and first.info.config["labels"] == "auto"
@@ -67,6 +74,19 @@ def test_scan_explain_intervene_on_images(
     assert "has no label for the image" in capsys.readouterr().err
     assert run("show", out, monkeypatch=monkeypatch) == 0
     assert "patch (" in capsys.readouterr().out
+
+
+def test_classics_of_images(
+    photos: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    steps = [*HALF, "--preprocess", "resize=20", "--preprocess", "crop=20"]
+    asked = ["classics", model, "--corpus", photos, "--which", "norm-growth", "--out", tmp_path / "run", "-q"]
+    assert run(*asked, monkeypatch=monkeypatch) == 2 and "--preprocess" in capsys.readouterr().err
+    assert run(*asked, *steps, monkeypatch=monkeypatch) == 0
+    info = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert info["corpus"]["source"]["preprocess"]["crop"] == [20, 20] and info["config"]["preprocess"]["resize"] == 20
+    assert run("classics", tmp_path / "run", *steps, monkeypatch=monkeypatch) == 2
+    assert "are for a model, not for a run" in capsys.readouterr().err
 
 
 def test_labels_that_do_not_fit(photos: Path, tmp_path: Path) -> None:

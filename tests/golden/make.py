@@ -19,11 +19,13 @@ from massact.records.intervention import INTERVENE_VERSION, Intervention
 from massact.records.lab import LAB_VERSION, Lab
 from massact.records.results import ScanResult
 from massact.records.runinfo import SCHEMA_VERSION
+from massact.records.shapes import SHAPES_VERSION, ShapeLab
 from massact.records.training import TRAIN_VERSION, Trained
 from massact.records.trajectory import TRAJECTORY_VERSION, Trajectory
 from massact.scans import checkpoints_in, scan_checkpoints
 from massact.training import train
 from massact.training.lab import run_lab
+from massact.training.shape_lab import run_shapes
 from tests import stepped
 from tests.families import build
 from tests.planted import Plant, Planted
@@ -36,6 +38,7 @@ FOLDER = Path(__file__).parent / f"schema_{SCHEMA_VERSION}"
 TRAINED = Path(__file__).parent / f"trained_{TRAIN_VERSION}"
 STEPPED = Path(__file__).parent / f"stepped_{TRAJECTORY_VERSION}"
 LAB = Path(__file__).parent / f"lab_{LAB_VERSION}"
+SHAPES = Path(__file__).parent / f"shapes_{SHAPES_VERSION}"
 
 
 def golden_scan() -> ScanResult:
@@ -95,6 +98,12 @@ def golden_lab() -> Lab:
     return run_lab(["softmax", "kv-bias"], **tiny)
 
 
+def golden_shapes() -> ShapeLab:
+    """Six steps of two variants, the first one also with registers."""
+    tiny = {"steps": 6, "every": 3, "batch": 8, "width": 16, "size": 16, "patch": 4, "layers": 2, "registers": 2}
+    return run_shapes(["softmax", "kv-bias"], **tiny)
+
+
 if __name__ == "__main__":
     if not FOLDER.exists():
         golden_scan().save(FOLDER)
@@ -107,7 +116,8 @@ if __name__ == "__main__":
     if not CLASSIC.exists():
         works = golden_classics()
         works[1].save(works[0].save(CLASSIC))
-    for place, make in ((TRAINED, golden_training), (STEPPED, golden_trajectory), (LAB, golden_lab)):
+    for place, make in ((TRAINED, golden_training), (STEPPED, golden_trajectory), (LAB, golden_lab),
+                        (SHAPES, golden_shapes)):  # fmt: skip
         if not place.exists():
             place.mkdir()
             make().save(place)

@@ -17,6 +17,7 @@ from massact.records.intervention import INTERVENE_VERSION, open_intervention
 from massact.records.lab import LAB_TABLES, LAB_VERSION, open_lab
 from massact.records.results import SCAN_TABLES
 from massact.records.runinfo import SCHEMA_VERSION
+from massact.records.shapes import SHAPE_TABLES, SHAPES_VERSION, open_shapes
 from massact.records.tables import TABLES
 from massact.records.training import TRAIN_VERSION, open_training
 from massact.records.trajectory import TRAJECTORY_VERSION, open_trajectory
@@ -26,6 +27,7 @@ from massact.reports import (
     show_explanation,
     show_intervention,
     show_lab,
+    show_shapes,
     show_training,
     show_trajectory,
     to_json,
@@ -36,6 +38,7 @@ from tests.golden.make import (
     FOLDER,
     INTERVENED,
     LAB,
+    SHAPES,
     STEPPED,
     TRAINED,
     golden_classics,
@@ -43,6 +46,7 @@ from tests.golden.make import (
     golden_intervention,
     golden_lab,
     golden_scan,
+    golden_shapes,
     golden_training,
     golden_trajectory,
 )
@@ -148,6 +152,7 @@ OPENED = {
     "trained": (open_training, show_training, "12 steps", TRAIN_VERSION),
     "stepped": (open_trajectory, show_trajectory, "step100", TRAJECTORY_VERSION),
     "lab": (open_lab, show_lab, "kv-bias", LAB_VERSION),
+    "shapes": (open_shapes, show_shapes, "softmax+registers", SHAPES_VERSION),
 }
 
 
@@ -169,6 +174,7 @@ def test_todays_training_trajectory_and_lab_equal_the_golden_ones() -> None:
         (open_training(TRAINED), golden_training(), ("training", "monitor")),
         (open_trajectory(STEPPED), golden_trajectory(), ("revisions",)),
         (open_lab(LAB), golden_lab(), LAB_TABLES),
+        (open_shapes(SHAPES), golden_shapes(), SHAPE_TABLES),
     ):
         for table in tables:
             clockless = [c for c in TABLES[table] if not c.endswith("wall_s") and c not in ("step_s", "tokens_per_s")]

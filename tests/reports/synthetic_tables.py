@@ -89,6 +89,7 @@ def finding(
         "token_id": 5,
         "token": token,
         "position_class": position_class,
+        "modality": "text",
         "criterion": "sun2024",
         "rank": rank,
     }

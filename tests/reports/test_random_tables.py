@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import read_page
 import synthetic
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,9 @@ from massact.records.answer import Answer, Peak, StackAnswer
 from massact.records.results import SCAN_TABLES, ScanResult
 from massact.records.tables import TABLES, frame
 from massact.reports import answer_in_words, draw, show, to_json
+from massact.reports.page.assembled import page_of
+from massact.reports.page.held import hold
+from massact.reports.page.written import html
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(synthetic.HOSTILE)
 REAL = st.floats() | st.sampled_from([0.0, 1.0, 100.0, 1e-30, 1e38])
@@ -110,6 +114,12 @@ def test_any_tables_can_be_said_and_printed(result: ScanResult) -> None:
 @given(results())
 def test_any_tables_can_be_drawn(tmp_path: Path, result: ScanResult) -> None:
     assert draw(result, tmp_path)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(results())
+def test_any_tables_have_a_page(result: ScanResult) -> None:
+    read_page.check(read_page.read(html(page_of(hold(result)))))
 
 
 def test_the_room_does_not_import_torch_or_pyplot() -> None:

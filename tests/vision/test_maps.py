@@ -22,6 +22,8 @@ from massact.reports.pictures import (
     draw_overlay,
     write_pictures,
 )
+from massact.stats import Where
+from massact.stats.neighbours import NeighbourCosines
 from massact.vision import (
     Layout,
     attention_shares,
@@ -32,7 +34,7 @@ from massact.vision import (
     patch_maps,
     read_layout,
 )
-from massact.vision.maps import PatchMaps, neighbour_cosine
+from massact.vision.maps import PatchMaps
 from tests.families import build
 
 OUTLIERS = {0: [4, 9], 2: [28], 3: []}
@@ -74,8 +76,19 @@ def test_cosines_to_neighbours_against_a_loop() -> None:
             found = [a[y, z] @ a[p] / np.linalg.norm(a[y, z]) / np.linalg.norm(a[p]) for p in near
                      if 0 <= p[0] < 3 and 0 <= p[1] < 4 and a[p].any() and a[y, z].any()]  # fmt: skip
             want[y, z] = np.mean(found) if found else np.nan
-    np.testing.assert_allclose(neighbour_cosine(x).numpy(), want, rtol=1e-5, atol=1e-6)
-    assert neighbour_cosine(torch.ones(1, 1, 3)).isnan().all()
+    seen = NeighbourCosines(range(1, 13), (3, 4))
+    seen.update(torch.cat([torch.ones(1, 6), x.reshape(12, 6)]), Where(5))
+    more = NeighbourCosines(range(1, 13), (3, 4))
+    more.update(torch.cat([torch.ones(1, 6), -x.flip(0).reshape(12, 6)]), Where(2))
+    again = NeighbourCosines.from_state(more.state())
+    again.merge(seen)
+    for result in (again.result(), NeighbourCosines.from_state(again.state()).result()):
+        np.testing.assert_allclose(result, np.stack([want[::-1], want]), rtol=1e-5, atol=1e-6)
+    alone = NeighbourCosines([0], (1, 1))
+    alone.update(torch.ones(1, 3), Where(0))
+    assert np.isnan(alone.result()).all() and alone.result().shape == (1, 1, 1)
+    with pytest.raises(ValueError, match="different options"):
+        seen.merge(alone)
 
 
 def test_neighbours_of_massive_patches_beside_others() -> None:

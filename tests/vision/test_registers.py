@@ -14,12 +14,22 @@ from torch import Tensor
 import massact as ma
 from massact.corpora import Batch, Corpus
 from massact.interventions import evaluate
+from massact.interventions.catalogue import massive
+from massact.interventions.named import Setting, check_name, edit_named
 from massact.models import Model
 from massact.records.errors import UserError
 from massact.stats import Where
 from massact.stats.positions import PositionMoments
 from massact.trace import edited
-from massact.vision import PUBLISHED, Registers, check_published, collect_registers, fix_registers, register_means
+from massact.vision import (
+    CONTROLS,
+    PUBLISHED,
+    Registers,
+    check_published,
+    collect_registers,
+    fix_registers,
+    register_means,
+)
 from massact.vision import read_layout as layout_of
 from massact.vision.published import SIZES
 from tests.families import FAMILIES, build
@@ -117,6 +127,27 @@ def test_overwritten_by_means_is_the_forward_pass_written_out() -> None:
     assert (fired[0].n_calls, fired[0].n_elements) == (3, 3 * 7 * 3 * 32)
 
 
+def test_registers_by_name_in_an_intervention() -> None:
+    """`intervene --set registers=...`: collected on the first half, as all cuts and means; effects of the second."""
+    m, corpus = classifier(), pictures(10)
+    scan = ma.scan(m, corpus, thresholds={"magnitude": 0.0, "ratio": 3.0}, null=False, bos_contrast=False)
+    sets = tuple(f"registers={how}" for how in CONTROLS)
+    done = ma.intervene(m, corpus, scan, sets=sets, sinks=False, repetition=False, labels=[0] * 10, seed=3)
+    first, second = corpus.head(5), corpus.part(5)
+    found = collect_registers(m, first)
+    edits = [fix_registers(found, how, seed=3) for how in CONTROLS]
+    paired = evaluate(m, second, edits, labels=torch.zeros(5, dtype=torch.long))
+    for edit in edits:
+        rows = done.effects[done.effects.edit == edit.name].set_index("metric")
+        for metric, values in paired.edited[edit.name].items():
+            assert rows.edited[metric] == pytest.approx(float(values.mean()), rel=1e-5, abs=1e-7)
+        assert rows.n_calls["kl"] == 3 * 5 and rows.edited["kl"] > 0
+    with pytest.raises(UserError, match="no registers"):
+        edit_named("registers=mean", Setting(model("vit"), (massive(scan.findings),), pictures()))
+    with pytest.raises(UserError, match="mean, noise, shuffle, zero"):
+        check_name("registers=nosie")
+
+
 def test_controls_give_what_they_say() -> None:
     m, corpus = classifier(), pictures()
     found = collect_registers(m, corpus, keep=7)
@@ -178,8 +209,8 @@ def test_layout_is_found_by_experiment(name: str, prefix: int, registers: tuple[
 def test_a_layout_that_is_none_is_refused() -> None:
     with pytest.raises(UserError, match="no images"):
         layout_of(model("vit"), ma.corpus(torch.randint(5, 90, (2, 9))))
-    with pytest.raises(UserError, match="grid of 4 x 6"):
-        layout_of(model("vit"), pictures(), grid=(4, 6))
+    with pytest.raises(UserError, match="cannot be told apart"):
+        layout_of(model("swin"), ma.corpus({"pixel_values": torch.rand(2, 3, 32, 32)}), stack="1")
 
 
 def made_up(size: str) -> np.ndarray:

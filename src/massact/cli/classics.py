@@ -13,10 +13,12 @@ from massact.cli.options import (
     CorpusNow,
     Device,
     Json,
+    Preprocess,
     Quiet,
     TrustRemoteCode,
     check_out,
     load_options_of,
+    preprocess_of,
     printed,
     progress_bar,
     quiet_libraries,
@@ -37,6 +39,7 @@ def classics(
     out: Annotated[Path | None, typer.Option(help="Run directory for a model; a run gets its tables added.")] = None,
     model: Annotated[str | None, typer.Option(help="Where the model of the run lies now.")] = None,
     corpus: CorpusNow = None,
+    preprocess: Preprocess = None,
     seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence, for a model.")] = None,
     n_sequences: Annotated[int | None, typer.Option(min=1, help="Sequences, from the start; nothing: all.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences per forward pass of paired runs.")] = 1,
@@ -51,8 +54,8 @@ def classics(
     from massact.records.results import open_run
 
     is_run = target is not None and os.path.isfile(Path(target) / "run.json")
-    if is_run and (out is not None or seq_len is not None):
-        raise UserError("--out and --seq-len are for a model, not for a run.", do="Leave them out.")
+    if is_run and (out is not None or seq_len is not None or preprocess):
+        raise UserError("--out, --seq-len and --preprocess are for a model, not for a run.", do="Leave them out.")
     result = open_run(Path(str(target))) if is_run else None
     quiet_libraries()
     from massact.classics import CLASSICS, ClassicsConfig, classics_anew, classics_run
@@ -78,7 +81,8 @@ def classics(
             out = Path(str(target))
         else:
             loaded = load(target, device=device, options=load_options)
-            asked = {"seq_len": seq_len, "n_sequences": n_sequences, "seed": seed}
+            asked = {"seq_len": seq_len, "n_sequences": n_sequences, "seed": seed,
+                     "preprocess": preprocess_of(preprocess)}  # fmt: skip
             result, done = classics_anew(loaded, corpus, scan_options=asked, progress=progress, options=options)
             if out is not None:
                 result.save(out)

@@ -38,11 +38,14 @@ def scan(
         str | None,
         typer.Option(
             help="Text, Markdown or JSONL file, a folder of them, or a data set name (wikitext-2, c4, pg19, redpajama, "
-            "any Hub id); for models of images or sound (wav, flac): a folder of them, a CSV with a column path; "
-            "nothing: the embedded text."
+            "any Hub id); for models of images or sound (wav, flac): a folder of them, a CSV with a column path; for "
+            "images with text: a JSONL file with columns image and text; nothing: the embedded text."
         ),
     ] = None,
     preprocess: Preprocess = None,
+    pictures: Annotated[
+        bool, typer.Option(help="Keep small pictures of the first 8 images in --out, for its figures.")
+    ] = True,
     seq_len: Annotated[int | None, typer.Option(min=1, help="Tokens per sequence.")] = None,
     n_sequences: Annotated[int | None, typer.Option(min=1, help="Number of sequences.")] = None,
     criterion: Annotated[
@@ -91,7 +94,7 @@ def scan(
     options: dict[str, Any] = {
         "criterion": criterion, "thresholds": dict(threshold_of(t) for t in threshold or ()), "seq_len": seq_len,
         "n_sequences": n_sequences, "bos": bos, "seed": seed, "top_k": top_k, "batch_size": batch_size_of(batch_size),
-        "preprocess": preprocess_of(preprocess),
+        "preprocess": preprocess_of(preprocess), "pictures": pictures,
     }  # fmt: skip
     options |= {k: v for k, v in (("null", null), ("bos_contrast", bos_contrast)) if v is not None}
     if prompt is not None:

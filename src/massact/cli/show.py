@@ -24,10 +24,12 @@ def show(
     from massact.records.intervention import open_intervention
     from massact.records.lab import open_lab
     from massact.records.results import open_run
+    from massact.records.shapes import open_shapes
     from massact.records.training import open_training
     from massact.records.trajectory import open_trajectory
 
-    alone = {"train.json": open_training, "trajectory.json": open_trajectory, "lab.json": open_lab}
+    alone = {"train.json": open_training, "trajectory.json": open_trajectory, "lab.json": open_lab,
+             "shapes.json": open_shapes}  # fmt: skip
     if not os.path.isfile(run / "run.json"):
         for name, read in alone.items():
             if os.path.isfile(run / name):

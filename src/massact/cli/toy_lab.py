@@ -1,4 +1,4 @@
-"""`massact train --task bigram-backcopy`: the toy lab."""
+"""`massact train --task bigram-backcopy` and `--task shapes`: the toy labs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import typer
 from massact.cli.options import printed, progress_bar, quiet_libraries
 from massact.records.errors import UserError
 
-TASKS = ("bigram-backcopy",)
+LANGUAGE, VISION = "bigram-backcopy", "shapes"
+TASKS = (LANGUAGE, VISION)
 NOT_HERE = {"data": "--data", "resume": "--resume"}
 
 
@@ -29,25 +30,32 @@ def toy_lab(
     for name, option in NOT_HERE.items():
         if others.get(name):
             raise UserError(f"{option} is not for --task {task}.", "A toy lab makes its own data, and takes minutes.")
+    if task == VISION and preset is not None:
+        raise UserError(f"--config is not for --task {task}.", do="Set single fields with --set.")
     quiet_libraries()
     from transformers.utils import logging
 
-    from massact.reports import draw_lab
+    from massact.reports import draw_lab, draw_shapes_lab
     from massact.training.lab import STORY, cores, run_lab
+    from massact.training.shape_lab import run_shapes
 
     logging.disable_progress_bar()
+    run, draw, line, saved = {
+        LANGUAGE: (lambda v, **o: run_lab(v, preset or "story", **o), draw_lab, _line, _saved),
+        VISION: (run_shapes, draw_shapes_lab, _shapes_line, _shapes_saved),
+    }[task]
     try:
         with progress_bar(quiet or json) as progress:
-            lab = run_lab(variants or STORY, preset or "story", out=out, workers=min(2, cores()), **options,
-                          progress=lambda name, done, total, row: progress(name, done, total, _line(row)))  # fmt: skip
+            lab = run(variants or STORY, out=out, workers=min(2, cores()), **options,
+                      progress=lambda name, done, total, row: progress(name, done, total, line(row)))  # fmt: skip
     except KeyboardInterrupt:
         typer.echo("Interrupted. A toy lab keeps no half-done training: start it again.", err=True)
         raise SystemExit(130) from None
     if out is not None:
-        draw_lab(lab, out)
+        draw(lab, out)
     printed(lab, json, quiet)
     if not json and not quiet:
-        typer.echo(_saved(lab, out))
+        typer.echo("\nNot saved. Keep tables, figure and models with --out DIR." if out is None else saved(lab, out))
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -59,10 +67,20 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def _saved(lab: Any, out: Path | None) -> str:
-    if out is None:
-        return "\nNot saved. Keep tables, figure and models with --out DIR."
+def _shapes_line(row: dict[str, Any]) -> str:
+    """The same of images."""
+    return f"top-1 {row['accuracy']:.2f}, loss {row['nats']:.2f}, largest patch {row['patch_norm_ratio']:.1f} x median"
+
+
+def _saved(lab: Any, out: Path) -> str:
     return (
         f"\nSaved in {out}: lab.json, tables, figures/, model-VARIANT/, held_out.jsonl. Scan a model: massact scan "
         f"{out / f'model-{lab.variants[0]}'} --corpus {out / 'held_out.jsonl'}"
+    )
+
+
+def _shapes_saved(lab: Any, out: Path) -> str:
+    return (
+        f"\nSaved in {out}: shapes.json, tables, figures/, model-ARM/, held_out/CLASS/*.png. Scan a model: massact "
+        f"scan {out / f'model-{lab.arms[0]}'} --corpus {out / 'held_out'}"
     )

@@ -24,7 +24,10 @@ def train(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(help="bigram-backcopy: a toy lab of small models, one for each --attention, side by side."),
+        typer.Option(
+            help="A toy lab of small models, one for each --attention, side by side: bigram-backcopy (language) or "
+            "shapes (images; the first --attention also with registers)."
+        ),
     ] = None,
     data: Annotated[
         str | None,

@@ -2,8 +2,8 @@
 
 Takes: a name, a path, prompts, ids or tensors; a tokenizer.
 Gives: `Corpus`, read as `Batch`es, with BOS policy, packing, seed and content hash recorded; or a `Source`,
-which is text that still waits for a tokenizer, an `ImageSource`, images that wait for a processor, or an
-`AudioSource`, recordings that wait for a feature extractor.
+which is text that still waits for a tokenizer, an `ImageSource` or `PairSource`, images (with text) that wait for a
+processor, or an `AudioSource`, recordings that wait for a feature extractor.
 Knows: files, data sets and their protocols, tokenizers, preprocessing of images, reading of sound. Must not know:
 models, layers, or what is measured.
 """
@@ -11,11 +11,13 @@ models, layers, or what is measured.
 from massact.corpora.audio_source import AudioSource, Prompt
 from massact.corpora.batch import PADDING, Batch, Corpus, Origin
 from massact.corpora.image_source import ImageSource
+from massact.corpora.modalities import Modalities
+from massact.corpora.pairs import PairSource
 from massact.corpora.pictures import Pictures, read_csv
 from massact.corpora.presets import PRESETS, Preset
-from massact.corpora.sources import Source, corpus, corpus_again
+from massact.corpora.sources import AnySource, Source, corpus, corpus_again
 
 __all__ = [
-    "PADDING", "PRESETS", "AudioSource", "Batch", "Corpus", "ImageSource", "Origin", "Pictures", "Preset", "Prompt",
-    "Source", "corpus", "corpus_again", "read_csv",
+    "PADDING", "PRESETS", "AnySource", "AudioSource", "Batch", "Corpus", "ImageSource", "Modalities", "Origin",
+    "PairSource", "Pictures", "Preset", "Prompt", "Source", "corpus", "corpus_again", "read_csv",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from massact.corpora.modalities import Modalities
 from massact.corpora.pictures import Pictures
 from massact.corpora.recordings import Recordings
 from massact.corpora.spelling import Spelling
@@ -62,8 +63,8 @@ class Batch:
 
     def rows_of(self, n_positions: int) -> tuple[Positions, ...]:
         """Which positions count in a stack of so many; all where nothing is said of such a stack."""
-        ids = self.inputs.get("input_ids")
-        about = self.rows if ids is not None and ids.shape[1] == n_positions else (None,) * len(self.rows)
+        told = self.inputs.get("input_ids", self.inputs.get("attention_mask"))
+        about = self.rows if told is not None and told.shape[1] == n_positions else (None,) * len(self.rows)
         return self.counts.get(n_positions, about)
 
 
@@ -96,7 +97,8 @@ class Corpus:
     Args:
         name: what the user called it.
         kind: 'tokens' where `inputs` has `input_ids`, else 'tensors'.
-        inputs: keyword arguments of the model, each with N as its first dimension; no `attention_mask`.
+        inputs: keyword arguments of the model, each with N as its first dimension but for the packed ones; no
+            `attention_mask`.
         mask: (N, T) bool, which positions count; None where all do.
         origin: how it was made.
         spelling: turns token ids into strings; None where no tokenizer is known.
@@ -106,6 +108,10 @@ class Corpus:
         recordings: of sound read from files: names, lengths, transcripts; None for anything else.
         counts: masks (N, P) bool of stacks with P positions of their own (frames of sound, a decoder), told apart by P.
         ends: of each recording, the first position behind its end, in a stack of frames; None elsewhere.
+        packed: of an input that holds the rows of all sequences one after another (patches of images of any size),
+            how many rows each sequence has. Such a corpus is read one sequence at a time, since the tower that
+            takes these rows sees those of a whole batch as one sequence.
+        modalities: what each position is, as far as a model was asked; None before.
     """
 
     name: str
@@ -116,6 +122,8 @@ class Corpus:
     spelling: Spelling | None = None
     pictures: Pictures | None = None
     places: tuple[str, ...] | None = None
+    packed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    modalities: Modalities | None = None
     recordings: Recordings | None = None
     counts: tuple[torch.Tensor, ...] = ()
     ends: tuple[int, ...] | None = None
@@ -123,7 +131,7 @@ class Corpus:
     @property
     def n_sequences(self) -> int:
         """Number of sequences (or images)."""
-        return next(iter(self.inputs.values())).shape[0]
+        return next(tensor for name, tensor in self.inputs.items() if name not in self.packed).shape[0]
 
     @property
     def seq_len(self) -> int | None:
@@ -163,11 +171,18 @@ class Corpus:
         if start < 0:
             raise UserError(f"The first sequence is {start}.", "Sequences are numbered from 0.", "Use 0 or more.")
         last = self.n_sequences
+        batch_size = 1 if self.packed else batch_size
         return (self._batch(low, min(low + batch_size, last)) for low in range(start, last, batch_size))
+
+    def rows(self, start: int, stop: int | None = None) -> dict[str, torch.Tensor]:
+        """The inputs of the sequences from `start` to before `stop`; views, not copies."""
+        stop = self.n_sequences if stop is None else stop
+        cut = {name: (sum(n[:start]), sum(n[:stop])) for name, n in self.packed.items()}
+        return {name: x[slice(*cut.get(name, (start, stop)))] for name, x in self.inputs.items()}
 
     def _batch(self, low: int, high: int) -> Batch:
         # Cloned, so that a model or an edit that works in place cannot change the corpus.
-        inputs = {name: tensor[low:high].clone() for name, tensor in self.inputs.items()}
+        inputs = {name: tensor.clone() for name, tensor in self.rows(low, high).items()}
         sequences = tuple(range(low, high))
         counts = {m.shape[1]: tuple(counted(row) for row in m[low:high]) for m in self.counts}
         if self.mask is None:
@@ -192,7 +207,13 @@ class Corpus:
             if self._behind(sequence, pos):
                 return PADDING
             return self.places[pos] if self.places is not None and pos < len(self.places) else f"token {pos}"
+        if self.modalities is not None and token_id in self.modalities.ids:
+            return self.modalities.name(self.inputs["input_ids"][sequence], sequence, pos)
         return self.spelling.string(token_id) if self.spelling else f"id {token_id}"
+
+    def modality(self, sequence: int, pos: int) -> str:
+        """Return what a position is: text, image, video or audio; empty where it is not known."""
+        return "" if self.modalities is None else self.modalities.of(self.token_id(sequence, pos), pos)
 
     def position_class(self, sequence: int, pos: int) -> PositionClass:
         """Say whether a position is the first that counts, a delimiter, padding, or another one (paper.md 2.1).
@@ -207,7 +228,7 @@ class Corpus:
             return "start"
         if self._behind(sequence, pos):
             return PADDING
-        known = self.spelling is not None and self.kind == "tokens"
+        known = self.spelling is not None and self.kind == "tokens" and self.modality(sequence, pos) in ("", "text")
         return "delimiter" if known and self.spelling.is_delimiter(self.token_id(sequence, pos)) else "other"
 
     def _behind(self, sequence: int, pos: int) -> bool:
@@ -235,12 +256,13 @@ class Corpus:
 
     def part(self, start: int, stop: int | None = None) -> Corpus:
         """Return the sequences from `start` to before `stop`."""
-        inputs = {name: tensor[start:stop] for name, tensor in self.inputs.items()}
+        inputs = self.rows(start, stop)
         parts: dict[str, Any] = {
             "pictures": None if self.pictures is None else self.pictures.part(start, stop),
             "recordings": None if self.recordings is None else self.recordings.part(start, stop),
             "counts": tuple(mask[start:stop] for mask in self.counts),
             "ends": None if self.ends is None else self.ends[start:stop],
+            "packed": {name: n[start:stop] for name, n in self.packed.items()},
         }
         if self.mask is None:
             return replace(self, inputs=inputs, **parts)

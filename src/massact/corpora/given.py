@@ -34,7 +34,8 @@ def from_tensors(tensors: Mapping[str, Any], tokenizer: Any, request: Request, n
 
     Args:
         tensors: keyword arguments of the model, each with N first; an `attention_mask` (N, T) says which
-            positions count. Tensors are held, not copied; token ids are copied.
+            positions count. Tensors are held, not copied; token ids are copied. Beside an `image_grid_thw` (N, 3) of
+            frames, rows and columns of patches, `pixel_values` holds the patches of all images one after another.
         tokenizer: for readable tokens where there are `input_ids`; may be None.
         request: as for `from_ids`.
         name: name of the corpus; 'ids' or 'tensors' if None.
@@ -45,7 +46,8 @@ def from_tensors(tensors: Mapping[str, Any], tokenizer: Any, request: Request, n
     parts = {key: _tensor(key, value) for key, value in tensors.items()}
     if not parts or set(parts) == {"attention_mask"}:
         raise UserError("The corpus is empty.", "The dict has no input tensor.", "Give {'pixel_values': ...} or so.")
-    counts = {key: tensor.shape[0] for key, tensor in parts.items()}
+    packed = _packed(parts)
+    counts = {key: tensor.shape[0] for key, tensor in parts.items() if key not in packed}
     if len(set(counts.values())) > 1 or any(tensor.numel() == 0 for tensor in parts.values()):
         raise UserError(
             "The tensors do not form a corpus.",
@@ -66,10 +68,37 @@ def from_tensors(tensors: Mapping[str, Any], tokenizer: Any, request: Request, n
     origin = Origin(bos_requested=request.bos, seed=int(request.seed))
     if mask is not None:
         parts, mask = trim_padding(parts, mask)
-    corpus = Corpus(name or {"tokens": "ids"}.get(kind, kind), kind, parts, mask, origin, spelling)
+    name = name or {"tokens": "ids"}.get(kind, kind)
+    corpus = Corpus(name, kind, parts, mask, origin, spelling, packed=packed)
     _meets(corpus, request)
     n = request.n_sequences
     return corpus if n in (None, "all", corpus.n_sequences) else corpus.head(n)
+
+
+# Patches of images of any size, and the tensor that says how many each image has.
+_GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
+
+
+def _packed(parts: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Rows of each sequence of the inputs that hold those of all sequences one after another.
+
+    Raises:
+        UserError: as many patches as the grids say are not there.
+    """
+    found = {}
+    for pixels, grid in _GRIDS.items():
+        if pixels not in parts or grid not in parts:
+            continue
+        sizes, rows = parts[grid], parts[pixels].shape[0]
+        if sizes.ndim != 2 or sizes.shape[1] != 3 or int(sizes.prod(1).sum()) != rows:
+            said = f"{grid} {tuple(sizes.shape)}" + (f", in all {int(sizes.prod(1).sum())}" if sizes.ndim == 2 else "")
+            raise UserError(
+                f"{pixels} does not fit {grid}.",
+                f"{pixels} has {rows} patches; {said}.",
+                f"Give {grid} as (sequences, 3): frames, rows and columns of patches, one image for each sequence.",
+            )
+        found[pixels] = tuple(int(n) for n in sizes.prod(1))
+    return found
 
 
 def _tensor(name: str, value: Any) -> torch.Tensor:

@@ -18,6 +18,7 @@ from massact.corpora.given import from_ids, from_tensors
 from massact.corpora.hub import read_dataset, read_preset
 from massact.corpora.image_source import ImageSource
 from massact.corpora.packing import Request, pack_prompts, pack_windows
+from massact.corpora.pairs import PairSource, pairs_of
 from massact.corpora.pictures import is_image, pictures_of
 from massact.corpora.preprocess import checked
 from massact.corpora.presets import PRESETS
@@ -90,6 +91,9 @@ class Source:
         return pack_windows(self.name, documents, tokenizer, request, self.join, self.protocol, self.origin)
 
 
+AnySource = Source | ImageSource | PairSource | AudioSource  # what still waits for a model
+
+
 def corpus(
     spec: Any = None,
     *,
@@ -101,7 +105,7 @@ def corpus(
     split: str | None = None,
     text_column: str | None = None,
     preprocess: Mapping[str, Any] | None = None,
-) -> Source | ImageSource | AudioSource | Corpus:
+) -> AnySource | Corpus:
     """Name or give the inputs to measure on.
 
     Args:
@@ -109,8 +113,9 @@ def corpus(
             'redpajama'); a text, Markdown or JSONL file, or a folder of such; a data set of the Hub, as
             'name' or 'name:configuration'; a list of prompts; (B, T) token ids; a dict of tensors; images: a folder of
             them (folders of classes inside it are labels), a CSV with a column 'path' (and 'label'), a list of paths
-            or images of Pillow; sound: a folder of wav and flac files (with transcripts: a.txt beside a.wav), one file,
-            a CSV with a column 'path' (and 'text'), a list of paths or of (samples, rate in Hz).
+            or images of Pillow; images with text: a JSONL file whose rows have 'image' (a path, relative to the file)
+            and 'text'; sound: a folder of wav and flac files (with transcripts: a.txt beside a.wav), one file, a CSV
+            with a column 'path' (and 'text'), a list of paths or of (samples, rate in Hz).
         tokenizer: a transformers tokenizer; text without one stays a `Source` until the model brings it.
         seq_len: tokens per sequence, special tokens included. If it is given, a list of prompts is packed.
         n_sequences: how many sequences, 'all' for all; None: up to 32 windows of text, all of anything else.
@@ -122,8 +127,8 @@ def corpus(
             'crop': side or (H, W), 'resample': 'bicubic', 'mean': 0.5 or three, 'std': 0.5 or three}.
 
     Returns:
-        A `Corpus` where the inputs are ready or a tokenizer is given, a `Source` of text, an `ImageSource` or an
-        `AudioSource`.
+        A `Corpus` where the inputs are ready or a tokenizer is given, a `Source` of text, an `ImageSource`, a
+        `PairSource` of images with text, or an `AudioSource`.
 
     Raises:
         UserError: what is wrong with the input, why, and what to do.
@@ -135,8 +140,13 @@ def corpus(
         _no_text_options("images" if sounds is None else "recordings", split, text_column, tokenizer)
     if images is not None:
         return images
+    pairs = _pairs(spec, request, text_column)
+    if pairs is not None:
+        _no_text_options("images with text", split, None, tokenizer)
     if preprocess:
         raise UserError("preprocess was given.", "It means something for images only.", "Leave it out.")
+    if pairs is not None:
+        return pairs
     if sounds is not None:
         return sounds
     if isinstance(spec, torch.Tensor | np.ndarray | Mapping):
@@ -151,7 +161,7 @@ def corpus(
     return source
 
 
-def corpus_again(record: Mapping[str, Any], given: str | None = None) -> Source | ImageSource | AudioSource:
+def corpus_again(record: Mapping[str, Any], given: str | None = None) -> AnySource:
     """The source of a corpus from what run.json keeps of it.
 
     Args:
@@ -171,6 +181,10 @@ def corpus_again(record: Mapping[str, Any], given: str | None = None) -> Source 
         made = corpus(Path(given), n_sequences=record.get("n_sequences"), preprocess=source.get("asked"))
         assert not isinstance(made, Corpus)
         return made
+    if kind == "pairs" and given is not None:
+        again = corpus(Path(given), n_sequences=record.get("n_sequences"), text_column=source.get("text_column"))
+        assert not isinstance(again, Corpus)
+        return again
     if kind == "recordings" and given is not None:
         made = corpus(Path(given), n_sequences=record.get("n_sequences"))
         assert not isinstance(made, Corpus)
@@ -227,6 +241,18 @@ def _images(spec: Any, request: Request, preprocess: Mapping[str, Any] | None) -
         return None
     _nothing_of_text("images", request)
     return ImageSource(name, pictures, request.n_sequences, checked(preprocess))
+
+
+def _pairs(spec: Any, request: Request, text_column: str | None) -> PairSource | None:
+    """Images with text that a path means; None where it means something else."""
+    if not isinstance(spec, Path | str) or (isinstance(spec, str) and spec in PRESETS) or not _exists(Path(spec)):
+        return None
+    pairs = pairs_of(Path(spec).expanduser(), request.n_sequences, text_column)
+    if pairs is not None:
+        for option, value in (("seq_len", request.seq_len), ("bos", None if request.bos == "auto" else request.bos)):
+            if value is not None:
+                raise UserError(f"{option}={value!r} was given.", "The model's processor says it.", "Leave it out.")
+    return pairs
 
 
 def _source(spec: Any, split: str | None, text_column: str | None) -> Source:

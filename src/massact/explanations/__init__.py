@@ -7,5 +7,6 @@ calls are caught, nor name a cause: it reports what is measured side by side (fi
 
 from massact.explanations.job import ExplainConfig, explain
 from massact.explanations.saved_run import explain_run
+from massact.explanations.shares import share_probes, shares_table
 
-__all__ = ["ExplainConfig", "explain", "explain_run"]
+__all__ = ["ExplainConfig", "explain", "explain_run", "share_probes", "shares_table"]

@@ -83,7 +83,8 @@ def sinks_table(heads: Heads, texts: Mapping[str, Corpus], found: Mapping[str, M
                     {
                         "stack": site.stack, "layer": site.layer, "sequence": at[0], "pos": at[1],
                         "token_id": text.token_id(*at), "token": text.token(*at),
-                        "position_class": text.position_class(*at), "heads": share[pos], "alpha": alpha[pos],
+                        "position_class": text.position_class(*at), "modality": text.modality(*at),
+                        "heads": share[pos], "alpha": alpha[pos],
                         "alpha_max": greatest[pos], "finding": at[1] in mine,
                     }
                 )  # fmt: skip

@@ -21,6 +21,7 @@ from massact.explanations.concentration import (
 )
 from massact.explanations.maps import attention_maps
 from massact.explanations.neurons import neurons_table
+from massact.explanations.shares import share_probes, shares_table
 from massact.explanations.targets import found_positions, targets
 from massact.explanations.weights import norm_weights_table, spectrum
 from massact.explanations.writers import Coordinate, coordinates_of, write_probes, writers_table
@@ -30,7 +31,8 @@ from massact.records.explanation import ExplainInfo, Explanation
 from massact.records.results import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.sites import Site
-from massact.scans import check_text, check_weights, scanned_corpus, tokens_of
+from massact.scans import check_text, check_weights, layout_of, scanned_corpus, tokens_of
+from massact.scans.maps import massive_patches
 from massact.stats import TokenMax
 from massact.stats.groups import GroupStats
 from massact.stats.heads import HeadOptions, HeadResult, HeadStats, Targets
@@ -192,8 +194,11 @@ class _Job:
     def _lengths(self, stack: str) -> list[int]:
         """Positions of every sequence from which random tokens are drawn."""
         text, n = self.texts[stack], self.n_positions[stack]
-        mask = text.mask if text.kind == "tokens" else None
+        mask = text.mask if text.mask is not None and text.mask.shape[1] == n else None
         mask = next((m for m in text.counts if m.shape[1] == n), mask)
+        packed = self.corpus.packed.get(str(self.model.reads(self.model.anatomy.stack(stack))))
+        if packed is not None:
+            return list(packed)
         return [n] * self.corpus.n_sequences if mask is None else [int(row.nonzero().max()) + 1 for row in mask]
 
     def _probes(self, coordinates: list[Coordinate]) -> list[Probe]:
@@ -215,6 +220,10 @@ class _Job:
             probes.append(Probe("hidden", f"{head}*.resid_post", make))
             mine = [c for c in coordinates if c.stack == name]
             probes += write_probes(stack, mine) if mine else []
+            layout = layout_of(self.model, self.corpus, name)
+            if layout is not None:
+                calls = [s for s, p in self.model.anatomy.attentions.items() if s.stack == name and not p.cross]
+                probes += share_probes(calls, layout, massive_patches(self.scan.findings, layout))
         return probes
 
     def tables(self, info: ExplainInfo, measured: Measurements) -> Explanation:
@@ -233,6 +242,7 @@ class _Job:
             axes=axes_table(heads, before, reading),
             trajectory=trajectory_table(heads, {"hidden": before, "normed": normed}),
             decomposition=decomposition_table(heads),
+            patch_attention=shares_table(measured),
         )
 
     def _attention(self) -> dict[str, Any]:

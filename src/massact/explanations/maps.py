@@ -68,9 +68,9 @@ def attention_maps(model: Model, corpus: Corpus, scan: ScanResult, notes: list[s
 
 
 def _cut(batch: Batch) -> Batch:
-    """A prompt of at most `LONGEST` tokens."""
+    """A prompt of at most `LONGEST` tokens; one with an image is left whole, for all its placeholders."""
     ids = batch.inputs.get("input_ids")
-    if ids is None or ids.shape[1] <= LONGEST:
+    if ids is None or ids.shape[1] <= LONGEST or any(v.shape != ids.shape for v in batch.inputs.values()):
         return batch
     return Batch({k: v[:, :LONGEST] for k, v in batch.inputs.items()}, batch.sequences, (None,) * len(batch.rows))
 

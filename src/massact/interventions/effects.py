@@ -152,6 +152,8 @@ def _layer_of(model: Model, edit: AnyEdit) -> tuple[str, int] | None:
     sites: list[Site] = list(model.anatomy.select(edit.site))
     if len(sites) != 1 or sites[0].point != "resid_post" or sites[0].layer < 1:
         return None
+    if model.placeholders and sites[0].stack != model.anatomy.stacks[-1].name:
+        return None  # a mixed model may take the features of an image from any block of its tower: all must run
     return sites[0].stack, sites[0].layer
 
 

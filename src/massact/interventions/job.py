@@ -134,7 +134,8 @@ def intervene(
     findings = scan.findings[scan.findings.sequence < half] if half else scan.findings
     targets = _targets(findings, config)
     loaded = with_attention(loaded)
-    edits = [*(edit_named(name, Setting(loaded, targets)) for name in config.sets), *more]
+    setting = Setting(loaded, targets, ready.head(half) if half else ready, config.seed)
+    edits = [*(edit_named(name, setting) for name in config.sets), *more]
     held_out = _part(text, half)
     paired = evaluate(
         loaded, held_out, edits, batch_size=config.batch_size, progress=progress,
@@ -209,12 +210,12 @@ def _part(corpus: Corpus, start: int) -> Corpus:
     """The sequences from `start` on; padding stays as it is, so that both halves are computed alike."""
     if not start:
         return corpus
-    inputs = {name: tensor[start:] for name, tensor in corpus.inputs.items()}
     pictures = None if corpus.pictures is None else corpus.pictures.part(start)
     return replace(
-        corpus, inputs=inputs, mask=None if corpus.mask is None else corpus.mask[start:], pictures=pictures,
+        corpus, inputs=corpus.rows(start), mask=None if corpus.mask is None else corpus.mask[start:], pictures=pictures,
         recordings=None if corpus.recordings is None else corpus.recordings.part(start),
         counts=tuple(mask[start:] for mask in corpus.counts),
+        packed={name: n[start:] for name, n in corpus.packed.items()},
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from massact.corpora import Corpus
 from massact.interventions.catalogue import (
     QUARTET,
     Massive,
@@ -20,6 +21,7 @@ from massact.interventions.catalogue import (
     zero_dims,
 )
 from massact.interventions.norms import parameters_of, silenced
+from massact.interventions.registers import CONTROLS, collect_registers, fix_registers
 from massact.models import Model, norms_of
 from massact.records.errors import UserError, near
 from massact.trace import Edit, Together
@@ -41,12 +43,14 @@ NAMES: dict[str, str] = {
     "cut-first": "no attention on the first position, in all layers",
     "cut=0+5": "the same for other positions",
     "norm-dims": "scale and bias of the blocks' norms to 0 at the massive dims (Kovaleva 2021)",
+    "registers=HOW": "registers of an image model, at the input of every block: mean over images (Fix-Reg-Mean, Sun "
+    "2024), or a control: noise, shuffle (another image's), zero",
     "weight=NAME[R,C]": "one weight to 0, such as the super weight that `explain` found (Yu 2024)",
     "keep-weight=NAME[R,C]": "all other weights of that matrix to 0",
 }
 _OF_MASSIVE: dict[str, Callable[[Massive, float], Edit]] = {"scale": scale, "clip": clip, "value": fixed}
 _BARE = ("dims", "drop-first", "cut-first", "norm-dims")
-_WITH = (*_OF_MASSIVE, "dims", "drop-first", "replace-first", "cut", "weight", "keep-weight")
+_WITH = (*_OF_MASSIVE, "dims", "drop-first", "replace-first", "cut", "registers", "weight", "keep-weight")
 _WEIGHT = re.compile(r"^(?P<name>.+)\[(?P<row>\d+),\s*(?P<column>\d+)\]$")
 
 
@@ -57,10 +61,14 @@ class Setting:
     Args:
         model: whose norms and tokenizer are asked.
         targets: the massive activations of every layer that is edited.
+        images: over which registers are collected; None where there are none.
+        seed: of what is drawn.
     """
 
     model: Model
     targets: tuple[Massive, ...]
+    images: Corpus | None = None
+    seed: int = 0
 
 
 def check_name(name: str) -> None:
@@ -83,6 +91,8 @@ def check_name(name: str) -> None:
             raise UserError(f"{name!r} needs one number of tokens, from 1 on.", do="For example: drop-first=1")
     elif not value:
         raise UserError(f"{name!r} needs a value.", do=f"{next(n for n in NAMES if n.startswith(word + '='))}")
+    elif word == "registers" and value not in CONTROLS:
+        raise UserError(f"{name!r} is no way to change registers.", do=f"Say one of: {', '.join(CONTROLS)}.")
     elif word.endswith("weight") and not _WEIGHT.match(value):
         raise UserError(f"{name!r} names no weight.", do=f"For example: {word}=layers.1.mlp.down_proj.weight[7,3]")
 
@@ -94,7 +104,7 @@ def edit_named(name: str, setting: Setting) -> AnyEdit:
         name: one of `NAMES`.
 
     Raises:
-        UserError: see `check_name`; a token that is none, a model without norms or without seen attention.
+        UserError: see `check_name`; a token that is none, a model without norms, registers or without seen attention.
     """
     check_name(name)
     word, sign, value = name.partition("=")
@@ -106,6 +116,11 @@ def edit_named(name: str, setting: Setting) -> AnyEdit:
         return replace_first(_token(value, setting.model))
     if word in ("cut-first", "cut"):
         return cut_attention(_whole(name, value) if sign else [0])
+    if word == "registers":
+        if setting.images is None:
+            raise UserError("Registers need images to be collected from.")
+        stack = setting.targets[0].site.stack
+        return fix_registers(collect_registers(setting.model, setting.images, stack=stack), value, seed=setting.seed)
     if word == "norm-dims":
         dims = sorted({d for t in setting.targets for d in t.dims})
         stack = setting.model.anatomy.stack(setting.targets[0].site.stack)

@@ -32,6 +32,7 @@ class Task:
         mask_id: token that hides others, of a masked language model; None: nothing is hidden.
         kept: token ids that are never hidden (special ones).
         seed: of which tokens are hidden.
+        placeholders: token ids in whose place images or sounds stand: no text, so no targets.
     """
 
     ahead: int | None
@@ -39,6 +40,7 @@ class Task:
     mask_id: int | None = None
     kept: frozenset[int] = frozenset()
     seed: int = 0
+    placeholders: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ def task_of(model: Model, since: int = 0, seed: int = 0, corpus: Corpus | None =
         spoken = recordings.texts is not None and bool(recordings.prompt)
         return Task(1, max(since, len(recordings.prompt))) if spoken else Task(None, since)
     if getattr(getattr(model.module, "config", None), "is_encoder_decoder", False):
-        return Task(0, since)
+        return Task(0, since, placeholders=frozenset(model.placeholders))
     generates = getattr(model.module, "can_generate", None)
     if generates is None or generates():
-        return Task(1, since)
+        return Task(1, since, placeholders=frozenset(model.placeholders))
     mask_id = getattr(model.tokenizer, "mask_token_id", None)
     special = getattr(model.tokenizer, "all_special_ids", None) or ()
     return Task(None, since, mask_id, frozenset(special), seed)
@@ -233,7 +235,7 @@ def _predicted(
 ) -> dict[str, float]:
     """Mean loss over the targets of one window (paper.md 2.1); mean KL, agreement, probability over its positions.
 
-    A window without a target (one token) has no numbers: NaN.
+    Targets that are placeholders count in none of them. A window without a target (one token) has no numbers: NaN.
     """
     task, at_T = asked
     ahead = task.ahead or 0
@@ -244,11 +246,16 @@ def _predicted(
     logits_NV = logits_NV[:n]
     lse_N = torch.cat([x.float().logsumexp(-1) for x in logits_NV.split(ROWS)]) if n else logits_NV.new_zeros(0)
 
+    text_N = torch.ones(n, dtype=torch.bool, device=logits_TV.device)
+    if task.placeholders:
+        text_N = ~torch.isin(targets_N[:n], torch.tensor(sorted(task.placeholders), device=targets_N.device))
+    n_text = int(text_N.sum())
+
     def mean(x_N: Tensor) -> float:
-        return float(x_N.double().mean()) if n else float("nan")
+        return float(x_N[text_N].double().mean()) if n_text else float("nan")
 
     top_N = logits_NV.argmax(-1)
-    known = {"n_targets": float(n)}
+    known = {"n_targets": float(n_text)}
     known["top1_probability"] = mean((logits_NV.gather(1, top_N[:, None])[:, 0].float() - lse_N).exp())
     if task.ahead is not None:
         known["nll"] = mean(lse_N - logits_NV.gather(1, targets_N[:n, None])[:, 0].float())

@@ -6,7 +6,7 @@ transformers are built. Must not know statistics, criteria or corpora.
 
 from massact.models.attention import projection_of, with_attention
 from massact.models.discovery import discover
-from massact.models.inputs import example_inputs
+from massact.models.inputs import example_inputs, token_types
 from massact.models.loading import EMBEDDED, Model, check_finite, load, random_twin, weights_hash
 from massact.models.norms import norms_of
 from massact.models.proof import Proof, prove
@@ -26,6 +26,7 @@ __all__ = [
     "projection_of",
     "prove",
     "random_twin",
+    "token_types",
     "weights_hash",
     "with_attention",
 ]

@@ -77,7 +77,7 @@ def _events(model: Model) -> tuple[list[_Event], str]:
 
     def enter(stack: Stack, block: Block) -> Callable[[Tensor], None]:
         def see(h: Tensor) -> None:
-            current[0] = (stack, block, tuple(h.shape))
+            current[0] = (stack, block, tuple(h.shape if h.ndim == 3 else h[None].shape))
 
         return see
 

@@ -70,12 +70,8 @@ class _BlockReader:
 
     def _pairs(self) -> list[tuple[Any, Any]]:
         """What may be the block's input and output on the residual stream: pairs of tensors of one shape."""
-        pairs = [
-            (seen_in, seen_out)
-            for seen_in in self.call.inputs
-            for seen_out in self.call.outputs
-            if seen_in.shape == seen_out.shape and len(seen_in.shape) == 3
-        ]
+        alike = [(a, b) for a in self.call.inputs for b in self.call.outputs if a.shape == b.shape]
+        pairs = next((p for rank in (3, 2) if (p := [(a, b) for a, b in alike if len(a.shape) == rank])), None)
         if not pairs:
             raise self.fail("No input and output of it have the same (batch, tokens, width) shape.")
         return pairs

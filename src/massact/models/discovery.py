@@ -146,7 +146,7 @@ def _check_few(blocks: list[Block]) -> None:
 
 
 def _width(watch: Watch, call: Call) -> int:
-    return next(s.shape[-1] for s in call.inputs if len(s.shape) == 3)
+    return next(s.shape[-1] for rank in (3, 2) for s in call.inputs if len(s.shape) == rank)
 
 
 def _logits_place(watch: Watch) -> Place | None:

@@ -100,6 +100,75 @@ def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
     return given | fixed_arguments(model) | _places(model, given)
 
 
+def placeholders_of(config: Any) -> dict[int, str]:
+    """Token ids that stand for something else than text, by the names of a configuration: id -> image, video, audio."""
+    found = {}
+    for holder in _holders(config):
+        for kind in ("image", "video", "audio"):
+            for name in (f"{kind}_token_id", f"{kind}_token_index"):
+                value = getattr(holder, name, None)
+                if isinstance(value, int):
+                    found.setdefault(value, kind)
+    return found
+
+
+def token_types(ids: Tensor, placeholders: dict[int, str]) -> Tensor:
+    """The `mm_token_type_ids` of transformers: 0 text, 1 image, 2 video, 3 audio; of the shape of `ids`."""
+    types = torch.zeros_like(ids)
+    for token_id, kind in placeholders.items():
+        types[ids == token_id] = 1 + ("image", "video", "audio").index(kind)
+    return types
+
+
+def mixed_example(model: nn.Module, seed: int = 0) -> dict[str, Any] | None:
+    """One image and its placeholders among random tokens, for a model that puts what its tower gives in their place.
+
+    How many placeholders an image takes is asked of the model itself (`get_image_features`).
+
+    Returns:
+        The example; None where the model has no placeholders for images, or its tower needs more than pixels.
+    """
+    config, accepted = model.config, inspect.signature(model.forward).parameters
+    ids = [i for i, kind in placeholders_of(config).items() if kind == "image"]
+    if not ids or not {"input_ids", "pixel_values"} <= set(accepted) or not hasattr(model, "get_image_features"):
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    given: dict[str, Any] = {"pixel_values": _pixels(config, generator)}
+    if "image_grid_thw" in accepted:
+        given = _packed_pixels(config.vision_config, generator)
+    device = next(model.parameters()).device
+    try:
+        with torch.inference_mode():
+            features = model.get_image_features(**to_device(given, device, float_dtype(model)), return_dict=True)
+    except Exception:  # it needs more than pixels (the sizes of the images before they were cut into tiles)
+        return None
+    features = features.pooler_output
+    rows = list(features) if isinstance(features, list | tuple) else [features.reshape(-1, *features.shape[-2:])[0]]
+    n_image = rows[0].reshape(-1, rows[0].shape[-1]).shape[0]
+    n_images = 1 if "image_grid_thw" in given else 2
+    text = _ids(config, _prime_from(n_image + 6) - n_image, generator)[:n_images]
+    image = torch.full((n_images, n_image), ids[0])
+    given["input_ids"] = torch.cat([text[:, :3], image, text[:, 3:]], 1)
+    if "mm_token_type_ids" in accepted:
+        given["mm_token_type_ids"] = token_types(given["input_ids"], placeholders_of(config))
+    return given | fixed_arguments(model)
+
+
+def _packed_pixels(vision: Any, generator: torch.Generator) -> dict[str, Any]:
+    """One image as rows of patches: (patches, values of a patch), and its grid of patches (frames, rows, columns)."""
+    merge = int(getattr(vision, "spatial_merge_size", 1))
+    channels = int(getattr(vision, "in_channels", None) or getattr(vision, "in_chans", None) or 3)
+    grid = (1, merge, 7 * merge)
+    values = channels * int(getattr(vision, "temporal_patch_size", 1)) * int(vision.patch_size) ** 2
+    pixels = torch.randn(math.prod(grid), values, generator=generator)
+    return {"pixel_values": pixels, "image_grid_thw": torch.tensor([grid])}
+
+
+def _prime_from(n: int) -> int:
+    """The least prime from n on: a number of tokens that is no usual width."""
+    return next(k for k in range(max(n, 2), 2 * n + 3) if all(k % d for d in range(2, math.isqrt(k) + 1)))
+
+
 def _room(config: Any, n_tokens: int) -> int:
     """Tokens of the example: fewer in a context too short for them; some tables keep two places for padding."""
     places = _first(config, "max_position_embeddings", "n_positions", "n_ctx")
@@ -117,12 +186,14 @@ def _sound(config: Any, generator: torch.Generator) -> Tensor:
 def example_variants(model: nn.Module, seed: int = 0) -> list[dict[str, Any]]:
     """What to try, in this order, where a configuration does not say which of several layouts the model takes.
 
-    The usual example; text alone (an image needs placeholders in the text that only its processor knows); a
-    video in place of an image; sound with its frames first.
+    An image and its placeholders in the text, where the model has such; the usual example; text alone (an image may
+    need what only its processor knows); a video in place of an image; sound with its frames first.
     """
     usual = example_inputs(model, seed)
     variants = [usual]
     if "pixel_values" in usual and "input_ids" in usual:
+        mixed = mixed_example(model, seed)
+        variants = [mixed, usual] if mixed is not None else variants
         variants.append({k: v for k, v in usual.items() if k != "pixel_values"})
     elif "pixel_values" in usual:
         frames = int(_first(model.config, "num_frames") or 2)

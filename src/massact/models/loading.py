@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from massact.models.discovery import discover, run_example
-from massact.models.inputs import example_variants, fixed_arguments, float_dtype, to_device, whole_images
+from massact.models.inputs import (
+    example_variants,
+    fixed_arguments,
+    float_dtype,
+    placeholders_of,
+    to_device,
+    whole_images,
+)
 from massact.models.proof import Proof, prove
 from massact.models.timm_models import TIMM, read_timm, timm_cfg
 from massact.records.anatomy import Anatomy, Place, Stack
@@ -99,13 +106,27 @@ class Model:
         candidates = [base] if known and _required(base) <= given else []
         for name in {m.split(".")[0] for m in modules}:  # one tower of a two-tower model
             tower = getattr(self.module, name, None)
-            if hasattr(tower, "main_input_name") and _takes_only(tower, tower.main_input_name):
+            main = getattr(tower, "main_input_name", None)
+            if main in given and _takes_only(tower, main):
                 candidates.insert(0, tower)
+        if modules and "input_ids" not in given and "input_ids" in self.inputs_accepted():
+            candidates = self._towers(modules[0], given) + candidates
         for part in candidates:
             prefix = names[id(part)]
             if prefix and all(m == prefix or m.startswith(prefix + ".") for m in modules):
                 return part
         return self.module
+
+    def _towers(self, path: str, given: set[str]) -> list[nn.Module]:
+        """The parts of a mixed model around a module that run on these inputs alone."""
+        around = [self.module.get_submodule(path[:i]) for i, character in enumerate(path) if character == "."]
+        return [
+            part
+            for part in around
+            if (name := getattr(part, "main_input_name", None)) in given
+            and given <= set(inspect.signature(part.forward).parameters)
+            and _takes_only(part, str(name))
+        ]
 
     def _arguments(self, part: nn.Module) -> dict[str, Any]:
         if part is self.module:
@@ -152,9 +173,19 @@ class Model:
         if decoder is not None and stack.path.startswith(f"{names.get(id(decoder))}."):
             return "decoder_input_ids"
         said = getattr(self.module, "main_input_name", None)
+        vision = getattr(getattr(self.module, "config", None), "vision_config", None)
         for at in [i for i, character in enumerate(stack.path) if character == "."]:
-            said = getattr(self.module.get_submodule(stack.path[:at]), "main_input_name", said)
+            part = self.module.get_submodule(stack.path[:at])
+            said = getattr(part, "main_input_name", said)
+            if vision is not None and type(getattr(part, "config", None)) is type(vision):
+                said = "pixel_values"  # such a tower may call its pixels hidden states
         return said
+
+    @property
+    def placeholders(self) -> dict[int, str]:
+        """Token ids that stand for something else than text: id -> image, video or audio, as the configuration says."""
+        config = getattr(self.module, "config", None)
+        return {} if config is None else placeholders_of(config)
 
     def decoder_ids(self, ids: Tensor) -> Tensor:
         """What a decoder reads by teacher forcing: the text (B, T) one position later, its start token in front."""

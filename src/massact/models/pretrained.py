@@ -253,6 +253,8 @@ def _check_report(spec: str, report: dict[str, Any]) -> None:
 def read_processor(spec: str, revision: str | None, options: dict[str, Any]) -> Any:
     """What prepares images for a model: its processor, or the fields of its file, or None where there is none.
 
+    Of a mixed model the processor of images and text, where it can be made.
+
     Processors that are written for torchvision alone cannot be made without it; their preprocessor_config.json says
     all the same what they do.
 
@@ -261,6 +263,12 @@ def read_processor(spec: str, revision: str | None, options: dict[str, Any]) -> 
     """
     common = {"revision": revision} if revision else {}
     common |= {"trust_remote_code": True} if options.get("trust_remote_code") else {}
+    try:
+        both = transformers.AutoProcessor.from_pretrained(spec, backend="pil", **common)
+        if hasattr(both, "image_processor") and hasattr(both, "tokenizer"):
+            return both
+    except Exception:  # only images, or parts that need torchvision
+        pass
     try:
         return transformers.AutoImageProcessor.from_pretrained(spec, backend="pil", **common)
     except Exception:  # no file, no network, no such class: what its file says is tried next

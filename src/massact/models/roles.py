@@ -50,8 +50,9 @@ def mixing_writes(
     found: dict[Write, bool] = {}
     for i, (kind, (block, name)) in enumerate(first.items()):
         stream, write = still[2 * i], still[2 * i + 1]
-        if stream is None or write is None or stream.ndim != 3 or write.numel() != stream.numel():
+        if stream is None or write is None or stream.ndim not in (2, 3) or write.numel() != stream.numel():
             continue
+        stream = stream[None] if stream.ndim == 2 else stream
         (moved,) = _watched(model, run, [block.places[name]], (same(block.places[_source(name)]), stream.shape))
         answer = None if moved is None else _compare(write.reshape(stream.shape), moved.reshape(stream.shape))
         if answer is None:

@@ -32,35 +32,43 @@ def find_stacks(watch: Watch, blocks: Iterable[str] | None, counts: set[int]) ->
         return [_given(watch, path, lists) for path in dict.fromkeys(blocks)]
     outer = lists_inside(watch)
     named = [(p, calls) for p, calls in outer if len(calls) in counts]
-    return named or outer
+    # A tower that takes images of any size has the patches of all of them in one row. Many other modules map (rows,
+    # width) tensors, so that only lists of a length that the configuration names are taken for such a tower.
+    rows = [(p, calls) for p, calls in lists_inside(watch, rank=2) if len(calls) in counts]
+    apart = [(p, c) for p, c in rows if not any(p == q or _below(p, q) or _below(q, p) for q, _ in outer)]
+    return sorted([*(named or outer), *apart], key=lambda item: watch.calls.index(item[1][0]))
 
 
 def _below(path: str, above: str) -> bool:
     return path != above and (not above or path.startswith(above + "."))
 
 
-def _lists(watch: Watch) -> dict[str, list[Call]]:
+def _lists(watch: Watch, rank: int = 3) -> dict[str, list[Call]]:
     lists: dict[str, list[Call]] = defaultdict(list)
     for call in watch.calls:
-        if call.name and _maps_stream(call):
+        if call.name and _maps_stream(call, rank):
             lists[call.name.rpartition(".")[0]].append(call)
     return lists
 
 
-def lists_inside(watch: Watch, path: str | None = None) -> list[Listed]:
-    """The outermost lists below a path whose children take and give a residual stream, in the order they ran."""
+def lists_inside(watch: Watch, path: str | None = None, rank: int = 3) -> list[Listed]:
+    """The outermost lists below a path whose children take and give a residual stream, in the order they ran.
+
+    Args:
+        rank: of its tensors: 3 for (batch, tokens, width), 2 for (tokens of all images, width).
+    """
     containers = {name for name, m in watch.root.named_modules() if isinstance(m, _LISTS)}
     found = {
         p: calls
-        for p, calls in _lists(watch).items()
+        for p, calls in _lists(watch, rank).items()
         if p in containers and _one_after_another(calls) and (path is None or _below(p, path))
     }
     outer = {p: calls for p, calls in found.items() if not any(_below(p, q) for q in found)}
     return sorted(outer.items(), key=lambda item: watch.calls.index(item[1][0]))
 
 
-def _maps_stream(call: Call) -> bool:
-    shapes = [s.shape for s in call.inputs if len(s.shape) == 3]
+def _maps_stream(call: Call, rank: int) -> bool:
+    shapes = [s.shape for s in call.inputs if len(s.shape) == rank]
     # A module without children cannot be a block: every write is the output of a module inside it.
     made = any(True for _ in call.module.children()) and any(True for _ in call.module.parameters())
     return made and any(s.shape in shapes for s in call.outputs)

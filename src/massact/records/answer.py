@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
 
@@ -46,6 +46,8 @@ class StackAnswer:
         largest_magnitude: the activation with the largest |h|.
         headroom: {"fp16": (smallest headroom, layer), "bf16": ..., "fp8_e4m3": ...}.
         nonfinite: count of NaN and Inf in all layers.
+        modalities: (modality, count) of the findings at the peak layer, most frequent first; [] for a stack that
+            reads only one modality.
     """
 
     stack: str
@@ -67,6 +69,7 @@ class StackAnswer:
     largest_magnitude: Peak | None
     headroom: dict[str, tuple[float, int]]
     nonfinite: int
+    modalities: list[tuple[str, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,11 @@ class Short(TypedDict, total=False):
     n_sequences: int
 
 
+def _needed(kind: Any) -> set[str]:
+    """Fields of a dataclass without a value of their own: what was added later has one, for records made before."""
+    return {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+
+
 def read_as(kind: Any, value: Any) -> Any:
     """What JSON holds as an annotated type; NaN and Inf are the words "nan", "inf" and "-inf" there.
 
@@ -137,7 +145,7 @@ def read_as(kind: Any, value: Any) -> Any:
         return {k: read_as(inner[1], v) for k, v in value.items()}
     if isinstance(value, dict) and (is_dataclass(kind) or is_typeddict(kind)):
         hints = get_type_hints(kind)
-        if missing := set(hints) - set(value) if is_dataclass(kind) else set():
+        if missing := _needed(kind) - set(value) if is_dataclass(kind) else set():
             raise ValueError(f"{kind.__name__} lacks {', '.join(sorted(missing))}")
         return kind(**{k: read_as(hints[k], v) for k, v in value.items() if k in hints})
     if isinstance(kind, type) and type(value) is kind:

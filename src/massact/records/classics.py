@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import jsonable
 from massact.records.sidecars import Sidecar, read_sidecar, save_beside
 from massact.records.tables import frame, read_table
@@ -31,7 +32,7 @@ class ClassicsInfo(Sidecar):
 
 
 @dataclass
-class Classics:
+class Classics(ShownInNotebooks):
     """What the works that the paper grew from find on one model.
 
     Args:

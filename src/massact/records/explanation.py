@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import jsonable
 from massact.records.sidecars import Sidecar, read_sidecar, save_beside
 from massact.records.tables import frame, load_arrays, read_table
@@ -16,7 +17,8 @@ from massact.records.tables import frame, load_arrays, read_table
 EXPLAIN_TABLES = (
     "heads", "positions", "sinks", "axes", "trajectory", "decomposition", "writers", "neurons", "norm_weights",
 )  # fmt: skip
-EXPLAIN_VERSION = 1
+PICTURED_TABLE = "patch_attention"  # missing where there are no patches
+EXPLAIN_VERSION = 2  # 2: modality of the tokens
 
 
 @dataclass
@@ -37,13 +39,14 @@ class ExplainInfo(Sidecar):
 
 
 @dataclass
-class Explanation:
+class Explanation(ShownInNotebooks):
     """Why massive activations are there, and what they do to attention.
 
     Args:
         info: what was asked and how.
         heads, positions, sinks, axes, trajectory, decomposition, writers, neurons, norm_weights: tables, see
             `massact.records.tables`.
+        patch_attention: table, of image models only.
         maps: of one prompt, "logits" and "probs" (P, T, T), means over heads; "layers" (P,); "tokens" (T,); "stack".
     """
 
@@ -57,6 +60,7 @@ class Explanation:
     writers: pd.DataFrame = field(default_factory=lambda: frame("writers"))
     neurons: pd.DataFrame = field(default_factory=lambda: frame("neurons"))
     norm_weights: pd.DataFrame = field(default_factory=lambda: frame("norm_weights"))
+    patch_attention: pd.DataFrame = field(default_factory=lambda: frame("patch_attention"))
     maps: dict[str, np.ndarray] = field(default_factory=dict)
 
     def save(self, directory: str | Path) -> Path:
@@ -65,13 +69,16 @@ class Explanation:
         Raises:
             UserError: the directory cannot be written.
         """
-        tables = {name: getattr(self, name) for name in EXPLAIN_TABLES}
+        tables = {name: getattr(self, name) for name in self._tables()}
         return save_beside(directory, "explain.json", self.info, tables, {"attention.npz": self.maps})
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the maps, as JSON-able records."""
-        tables = {t: jsonable(getattr(self, t).to_dict(orient="records")) for t in EXPLAIN_TABLES}
+        tables = {t: jsonable(getattr(self, t).to_dict(orient="records")) for t in self._tables()}
         return jsonable(asdict(self.info)) | tables
+
+    def _tables(self) -> tuple[str, ...]:
+        return (*EXPLAIN_TABLES, PICTURED_TABLE) if len(self.patch_attention) else EXPLAIN_TABLES
 
 
 def open_explanation(directory: str | Path) -> Explanation | None:
@@ -85,6 +92,7 @@ def open_explanation(directory: str | Path) -> Explanation | None:
     if info is None:
         return None
     maps = path / "attention.npz"
+    tables = [t for t in (*EXPLAIN_TABLES, PICTURED_TABLE) if t != PICTURED_TABLE or (path / f"{t}.parquet").is_file()]
     return Explanation(
-        info, **{t: read_table(path, t) for t in EXPLAIN_TABLES}, maps=load_arrays(maps) if maps.is_file() else {}
+        info, **{t: read_table(path, t) for t in tables}, maps=load_arrays(maps) if maps.is_file() else {}
     )

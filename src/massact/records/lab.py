@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from massact.records.errors import UserError
+from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import jsonable
 from massact.records.sidecars import Sidecar, read_sidecar, write_sidecar
 from massact.records.tables import frame, read_table, write_table
@@ -31,7 +32,7 @@ class LabInfo(Sidecar):
 
 
 @dataclass
-class Lab:
+class Lab(ShownInNotebooks):
     """What a toy lab gave.
 
     Args:

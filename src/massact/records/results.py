@@ -10,20 +10,27 @@ import numpy as np
 import pandas as pd
 
 from massact.records.errors import UserError
+from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import RunInfo, jsonable
 from massact.records.tables import frame, leftovers, load_arrays, read_table, save_arrays, write_atomic, write_table
 
 SCAN_TABLES = ("layers", "findings", "near_misses", "coordinates", "dims", "ranks")
+PICTURED_TABLES = ("patch_norms", "patch_cosines")  # of image models only
 
 
 @dataclass
-class ScanResult:
+class ScanResult(ShownInNotebooks):
     """What a scan found.
 
     Args:
         info: what was asked, of which model, on which corpus, and the answer in numbers.
         layers, findings, near_misses, coordinates, dims, ranks: tables, see `massact.records.tables`.
         portrait: |h| of one prompt for the 3-D figure: "magnitude" (P, T, D), "layers" (P,), "tokens" (T,).
+        patch_norms, patch_cosines: tables, of image models only.
+        images: of image models, what their patches are and how large: "massive_share" (Y, X), share of the
+            "n_images" with a finding on that patch; of the first K images "massive" (K, Y, X), "norms" (K, L, Y, X) at
+            "layers" and "pictures" (K, H, W, 3) uint8; of "stack" the positions "patches" (row by row), "registers" and
+            "class_tokens".
     """
 
     info: RunInfo
@@ -34,6 +41,9 @@ class ScanResult:
     dims: pd.DataFrame = field(default_factory=lambda: frame("dims"))
     ranks: pd.DataFrame = field(default_factory=lambda: frame("ranks"))
     portrait: dict[str, np.ndarray] = field(default_factory=dict)
+    patch_norms: pd.DataFrame = field(default_factory=lambda: frame("patch_norms"))
+    patch_cosines: pd.DataFrame = field(default_factory=lambda: frame("patch_cosines"))
+    images: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def found(self) -> bool:
@@ -51,13 +61,18 @@ class ScanResult:
             write_table(path, table, getattr(self, table))
         if self.portrait:
             save_arrays(path / "portrait.npz", self.portrait)
+        if self.images:
+            save_arrays(path / "images.npz", self.images)
+            for table in PICTURED_TABLES:
+                write_table(path, table, getattr(self, table))
         write_info(path, self.info)
         return path
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but dims and the portrait, as JSON-able records: what --json prints."""
+        """Everything but dims, portrait, images and histograms, as JSON-able records: what --json prints."""
         record: dict[str, Any] = jsonable(vars(self.info))
-        for table in ("layers", "findings", "near_misses", "coordinates", "ranks"):
+        more = ("patch_cosines",) if self.images else ()
+        for table in ("layers", "findings", "near_misses", "coordinates", "ranks", *more):
             record[table] = jsonable(getattr(self, table).to_dict(orient="records"))
         return record
 
@@ -77,11 +92,13 @@ def open_run(directory: str | Path) -> ScanResult:
         )
     if info.status != "ok":
         raise UserError(f"The run in {path} failed.", info.error or "", "Scan again into another directory.")
-    portrait = path / "portrait.npz"
+    portrait, images = path / "portrait.npz", path / "images.npz"
+    tables = SCAN_TABLES + (PICTURED_TABLES if images.is_file() else ())
     return ScanResult(
         info,
-        **{t: read_table(path, t) for t in SCAN_TABLES},
+        **{t: read_table(path, t) for t in tables},
         portrait=load_arrays(portrait) if portrait.is_file() else {},
+        images=load_arrays(images) if images.is_file() else {},
     )
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from massact.records.errors import UserError
+from massact.records.patch_tables import PATCH_TABLES
+from massact.records.shape_tables import SHAPE_TABLES
 
 # Largest finite values: IEEE half, bfloat16, OCP fp8 E4M3.
 MAXIMA = {"fp16": 65504.0, "bf16": 3.3895313892515355e38, "fp8_e4m3": 448.0}
@@ -63,6 +65,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "token_id": ("int64", "-1 where there are no tokens"),
         "token": ("string", "readable token"),
         "position_class": ("string", "start, delimiter, padding (a frame behind the end of a recording) or other"),
+        "modality": ("string", "of the token: text, image, video or audio; empty where it is not known"),
         "criterion": ("string", "name of the rule"),
         "rank": ("int64", "rank of the magnitude in that hidden state, 1 is the greatest"),
     },
@@ -143,6 +146,7 @@ TABLES |= {
         "token_id": ("int64", "-1 where there are no tokens"),
         "token": ("string", "readable token"),
         "position_class": ("string", "start, delimiter, padding or other"),
+        "modality": ("string", "of the token: text, image, video or audio; empty where it is not known"),
         "heads": ("float64", "share of heads with alpha_k > eps; 0 for a token with findings that is no sink"),
         "alpha": ("float64", "alpha_k, mean over heads"),
         "alpha_max": ("float64", "alpha_k of the greatest head"),
@@ -249,6 +253,9 @@ TABLES |= {
 }  # fmt: skip
 
 
+TABLES |= PATCH_TABLES
+
+
 # What `classics` adds: one long table, of which each entry uses the columns that it needs.
 TABLES |= {
     "classics": {
@@ -341,6 +348,8 @@ TABLES |= {
     },
 }  # fmt: skip
 
+TABLES |= SHAPE_TABLES
+
 
 # What a comparison of runs records. NaN: not measured, never zero; "trained", "scanned", "explained" say why.
 _COMPARED = {
@@ -384,6 +393,10 @@ TABLES |= {
         "slot_mass": ("float64", "probability of a learned sink in the block, mean over its heads"),
     },
 }  # fmt: skip
+
+
+# Columns that older runs do not have, with what stands there when they are opened: not known, never made up.
+ADDED_LATER = {"modality": ""}
 
 
 def frame(table: str, rows: pd.DataFrame | dict[str, object] | list[dict[str, object]] | None = None) -> pd.DataFrame:
@@ -444,6 +457,7 @@ def read_table(directory: Path, table: str) -> pd.DataFrame:
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             "The file is damaged: scan again.",
         ) from None
+    data = data.assign(**{c: v for c, v in ADDED_LATER.items() if c in TABLES[table] and c not in data.columns})
     missing = [c for c in TABLES[table] if c not in data.columns]
     if missing:
         raise UserError(f"{path} lacks the column(s) {', '.join(missing)}.", do="The file is damaged: scan again.")

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from massact.records.errors import UserError
+from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import jsonable
 from massact.records.sidecars import Sidecar, read_sidecar, write_sidecar
 from massact.records.tables import frame, read_table, write_table
@@ -38,7 +39,7 @@ class TrainInfo(Sidecar):
 
 
 @dataclass
-class Trained:
+class Trained(ShownInNotebooks):
     """What a training gave.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from massact.records.errors import UserError
+from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import jsonable
 from massact.records.sidecars import Sidecar, read_sidecar, write_sidecar
 from massact.records.tables import frame, read_table, write_table
@@ -115,7 +116,7 @@ class TrajectoryInfo(Sidecar):
 
 
 @dataclass
-class Trajectory:
+class Trajectory(ShownInNotebooks):
     """A model over its checkpoints.
 
     Args:

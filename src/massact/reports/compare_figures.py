@@ -14,11 +14,11 @@ from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from massact.records.comparison import ComparedRun, Comparison
 from massact.reports.curves import CURVES, _plottable
-from massact.reports.figures import write_figures
 from massact.reports.legible import counted, number, real
 from massact.reports.lettering import LARGEST, STACKS, layer_axis, lettered, linear_axis, log_axis, says
 from massact.reports.portrait import MOST_TOKENS, _dim_ticks, _kept_tokens, _largest, _panel, peaks
 from massact.reports.views import StackView, rule_of, views
+from massact.reports.writing import USUAL, write_figures
 
 MOST_COLUMNS = 3
 TITLE = 34  # characters of a label over a panel
@@ -27,17 +27,18 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)))
 
 
-def draw_comparison(c: Comparison, directory: Path) -> list[Path]:
-    """Write the figures of a comparison as PNG and SVG into `figures/`; one without anything to show is missing.
+def draw_comparison(c: Comparison, directory: Path, formats: Sequence[str] = USUAL) -> list[Path]:
+    """Write the figures of a comparison into `figures/`; one without anything to show is missing.
 
     Args:
         c: fresh.
         directory: made if it is not there.
+        formats: of png, svg, pdf.
 
     Raises:
         UserError: the directory cannot be written.
     """
-    return write_figures(c, COMPARE_FIGURES, directory)
+    return write_figures(c, COMPARE_FIGURES, directory, formats)
 
 
 def shown_names(c: Comparison) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from massact.records.lab import Lab
-from massact.reports.figures import write_figures
 from massact.reports.legible import cell, number, percent, real, visible
 from massact.reports.lettering import PLAIN, STACKS, lettered
 from massact.reports.terminal import _framed, _Section, _table
+from massact.reports.writing import USUAL, write_figures
 
 SINK = 0.3  # attention of one head on the first position from which on Gu 2025 speak of a sink
 UNDONE = 0.25  # the mean undoes what zero breaks if its whole interval is below this share of zero's
@@ -37,7 +38,16 @@ def lab_verdict(lab: Lab, variant: str) -> str:
         mean does not undo that. "free": zero is not seen to cost more than at an ordinary position. "unseen": not
         measured.
     """
-    zero, other, mean = (lab.effect(variant, *what) for what in (("zero", 0), ("zero", _ordinary(lab)), ("mean", 0)))
+    return verdict_of(*(lab.effect(variant, *what) for what in (("zero", 0), ("zero", _ordinary(lab)), ("mean", 0))))
+
+
+def verdict_of(zero: Effect, other: Effect, mean: Effect) -> str:
+    """What a state is for: see `lab_verdict`.
+
+    Args:
+        zero, mean: the effects of setting it to zero and to its mean; None where one was not measured.
+        other: the effect of zero on what it is compared with.
+    """
     if zero is None or other is None or mean is None:
         return UNSEEN
     if not (zero["ci_low"] > 0 and _above(zero, other)):
@@ -193,17 +203,18 @@ def _interval(effect: Effect) -> str:
 
 
 # -------------------------------------------------------------------------------------------- figure
-def draw_lab(lab: Lab, directory: Path) -> list[Path]:
-    """Write the figure of a toy lab as PNG and SVG into `figures/`.
+def draw_lab(lab: Lab, directory: Path, formats: Sequence[str] = USUAL) -> list[Path]:
+    """Write the figure of a toy lab into `figures/`.
 
     Args:
         lab: fresh, or of a directory.
         directory: made if it is not there.
+        formats: of png, svg, pdf.
 
     Raises:
         UserError: the directory cannot be written.
     """
-    return write_figures(lab, {"lab": lab_figure}, directory)
+    return write_figures(lab, {"lab": lab_figure}, directory, formats)
 
 
 def lab_figure(lab: Lab) -> Figure:

@@ -43,7 +43,7 @@ STYLE: dict[str, Any] = {
     "ytick.labelsize": 8.5, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
     "legend.frameon": False, "lines.linewidth": 1.2, "lines.markersize": 3.5, "axes.titlelocation": "left",
     "text.parse_math": False,  # a token '$x$' is two dollars and an x
-    "svg.hashsalt": "massact", "svg.fonttype": "path",
+    "svg.hashsalt": "massact", "svg.fonttype": "path", "pdf.fonttype": 42,
 }  # fmt: skip
 
 # The groups of matplotlib's settings that change how a figure looks.

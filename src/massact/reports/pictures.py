@@ -18,11 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from massact.records.errors import UserError
-from massact.reports.figures import write_figures
 from massact.reports.legible import number
 from massact.reports.lettering import LIMIT, MEDIAN, PLAIN, TOP_1, TOP_2, TOP_3, layer_axis, lettered
+from massact.reports.writing import write_figures
 
 # Groups of tokens -> colour and name.
 GROUPS = {
@@ -77,6 +78,32 @@ def draw_overlay(
         ax.imshow(shade, extent=(0, width, height, 0), interpolation="nearest")
         _frames(ax, mask, (height, width))
         ax.set_title(lettered(titles[i], 22) if titles else f"{int(mask.sum())} of {mask.size}")
+    return figure
+
+
+def draw_massive_share(share: np.ndarray, n_images: int) -> Figure:
+    """On which share of the images each patch is massive: whether they sit at fixed places.
+
+    Args:
+        share: (Y, X), from 0 to 1.
+        n_images: over how many images.
+
+    Raises:
+        UserError: it is no map.
+    """
+    share = np.asarray(share, float)
+    if share.ndim != 2:
+        raise UserError(f"Shares of shape {share.shape} are not (rows, columns).")
+    figure = Figure(figsize=(3.6, 3.0), layout="constrained")
+    axes = figure.subplots()
+    top = max(float(share.max()), 1 / max(n_images, 1))
+    image = axes.imshow(share, cmap="YlGnBu", vmin=0, vmax=top, interpolation="nearest")
+    axes.set_xlabel("column of patches")
+    axes.set_ylabel("row of patches")
+    axes.set_title("Where patches are massive")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(5, integer=True))
+    figure.colorbar(image, ax=axes, label=f"share of {n_images:,} image{'s' * (n_images != 1)}")
     return figure
 
 

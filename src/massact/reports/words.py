@@ -113,9 +113,15 @@ def _tokens(view: StackView) -> list[str]:
     group = GROUPS.get(answer.group) or listed([said for c, said in CLASSES.items() if c in classes])
     tokens = listed(named + [f"{more:,} more"] * (more > 0))
     rate = number(answer.per_sequence)
-    return [
-        f"At layer {view.peak_layer} they are {group or 'at unnamed positions'}, {rate} per sequence; tokens: {tokens}."
-    ]
+    where = f"{group or 'at unnamed positions'}{_modalities(answer.modalities)}"
+    return [f"At layer {view.peak_layer} they are {where}, {rate} per sequence; tokens: {tokens}."]
+
+
+def _modalities(counts: list[tuple[str, int]]) -> str:
+    """', on image tokens (5) and text tokens (2)' of a stack that reads both."""
+    one = len(counts) == 1
+    named = [f"{visible(kind)} tokens" + ("" if one else f" ({n:,})") for kind, n in counts]
+    return f", on {listed(named)}{' only' * one}" if counts else ""
 
 
 def _padding(view: StackView) -> list[str]:

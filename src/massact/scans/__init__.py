@@ -7,6 +7,7 @@ know how tensors are caught, what a family of models looks like, or how results 
 from massact.scans.checkpoints import Checkpoint, checkpoints_in, revisions_of, step_of
 from massact.scans.criteria import CRITERIA, Criterion, Evidence, criterion
 from massact.scans.job import PROMPT, ScanConfig, ready_corpus, scan
+from massact.scans.layout import Layout, image_stack, layout_of, read_layout
 from massact.scans.portrait import prompt_corpus
 from massact.scans.reopened import Reopened, check_text, check_weights, reopen, scanned_corpus
 from massact.scans.revisions import scan_checkpoints, told
@@ -18,13 +19,17 @@ __all__ = [
     "Checkpoint",
     "Criterion",
     "Evidence",
+    "Layout",
     "Reopened",
     "ScanConfig",
     "check_text",
     "check_weights",
     "checkpoints_in",
     "criterion",
+    "image_stack",
+    "layout_of",
     "prompt_corpus",
+    "read_layout",
     "ready_corpus",
     "reopen",
     "revisions_of",

@@ -22,7 +22,8 @@ class Evidence:
     Args:
         candidates: one row per (stack, site, sequence, layer) and rank: the greatest |h| of that hidden state,
             with columns pos, dim, value, magnitude, rank, median, ratio, mean_abs, mad (NaN unless asked for)
-            and token_rms, the RMS of that token's hidden vector.
+            and token_rms, the RMS of that token's hidden vector; where asked for ("modality"), also modality and
+            position_class of the token.
         layers: the table `layers`.
         dims: the table `dims`.
         norms: one row per token of the last layer of each stack, of every layer where asked for ("tokens"):
@@ -53,7 +54,7 @@ class Criterion:
         source: paper, page or code it comes from.
         kind: what a finding is: "element" (one scalar), "token", "dim" or "layer".
         rule: pure function of evidence and thresholds; gives the rows that pass.
-        needs: statistics beyond the default ones ("mad", "mlp_act", "tokens").
+        needs: statistics beyond the default ones ("mad", "mlp_act", "tokens", "modality").
         at_most: constants that are upper bounds; a near miss keeps them.
         floor: for rules that do not go by |h| alone: of each hidden state, a magnitude that all that passes exceeds.
     """
@@ -161,6 +162,19 @@ def _kang2025_floor(e: Evidence, t: Mapping[str, float]) -> pd.Series:
     return t["tau"] * having.groupby(STATE).rms.min()
 
 
+def sink_dims(e: Evidence, t: Mapping[str, float]) -> set[tuple[str, int]]:
+    """(stack, dim) where the first token of a text has |h_j| / rms(h) > tau, at any layer of any sequence."""
+    c = _kang2025(e, t)
+    c = c[(c.position_class == "start") & (c.modality == "text")]
+    return set(zip(c["stack"], c.dim, strict=True))
+
+
+def _kang2025_visual(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
+    c, dims = _kang2025(e, t), sink_dims(e, t)
+    at_sink_dim = [place in dims for place in zip(c["stack"], c.dim, strict=True)]
+    return c[np.array(at_sink_dim, bool) & (c.modality == "image").to_numpy()]
+
+
 def _dettmers2022(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
     d = e.dims[e.dims.layer > 0]
     d = d[d.hit_rate >= t["tokens"]]
@@ -251,6 +265,17 @@ CRITERIA: dict[str, Criterion] = {
             "element",
             _kang2025,
             needs=("tokens",),
+            floor=_kang2025_floor,
+        ),
+        Criterion(
+            "kang2025_visual",
+            "image tokens of a language model with |h_j| / rms(h of that token) > tau at a sink dim j: one where the "
+            "first token of the text has it, at any layer",
+            {"tau": 20.0},
+            "Kang et al. 2025, arXiv 2503.03321 (visual attention sinks)",
+            "element",
+            _kang2025_visual,
+            needs=("tokens", "modality"),
             floor=_kang2025_floor,
         ),
         Criterion(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import torch
 
 from massact.corpora import Corpus
 from massact.records.answer import Peak, StackAnswer
+from massact.records.errors import UserError
 from massact.records.tables import MAXIMA, frame
 from massact.scans.criteria import Criterion, Evidence
 
@@ -42,8 +45,36 @@ def findings_table(rows: pd.DataFrame, rule: Criterion, texts: Mapping[str, Corp
     data["token_id"] = [text.token_id(s, p) if s >= 0 else -1 for text, s, p in places]
     data["token"] = [text.token(s, p) if s >= 0 else "" for text, s, p in places]
     data["position_class"] = [text.position_class(s, p) if s >= 0 else "other" for text, s, p in places]
+    data["modality"] = [text.modality(s, p) if s >= 0 else "" for text, s, p in places]
     order = ["stack", "site", "layer", "sequence", "rank", "pos", "dim"]
     return frame("findings", data.sort_values(order, kind="stable").to_dict("list"))
+
+
+def with_modalities(seen: Evidence, texts: Mapping[str, Corpus]) -> Evidence:
+    """Evidence whose candidates say what token they are on, for criteria that ask.
+
+    Raises:
+        UserError: no stack reads text and images.
+    """
+    c = seen.candidates
+    places = c[["stack", "sequence", "pos"]].drop_duplicates()
+    kinds = {
+        (stack, s, p): (texts[stack].modality(s, p), texts[stack].position_class(s, p))
+        for stack, s, p in places.itertuples(index=False)
+    }
+    if not any(text.kind == "tokens" and has_images(text) for text in texts.values()):
+        raise UserError(
+            "The criterion is about image tokens among text, and the corpus has none.",
+            do="Give a model of images and text both: {'input_ids': ..., 'pixel_values': ...}, or another criterion.",
+        )
+    told = [kinds[key] for key in zip(c["stack"], c.sequence, c.pos, strict=True)]
+    return replace(seen, candidates=c.assign(modality=[m for m, _ in told], position_class=[p for _, p in told]))
+
+
+def has_images(text: Corpus) -> bool:
+    """Whether a text holds placeholders of images."""
+    ids = [] if text.modalities is None else [i for i, kind in text.modalities.ids.items() if kind == "image"]
+    return bool(torch.isin(text.inputs["input_ids"], torch.tensor(ids)).any()) if ids else False
 
 
 def coordinates_table(findings: pd.DataFrame, n_sequences: int) -> pd.DataFrame:
@@ -115,7 +146,16 @@ def stack_answer(
         largest_magnitude=_largest(tops, "magnitude", text),
         headroom={name: _headroom(layers[f"headroom_{name}"]) for name in MAXIMA},
         nonfinite=int(layers.nonfinite.sum()),
+        modalities=_modalities(at_peak, text),
     )
+
+
+def _modalities(at_peak: pd.DataFrame, text: Corpus) -> list[tuple[str, int]]:
+    """How many of some findings are on tokens of each modality, in a stack that reads more than one."""
+    mixed = text.modalities is not None and (text.modalities.places or text.modalities.ids)
+    if not mixed or not len(at_peak) or set(text.inputs) <= {"input_ids"}:
+        return []
+    return [(str(m), int(n)) for m, n in at_peak.modality.value_counts().items() if m]
 
 
 def _headroom(column: pd.Series) -> tuple[float, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -10,22 +11,24 @@ from typing import Any
 
 import torch
 
-from massact.corpora import AudioSource, Corpus, ImageSource, Source
+from massact.corpora import AnySource, AudioSource, Corpus, ImageSource, PairSource, Source
 from massact.corpora import corpus as make_corpus
-from massact.models import Model, load, random_twin
+from massact.models import Model, load, random_twin, token_types
 from massact.records.answer import Answer
 from massact.records.errors import MassactError, UserError, WorkError, check_options, near
 from massact.records.results import ScanResult, open_run
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
-from massact.scans.criteria import Criterion, Evidence, criterion
+from massact.scans.criteria import Criterion, Evidence, criterion, sink_dims
 from massact.scans.evidence import evidence
-from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer
+from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer, with_modalities
+from massact.scans.pictured import add_pictures, picture_probe, scanned_layout, scanned_maps
 from massact.scans.portrait import portrait, prompt_corpus, ranks_table
 from massact.scans.saved import Saved
 from massact.scans.sound import ready_sound, with_decoder
 from massact.scans.tokens import tokens_of
 from massact.stats import HiddenStats, TokenMax
+from massact.stats.neighbours import NeighbourCosines
 from massact.trace import Measurements, Probe, measure
 
 Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences in all
@@ -49,6 +52,7 @@ class ScanConfig:
         rank_sequences: sequences sorted for the lower ranks of Table 2 (the greatest are kept for all).
         null: also scan a random-init twin; "auto": up to 500 million parameters.
         bos_contrast: also scan a few sequences with and without BOS.
+        pictures: of the images whose norm maps are kept for the figures also keep small pictures.
         preprocess: of images, steps other than the model's processor says, see `massact.corpora.corpus`.
     """
 
@@ -64,6 +68,7 @@ class ScanConfig:
     rank_sequences: int = 4
     null: bool | str = "auto"
     bos_contrast: bool = True
+    pictures: bool = True
     preprocess: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -111,7 +116,7 @@ def scan(
     config = ScanConfig.of(options)
     criterion(config.criterion).resolved(config.thresholds)  # refused now, not after the model is loaded
     loaded = model if isinstance(model, Model) else load(model)
-    source = corpus if isinstance(corpus, Corpus | Source | ImageSource | AudioSource) else make_corpus(corpus)
+    source = corpus if isinstance(corpus, Corpus | AnySource) else make_corpus(corpus)
     text = Text(source, ready_corpus(loaded, source, config, config.bos), named(corpus))
     return scan_text(loaded, text, config, out=out, resume=resume, progress=progress)
 
@@ -120,7 +125,7 @@ def scan(
 class Text:
     """What a scan reads: the source, the corpus made of it for the model, and how the user named it, if so."""
 
-    source: Corpus | Source | ImageSource | AudioSource
+    source: Corpus | AnySource
     ready: Corpus
     named: str | None
 
@@ -181,7 +186,7 @@ def scan_text(
 
 # ---------------------------------------------------------------------------- inputs
 def ready_corpus(
-    model: Model, source: Corpus | Source | ImageSource | AudioSource, config: ScanConfig, bos: str | None
+    model: Model, source: Corpus | AnySource, config: ScanConfig, bos: str | None
 ) -> Corpus:
     """A corpus that fits the model.
 
@@ -191,11 +196,13 @@ def ready_corpus(
     accepted = model.inputs_accepted()
     if isinstance(source, ImageSource):
         source = _ready_images(model, source, config)
-    elif config.preprocess and (isinstance(source, Source | AudioSource) or source.pictures is None):
+    elif config.preprocess and (not isinstance(source, Corpus) or source.pictures is None):
         raise UserError("preprocess was given.", "The corpus is not read from images.", "Leave it out.")
     elif isinstance(source, AudioSource):
         _nothing_of_text("sound", config)
         source = ready_sound(model, source, config.n_sequences)
+    elif isinstance(source, PairSource):
+        source = _ready_pairs(model, source, config)
     elif isinstance(source, Source):
         if "input_ids" not in accepted:
             raise UserError(
@@ -225,7 +232,15 @@ def ready_corpus(
                 f"The corpus holds {name!r}, which {model.name or 'the model'} does not take.", do=near(name, accepted)
             )
     source.require(model.vocabulary, model.context)
-    return source
+    return _with_token_types(source, model.placeholders) if "mm_token_type_ids" in accepted else source
+
+
+def _with_token_types(corpus: Corpus, placeholders: dict[int, str]) -> Corpus:
+    """A corpus with an image grid and what its tokens are, which multimodal rotary positions need beside it."""
+    if "mm_token_type_ids" in corpus.inputs or not corpus.packed or corpus.kind != "tokens":
+        return corpus
+    types = token_types(corpus.inputs["input_ids"], placeholders)
+    return replace(corpus, inputs={**corpus.inputs, "mm_token_type_ids": types})
 
 
 def _ready_images(model: Model, source: ImageSource, config: ScanConfig) -> Corpus:
@@ -246,9 +261,28 @@ def _ready_images(model: Model, source: ImageSource, config: ScanConfig) -> Corp
             "Files are read as three (RGB).", f"Give tensors: corpus({{{name!r}: tensor}}).",
         )  # fmt: skip
     _nothing_of_text("images", config)
-    return source.encode(
-        model.processor, input_name=name, n_sequences=config.n_sequences, preprocess=config.preprocess
-    )
+    processor = getattr(model.processor, "image_processor", model.processor)  # the part of a mixed model's
+    return source.encode(processor, input_name=name, n_sequences=config.n_sequences, preprocess=config.preprocess)
+
+
+def _ready_pairs(model: Model, source: PairSource, config: ScanConfig) -> Corpus:
+    """Images with text, prepared for a model.
+
+    Raises:
+        UserError: it takes no images, or has no processor of images and text; a length or a BOS policy was asked for.
+    """
+    name = model.name or "The model"
+    if not {"input_ids", "pixel_values"} <= model.inputs_accepted():
+        raise UserError(f"{name} does not take images and text together.", do="Give text, or images.")
+    if not all(hasattr(model.processor, part) for part in ("image_processor", "tokenizer")):
+        missing = importlib.util.find_spec("torchvision") is None
+        raise UserError(
+            f"{name} comes without a processor of images and text.",
+            "Its processor may need torchvision, which is not installed." if missing else "",
+            "Save it beside the weights (processor.save_pretrained), or give tensors by name.",
+        )
+    _nothing_of_text("images with text", config)
+    return source.encode(model.processor, model.inputs_accepted(), n_sequences=config.n_sequences)
 
 
 def _nothing_of_text(kind: str, config: ScanConfig) -> None:
@@ -257,13 +291,16 @@ def _nothing_of_text(kind: str, config: ScanConfig) -> None:
 
 
 # ---------------------------------------------------------------------------- the work
+KINDS: dict[str, type] = {"hidden": HiddenStats, "spikes": TokenMax, "neighbours": NeighbourCosines}
+
+
 @dataclass
 class _Job:
     """One scan: the measurements, and the tables made of them."""
 
     model: Model
     corpus: Corpus
-    source: Corpus | Source | ImageSource | AudioSource
+    source: Corpus | AnySource
     config: ScanConfig
     rule: Criterion
     thresholds: dict[str, float]
@@ -272,7 +309,8 @@ class _Job:
     def run(self, info: RunInfo, saved: Saved) -> ScanResult:
         stacks, unreached = self.stacks(self.corpus)
         info.notes += [f"Stack {name!r} was not scanned: this corpus does not reach it." for name in unreached]
-        seen, rows = self.complete(self.model, self.corpus, stacks, saved)
+        self.layout = scanned_layout(self.model, self.corpus, stacks)
+        seen, rows, measured = self.complete(self.model, self.corpus, stacks, saved)
         texts = self.texts(self.corpus, seen)
         found = findings_table(rows, self.rule, texts)
         coordinates = coordinates_table(found, self.corpus.n_sequences)
@@ -282,7 +320,14 @@ class _Job:
         answer = Answer(len(found) > 0, answers, self.null(stacks, info), self.bos(stacks))
         info.answer = jsonable(answer.as_dict())
         info.notes += self.notes(seen, rows, near_rows)
+        if self.corpus.kind == "tensors" and self.corpus.mask is not None and not self.corpus.counts:
+            info.notes += _unmasked(self.corpus.mask, seen)
         result = ScanResult(info, layers, found, findings_table(near_rows, self.rule, texts), coordinates, seen.dims)
+        if self.layout is not None:
+            try:
+                add_pictures(result, scanned_maps(measured, self.layout), self.corpus, self.config.pictures)
+            except MassactError as error:
+                result.info.notes.append(f"No figures of patches: {error.what}")
         self.show_prompt(result, answer, seen)
         return result
 
@@ -317,14 +362,22 @@ class _Job:
         last = seen.norms.groupby("stack").pos.max()
         return {str(stack): tokens_of(self.model, corpus, str(stack), int(pos)) for stack, pos in last.items()}
 
-    def complete(self, model: Model, corpus: Corpus, stacks: list[str], saved: Saved | None) -> tuple[Evidence, Any]:
-        """Measure, with more entries kept wherever all that were kept pass, so that no finding is lost."""
+    def complete(
+        self, model: Model, corpus: Corpus, stacks: list[str], saved: Saved | None
+    ) -> tuple[Evidence, Any, Measurements]:
+        """Measure, with more entries kept wherever all that were kept pass, so that no finding is lost.
+
+        Args:
+            saved: of the scan itself; None for a control, of which no figures are made.
+        """
         top_k, stage = self.config.top_k, "scan" if model is self.model else "null twin"
         while True:
             probes = self.probes(stacks, top_k)
+            if saved is not None and self.layout is not None:
+                probes.append(picture_probe(self.layout))
             start = None
             if saved is not None and top_k == self.config.top_k:
-                start = saved.restore(_fresh(model, probes), {"hidden": HiddenStats, "spikes": TokenMax})
+                start = saved.restore(_fresh(model, probes), KINDS)
 
             def on_batch(done: Measurements, keep: bool = start is not None, stage: str = stage) -> None:
                 if keep and saved is not None:
@@ -335,9 +388,11 @@ class _Job:
                 model, corpus, probes, batch_size=self.config.batch_size, resume=start, on_batch=on_batch
             )
             seen = self.evidence(measured, model)
+            if "modality" in self.rule.needs:
+                seen = with_modalities(seen, self.texts(corpus, seen))
             rows = self.rule.passing(seen, self.thresholds)
             if top_k >= MOST_KEPT or not self.rule.lacks(seen, self.thresholds, rows, top_k):
-                return seen, rows
+                return seen, rows, measured
             top_k, stage = min(top_k * 16, MOST_KEPT), f"{stage}, keeping more than {top_k} values"
 
     # ---- controls
@@ -356,7 +411,7 @@ class _Job:
 
     def short(self, model: Model, corpus: Corpus, stacks: list[str]) -> dict[str, Any]:
         few = corpus.head(min(CONTRAST_SEQUENCES, corpus.n_sequences))
-        seen, rows = self.complete(model, few, stacks, None)
+        seen, rows, _ = self.complete(model, few, stacks, None)
         found = findings_table(rows, self.rule, self.texts(few, seen))
         return short_answer(found, seen) | {"n_sequences": few.n_sequences}
 
@@ -386,6 +441,8 @@ class _Job:
         for site, reason in self.model.anatomy.unavailable():
             if "mlp_act" in self.rule.needs and site.point == "mlp_act":
                 notes.append(f"{site} is unavailable: {reason}.")
+        if "modality" in self.rule.needs and not sink_dims(seen, self.thresholds):
+            notes.append("The first token of the text exceeds tau at no dim: there are no sink dims to look at.")
         if self.rule.kind != "element" or not len(seen.candidates):
             return notes
         kept = int(seen.candidates["rank"].max())
@@ -405,6 +462,16 @@ class _Job:
         except MassactError as error:
             result.info.notes.append(f"No portrait: {error.what} {error.why}".strip())
         self.progress("portrait", 1, 1)
+
+
+def _unmasked(mask: torch.Tensor, seen: Evidence) -> list[str]:
+    """What is said of stacks that the mask of a corpus of tensors is not about."""
+    counted, last = int(mask.any(0).nonzero().max()), seen.norms.groupby("stack").pos.max()
+    return [
+        f"The attention_mask has {mask.shape[1]} positions, the stack {name} another number: all of its are counted."
+        for name, pos in last.items()
+        if int(pos) != counted
+    ]
 
 
 def module_of(model: Model, site: Site) -> str:

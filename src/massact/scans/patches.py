@@ -6,6 +6,7 @@ Shapes: N images, T positions, D width, H and W pixels, R rows and C columns of 
 from __future__ import annotations
 
 import re
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,6 +19,7 @@ from massact.models import Model
 from massact.records.sites import Site
 from massact.stats import Keep
 from massact.trace import Probe, measure
+from massact.trace.added_tokens import added_positions
 from massact.trace.edits import WeightEdit, edited
 
 MOST_EXTRA = 64  # positions that are no patch
@@ -30,7 +32,8 @@ _LEARNED = (
     (re.compile("cls|class"), "[CLS]"),
 )  # fmt: skip
 
-_known: WeakKeyDictionary[nn.Module, dict[tuple[str, int, int], tuple[str, ...] | None]] = WeakKeyDictionary()
+# Of each model: (stack, shape of an image, tokens, those of them that an edit has added) -> names.
+_known: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], tuple[str, ...] | None]] = WeakKeyDictionary()
 
 
 def place_names(model: Model, corpus: Corpus, stack: str) -> tuple[str, ...] | None:
@@ -40,7 +43,8 @@ def place_names(model: Model, corpus: Corpus, stack: str) -> tuple[str, ...] | N
     patches with that bit from the second image, once those without. The positions of the embedding output (layer 0)
     that change in exactly one of each pair depend on exactly one patch, and the bits say which; 1 + 2 ceil(log2 P)
     images suffice for P patches. A patch size is accepted only if each patch is seen at exactly one position. The
-    positions that depend on no pixel get their names by changing the model's learned tokens one by one.
+    positions that depend on no pixel get their names by changing the model's learned tokens one by one. Under an edit
+    that adds tokens the names are those of the longer sequence.
 
     Args:
         corpus: images, of the size that matters.
@@ -56,13 +60,18 @@ def place_names(model: Model, corpus: Corpus, stack: str) -> tuple[str, ...] | N
         return None
     if not model.reaches(model.anatomy.stack(stack), {str(name)}):
         return None
-    height, width = (int(x) for x in pixels.shape[-2:])
     found = _known.setdefault(model.module, {})
-    key = (stack, height, width)
+    try:
+        experiment = _Experiment(model, str(name), stack, tuple(pixels.shape[1:]))
+        before = experiment.layer_0(experiment.one[None])[0]
+    except Exception:  # whatever the model has against such images, names must not cost the findings
+        return None
+    # Edits and variants add tokens to a model that is known: how many there are now, the pass has shown.
+    key = (stack, *pixels.shape[1:], len(before), added_positions(model.module, model.anatomy.stack(stack)))
     if key not in found:
         try:
-            found[key] = _Experiment(model, str(name), stack, tuple(pixels.shape[1:])).names()
-        except Exception:  # whatever the model has against such images, names must not cost the findings
+            found[key] = experiment.names(before)
+        except Exception:
             found[key] = None
     return found[key]
 
@@ -76,8 +85,8 @@ class _Experiment:
         generator = torch.Generator().manual_seed(0)
         self.one, self.other = torch.rand(2, *shape, generator=generator) * 2 - 1
 
-    def names(self) -> tuple[str, ...] | None:
-        before = self.layer_0(self.one[None])[0]
+    def names(self, before: np.ndarray) -> tuple[str, ...] | None:
+        """The names; `before`: layer 0 (T, D) of the first image."""
         for patch in self.sizes(len(before)):
             patches = self.patches(patch, before)
             if patches is not None:

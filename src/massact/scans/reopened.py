@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from massact.corpora import AudioSource, Corpus, ImageSource, Source, corpus_again
+from massact.corpora import AnySource, Corpus, corpus_again
 from massact.corpora import corpus as make_corpus
 from massact.models import EMBEDDED, Model, load
 from massact.records.errors import UserError
@@ -35,7 +35,7 @@ def scanned_corpus(model: Model, corpus: Any, result: ScanResult) -> Corpus:
     known = {f.name for f in fields(ScanConfig)}
     asked = ScanConfig.of({k: v for k, v in result.info.config.items() if k in known})
     source = corpus_again(result.info.corpus, result.info.config.get("corpus")) if corpus is None else corpus
-    source = source if isinstance(source, Corpus | Source | ImageSource | AudioSource) else make_corpus(source)
+    source = source if isinstance(source, Corpus | AnySource) else make_corpus(source)
     return ready_corpus(model, source, asked, asked.bos)
 
 

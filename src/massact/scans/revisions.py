@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from massact.corpora import AudioSource, Corpus, ImageSource, Source
+from massact.corpora import AnySource, Corpus, Source
 from massact.corpora import corpus as make_corpus
 from massact.models import Model, load
 from massact.records.errors import MassactError, UserError, WorkError
@@ -79,7 +79,7 @@ def scan_checkpoints(
     )
     path = Path(out)
     _check(path, info, resume)
-    source = corpus if isinstance(corpus, Corpus | Source | ImageSource | AudioSource) else make_corpus(corpus)
+    source = corpus if isinstance(corpus, Corpus | AnySource) else make_corpus(corpus)
     made = _begun(path, info)
     job = _Job(in_order(checkpoints), source, named(corpus), config, loading, path, info, progress or (lambda *_: None))
     began = time.perf_counter() - info.wall_s
@@ -163,7 +163,7 @@ class _Job:
     """One trajectory under way."""
 
     checkpoints: list[Checkpoint]
-    source: Corpus | Source | ImageSource | AudioSource
+    source: Corpus | AnySource
     named: str | None
     config: ScanConfig
     loading: dict[str, Any]

@@ -8,6 +8,7 @@ from massact.corpora import Corpus
 from massact.models import Model
 from massact.scans.frames import framed
 from massact.scans.patches import place_names
+from massact.scans.placeholders import modalities_of
 
 
 def tokens_of(model: Model, corpus: Corpus, stack: str, last: int) -> Corpus:
@@ -15,7 +16,7 @@ def tokens_of(model: Model, corpus: Corpus, stack: str, last: int) -> Corpus:
 
     The decoder of an encoder-decoder reads `decoder_input_ids`, or else the text one position later
     (`Model.run`); a stack that reads pixels or sound has no tokens, but its positions may have names (`place_names`,
-    `framed`); every other one reads the text.
+    `framed`); every other one reads the text. It also says what each position is (`modalities_of`).
 
     Args:
         last: greatest position seen in that stack. Where it is not that of the text, the stack has positions of
@@ -25,11 +26,11 @@ def tokens_of(model: Model, corpus: Corpus, stack: str, last: int) -> Corpus:
     if read.kind == "tokens" and last != _last_counted(read):
         read = replace(read, kind="tensors", mask=None)
     if read.kind == "tensors" and read.recordings is not None:
-        return framed(model, read, stack, last + 1)
-    if read.kind == "tensors":
+        read = framed(model, read, stack, last + 1)
+    elif read.kind == "tensors":
         names = place_names(model, read, stack)
-        return replace(read, places=names if names is not None and len(names) == last + 1 else None)
-    return read
+        read = replace(read, places=names if names is not None and len(names) == last + 1 else None)
+    return replace(read, modalities=modalities_of(model, corpus, read, stack))
 
 
 def _last_counted(corpus: Corpus) -> int:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from massact.records.anatomy import Place
 from massact.trace.watch import follow, replaced
 
+RECORDERS = "transformers.utils.output_capturing"
+
 # Sees a tensor; gives None to leave it, or the tensor to put in its place.
 Tap = Callable[[Tensor], Tensor | None]
 
@@ -99,6 +101,16 @@ def tapped(
             handle.remove()
 
 
+def _recorders_last(module: nn.Module) -> None:
+    """Let transformers' own recorders of hidden states see what taps have put there.
+
+    A mixed model takes the features of an image from these records, so that an edit behind them would not reach it.
+    """
+    hooks: Any = module._forward_hooks
+    for key in [k for k, hook in hooks.items() if getattr(hook, "__module__", "") == RECORDERS]:
+        hooks.move_to_end(key)
+
+
 def _install(module: nn.Module, name: str, side: str, taps: list[_Tap], state: Taps) -> Any:
     border = f"{side}:{name}"
 
@@ -119,7 +131,9 @@ def _install(module: nn.Module, name: str, side: str, taps: list[_Tap], state: T
             state.check()
             return output if changed else None
 
-        return module.register_forward_hook(after)
+        handle = module.register_forward_hook(after)
+        _recorders_last(module)
+        return handle
 
     by_position = [t for t in taps if isinstance(t.place.path[0], int)]
     by_keyword = [t for t in taps if isinstance(t.place.path[0], str)]

@@ -5,20 +5,14 @@ register means, register neurons) and edits. Knows that the tokens of an image a
 of patches. Must not know files, figures, or where the pictures came from.
 """
 
-from massact.vision.layout import Layout, read_layout
-from massact.vision.maps import (
-    PatchMaps,
-    marked,
-    massive_patches,
-    neighbour_cosines,
-    norm_histograms,
-    outlier_patches,
-    patch_maps,
-)
+from massact.interventions.registers import CONTROLS, Registers, collect_registers, fix_registers, register_means
+from massact.scans import Layout, read_layout
+from massact.scans.maps import PatchMaps, marked, massive_patches, neighbour_cosines, norm_histograms
+from massact.vision.maps import outlier_patches, patch_maps
 from massact.vision.moving import moved_neurons, register_neurons, test_time_registers
 from massact.vision.published import PUBLISHED, check_published
-from massact.vision.registers import CONTROLS, Registers, collect_registers, fix_registers, register_means
 from massact.vision.shares import attention_shares
+from massact.vision.sinks import visual_sinks
 
 __all__ = [
     "CONTROLS",
@@ -41,4 +35,5 @@ __all__ = [
     "register_means",
     "register_neurons",
     "test_time_registers",
+    "visual_sinks",
 ]

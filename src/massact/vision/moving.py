@@ -20,9 +20,9 @@ from massact.interventions.catalogue import cut_attention
 from massact.models import Model, with_attention
 from massact.records.errors import UserError
 from massact.records.sites import Site
+from massact.scans import Layout, image_stack
 from massact.stats.positions import MagnitudesAt
 from massact.trace import AddedTokens, Edit, Fired, Probe, Together, edited, measure, tapped
-from massact.vision.layout import Layout, image_stack
 
 Outliers = Mapping[int, Sequence[int]]  # image -> positions of its massive patches
 COLUMNS = ("rank", "layer", "neuron", "activation", "elsewhere")

@@ -17,9 +17,9 @@ from massact.corpora import Batch, Corpus
 from massact.models import Model
 from massact.records.errors import UserError
 from massact.records.sites import Site
+from massact.scans import image_stack, read_layout
 from massact.stats.positions import PositionMoments
 from massact.trace import Edit, Probe, Together, measure
-from massact.vision.layout import image_stack, read_layout
 
 CONTROLS = ("mean", "noise", "shuffle", "zero")
 
@@ -74,7 +74,7 @@ def collect_registers(
     Args:
         model: an image model.
         corpus: images.
-        positions: of the registers; None: as the configuration says, behind the class token.
+        positions: of the registers; None: as `read_layout` finds them.
         stack: of several, which.
         keep: so many of the first images are kept as they are, for the shuffle.
 
@@ -86,7 +86,7 @@ def collect_registers(
     if not at:
         raise UserError(
             "The model has no registers.",
-            "Its configuration names none (num_register_tokens).",
+            "None of its learned tokens that is called one stands at a position without pixels.",
             "Give the positions that you want treated as such: positions=[...].",
         )
     layers = range(model.anatomy.stack(name).n_layers)

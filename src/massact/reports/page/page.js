@@ -1,0 +1,140 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const color = (name) => getComputedStyle(root).getPropertyValue(name).trim();
+  const all = (selector, from = document) => [...from.querySelectorAll(selector)];
+
+  // Figures -----------------------------------------------------------------------------------------------------
+  // A copy of a figure in which names of colours (under keys that are colours) are what light or dark has for them.
+  function painted(value, key = "") {
+    if (Array.isArray(value)) return value.map((v) => painted(v, key));
+    if (value && typeof value === "object")
+      return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, painted(v, k)]));
+    if (key === "colorscale") return [0, 1, 2, 3].map((i) => [i / 3, color("--heat" + i)]);
+    return /color$/.test(key) && typeof value === "string" && value.startsWith("--") ? color(value) : value;
+  }
+
+  function axis(given, quiet) {
+    return {
+      gridcolor: color("--grid"), zerolinecolor: color("--rule"), linecolor: color("--rule"), automargin: true,
+      ...quiet, ...given, title: { font: { size: 12 }, standoff: 8, ...(given || {}).title },
+    };
+  }
+
+  function layoutOf(figure) {
+    const given = painted(figure.spec.layout), scene = given.scene;
+    if (figure.linear) {
+      const { range, tickmode, tickvals, ticktext, ...rest } = given.yaxis;
+      given.yaxis = { ...rest, type: "linear", rangemode: "tozero" };
+      given.annotations = (given.annotations || []).map((a) => (a.yref === "y" ? { ...a, y: 10 ** a.y } : a));
+    }
+    const named = figure.spec.data.filter((t) => t.name).length > 1 && given.showlegend !== false;
+    const base = {
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", height: figure.spec.height, autosize: true,
+      font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", size: 12, color: color("--ink") },
+      margin: { l: 52, r: 12, t: 8, b: named ? 64 : 44 }, showlegend: named, bargap: 0.28,
+      legend: { orientation: "h", y: -0.2, yanchor: "top", x: 0, font: { size: 12 } },
+      hoverlabel: { bgcolor: color("--paper"), bordercolor: color("--rule"), font: { color: color("--ink"), size: 12 } },
+      dragmode: touch ? false : "zoom",
+    };
+    if (scene) {
+      const side = { gridcolor: color("--grid"), zerolinecolor: color("--rule"), color: color("--muted"),
+        showbackground: false, showspikes: false };
+      for (const name of ["xaxis", "yaxis", "zaxis"]) scene[name] = { ...side, ...scene[name] };
+      return { ...base, margin: { l: 0, r: 0, t: 0, b: 0 }, scene, showlegend: false };
+    }
+    return { ...base, ...given, showlegend: named, xaxis: axis(given.xaxis), yaxis: axis(given.yaxis) };
+  }
+
+  const touch = matchMedia("(pointer: coarse)").matches;
+  const config = (figure) => ({ responsive: true, displaylogo: false, scrollZoom: false, displayModeBar: touch ? false : "hover",
+    modeBarButtons: [figure.spec.layout.scene ? ["toImage", "orbitRotation", "pan3d", "resetCameraDefault3d"]
+      : ["toImage", "zoom2d", "pan2d", "resetScale2d"]],
+    toImageButtonOptions: { format: figure.spec.layout.scene ? "png" : "svg", filename: figure.element.id, scale: 2 } });
+  const figures = all("figure").map((element) => ({
+    element, plot: element.querySelector(".plot"), drawn: false, linear: false,
+    spec: JSON.parse(element.querySelector("script").textContent),
+  }));
+
+  function draw(figure) {
+    figure.drawn = true;
+    return window.Plotly.react(figure.plot, painted(figure.spec.data), layoutOf(figure), config(figure));
+  }
+  const redraw = () => figures.filter((f) => f.drawn).map(draw);
+
+  if (window.Plotly) {
+    const near = new IntersectionObserver((entries) => {
+      for (const entry of entries) {
+        const figure = figures.find((f) => f.element === entry.target);
+        if (entry.isIntersecting && !figure.drawn) draw(figure);
+      }
+    }, { rootMargin: "800px 0px" });
+    figures.forEach((f) => near.observe(f.element));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+    addEventListener("beforeprint", () => { root.dataset.print = ""; figures.forEach(draw); });
+    addEventListener("afterprint", () => { delete root.dataset.print; redraw(); });
+    for (const figure of figures)
+      figure.element.querySelector(".scale")?.addEventListener("click", (event) => {
+        figure.linear = !figure.linear;
+        event.target.textContent = figure.linear ? "Log scale" : "Linear scale";
+        event.target.setAttribute("aria-pressed", String(figure.linear));
+        draw(figure);
+      });
+  }
+
+  // Tables ------------------------------------------------------------------------------------------------------
+  const valueOf = (cell) => cell.dataset.v ?? cell.textContent;
+
+  function compare(a, b) {
+    const [x, y] = [a, b].map((v) => (v === "inf" ? Infinity : v === "-inf" ? -Infinity : v === "" ? NaN : Number(v)));
+    if (!Number.isNaN(x) && !Number.isNaN(y)) return x - y || 0;
+    return a.localeCompare(b);
+  }
+
+  function sort(head) {
+    const table = head.closest("table"), body = table.tBodies[0], place = head.cellIndex;
+    const next = head.getAttribute("aria-sort") === "descending" ? "ascending" : "descending";
+    all("thead th", table).forEach((th) => th.setAttribute("aria-sort", th === head ? next : "none"));
+    const rows = [...body.rows].map((row) => [row, valueOf(row.cells[place])]);
+    const missing = (row) => row.cells[place].classList.contains("na");
+    rows.sort(([r, a], [s, b]) => missing(r) - missing(s) || (next === "ascending" ? 1 : -1) * compare(a, b));
+    body.append(...rows.map(([row]) => row));
+  }
+
+  async function copy(text, button) {
+    const said = button.textContent;
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      const area = document.body.appendChild(document.createElement("textarea"));
+      area.value = text;
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = said; }, 1500);
+  }
+
+  const quoted = (text) => (/[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text);
+  const csv = (table) => [
+    all("thead th", table).map((th) => th.dataset.name),
+    ...[...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => [...row.cells].map(valueOf)),
+  ].map((row) => row.map(quoted).join(",")).join("\r\n") + "\r\n";
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    if (button.parentElement.matches("thead th")) sort(button.parentElement);
+    if (button.matches(".csv")) copy(csv(button.closest(".table").querySelector("table")), button);
+    if (button.matches(".copy")) copy(button.closest("details").querySelector("code").textContent, button);
+  });
+  document.addEventListener("input", (event) => {
+    if (!event.target.matches(".tools input")) return;
+    const box = event.target.closest(".table"), wanted = event.target.value.toLowerCase();
+    const rows = [...box.querySelector("table").tBodies[0].rows];
+    rows.forEach((row) => { row.hidden = !row.textContent.toLowerCase().includes(wanted); });
+    const left = rows.filter((row) => !row.hidden).length;
+    box.querySelector(".told").textContent = wanted ? `${left} of ${rows.length} rows` : "";
+  });
+})();

@@ -1,0 +1,69 @@
+"""Figures as files: PNG, SVG and PDF, the same bytes for the same result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from massact.records.errors import UserError, near
+from massact.records.tables import write_atomic
+from massact.reports.lettering import style
+
+DPI = 160
+
+# No dates and no versions: the same result gives the same bytes.
+METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None}, "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}  # fmt: skip
+USUAL = ("png", "svg")
+
+
+def write_figures(
+    result: Any,
+    figures: dict[str, Callable[[Any], Figure | None]],
+    directory: Path,
+    formats: Sequence[str] = USUAL,
+) -> list[Path]:
+    """Write named figures of a result into `figures/` of a directory, each in all the formats (png, svg, pdf).
+
+    Raises:
+        UserError: the directory cannot be written, or there is no such format.
+    """
+    for kind in formats:
+        if kind not in METADATA:
+            raise UserError(f"No figures in the format {kind!r}.", do=near(kind, METADATA))
+    folder = Path(directory) / "figures"
+    written: list[Path] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with style():
+            for name, make in figures.items():
+                figure = make(result)
+                if figure is not None:
+                    written += _save(figure, folder, name, formats)
+    except OSError as error:
+        raise UserError(
+            f"Figures cannot be written to {folder}.", error.strerror or str(error), "Give another directory."
+        ) from None
+    return written
+
+
+def _save(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
+    """Write one figure in every format; no window, no state of pyplot."""
+    canvas, paths = FigureCanvasAgg(figure), []
+    for kind in formats:
+        metadata = METADATA[kind]
+        path = folder / f"{name}.{kind}"
+        write_atomic(
+            path,
+            lambda p, kind=kind, metadata=metadata: canvas.print_figure(
+                p, format=kind, dpi=DPI, facecolor="white", metadata=metadata
+            ),
+        )
+        paths.append(path)
+    return paths

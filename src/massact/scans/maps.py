@@ -1,0 +1,122 @@
+"""The numbers behind pictures of images: norms and massive patches on the grid, histograms, how alike neighbours are.
+
+Shapes: N images, L layers, T tokens, Y rows and X columns of patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from massact.records.errors import UserError
+from massact.records.tables import frame
+from massact.scans.layout import Layout
+
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class PatchMaps:
+    """Maps of every image at every layer; layer 0 is the input of the first block.
+
+    Args:
+        layout: of the tokens.
+        layers: which layers the second axis holds.
+        norms, maxima: (N, L, T) float32, L2 norm and greatest |h| of every token; before the model's last norm.
+        cosines: (N, L, Y, X) mean cosine of every patch to its 4 neighbours.
+    """
+
+    layout: Layout
+    layers: tuple[int, ...]
+    norms: np.ndarray
+    maxima: np.ndarray
+    cosines: np.ndarray
+
+    def on_grid(self, of_tokens: np.ndarray) -> np.ndarray:
+        """(..., T) as (..., Y, X): the patches only."""
+        patches = of_tokens[..., list(self.layout.patches)]
+        return patches.reshape(*patches.shape[:-1], *self.layout.grid)
+
+    def at(self, layer: int) -> int:
+        """Where a layer stands on the second axis.
+
+        Raises:
+            UserError: it was not measured.
+        """
+        if layer not in self.layers:
+            raise UserError(f"Layer {layer} was not measured.", do=f"Measured: {self.layers}.")
+        return self.layers.index(layer)
+
+
+def massive_patches(findings: pd.DataFrame, layout: Layout, layer: int | None = None) -> dict[int, list[int]]:
+    """Image -> positions of the patches with a massive activation, as a scan found them.
+
+    Args:
+        findings: the table of a scan of these images.
+        layer: None for any layer.
+    """
+    mine = findings[(findings["stack"] == layout.stack) & findings["pos"].isin(list(layout.patches))]
+    mine = mine if layer is None else mine[mine["layer"] == layer]
+    return {int(n): sorted({int(p) for p in rows["pos"]}) for n, rows in mine.groupby("sequence")}
+
+
+def marked(outliers: Mapping[int, Sequence[int]], layout: Layout, n_images: int) -> np.ndarray:
+    """Positions as maps: (N, Y, X) bool."""
+    maps_NYX = np.zeros((n_images, *layout.grid), bool)
+    for image, positions in outliers.items():
+        for position in positions:
+            maps_NYX[(image, *layout.place(position))] = True
+    return maps_NYX
+
+
+def norm_histograms(maps: PatchMaps, bins: int = 60) -> pd.DataFrame:
+    """Histogram of patch norms at every layer, over the same logarithmic bins (Darcet 2023, Fig. 4).
+
+    Returns:
+        The table `patch_norms`: stack, layer, low, high (of the bin), count, share (of all patches of that layer).
+        Norms of 0 are in no bin; they are missing from the shares' sum.
+
+    Raises:
+        UserError: no patch has a norm above zero.
+    """
+    norms_NLP = maps.norms[..., list(maps.layout.patches)].astype(np.float64)
+    positive = norms_NLP[np.isfinite(norms_NLP) & (norms_NLP > 0)]
+    if not len(positive):
+        raise UserError("No patch has a norm above zero.")
+    low, high = float(positive.min()), float(positive.max())
+    edges = np.geomspace(low, high if high > low else 2 * low, bins + 1)
+    edges[0], edges[-1] = low, max(high, edges[-1])  # rounding must not put the extremes outside
+    rows: list[dict[str, Any]] = []
+    for i, layer in enumerate(maps.layers):
+        values = norms_NLP[:, i].ravel()
+        for j, count in enumerate(np.histogram(values, edges)[0]):
+            rows.append({"stack": maps.layout.stack, "layer": layer, "low": edges[j], "high": edges[j + 1],
+                         "count": int(count), "share": count / len(values)})  # fmt: skip
+    return frame("patch_norms", rows)
+
+
+def neighbour_cosines(maps: PatchMaps, outliers: Mapping[int, Sequence[int]]) -> pd.DataFrame:
+    """How alike patches and their neighbours are: those that are massive (at whatever layer) beside all others.
+
+    At layer 0 this says whether they were redundant before they became massive (Darcet 2023, Fig. 5a).
+
+    Returns:
+        The table `patch_cosines`: stack, layer, group ("massive", "other"), n (patches), mean, p10, p50, p90. A group
+        without patches is missing.
+    """
+    is_massive_NYX = marked(outliers, maps.layout, len(maps.norms))
+    rows: list[dict[str, Any]] = []
+    for i, layer in enumerate(maps.layers):
+        for group, mask in (("massive", is_massive_NYX), ("other", ~is_massive_NYX)):
+            values = maps.cosines[:, i][mask].astype(np.float64)
+            values = values[~np.isnan(values)]
+            if len(values):
+                quantiles = np.quantile(values, QUANTILES)
+                rows.append({"stack": maps.layout.stack, "layer": layer, "group": group, "n": len(values),
+                             "mean": values.mean(), "p10": quantiles[0], "p50": quantiles[1],
+                             "p90": quantiles[2]})  # fmt: skip
+    return frame("patch_cosines", rows)

@@ -1,0 +1,115 @@
+"""What a scan of images keeps for the figures of them: from its own pass, and bounded for the images themselves.
+
+Shapes: N images, K kept images, L layers, T tokens, Y rows and X columns of patches.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from massact.corpora import Corpus
+from massact.models import Model
+from massact.records.errors import UserError
+from massact.records.results import ScanResult
+from massact.scans.layout import Layout, layout_of
+from massact.scans.maps import PatchMaps, marked, massive_patches, neighbour_cosines, norm_histograms
+from massact.stats.neighbours import NeighbourCosines
+from massact.trace import Measurements, Probe
+
+KEPT = 8  # images whose norm maps are kept
+LARGEST_SIDE = 224  # pixels of a picture that is kept
+
+
+def scanned_layout(model: Model, corpus: Corpus, stacks: list[str]) -> Layout | None:
+    """The layout of the first of the stacks that has patches; None where none has."""
+    return next((found for name in stacks if (found := layout_of(model, corpus, name)) is not None), None)
+
+
+def picture_probe(layout: Layout) -> Probe:
+    """What a scan measures of patches beside what it measures of all tokens."""
+    head = f"{layout.stack}/" if layout.stack else ""
+    return Probe("neighbours", f"{head}*.resid_post", partial(NeighbourCosines, layout.patches, layout.grid))
+
+
+def scanned_maps(measured: Measurements, layout: Layout) -> PatchMaps:
+    """Norms, greatest magnitudes and neighbour cosines of all images, from the pass of a scan.
+
+    Raises:
+        UserError: an image had other tokens than the layout.
+    """
+    sites = sorted(measured.sites("neighbours"), key=lambda site: site.layer)
+    hidden = [measured.result("hidden", site) for site in sites]
+    if any((h.n_tokens != layout.n_tokens).any() for h in hidden):
+        raise UserError(f"Not every image has the {layout.n_tokens} tokens of the first one.")
+    shape = (-1, layout.n_tokens)
+    return PatchMaps(
+        layout,
+        tuple(site.layer for site in sites),
+        np.stack([h.token_norm.reshape(shape).astype(np.float32) for h in hidden], 1),
+        np.stack([h.token_max.reshape(shape).astype(np.float32) for h in hidden], 1),
+        np.stack([measured.result("neighbours", site) for site in sites], 1),
+    )
+
+
+def add_pictures(result: ScanResult, maps: PatchMaps, corpus: Corpus, pictures: bool) -> None:
+    """Give a result its tables `patch_norms` and `patch_cosines`, of all images, and `images`, of the first K = 8.
+
+    Args:
+        result: with its findings, which say what is massive.
+        maps: of all images.
+        corpus: the images.
+        pictures: whether to keep small pictures too.
+    """
+    layout, massive = maps.layout, massive_patches(result.findings, maps.layout)
+    try:
+        result.patch_norms = norm_histograms(maps)
+    except UserError as error:  # all of them are zero or not finite
+        result.info.notes.append(f"No histograms of patch norms: {error.what}")
+    result.patch_cosines = neighbour_cosines(maps, massive)
+    mask_NYX = marked(massive, layout, len(maps.norms))
+    few = min(KEPT, len(maps.norms))
+    result.images = {
+        "stack": np.array(layout.stack), "patches": np.array(layout.patches), "registers": np.array(layout.registers),
+        "class_tokens": np.array(layout.class_tokens), "layers": np.array(maps.layers),
+        "n_images": np.array(len(maps.norms)), "massive_share": mask_NYX.mean(0), "massive": mask_NYX[:few],
+        "norms": maps.on_grid(maps.norms[:few]),
+    }  # fmt: skip
+    small = small_pictures(corpus.head(few)) if pictures else None
+    if small is not None:
+        result.images["pictures"] = small
+
+
+def small_pictures(corpus: Corpus) -> np.ndarray | None:
+    """The images of a corpus as people see them: (K, H, W, 3) uint8, no side above `LARGEST_SIDE`.
+
+    Normalisation is undone where the corpus records it; values of a tensor that are not within 0 and 1 are stretched
+    over all images from the least to the greatest. None where they have neither one nor three channels.
+    """
+    x_KCHW = next((x for x in corpus.inputs.values() if x.ndim == 4), None)
+    if x_KCHW is None or x_KCHW.shape[1] not in (1, 3) or not x_KCHW.isfinite().all():
+        return None
+    x_KCHW = x_KCHW.float().cpu()
+    steps = corpus.origin.source.get("preprocess") if corpus.origin.source else None
+    if isinstance(steps, dict):
+        if steps["mean"] is not None and steps["std"] is not None:
+            mean, std = (torch.tensor(steps[name])[:, None, None] for name in ("mean", "std"))
+            x_KCHW = x_KCHW * std + mean
+        x_KCHW = x_KCHW / (255 * (steps["rescale"] or 1))
+    elif x_KCHW.min() < 0 or x_KCHW.max() > 1:
+        low, high = x_KCHW.min(), x_KCHW.max()
+        x_KCHW = (x_KCHW - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+    x_KCHW = _smaller(x_KCHW).clamp(0, 1).expand(-1, 3, -1, -1)
+    return (x_KCHW * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def _smaller(x_KCHW: Tensor) -> Tensor:
+    height, width = x_KCHW.shape[-2:]
+    factor = LARGEST_SIDE / max(height, width)
+    if factor >= 1:
+        return x_KCHW
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    return torch.nn.functional.interpolate(x_KCHW, size, mode="area")

@@ -1,0 +1,145 @@
+"""What the positions of each stack are, text, image, video or audio; and which patch each image token of a text is.
+
+Shapes: T positions of the text, I image tokens, P positions of the tower, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from massact.corpora import Batch, Corpus, Modalities
+from massact.models import Model
+from massact.records.anatomy import Stack
+from massact.records.errors import MassactError
+from massact.records.sites import Site
+from massact.scans.patches import place_names
+from massact.stats import Keep
+from massact.trace import Probe, measure
+from massact.trace.edits import Edit
+
+KINDS = {"pixel_values": "image", "pixel_values_videos": "video", "input_features": "audio", "input_values": "audio",
+         "input_ids": "text", "decoder_input_ids": "text"}  # fmt: skip
+
+_known: WeakKeyDictionary[nn.Module, dict[tuple[str, str, int], tuple[int, ...]]] = WeakKeyDictionary()
+
+
+def modalities_of(model: Model, corpus: Corpus, read: Corpus, stack: str) -> Modalities:
+    """What the positions of a stack are.
+
+    Where a stack reads the text, its token ids say it: the configuration names the placeholders in whose place the
+    model puts what its tower gives. A tower has the modality of its input. Where a stack that reads text has other
+    positions than the text, each input is changed in turn: a position that changes at layer 0 is of its modality.
+
+    Args:
+        corpus: of the model.
+        read: that corpus as the stack reads it, see `tokens_of`.
+        stack: name of the stack.
+    """
+    name = model.reads(model.anatomy.stack(stack))
+    if read.kind == "tokens":
+        names = image_names(model, corpus, stack) if "pixel_values" in corpus.inputs else ()
+        return Modalities("text", model.placeholders, names=names)
+    if name == "input_ids":  # other positions than the text has, or no text at all
+        mixed = "input_ids" in corpus.inputs and len(corpus.inputs) > 1
+        return Modalities("", places=_by_experiment(model, corpus, stack) if mixed else ())
+    return Modalities("image" if name is not None and name == model.image_input else KINDS.get(str(name), ""))
+
+
+def _by_experiment(model: Model, corpus: Corpus, stack: str) -> tuple[str, ...]:
+    """Modality of each position of the first sequence, '' where it depends on no input or on several."""
+    one, site = corpus.head(1), Site(stack, 0, "resid_post")
+    still_TD = _layer_0(model, one, site)
+    kinds_T: list[set[str]] = [set() for _ in still_TD]
+    for name in set(one.inputs) & set(KINDS):
+        x = one.inputs[name]
+        other = torch.where(x == x.max(), x.min(), x.max()) if name.endswith("_ids") else x + torch.ones_like(x)
+        moved_TD = _layer_0(model, replace(one, inputs={**one.inputs, name: other}), site)
+        for t in np.flatnonzero((moved_TD != still_TD).any(-1)) if moved_TD.shape == still_TD.shape else ():
+            kinds_T[t].add(KINDS[name])
+    return tuple(kinds.pop() if len(kinds) == 1 else "" for kinds in kinds_T)
+
+
+def image_names(model: Model, corpus: Corpus, stack: str) -> tuple[tuple[str, ...], ...]:
+    """What the image tokens of each sequence are called, in order: 'image (row, column)' where that is known.
+
+    A grid that is given with the image says it, divided by the number of patches that the model merges. Else the
+    positions of the tower are named by experiment (`place_names`), and by another one it is found which of them
+    each image token is made of: each set of positions of the tower is moved where the model takes its features.
+
+    Args:
+        stack: the stack that reads the text.
+
+    Returns:
+        A tuple for each sequence, () where nothing is proved; () where no sequence has names.
+    """
+    grids = corpus.inputs.get("image_grid_thw")
+    if grids is not None:
+        vision = getattr(model.module.config, "vision_config", None)
+        merge = int(getattr(vision, "spatial_merge_size", 1))
+        return tuple(_grid_names(*(int(n) for n in grid), merge) for grid in grids)
+    ids = [i for i, kind in model.placeholders.items() if kind == "image"]
+    counts = {int(n) for n in sum((corpus.inputs["input_ids"] == i).long().sum(1) for i in ids)} if ids else set()
+    towers = [s for s in model.anatomy.stacks if s.name != stack and model.reads(s) == model.image_input]
+    if len(counts) != 1 or counts == {0} or len(towers) != 1:
+        return ()
+    places = place_names(model, corpus, towers[0].name)
+    key = (towers[0].name, stack, counts.pop())
+    found = _known.setdefault(model.module, {})
+    if places is not None and key not in found:
+        try:
+            found[key] = _sources(model, corpus, towers[0], stack, ids)
+        except MassactError:  # names must not cost the findings
+            found[key] = ()
+    if places is None or not found[key]:
+        return ()
+    names = tuple("image" + places[p].removeprefix("patch") if p >= 0 else f"image {i}"
+                  for i, p in enumerate(found[key]))  # fmt: skip
+    return (names,) * corpus.n_sequences
+
+
+def _grid_names(frames: int, rows: int, columns: int, merge: int) -> tuple[str, ...]:
+    if frames != 1:
+        return ()
+    return tuple(f"image ({r}, {c})" for r in range(rows // merge) for c in range(columns // merge))
+
+
+def _sources(model: Model, corpus: Corpus, tower: Stack, stack: str, ids: list[int]) -> tuple[int, ...]:
+    """Position of the tower that each image token of the first sequence is made of, -1 where it is not one alone."""
+    one, site = corpus.head(1), Site(stack, 0, "resid_post")
+    is_image_T = torch.isin(one.inputs["input_ids"][0], torch.tensor(ids)).numpy()
+    is_image_T = is_image_T if one.mask is None else is_image_T[one.mask[0].numpy()]  # what counts is seen
+    still_TD = _layer_0(model, one, site)
+
+    def moved_I(at: Site, chosen_P: Tensor | None) -> np.ndarray:
+        def move(h_BPD: Tensor, _: Batch) -> Tensor:
+            noise_D = torch.randn(h_BPD.shape[-1], generator=torch.Generator().manual_seed(0)).to(h_BPD)
+            moved = h_BPD + h_BPD.abs().max() * noise_D
+            return moved if chosen_P is None else torch.where(chosen_P.to(h_BPD.device)[:, None], moved, h_BPD)
+
+        other_TD = _layer_0(model, one, site, [Edit("move", str(at), move)])
+        return (other_TD != still_TD).any(-1)[is_image_T]
+
+    sites = [Site(tower.name, layer, "resid_post") for layer in range(tower.n_layers, 0, -1)]
+    taken = next((s for s in sites if moved_I(s, None).all()), None)
+    if taken is None:
+        return ()
+    n = len(_layer_0(model, one, Site(tower.name, 0, "resid_post")))
+    source_I, alone_I = np.zeros(int(is_image_T.sum()), np.int64), np.ones(int(is_image_T.sum()), bool)
+    for bit in range(max(1, (n - 1).bit_length())):
+        has_P = (torch.arange(n) >> bit & 1).bool()
+        ones_I = moved_I(taken, has_P)
+        zeros_I = moved_I(taken, ~has_P)
+        alone_I &= ones_I ^ zeros_I
+        source_I += ones_I.astype(np.int64) << bit
+    return tuple(int(p) if ok else -1 for p, ok in zip(source_I, alone_I, strict=True))
+
+
+def _layer_0(model: Model, one: Corpus, site: Site, edits: list[Edit] | None = None) -> np.ndarray:
+    """The input of the first block of a stack, (T, D), of a corpus of one sequence."""
+    measured = measure(model, one, [Probe("embedded", str(site), Keep)], edits or [])  # type: ignore[arg-type]
+    return np.asarray(measured.result("embedded", site).values[0])
