@@ -188,7 +188,7 @@ def errors_page() -> str:
                     named = {k.arg: k.value for k in node.keywords}
                     parts = [*node.args, None, None, None][:3]
                     said = [_said(named.get(n, p)) for n, p in zip(("what", "why", "do"), parts, strict=True)]
-                    rows.add((f"`{node.func.id}`", *(" ".join(text.split()) for text in said)))  # type: ignore[attr-defined]
+                    rows.add((f"`{node.func.id}`", *(" ".join(text.split()) for text in said)))
         if rows:
             out += ["", f"## {room.name}/", ""]
             out += table(["class", "what", "why", "what to do"], [list(r) for r in sorted(rows, key=lambda r: r[1:])])
