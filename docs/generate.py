@@ -185,8 +185,8 @@ ERRORS_TOP = """# Errors
 
 Made by `python docs/generate.py` from the code; a test fails when it is stale.
 
-Every error says what happened, why, and what to do. On the command line it is printed without a traceback; in Python it is
-a `MassactError`. The exit status tells whose turn it is:
+Every error says what happened, why, and what to do. On the command line it is printed without a traceback; in Python it
+is a `MassactError`. The exit status tells whose turn it is:
 
 | class | meaning | exit status |
 |---|---|---|
