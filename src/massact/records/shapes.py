@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from massact.records.errors import UserError
+from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import jsonable
 from massact.records.shape_tables import SHAPE_TABLES
 from massact.records.sidecars import Sidecar, read_sidecar, save_beside
@@ -32,7 +33,7 @@ class ShapesInfo(Sidecar):
 
 
 @dataclass
-class ShapeLab:
+class ShapeLab(ShownInNotebooks):
     """What a vision toy lab gave.
 
     Args:
