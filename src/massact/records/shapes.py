@@ -32,7 +32,7 @@ class ShapesInfo(Sidecar):
     schema_version: int = SHAPES_VERSION
 
 
-@dataclass
+@dataclass(repr=False)
 class ShapeLab(ShownInNotebooks):
     """What a vision toy lab gave.
 

@@ -59,11 +59,11 @@ class LabConfig:
     batch: int = 32
     length: int = 32
     layers: int = 3
-    heads: int = 2
+    heads: int = 8
     width: int = 64
     mlp: int = 256
     sharpness: float = 0.25
-    position_scale: float = 3.0
+    position_scale: float = 6.0
     every: int = 150
     seed: int = 0
 

@@ -27,7 +27,7 @@ GROUPS = {
     "other": ("--s6", "dot", "triangle-up", "other patches"),
     "slot": ("--s5", "dashdot", "x", "slot"),
 }  # fmt: skip
-ACROSS, MOST_NAMED = 5, 4
+MOST_NAMED = 4
 
 
 def patches(held: Held) -> Section | None:
@@ -117,13 +117,13 @@ def _norm_maps(scan: ScanResult) -> Chart | None:
     if chosen is None:
         return None
     image, layers, norms_LYX = chosen
-    (_, rows, columns), down = norms_LYX.shape, -(-len(layers) // ACROSS)
+    (_, rows, columns), across = norms_LYX.shape, math.ceil(math.sqrt(len(layers)))
     high, wide = rows + max(2, round(0.3 * rows)), columns + max(1, round(0.08 * columns))
-    norms = np.full((down * high, ACROSS * wide), np.nan)
+    norms = np.full((-(-len(layers) // across) * high, across * wide), np.nan)
     text = [[""] * norms.shape[1] for _ in range(norms.shape[0])]
     names = []
     for i, (layer, norms_YX) in enumerate(zip(layers, norms_LYX, strict=True)):
-        y0, x0 = (i // ACROSS + 1) * high - rows, i % ACROSS * wide
+        y0, x0 = (i // across + 1) * high - rows, i % across * wide
         norms[y0 : y0 + rows, x0 : x0 + columns] = norms_YX
         for y in range(rows):
             text[y0 + y][x0 : x0 + columns] = [
