@@ -104,7 +104,7 @@ def golden_trajectory() -> Trajectory:
 def golden_lab() -> Lab:
     """Six steps of two variants."""
     tiny = {"steps": 6, "every": 3, "batch": 8, "width": 16, "mlp": 32, "length": 20, "layers": 2, "heads": 2}
-    return run_lab(["softmax", "kv-bias"], position_scale=3.0, **tiny)
+    return run_lab(["softmax", "kv-bias"], **tiny)
 
 
 def golden_shapes() -> ShapeLab:

@@ -55,7 +55,6 @@ KNOWN: dict[str, Known] = {
         Known("Phi-2", ("phi",), 32, 2560, ("phi-2",)),
         Known("OPT-6.7B", ("opt",), 32, 4096, ("opt-6.7b",)),
         Known("Falcon-7B", ("falcon",), 32, 4544, ("falcon-7b",)),
-        Known("MPT-7B", ("mpt",), 32, 4096, ("mpt-7b",)),
         Known("GPT-2", ("gpt2",), 12, 768, ("gpt2",)),
         Known("CLIP ViT-L", ("clip", "clip_vision_model", ""), 24, 1024,
               ("clip-vit-large-patch14", "vit_large_patch14_clip_224.openai")),

@@ -63,7 +63,7 @@ class LabConfig:
     width: int = 64
     mlp: int = 256
     sharpness: float = 0.25
-    position_scale: float = 6.0
+    position_scale: float = 3.0
     every: int = 150
     seed: int = 0
 
