@@ -27,7 +27,7 @@ from massact.interventions import (
     shuffle,
     zero_dims,
 )
-from massact.interventions.effects import effects_of
+from massact.interventions.effects import Paired, effects_of
 from massact.models import Model, with_attention
 from massact.records.errors import UserError, WorkError
 from massact.records.intervention import InterveneInfo, Intervention, open_intervention
@@ -402,3 +402,15 @@ def test_findings_behind_the_half_that_cuts_are_of() -> None:
     with pytest.raises(UserError, match="All findings are in sequences 4 to 7") as caught:
         intervene(model, ids, result, sets=("zero",), sinks=False)
     assert "--no-hold-out" in caught.value.do
+
+
+def test_one_sequence_says_nothing_about_others() -> None:
+    """An interval over one sequence would have no width, and call anything harmful."""
+    one = np.array([0])
+    paired = Paired(one, np.array([7.0]), {"nll": np.array([2.0])}, {"zero": {"nll": np.array([3.0])}}, {})
+    found = effects_of(paired, "zero", np.array([True]))
+    assert {e.metric for e in found} >= {"perplexity", "nll"}
+    assert all(np.isnan(e.ci_low) and np.isnan(e.ci_high) and e.n_sequences == 1 for e in found)
+    row = pd.Series({"metric": "perplexity", "baseline": 7.4, "edited": 20.1, "delta": 12.7, "ci_low": np.nan,
+                     "ci_high": np.nan, "edit": "zero", "n_elements": 1, "n_calls": 1})  # fmt: skip
+    assert verdict(row) == "inconclusive"

@@ -75,7 +75,8 @@ def _shapes_line(row: dict[str, Any]) -> str:
 def _saved(lab: Any, out: Path) -> str:
     return (
         f"\nSaved in {out}: lab.json, tables, figures/, model-VARIANT/, held_out.jsonl. Scan a model: massact scan "
-        f"{out / f'model-{lab.variants[0]}'} --corpus {out / 'held_out.jsonl'}"
+        f"{out / f'model-{lab.variants[0]}'} --corpus {out / 'held_out.jsonl'} --seq-len {lab.info.config['length']} "
+        "--bos never"
     )
 
 

@@ -189,7 +189,8 @@ def effects_of(paired: Paired, name: str, chosen: np.ndarray, seed: int = 0, res
     """Effects of one edit over chosen sequences, with 95 % intervals by bootstrap over sequences (paired).
 
     perplexity = exp(sum of nll over all targets / targets); perplexity_windowed = exp(mean over windows of their
-    mean nll), as Sun 2024 and Owen 2025 compute it; all other metrics are means over sequences.
+    mean nll), as Sun 2024 and Owen 2025 compute it; all other metrics are means over sequences. One sequence says
+    nothing about others: its interval is NaN.
 
     Args:
         paired: what was measured.
@@ -212,9 +213,9 @@ def effects_of(paired: Paired, name: str, chosen: np.ndarray, seed: int = 0, res
         with np.errstate(over="ignore", invalid="ignore"):
             a, b = reduce(old[None], w[None])[0], reduce(new[None], w[None])[0]
             deltas = reduce(new[draw], w[draw]) - reduce(old[draw], w[draw])
-        # An order statistic, not a weighted mean of two: some may be infinite. NaN: nothing is known.
-        low, high = (np.nan, np.nan) if np.isnan(deltas).any() else np.quantile(
-            deltas, [0.025, 0.975], method="inverted_cdf")  # fmt: skip
+        # An order statistic, not a weighted mean of two: some may be infinite. NaN: nothing is known, as of one sequence.
+        unknown = len(w) < 2 or np.isnan(deltas).any()
+        low, high = (np.nan, np.nan) if unknown else np.quantile(deltas, [0.025, 0.975], method="inverted_cdf")
         found.append(Effect(metric, float(a), float(b), float(low), float(high), len(w)))
 
     zeros, ones = np.zeros(len(n)), np.ones(len(n))

@@ -73,10 +73,9 @@ def _sentence(row: pd.Series) -> str:
 def _change(row: pd.Series) -> str:
     spell = number if row["metric"] == "perplexity" else percent
     difference = signed(row["delta"]) if row["metric"] == "perplexity" else f"{percent(row['delta'])}"
-    return (
-        f"{spell(row['baseline'])} to {spell(row['edited'])} ({difference}, 95% interval {spell(row['ci_low'])} to "
-        f"{spell(row['ci_high'])})"
-    )
+    low, high = real(row["ci_low"]), real(row["ci_high"])
+    within = "no interval" if math.isnan(low) else f"95% interval {spell(low)} to {spell(high)}"
+    return f"{spell(row['baseline'])} to {spell(row['edited'])} ({difference}, {within})"
 
 
 def draw_effects(e: Intervention) -> Figure | None:
