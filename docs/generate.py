@@ -1,25 +1,34 @@
-"""Write docs/reference.md from the code: criteria, sites, tables, errors, options. A test fails when it is stale.
+"""Write docs/reference.md and docs/errors.md from the code. A test fails when they are stale.
 
-python docs/generate.py
+python docs/generate.py                  # also the tables of docs/reproduce.md
+python docs/generate.py --reproduce      # and what it says of the embedded model, measured anew
 """
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from massact.classics import CLASSICS
 from massact.corpora import PRESETS, Preset
 from massact.interventions.named import NAMES
+from massact.records.reproduction import Reproduction
 from massact.records.sites import POINTS
 from massact.records.tables import TABLES
+from massact.reports import findings_in_words
+from massact.reproductions import ENTRIES, KNOWN, PUBLISHED, reproduce
 from massact.scans import CRITERIA
 from massact.training import VARIANTS
 
 PAGE = Path(__file__).parent / "reference.md"
+REPRODUCE = Path(__file__).parent / "reproduce.md"
+ERRORS_PAGE = Path(__file__).parent / "errors.md"
+SOURCE = Path(__file__).parents[1] / "src" / "massact"
 
 TOP = """# Reference
 
@@ -126,11 +135,117 @@ def page() -> str:
         ],
     )
     out += ["", "## Command line", ""]
-    verbs = ("scan", "explain", "intervene", "classics", "train", "compare", "show", "report")
+    verbs = ("scan", "explain", "intervene", "classics", "reproduce", "train", "compare", "show", "report")
     for arguments in ((), *((verb,) for verb in verbs)):
         out += ["```text", help_of(*arguments), "```", ""]
     return "\n".join(out)
 
 
+def experiments() -> list[str]:
+    """The tables of reproduce.md: all entries, and what was published of which model."""
+    out = table(
+        ["", "experiment", "Sun 2024", "of", "what is computed", "needs"],
+        [[e.id, e.title, e.section, {"any": "text, images, other"}.get(e.domain, e.domain), e.computation,
+          ", ".join(e.needs)] for e in ENTRIES.values()],
+    )  # fmt: skip
+    out += ["", "Published values, by model:", ""]
+    rows = []
+    for name, k in KNOWN.items():
+        mine = [p for p in PUBLISHED if p.model == name]
+        tags = ", ".join(f"{sum(p.tag == t for p in mine)} {t}" for t in dict.fromkeys(p.tag for p in mine))
+        ids = ", ".join(f"`{i}`" for i in k.ids)
+        rows.append([name, f"{k.n_layers} x {k.d_model}", ids,
+                     ", ".join(e for e in ENTRIES if any(p.experiment == e for p in mine)), tags])  # fmt: skip
+    return out + table(["model", "layers x width", "ids", "experiments", "values"], rows)
+
+
+def outcome(r: Reproduction) -> list[str]:
+    """What was found, a row for each experiment that applies."""
+    rows = []
+    for name, e in r.info.experiments.items():
+        here = findings_in_words(r.reproduced[r.reproduced["experiment"] == name])
+        if e["verdict"] != "not applicable":
+            rows.append([name, e["says"], here or f"{e['verdict']}: {e['reason']}"])
+    return table(["", "the paper", "the embedded model"], rows)
+
+
+def between(text: str, mark: str, lines: list[str]) -> str:
+    """A page with the part between two marks replaced."""
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    head, rest = text.split(begin)
+    return "\n".join([head + begin, "", *lines, "", end + rest.split(end)[1]])
+
+
+def reproduce_page() -> str:
+    """reproduce.md with today's entries; what was measured stays as it is."""
+    return between(REPRODUCE.read_text(encoding="utf-8"), "experiments", experiments())
+
+
+ERRORS_TOP = """# Errors
+
+Made by `python docs/generate.py` from the code; a test fails when it is stale.
+
+Every error says what happened, why, and what to do. On the command line it is printed without a traceback; in Python it
+is a `MassactError`. The exit status tells whose turn it is:
+
+| class | meaning | exit status |
+|---|---|---|
+| `UserError` | bad usage or bad input (also a `ValueError`) | 2 |
+| `ProofError` | a `UserError`: the model could not be proved to be understood, so nothing is measured on it | 2 |
+| `WorkError` | the input was fine, the work failed (also a `RuntimeError`) | 1 |
+| - | interrupted with Ctrl-C; what was finished is kept | 130 |
+
+Below are all of them by room, with the user's own values in braces. Where a cell is empty the first one says it all.
+"""
+ERRORS = ("UserError", "ProofError", "WorkError")
+
+
+def _said(node: ast.expr | None) -> str:
+    """A message as its reader knows it: what is filled in stands in braces."""
+    if node is None:
+        return ""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_said(part) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return _said(node.value)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _said(node.left) + _said(node.right)
+    if isinstance(node, ast.IfExp):
+        return " / ".join(x for x in (_said(node.body), _said(node.orelse)) if x)
+    if isinstance(node, ast.BoolOp):
+        return _said(node.values[0])
+    if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "near":
+        return "Did you mean {...}? Known: {...}."
+    if isinstance(node, ast.Attribute | ast.Name):
+        return "{" + (node.attr if isinstance(node, ast.Attribute) else node.id) + "}"
+    return "{...}"
+
+
+def errors_page() -> str:
+    """Every error that the code raises, by room."""
+    out = [ERRORS_TOP]
+    for room in sorted(p for p in SOURCE.iterdir() if p.is_dir()):
+        rows = set()
+        for path in sorted(room.rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ERRORS:
+                    named = {k.arg: k.value for k in node.keywords}
+                    parts = [*node.args, None, None, None][:3]
+                    said = [_said(named.get(n, p)) for n, p in zip(("what", "why", "do"), parts, strict=True)]
+                    rows.add((f"`{node.func.id}`", *(" ".join(text.split()) for text in said)))
+        if rows:
+            out += ["", f"## {room.name}/", ""]
+            out += table(["class", "what", "why", "what to do"], [list(r) for r in sorted(rows, key=lambda r: r[1:])])
+    return "\n".join(line.replace("<", "&lt;") for line in out) + "\n"
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    ERRORS_PAGE.write_text(errors_page(), encoding="utf-8")
+    REPRODUCE.write_text(reproduce_page(), encoding="utf-8")
+    if "--reproduce" in sys.argv:  # a minute: measure what the page says of the embedded model
+        with tempfile.TemporaryDirectory() as place:
+            found = outcome(reproduce(out=Path(place) / "run"))
+        REPRODUCE.write_text(between(REPRODUCE.read_text(encoding="utf-8"), "outcome", found), encoding="utf-8")

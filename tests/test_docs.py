@@ -13,13 +13,22 @@ from tests.test_structure import ARROWS
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def test_reference_is_fresh() -> None:
     import generate
 
     assert generate.PAGE.read_text(encoding="utf-8") == generate.page(), "run: python docs/generate.py"
+    assert generate.REPRODUCE.read_text(encoding="utf-8") == generate.reproduce_page(), "run: python docs/generate.py"
+
+
+def test_errors_page_is_fresh() -> None:
+    import generate
+
+    said = generate.errors_page()
+    assert generate.ERRORS_PAGE.read_text(encoding="utf-8") == said, "run: python docs/generate.py"
+    assert said.count("| `UserError` |") > 200  # a raise that is written in another way would be missing
 
 
 def test_architecture_table_is_the_one_that_is_enforced() -> None:

@@ -29,6 +29,10 @@ ARROWS: dict[str, set[str]] = {
     "classics": {"records", "corpora", "stats", "trace", "models", "scans", "explanations", "interventions"},
     "vision": {"records", "corpora", "stats", "trace", "models", "scans", "explanations", "interventions"},
     "training": {"records", "corpora", "stats", "trace", "models"},
+    "reproductions": {
+        "records", "corpora", "stats", "trace", "models", "scans", "explanations", "interventions", "classics",
+        "vision",
+    },
     "reports": {"records"},
 }
 NO_TORCH = {"records", "reports"}
@@ -132,7 +136,7 @@ def test_public_functions_have_docstrings() -> None:
                 assert ast.get_docstring(node) or node.name in ("Rule",), f"{path}: {node.name} has no docstring"
 
 
-VERBS = ("scan", "explain", "intervene", "classics", "train", "compare", "show", "report")
+VERBS = ("scan", "explain", "intervene", "classics", "reproduce", "train", "compare", "show", "report")
 
 
 @pytest.mark.parametrize(

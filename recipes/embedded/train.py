@@ -262,7 +262,7 @@ def export(net: Net, a: argparse.Namespace, folder: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
     model.eval().save_pretrained(new)
     tok.save_pretrained(new)
-    GenerationConfig(max_length=a.context, suppress_tokens=list(range(len(SPECIAL)))).save_pretrained(new)
+    GenerationConfig(suppress_tokens=list(range(len(SPECIAL)))).save_pretrained(new)
     shutil.rmtree(folder, ignore_errors=True)
     new.rename(folder)
 

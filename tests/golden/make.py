@@ -17,11 +17,13 @@ from massact.records.classics import CLASSICS_VERSION, Classics
 from massact.records.explanation import EXPLAIN_VERSION, Explanation
 from massact.records.intervention import INTERVENE_VERSION, Intervention
 from massact.records.lab import LAB_VERSION, Lab
+from massact.records.reproduction import REPRODUCE_VERSION, Reproduction
 from massact.records.results import ScanResult
 from massact.records.runinfo import SCHEMA_VERSION
 from massact.records.shapes import SHAPES_VERSION, ShapeLab
 from massact.records.training import TRAIN_VERSION, Trained
 from massact.records.trajectory import TRAJECTORY_VERSION, Trajectory
+from massact.reproductions import reproduce
 from massact.scans import checkpoints_in, scan_checkpoints
 from massact.training import train
 from massact.training.lab import run_lab
@@ -34,6 +36,7 @@ from tests.training.small import small
 EXPLAINED = Path(__file__).parent / f"explained_{EXPLAIN_VERSION}"
 CLASSIC = Path(__file__).parent / f"classics_{CLASSICS_VERSION}"
 INTERVENED = Path(__file__).parent / f"intervened_{INTERVENE_VERSION}"
+REPRODUCED = Path(__file__).parent / f"reproduced_{REPRODUCE_VERSION}"
 FOLDER = Path(__file__).parent / f"schema_{SCHEMA_VERSION}"
 TRAINED = Path(__file__).parent / f"trained_{TRAIN_VERSION}"
 STEPPED = Path(__file__).parent / f"stepped_{TRAJECTORY_VERSION}"
@@ -78,6 +81,12 @@ def golden_classics() -> tuple[ScanResult, Classics]:
     return result, classics(model, corpus, result, which=("norm-growth", "streaming"))
 
 
+def golden_reproduction(out: Path) -> Reproduction:
+    """Three experiments that need no more than a scan, of `golden_text_scan`, and one that is not run."""
+    model, corpus, _ = golden_text_scan()
+    return reproduce(model, out=out, corpus=corpus, only=("E4", "E5", "E8", "E25"), scan_options={"null": False})
+
+
 def golden_training() -> Trained:
     """Twelve steps of a model of two layers."""
     with tempfile.TemporaryDirectory() as place:
@@ -94,7 +103,7 @@ def golden_trajectory() -> Trajectory:
 
 def golden_lab() -> Lab:
     """Six steps of two variants."""
-    tiny = {"steps": 6, "every": 3, "batch": 8, "width": 16, "mlp": 32, "length": 20, "layers": 2}
+    tiny = {"steps": 6, "every": 3, "batch": 8, "width": 16, "mlp": 32, "length": 20, "layers": 2, "heads": 2}
     return run_lab(["softmax", "kv-bias"], **tiny)
 
 
@@ -116,6 +125,8 @@ if __name__ == "__main__":
     if not CLASSIC.exists():
         works = golden_classics()
         works[1].save(works[0].save(CLASSIC))
+    if not REPRODUCED.exists():
+        golden_reproduction(REPRODUCED)
     for place, make in ((TRAINED, golden_training), (STEPPED, golden_trajectory), (LAB, golden_lab),
                         (SHAPES, golden_shapes)):  # fmt: skip
         if not place.exists():

@@ -15,6 +15,7 @@ from massact.records.classics import CLASSICS_TABLES, CLASSICS_VERSION, open_cla
 from massact.records.explanation import EXPLAIN_TABLES, EXPLAIN_VERSION, open_explanation
 from massact.records.intervention import INTERVENE_VERSION, open_intervention
 from massact.records.lab import LAB_TABLES, LAB_VERSION, open_lab
+from massact.records.reproduction import REPRODUCE_VERSION, open_reproduction
 from massact.records.results import SCAN_TABLES
 from massact.records.runinfo import SCHEMA_VERSION
 from massact.records.shapes import SHAPE_TABLES, SHAPES_VERSION, open_shapes
@@ -27,6 +28,7 @@ from massact.reports import (
     show_explanation,
     show_intervention,
     show_lab,
+    show_reproduction,
     show_shapes,
     show_training,
     show_trajectory,
@@ -38,6 +40,7 @@ from tests.golden.make import (
     FOLDER,
     INTERVENED,
     LAB,
+    REPRODUCED,
     SHAPES,
     STEPPED,
     TRAINED,
@@ -45,6 +48,7 @@ from tests.golden.make import (
     golden_explanation,
     golden_intervention,
     golden_lab,
+    golden_reproduction,
     golden_scan,
     golden_shapes,
     golden_training,
@@ -123,6 +127,29 @@ def test_todays_intervention_equals_the_golden_one() -> None:
     assert golden is not None
     pd.testing.assert_frame_equal(today.effects, golden.effects, rtol=1e-3, atol=1e-5)
     assert today.info.target["dims"] == golden.info.target["dims"]
+
+
+OLD_REPRODUCTIONS = sorted(Path(REPRODUCED).parent.glob("reproduced_*"))
+
+
+@pytest.mark.parametrize("folder", OLD_REPRODUCTIONS, ids=lambda p: p.name)
+def test_old_reproduction_opens_and_prints(folder: Path) -> None:
+    done, out = open_reproduction(folder), io.StringIO()
+    assert done is not None and ma.open_run(folder).found
+    show_reproduction(done, Console(file=out, width=100))
+    assert "E5, First and last layer" in out.getvalue() and to_json(done)
+
+
+def test_every_version_of_reproductions_has_a_golden_one() -> None:
+    assert [p.name for p in OLD_REPRODUCTIONS] == [f"reproduced_{v}" for v in range(1, REPRODUCE_VERSION + 1)]
+
+
+def test_todays_reproduction_equals_the_golden_one(tmp_path: Path) -> None:
+    """A change of any number or column needs a new version, or an explanation."""
+    golden, today = open_reproduction(REPRODUCED), golden_reproduction(tmp_path / "run")
+    assert golden is not None and today.info.experiments == golden.info.experiments
+    pd.testing.assert_frame_equal(today.reproduced, golden.reproduced, rtol=1e-4, atol=1e-8)
+    assert list(golden.reproduced.columns) == list(TABLES["reproduced"])
 
 
 OLD_CLASSICS = sorted(Path(CLASSIC).parent.glob("classics_*"))

@@ -213,13 +213,13 @@ def test_nothing_measured_and_nothing_found_are_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["schema_1", "explained_1", "intervened_1", "classics_1", "trained_1", "stepped_1", "lab_1"]
+    "name", ["schema_1", "explained_1", "intervened_1", "classics_1", "reproduced_1", "trained_1", "stepped_1", "lab_1"]
 )
 def test_old_runs_have_a_page(name: str, tmp_path: Path) -> None:
     sections = {s.attributes["id"] for s in page_of(GOLDEN / name, tmp_path).root.all("section")}
     more = {"schema_1": {"layers"}, "explained_1": {"attention"}, "intervened_1": {"interventions"},
-            "classics_1": {"classics"}, "trained_1": {"training"}, "stepped_1": {"checkpoints"},
-            "lab_1": {"lab"}}  # fmt: skip
+            "classics_1": {"classics"}, "reproduced_1": {"paper"}, "trained_1": {"training"},
+            "stepped_1": {"checkpoints"}, "lab_1": {"lab"}}  # fmt: skip
     assert sections >= {"answer", "definitions", "provenance"} | more[name]
 
 
@@ -279,7 +279,8 @@ def test_the_command_of_a_record_is_one_that_the_command_line_takes(hostile: tup
 
     commands = get_command(app).commands  # type: ignore[attr-defined]
     records: list[tuple[str, Any]] = [("scan", open_run(GOLDEN / "explained_1").info)]
-    for verb, folder in (("explain", "explained_1"), ("intervene", "intervened_1"), ("classics", "classics_1")):
+    for verb, folder in (("explain", "explained_1"), ("intervene", "intervened_1"), ("classics", "classics_1"),
+                         ("reproduce", "reproduced_1")):  # fmt: skip
         record = json.loads((GOLDEN / folder / f"{verb}.json").read_text())
         records.append((verb, Sidecar(config=record["config"], model=record["model"])))
     records[0][1].config.update(thresholds={"ratio": 500.0}, null=False, bos_contrast=True, preprocess={"crop": "224"})

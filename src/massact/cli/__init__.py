@@ -12,6 +12,7 @@ from massact.cli.compare import compare
 from massact.cli.explain import explain
 from massact.cli.intervene import intervene
 from massact.cli.report import report
+from massact.cli.reproduce import reproduce
 from massact.cli.scan import scan
 from massact.cli.show import show
 from massact.cli.train import train
@@ -32,7 +33,7 @@ def _root() -> None:
     """Find, explain, remove and train away massive activations in transformers."""
 
 
-for _verb in (scan, explain, intervene, classics, train, compare, show, report):
+for _verb in (scan, explain, intervene, classics, reproduce, train, compare, show, report):
     app.command()(_verb)
 
 

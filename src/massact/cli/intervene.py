@@ -101,7 +101,7 @@ def intervene(
 
     InterveneConfig.of(options)  # before minutes are spent on loading
     options |= {"labels": labels} if labels is not None else {}
-    options |= _head(zero_shot, classes, prompts, head)
+    options |= head_asked(zero_shot, classes, prompts, head)
     with progress_bar(quiet or json) as progress:
         done = intervene_run(
             result, model=model, corpus=corpus, evaluate_on=evaluate_on, group=group, device=device, progress=progress,
@@ -110,7 +110,7 @@ def intervene(
     added(done, run, "effects.parquet, intervene.json", json, quiet)
 
 
-def _head(zero_shot: bool, classes: Path | None, prompts: Path | None, head: Path | None) -> dict[str, Any]:
+def head_asked(zero_shot: bool, classes: Path | None, prompts: Path | None, head: Path | None) -> dict[str, Any]:
     """The head that was asked for."""
     from massact.interventions import ZeroShot
 

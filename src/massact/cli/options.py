@@ -50,6 +50,7 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
     from massact.records.explanation import Explanation
     from massact.records.intervention import Intervention
     from massact.records.lab import Lab
+    from massact.records.reproduction import Reproduction
     from massact.records.shapes import ShapeLab
     from massact.records.training import Trained
     from massact.records.trajectory import Trajectory
@@ -60,6 +61,7 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
         show_explanation,
         show_intervention,
         show_lab,
+        show_reproduction,
         show_shapes,
         show_training,
         show_trajectory,
@@ -71,7 +73,7 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
     elif not quiet:
         known = {Explanation: show_explanation, Intervention: show_intervention, Classics: show_classics,
                  Trained: show_training, Comparison: show_comparison, Trajectory: show_trajectory,
-                 Lab: show_lab, ShapeLab: show_shapes}  # fmt: skip
+                 Lab: show_lab, ShapeLab: show_shapes, Reproduction: show_reproduction}  # fmt: skip
         known.get(type(result), show_result)(result, Console())
 
 

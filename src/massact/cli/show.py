@@ -23,6 +23,7 @@ def show(
     from massact.records.explanation import open_explanation
     from massact.records.intervention import open_intervention
     from massact.records.lab import open_lab
+    from massact.records.reproduction import open_reproduction
     from massact.records.results import open_run
     from massact.records.shapes import open_shapes
     from massact.records.training import open_training
@@ -37,7 +38,8 @@ def show(
                 return
     result = open_run(run)
     later = {
-        "explanation": open_explanation(run), "intervention": open_intervention(run), "classics": open_classics(run)
+        "explanation": open_explanation(run), "intervention": open_intervention(run), "classics": open_classics(run),
+        "reproduction": open_reproduction(run),
     }  # fmt: skip
     added = {name: one for name, one in later.items() if one is not None}
     if json and added:

@@ -96,17 +96,21 @@ def ask(batch: Batch, task: Task) -> Asked:
     return Asked(replace(batch, inputs=batch.inputs | {"input_ids": new_BT}), ids_BT, hidden)
 
 
+class NoHead(UserError):
+    """A model that gives no logits, on which no edit has an effect to measure."""
+
+
 def logits_of(model: Model, batch: Batch) -> Tensor:
     """Logits (B, T, V) of a language model, (B, V) of a classifier.
 
     Raises:
-        UserError: the model has no head.
+        NoHead: the model has no head.
     """
     inputs = {k: v for k, v in batch.inputs.items() if k != "labels"}
     if model.head is not None:
         return model.head(model, inputs)
     if model.main_input == "input_ids" and hasattr(model.module, "get_image_features") and "input_ids" not in inputs:
-        raise UserError(
+        raise NoHead(
             f"{model.name or 'The model'} gives no logits of images alone, so an edit has no effect to measure on it.",
             do="Classify by the names of classes: --zero-shot (in Python head=ZeroShot(...)).",
         )
@@ -117,7 +121,7 @@ def logits_of(model: Model, batch: Batch) -> Tensor:
     if isinstance(out, Tensor) and out.ndim == 2 and out.shape[1] == n_classes(model):  # a classifier of timm
         return out
     if not isinstance(logits, Tensor):
-        raise UserError(
+        raise NoHead(
             f"{model.name or 'The model'} gives no logits, so an edit has no effect to measure on it.",
             do="Load it with its language-model or classification head; for images give --head or --zero-shot.",
         )

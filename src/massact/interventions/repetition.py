@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -37,12 +38,15 @@ def evaluate_repetition(model: Model, corpus: Corpus, edits: Sequence[AnyEdit]) 
     room = (model.context or NEW_TOKENS * 2) - NEW_TOKENS
     prompts = ids[:N_SAMPLES, : max(1, min(PROMPT_TOKENS, room))].to(model.device)
 
+    settings = copy.deepcopy(model.module.generation_config)
+    settings.update(
+        max_length=None, do_sample=False, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, pad_token_id=0,
+        use_cache=True,
+    )  # fmt: skip
+
     def samples(edit: AnyEdit | None) -> tuple[np.ndarray, list[Fired]]:
         with edited(model, edit) if edit is not None else nullcontext([]) as fired, torch.inference_mode():
-            out = model.module.generate(
-                prompts, attention_mask=torch.ones_like(prompts), do_sample=False, max_new_tokens=NEW_TOKENS,
-                min_new_tokens=NEW_TOKENS, pad_token_id=0, use_cache=True,
-            )  # fmt: skip
+            out = model.module.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=settings)
         return np.array([repeated(row[prompts.shape[1] :]) for row in out]), fired
 
     base, _ = samples(None)

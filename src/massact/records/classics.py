@@ -31,7 +31,7 @@ class ClassicsInfo(Sidecar):
     schema_version: int = CLASSICS_VERSION
 
 
-@dataclass
+@dataclass(repr=False)
 class Classics(ShownInNotebooks):
     """What the works that the paper grew from find on one model.
 

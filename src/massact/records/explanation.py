@@ -39,7 +39,7 @@ class ExplainInfo(Sidecar):
     schema_version: int = EXPLAIN_VERSION
 
 
-@dataclass
+@dataclass(repr=False)
 class Explanation(ShownInNotebooks):
     """Why massive activations are there, and what they do to attention.
 

@@ -31,7 +31,7 @@ class InterveneInfo(Sidecar):
     schema_version: int = INTERVENE_VERSION
 
 
-@dataclass
+@dataclass(repr=False)
 class Intervention(ShownInNotebooks):
     """What edits of massive activations did.
 

@@ -31,7 +31,7 @@ class LabInfo(Sidecar):
     schema_version: int = LAB_VERSION
 
 
-@dataclass
+@dataclass(repr=False)
 class Lab(ShownInNotebooks):
     """What a toy lab gave.
 

@@ -19,7 +19,7 @@ SCAN_TABLES = ("layers", "findings", "near_misses", "coordinates", "dims", "rank
 PICTURED_TABLES = ("patch_norms", "patch_cosines")  # of image models only
 
 
-@dataclass
+@dataclass(repr=False)
 class ScanResult(ShownInNotebooks):
     """What a scan found.
 

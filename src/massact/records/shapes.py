@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from massact.records.errors import UserError
+from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import jsonable
 from massact.records.shape_tables import SHAPE_TABLES
 from massact.records.sidecars import Sidecar, read_sidecar, save_beside
@@ -31,8 +32,8 @@ class ShapesInfo(Sidecar):
     schema_version: int = SHAPES_VERSION
 
 
-@dataclass
-class ShapeLab:
+@dataclass(repr=False)
+class ShapeLab(ShownInNotebooks):
     """What a vision toy lab gave.
 
     Args:

@@ -38,7 +38,7 @@ class TrainInfo(Sidecar):
     schema_version: int = TRAIN_VERSION
 
 
-@dataclass
+@dataclass(repr=False)
 class Trained(ShownInNotebooks):
     """What a training gave.
 

@@ -115,7 +115,7 @@ class TrajectoryInfo(Sidecar):
         return all(c.step == c.step for c in self.having("ok"))
 
 
-@dataclass
+@dataclass(repr=False)
 class Trajectory(ShownInNotebooks):
     """A model over its checkpoints.
 

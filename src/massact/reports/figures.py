@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def draw(
     result: ScanResult | Explanation | Intervention | Classics | Trajectory,
     directory: Path,
     formats: Sequence[str] = USUAL,
+    only: Container[str] = (),
 ) -> list[Path]:
     """Write every figure of a scan, an explanation, an intervention, the classics or a trajectory into `figures/`.
 
@@ -44,6 +45,7 @@ def draw(
         result: fresh, or of a run directory.
         directory: the run directory; made if it is not there.
         formats: of png, svg, pdf.
+        only: names of figures; nothing: all.
 
     Returns:
         The files, in the order of `FIGURES` or `EXPLAIN_FIGURES`; a figure without anything to show is missing.
@@ -51,7 +53,8 @@ def draw(
     Raises:
         UserError: the directory cannot be written, or there is no such format.
     """
-    return write_figures(result, _figures_of(result), directory, formats)
+    figures = {name: make for name, make in _figures_of(result).items() if not only or name in only}
+    return write_figures(result, figures, directory, formats)
 
 
 def _figures_of(result: Any) -> dict[str, Callable[[Any], Figure | None]]:

@@ -17,11 +17,13 @@ from rich.text import Text
 from massact.records.classics import Classics
 from massact.records.explanation import Explanation
 from massact.records.intervention import Intervention
+from massact.records.reproduction import AGREES, DIFFERS, Reproduction
 from massact.records.results import ScanResult
 from massact.records.trajectory import Trajectory
 from massact.reports.classics import classics_in_words
 from massact.reports.effects import effects_in_words
 from massact.reports.legible import cell, number, percent, quoted, real, shortened, signed, token_list, visible
+from massact.reports.reproduction import ours, published, reproduction_in_words, where
 from massact.reports.story import story_in_words
 from massact.reports.views import Rule, StackView, rule_of, views
 from massact.reports.words import answer_in_words
@@ -116,6 +118,27 @@ def show_classics(c: Classics, console: Console) -> None:
     """
     name = visible(str(c.info.model.get("name") or c.info.model.get("id") or ""), console.encoding)
     console.print(_framed(classics_in_words(c), console.encoding, f"{name}: classics" if name else "classics"))
+
+
+def show_reproduction(r: Reproduction, console: Console) -> None:
+    """Print a line for each experiment, then every value of which one was published; all are in the table of the run.
+
+    Args:
+        r: fresh, or of a run directory.
+        console: where to; colours and width are its own.
+    """
+    name = visible(str(r.info.model.get("name") or r.info.model.get("id") or ""), console.encoding)
+    title = f"{name}: reproduction" if name else "reproduction"
+    console.print(_framed(reproduction_in_words(r), console.encoding, title))
+    compared = r.reproduced[r.reproduced["verdict"].isin((AGREES, DIFFERS))]
+    if len(compared):
+        table = _table("", "quantity", "here", "published", "tag", "verdict", left=("", "quantity", "tag", "verdict"),
+                       folding=("quantity", "here", "published"))  # fmt: skip
+        for _, row in compared.iterrows():
+            cells = (row["experiment"], where(row), ours(row), published(row), row["tag"], row["verdict"])
+            table.add_row(*(_plain(str(c), console.encoding) for c in cells))
+        console.print()
+        console.print(_Section("Beside published values", table))
 
 
 def _axes(rows: pd.DataFrame, stack: str) -> _Section:

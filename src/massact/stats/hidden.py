@@ -33,8 +33,7 @@ class HiddenResult:
         mean, std, rms, mean_abs, max: (N,) over all values; std is the population's, max is max|h|.
         kurtosis: (N,) Pearson, m4 / m2^2, 3 for a Gaussian; NaN for a constant.
         osp_kurtosis: (N,) mean over tokens of relu(mean(x^4) / std(x)^4 - 3), as OSP (Park et al. 2025),
-        whose
-            fourth moment is not centred; population std; tokens with no variance are left out.
+            whose fourth moment is not centred; population std; tokens with no variance are left out.
         n_nan, n_inf: (N,) int64.
         token_offsets: (N + 1,) where each sequence begins in the next three.
         token_pos, token_norm, token_max: (sum T,) position, L2 norm and max|h| of each token.

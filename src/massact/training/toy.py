@@ -59,7 +59,7 @@ class LabConfig:
     batch: int = 32
     length: int = 32
     layers: int = 3
-    heads: int = 2
+    heads: int = 8
     width: int = 64
     mlp: int = 256
     sharpness: float = 0.25

@@ -22,6 +22,7 @@ SECTIONS: tuple[Callable[[Held], Section | None], ...] = (
     explained.writers,
     others.interventions,
     others.classic_works,
+    others.founding_paper,
     others.training,
     others.checkpoints,
     others.toy_lab,

@@ -62,6 +62,9 @@ FLAGS: dict[str, dict[str, str]] = {
                   "labels": "--labels", "task_folder": "--task-folder", "limit": "--limit",
                   "batch_size": "--batch-size", "seed": "--seed"},
     "classics": {"which": "--which", "n_sequences": "--n-sequences", "batch_size": "--batch-size", "seed": "--seed"},
+    "reproduce": {"only": "--only", "evaluate_on": "--evaluate-on", "labels": "--labels", "limit": "--limit",
+                  "task_folder": "--task-folder", "tuned": "--tuned", "published_as": "--as",
+                  "batch_size": "--batch-size", "seed": "--seed"},
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from massact.records.errors import UserError
 from massact.records.explanation import Explanation, open_explanation
 from massact.records.intervention import Intervention, open_intervention
 from massact.records.lab import Lab, open_lab
+from massact.records.reproduction import Reproduction, open_reproduction
 from massact.records.results import ScanResult, open_run, read_info
 from massact.records.training import Trained, open_training
 from massact.records.trajectory import Trajectory, open_trajectory
@@ -25,7 +26,7 @@ class Held:
     Args:
         label: how the run is called beside others.
         directory: where it lies; None for a result that was not saved. Verbs of later versions find their files there.
-        scan, explanation, intervention, classics, training, trajectory, lab: results.
+        scan, explanation, intervention, classics, reproduction, training, trajectory, lab: results.
     """
 
     label: str
@@ -34,6 +35,7 @@ class Held:
     explanation: Explanation | None = None
     intervention: Intervention | None = None
     classics: Classics | None = None
+    reproduction: Reproduction | None = None
     training: Trained | None = None
     trajectory: Trajectory | None = None
     lab: Lab | None = None
@@ -43,14 +45,15 @@ class Held:
         """Verb -> its record, of those that are there."""
         held = {
             "scan": self.scan, "explain": self.explanation, "intervene": self.intervention, "classics": self.classics,
-            "train": self.training, "checkpoints": self.trajectory, "toy lab": self.lab,
+            "reproduce": self.reproduction, "train": self.training, "checkpoints": self.trajectory, "toy lab": self.lab,
         }  # fmt: skip
         return {verb: one.info for verb, one in held.items() if one is not None}
 
     @property
     def leads(self) -> str:
         """Name of the result whose words are the answer; "" for a run that holds nothing."""
-        names = ("scan", "trajectory", "lab", "training", "explanation", "intervention", "classics")
+        names = ("scan", "trajectory", "lab", "training", "explanation", "intervention", "classics",
+                 "reproduction")  # fmt: skip
         return next((name for name in names if getattr(self, name) is not None), "")
 
     @property
@@ -74,6 +77,7 @@ class Held:
 
 _KINDS: dict[type, str] = {
     ScanResult: "scan", Explanation: "explanation", Intervention: "intervention", Classics: "classics",
+    Reproduction: "reproduction",
     Trained: "training", Trajectory: "trajectory", Lab: "lab",
 }  # fmt: skip
 
@@ -107,7 +111,7 @@ def hold(run: Any, label: str = "") -> Held:
         return held
     held.scan = open_run(place)
     held.explanation, held.intervention = open_explanation(place), open_intervention(place)
-    held.classics = open_classics(place)
+    held.classics, held.reproduction = open_classics(place), open_reproduction(place)
     return held
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from massact.records.reproduction import AGREES, DIFFERS
 from massact.reports.effects import HARMFUL, HARMLESS, main_metric, verdict
 from massact.reports.legible import real, visible
 from massact.reports.page import charts, scanned
@@ -87,6 +88,21 @@ def classic_works(held: Held) -> Section | None:
         scanned.words_of(held, "classics"),
         table_of("classics", c.classics, "All that was measured", most=500),
         table_of("classic_effects", c.classic_effects, "What their edits did"),
+    ))  # fmt: skip
+
+
+def founding_paper(held: Held) -> Section | None:
+    """The experiments of Sun 2024 on this model, beside what was published of it."""
+    r = held.reproduction
+    if r is None:
+        return None
+    columns = ("experiment", "quantity", "stack", "layer", "place", "unit", "ours", "ours_text", "published",
+               "published_text", "tag", "source", "verdict", "reason")  # fmt: skip
+    compared = r.reproduced[r.reproduced["verdict"].isin((AGREES, DIFFERS))]
+    return Section("paper", "The founding paper, redone", parts_of(
+        scanned.words_of(held, "reproduction"),
+        table_of("reproduced", compared, "Beside published values", columns, shown_first=True),
+        table_of("reproduced", r.reproduced[r.reproduced["headline"]], "What the lines say", columns, most=400),
     ))  # fmt: skip
 
 

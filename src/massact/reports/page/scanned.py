@@ -20,6 +20,7 @@ from massact.reports.page.held import Held, hold
 from massact.reports.page.markup import figure_text
 from massact.reports.page.parts import Chart, Facts, Part, Section, Table, Words, parts_of, table_of
 from massact.reports.portrait import _kept_tokens, outline, peaks
+from massact.reports.reproduction import reproduction_in_words
 from massact.reports.story import story_in_words
 from massact.reports.training import training_in_words
 from massact.reports.trajectory import trajectory_in_words
@@ -42,6 +43,7 @@ def trained_in_words(t: Trained) -> list[str]:
 SAID: dict[str, Callable[[Any], list[str]]] = {
     "trajectory": trajectory_in_words, "lab": lab_in_words, "training": trained_in_words,
     "explanation": story_in_words, "intervention": effects_in_words, "classics": classics_in_words,
+    "reproduction": reproduction_in_words,
 }  # fmt: skip
 
 

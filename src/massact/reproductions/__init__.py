@@ -1,0 +1,15 @@
+"""The experiments E1 to E25 of the founding paper (Sun 2024), each one a declared entry, on one model.
+
+Takes a model (or the directory of a scanned run), a corpus, and what only some experiments need (labels, tasks, a
+tuned model, trainings); gives a `Reproduction`. Knows what each experiment is made of, which passes it shares with
+others, and what was published of which model, with how that is known. Must not know how anything is measured, which
+the verbs' own rooms do, nor how results are put into words or drawn.
+"""
+
+from massact.reproductions.catalogue import ENTRIES
+from massact.reproductions.entries import Entry
+from massact.reproductions.job import ReproduceConfig, listing, reproduce
+from massact.reproductions.published import KNOWN, Published, judged
+from massact.reproductions.values import PUBLISHED
+
+__all__ = ["ENTRIES", "KNOWN", "PUBLISHED", "Entry", "Published", "ReproduceConfig", "judged", "listing", "reproduce"]
