@@ -106,7 +106,7 @@ def test_damaged_corpora_are_read_or_refused(
     place = tmp_path_factory.mktemp("corpus")
     spec = written(rng, kind, place)
     files = sorted(p for p in place.iterdir() if p.is_file())
-    for file in {spec if spec.is_file() and rng.randrange(3) else rng.choice(files) for _ in range(2)}:
+    for file in dict.fromkeys(spec if spec.is_file() and rng.randrange(3) else rng.choice(files) for _ in range(2)):
         spoiled(rng, file)
     try:
         with limits():

@@ -22,6 +22,7 @@ from massact.records.errors import MassactError
 from massact.records.explanation import open_explanation
 from massact.records.intervention import open_intervention
 from massact.records.lab import open_lab
+from massact.records.reproduction import open_reproduction
 from massact.records.results import open_run
 from massact.records.shapes import open_shapes
 from massact.records.training import open_training
@@ -33,6 +34,7 @@ KINDS = sorted(p.name for p in GOLDEN.iterdir() if p.is_dir() and p.name != "__p
 OPENED: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = (
     (open_run, reports.show), (open_explanation, reports.show_explanation),
     (open_intervention, reports.show_intervention), (open_classics, reports.show_classics),
+    (open_reproduction, reports.show_reproduction),
     (open_training, reports.show_training), (open_trajectory, reports.show_trajectory),
     (open_lab, reports.show_lab), (open_shapes, reports.show_shapes),
 )  # fmt: skip
