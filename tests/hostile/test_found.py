@@ -22,6 +22,7 @@ from massact.records.sidecars import Sidecar, save_beside
 from massact.records.tables import frame
 from massact.records.training import open_training
 from massact.reports import show_shapes, show_training
+from massact.training import apply_variant
 from tests.families import build
 from tests.hostile.damage import limits
 
@@ -102,10 +103,24 @@ def test_a_configuration_that_breaks_parsers(tmp_path: Path, text: str) -> None:
         ma.load(tmp_path)
 
 
-def test_an_architecture_that_is_no_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [[1], 1, {}])
+def test_an_architecture_that_is_no_name(tmp_path: Path, names: Any) -> None:
     build("llama").save_pretrained(tmp_path)
-    changed(tmp_path / "config.json", architectures=[1])
+    changed(tmp_path / "config.json", architectures=names)
     assert ma.load(tmp_path).module.config.model_type == "llama"
+
+
+@pytest.mark.parametrize("record", [
+    3, {"changes": 3}, {"changes": [3]}, {"changes": [{"change": []}]}, {"changes": [{"change": "apply_variant"}]},
+    {"changes": [{"change": "apply_variant", "name": []}]},
+    {"changes": [{"change": "apply_variant", "name": "kv-bias", "std": -1.0}]},
+    {"changes": [{"change": "apply_variant", "name": "kv-bias", "std": ["x"]}]},
+])  # fmt: skip
+def test_changes_that_cannot_be_made(tmp_path: Path, record: Any) -> None:
+    apply_variant(build("llama"), "kv-bias").save_pretrained(tmp_path)
+    changed(tmp_path / "config.json", massact=record)
+    with pytest.raises(UserError, match="config.json tells of"):
+        ma.load(tmp_path)
 
 
 def test_corpora_that_cannot_be_found_or_read(tmp_path: Path) -> None:

@@ -185,7 +185,8 @@ def _layers(config: Any) -> Iterator[int]:
 
 def model_class(config: Any) -> Any:
     """The class that the checkpoint was saved from, else the bare model of its type."""
-    for name in getattr(config, "architectures", None) or ():
+    names = getattr(config, "architectures", None)
+    for name in names if isinstance(names, list) else ():
         if isinstance(name, str) and hasattr(transformers, name):
             return getattr(transformers, name)
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
