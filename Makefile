@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VISION := .venv-vision
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-vision lint clean
+.PHONY: demo docs test test-vision lint clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("massact needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Use: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
@@ -27,6 +27,9 @@ test-vision:
 	$(PYTHON) -m venv $(VISION)
 	$(VISION)/bin/python -m pip install --quiet --editable '.[dev,vision]'
 	$(VISION)/bin/python -m pytest tests/models/test_timm.py
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -42,7 +42,8 @@ def test_every_entry_has_an_outcome_and_a_sentence(whole: tuple) -> None:
     for name, entry in CLASSICS.items():
         assert any(w.startswith(f"{name} ({entry.source}): ") for w in words), name
     assert set(done.classics["classic"]) == set(CLASSICS)
-    assert draw_classics(done) is not None
+    figure = draw_classics(done)
+    assert figure is not None and all(axes.has_data() or not axes.axison for axes in figure.axes)
 
 
 def test_saved_and_read_again_it_is_the_same(whole: tuple, tmp_path: Path) -> None:
@@ -133,3 +134,10 @@ def test_other_weights_and_other_texts_are_refused(whole: tuple) -> None:
         classics(ma.load(build("gpt2")), None, scan)
     with pytest.raises(ma.MassactError, match="no option"):
         classics(ma.load(None), None, scan, wich=())
+
+
+def test_nothing_is_told_of_biases_that_are_zero_and_of_too_few_layers() -> None:
+    assert SENTENCES["attention-biases"]({"effects": {}}) == ["no bias has an effect to measure; the notes say why."]
+    few = {"factor": float("nan"), "r2": float("nan"), "layers": 2, "first_over_rest": 0.9}
+    (said,) = SENTENCES["norm-growth"](few)
+    assert "unavailable (2 layers)" in said and "NaN" not in said

@@ -112,6 +112,9 @@ def test_labels_that_do_not_fit(photos: Path, tmp_path: Path) -> None:
     a, b, c = (intervene(x) for x in ("auto", right, table(right[::1])))
     for other in (b, c):
         assert other.effects.equals(a.effects)  # type: ignore[attr-defined]
+    told = [any("are not among the images that cuts and means are of" in note for note in found.info.notes)
+            for found in (intervene([0] * 5 + [1] * 5), intervene([0, 1] * 5))]  # type: ignore[attr-defined]  # fmt: skip
+    assert told == [True, False]
     for labels, says in (
         (table([2] * 10), "label of .* is 2"), (table(right[:4]), "has no label for the image"),
         (table(["ant", "bee", "cat", "dog", "elk"] * 2), "5 class names, and the model has 2"),

@@ -386,3 +386,19 @@ def test_real_vit_needs_them_at_their_onset(real_data: Path) -> None:
             for name in paired.fired}  # fmt: skip
     assert top1["zero"].baseline > 0.8 and top1["zero"].delta < -0.1
     assert abs(top1["mean"].delta) < 0.015 and abs(top1["random"].delta) < 0.015
+
+
+def test_a_classifier_that_is_never_right_shows_nothing() -> None:
+    row = {"metric": "accuracy", "baseline": 0.0, "edited": 0.0, "ci_low": 0.0, "ci_high": 0.0}
+    assert verdict(pd.Series(row)) == "inconclusive"
+    assert verdict(pd.Series(row | {"baseline": 0.5, "edited": 0.5})) == "harmless"
+
+
+def test_findings_behind_the_half_that_cuts_are_of() -> None:
+    model, ids = ma.load(build("llama")), torch.randint(5, 90, (8, 9))
+    result = ma.scan(model, ids, thresholds={"magnitude": 0.0, "ratio": 2.0}, null=False, bos_contrast=False)
+    result.findings = result.findings[result.findings["sequence"] >= 4]
+    assert len(result.findings)
+    with pytest.raises(UserError, match="All findings are in sequences 4 to 7") as caught:
+        intervene(model, ids, result, sets=("zero",), sinks=False)
+    assert "--no-hold-out" in caught.value.do

@@ -89,3 +89,10 @@ def test_random_twin_is_the_same_architecture_with_other_weights() -> None:
     assert torch.equal(torch.random.get_rng_state(), state), "the caller's random numbers must not move"
     assert weights_hash(twin.module) == weights_hash(again.module) != weights_hash(model.module)
     assert [p.shape for p in twin.module.parameters()] == [p.shape for p in model.module.parameters()]
+
+
+def test_a_local_folder_has_no_revisions(tmp_path: Path) -> None:
+    build("gpt2").save_pretrained(tmp_path)
+    for spec in (tmp_path, None):
+        with pytest.raises(UserError, match="has no revisions"):
+            ma.load(spec, revision="step1000")

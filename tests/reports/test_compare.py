@@ -130,6 +130,20 @@ def test_what_is_missing_is_a_dash_with_the_command_that_gets_it(tmp_path: Path)
     assert made == {"compare_layers", "compare_magnitudes", "compare_losses"}  # nothing was explained
 
 
+def test_that_runs_are_scans_alone_is_said_once(tmp_path: Path) -> None:
+    alone = [compared.write(tmp_path / name, None, synthetic.quiet()) for name in "abc"]
+    trained = [compared.write(tmp_path / name, compared.trained(), synthetic.quiet()) for name in "tu"]
+
+    def said(*runs: Path) -> list[str]:
+        return [note for note in compared_runs(list(runs)).notes if "train.json" in note]
+
+    (note,) = said(*alone, trained[0])
+    assert note.startswith("a, b and c are scans without the record of a training")
+    (note,) = said(trained[0], alone[0])
+    assert note.startswith("a is a scan without the record")
+    assert not said(*trained)
+
+
 def test_unlike_runs_are_compared_with_a_note(tmp_path: Path) -> None:
     first, second = synthetic.massive(n_layers=12, span=(3, 11)), synthetic.quiet()
     first.info.model |= {"n_layers": {"": 12}, "d_model": {"": 64}, "weights_sha256": "aa"}

@@ -107,3 +107,14 @@ def test_damage_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "lab.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         open_lab(tmp_path)
+
+
+def test_at_eighty_columns_names_of_variants_are_whole() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    lab = labs.lab()
+    show_lab(lab, console)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert any(line.split()[:1] == ["kv-bias"] for line in lines)
+    start = next(i for i, line in enumerate(lines) if line.strip().startswith("set to"))
+    names = [line.split()[0] for line in lines[start + 2 : start + 5]]
+    assert names == [lab.variants[0], "zero", "mean"]

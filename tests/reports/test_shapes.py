@@ -111,3 +111,10 @@ def test_damage_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "shapes.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         open_shapes(tmp_path)
+
+
+def test_intervals_are_whole_at_eighty_columns() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    show_shapes(shape_labs.shape_lab(), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "+0.4000 [+0.3800, +0.4200]" in text and "-20.0%" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -245,3 +246,24 @@ def test_no_line_is_drawn_for_what_is_unknown() -> None:
     assert len(EXPLAIN_FIGURES["attention_axes"](e).axes[0].lines) == 3  # type: ignore[union-attr]
     e.axes[["concentration", "concentration_null"]] = np.nan
     assert len(EXPLAIN_FIGURES["attention_axes"](e).axes[0].lines) == 1  # type: ignore[union-attr]
+
+
+def test_one_layer_is_no_layers_and_what_is_unavailable_is_a_dash() -> None:
+    e = told()
+    e.axes["after_onset"] = e.axes["layer"] == 3
+    words = " ".join(story_in_words(e))
+    assert "that read them (layer 3)" in words and "in the others (layers 1-2, 4)" in words
+    e.axes["concentration"] = np.nan
+    console = Console(file=io.StringIO(), width=120)
+    show_explanation(e, console)
+    assert "NaN" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_layers_are_whole_and_an_empty_panel_says_so() -> None:
+    e = told()
+    e.axes["residual_norm"] = np.nan
+    figure = EXPLAIN_FIGURES["attention_axes"](e)
+    figure.canvas.draw()
+    concentration, _, residual = figure.axes
+    assert all(x == round(x) for x in concentration.get_xticks())
+    assert [t.get_text() for t in residual.texts] == ["unavailable"] and not residual.axison

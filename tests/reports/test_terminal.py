@@ -184,3 +184,23 @@ def test_json_of_missing_strings() -> None:
     result = synthetic.quiet()
     result.near_misses.loc[0, "token"] = None
     assert not re.search(r"\bNaN\b", to_json(result))
+
+
+def test_one_finding_has_no_spread_and_no_std() -> None:
+    result = synthetic.massive()
+    result.coordinates["count"], result.coordinates["std"], result.coordinates["spread"] = 1, 0.0, 0.0
+    rows = section(printed(result, 160), "Coordinates at layer")
+    means = {cell(mean) for mean in result.coordinates["mean"]}
+    assert rows and all(row[5] in means and row[6] == "-" for row in rows)
+
+
+def test_ranks_of_images_and_sound_are_of_the_first_sequence() -> None:
+    result = synthetic.massive()
+    result.info.corpus["kind"] = "tensors"
+    assert "in the hidden state of the first sequence" in printed(result)
+
+
+def test_a_time_is_printed_whole() -> None:
+    result = synthetic.quiet()
+    result.near_misses["token"] = "frame 10.56-10.58 s"
+    assert "frame 10.56-10.58 s" in printed(result, 160)

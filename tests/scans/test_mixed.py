@@ -217,3 +217,15 @@ def test_attention_of_towers() -> None:
     assert len(seen.anatomy.attentions) == 6 and not seen.anatomy.no_attention
     windows = with_attention(loaded("qwen2.5-vl")[0])
     assert {str(s) for s in windows.anatomy.no_attention} == {"visual/1.attention", "visual/3.attention"}
+
+
+def test_text_alone_reaches_only_the_language_model() -> None:
+    model = ma.load(llava())
+    result = ma.scan(model, {"input_ids": torch.randint(5, 90, (2, 9))}, **MANY)
+    assert set(result.layers["stack"]) == {"language_model"}
+    assert any("'vision_tower' was not scanned" in note for note in result.info.notes)
+
+
+def test_images_of_another_size_are_the_users_mistake() -> None:
+    with pytest.raises(UserError, match="does not take images of this size"):
+        ma.scan(ma.load(build("vit")), {"pixel_values": torch.rand(2, 3, 8, 8)}, **MANY)

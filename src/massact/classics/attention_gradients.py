@@ -66,7 +66,8 @@ class ClassGradients:
     @property
     def relative_C(self) -> np.ndarray:
         """The same, over the sum of the means of all pairs."""
-        return self.summed_C / self.mean_H.sum()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.summed_C / self.mean_H.sum()
 
 
 def gradient_by_class(a: Attended, g_HTF: Tensor, labels_S: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,6 +93,7 @@ def classics(
     printed(done, json, quiet)
     if not json and not quiet:
         typer.echo(
-            f"\nAdded to {out}: classics.parquet, classic_effects.parquet, classics.json, figures/."
+            f"\nAdded to {out}: classics.parquet, classic_effects.parquet, classics.json, figures/. Print it again: "
+            f"massact show {out}"
             if out else "\nNot saved. Keep tables and figures with --out DIR."
         )  # fmt: skip

@@ -26,4 +26,5 @@ def report(
 
     formats = [name.strip() for name in figures.split(",") if name.strip()]
     path = write_report(list(runs), out, kind, formats)
-    typer.echo(f"Written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    size = path.stat().st_size
+    typer.echo(f"Written: {path} ({f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.1f} kB'})")

@@ -65,7 +65,8 @@ def massive(findings: pd.DataFrame, layer: int | str = "onset", stack: str | Non
     """
     known = findings[findings.dim >= 0]
     if not len(known):
-        raise UserError("The scan has no massive activations to intervene on.", do="Lower a threshold, or name dims.")
+        raise UserError("The scan has no massive activations to intervene on.",
+                        do="Scan with a lower --threshold, or with another --criterion.")  # fmt: skip
     name = stack if stack is not None else str(known["stack"].value_counts().index[0])
     mine = known[known["stack"] == name]
     site = str(mine["site"].value_counts().index[0]) if len(mine) else "resid_post"

@@ -132,6 +132,12 @@ def intervene(
             )
     half = ready.n_sequences // 2 if other is None and config.hold_out and ready.n_sequences >= LEAST_HELD_OUT else 0
     findings = scan.findings[scan.findings.sequence < half] if half else scan.findings
+    if half and not len(findings) and len(scan.findings):
+        raise UserError(
+            f"All findings are in sequences {half} to {ready.n_sequences - 1}, whose effects are measured.",
+            f"Cuts and means are of sequences 0 to {half - 1}, which have none.",
+            "Use --no-hold-out, or more sequences.",
+        )
     targets = _targets(findings, config)
     loaded = with_attention(loaded)
     setting = Setting(loaded, targets, ready.head(half) if half else ready, config.seed)
@@ -146,6 +152,9 @@ def intervene(
     info = _info(config, scan, (ready, text, half), targets)
     info.config["labels"] = labels if isinstance(labels, str | None) else "given"
     info.config["head"] = None if loaded.head is None else loaded.head.record
+    if half and classes is not None and (new := set(classes[half:]) - set(classes[:half])):
+        info.notes.append(f"{len(new)} of the {len(set(classes[half:]))} classes of these images are not among the "
+                          "images that cuts and means are of: class folders are read one after another.")  # fmt: skip
     rows = _rows(paired, targets[0], columns, config.seed)
     rows += _more_rows(loaded, held_out, edits, (config, targets[0], info.notes, progress))
     info.wall_s = time.perf_counter() - began

@@ -96,7 +96,13 @@ class Model:
         if "input_ids" in given and "decoder_input_ids" not in given and _needs_decoder(part):
             given["decoder_input_ids"] = self.decoder_ids(given["input_ids"])
         whole = to_device(whole_images(part, given), self.device, self.dtype)
-        return part(**(given | whole | self._arguments(part)))
+        try:
+            return part(**(given | whole | self._arguments(part)))
+        except ValueError as error:
+            if "pixel_values" not in given or "image size" not in str(error):
+                raise
+            raise UserError("The model does not take images of this size.", str(error),
+                            "Change --preprocess (crop=, resize=), or leave it out.") from error  # fmt: skip
 
     def _part(self, modules: list[str], given: set[str]) -> nn.Module:
         names = {id(m): n for n, m in self.module.named_modules()}
@@ -199,6 +205,8 @@ class Model:
         """Whether inputs of these names run through a stack (one tower of two needs only its own)."""
         given = set(inputs)
         needed = getattr(self._part([stack.path], given), "main_input_name", None)
+        if self.reads(stack) == "pixel_values" and not any(name.startswith("pixel_values") for name in given):
+            return False  # the tower of a mixed model, which reads text alone
         return needed is None or needed in given
 
     def info(self) -> ModelInfo:
@@ -244,7 +252,7 @@ def load(
         inputs: one short example input (name -> tensor) for a module that is not from transformers or timm.
         device: "auto" (CUDA where there is one), or any torch device.
         dtype: "auto" (as stored), "float32", "float16", "bfloat16".
-        revision: of a Hub model.
+        revision: of a Hub model; an error for a local folder, which has none.
         options: more keyword arguments for `from_pretrained` (for example trust_remote_code=True, or
             allow_pickle=True to read `.bin` weights with weights_only=True).
         processor: of images or sound, for a live module; read beside the weights otherwise.
@@ -299,7 +307,12 @@ def _read(
     # transformers is slow to import
     from massact.models.pretrained import read_extractor, read_pretrained, read_processor
 
-    module, tokenizer = read_pretrained(_folder(name), dtype, revision, dict(options))
+    folder = _folder(name)
+    if revision is not None and os.path.isdir(folder):
+        what = "The embedded model" if name == EMBEDDED else f"The local folder {name!r}"
+        raise UserError(f"{what} has no revisions.", f"--revision {revision!r} would change nothing.",
+                        "Leave it out, or give the Hub id of the model.")  # fmt: skip
+    module, tokenizer = read_pretrained(folder, dtype, revision, dict(options))
     if "pixel_values" in inspect.signature(module.forward).parameters:
         return module, tokenizer, read_processor(name, revision, options)
     if getattr(module, "main_input_name", None) in SOUND:

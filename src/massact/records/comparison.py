@@ -125,10 +125,8 @@ def _real(path: Path) -> str:
 def _opened(path: Path, label: str) -> ComparedRun:
     training = open_training(path) if _is_dir(path) else None
     if training is None:
-        run = ComparedRun(label, path, None, open_run(path))
-        run.notes.append(f"It is a scan without the record of a training ({path / 'train.json'}), which alone has "
-                         "variant, steps, tokens and losses.")  # fmt: skip
-        place = path
+        _refuse_other_kinds(path)
+        run, place = ComparedRun(label, path, None, open_run(path)), path
     else:
         place = path if (path / "run.json").is_file() else path / "scan"
         run = ComparedRun(label, path, training, _scan_of(place))
@@ -143,6 +141,21 @@ def _opened(path: Path, label: str) -> ComparedRun:
             text = "" if (run.scan.info.corpus.get("source") or {}).get("kind") else " --corpus FILE"
             run.notes.append(f"Its attention has not been measured: massact explain {_quoted(place)}{text}")
     return run
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """Toy labs and scans of checkpoints hold several models: they are comparisons themselves."""
+    if (path / "run.json").is_file():
+        return
+    labs = "or scan the models in its folders model-..., and give those scans."
+    for file, what, instead in (
+        ("lab.json", "a toy lab", labs), ("shapes.json", "a vision toy lab", labs),
+        ("trajectory.json", "a scan of several checkpoints", "or the folders of the checkpoints in it."),
+    ):  # fmt: skip
+        if (path / file).is_file():
+            raise UserError(f"{path} is {what}, with several models side by side already.",
+                            "Runs that are compared are scans or trainings, of one model each.",
+                            f"Give it alone (massact report {_quoted(path)}), {instead}")  # fmt: skip
 
 
 def _scan_of(place: Path) -> ScanResult | None:

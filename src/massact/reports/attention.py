@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from massact.records.explanation import Explanation
-from massact.reports.lettering import PLAIN, STACKS, TOP_1, TOP_2, TOP_3, WARNING, lettered, log_axis, token_label
+from massact.reports.lettering import PLAIN, STACKS, TOP_1, TOP_2, TOP_3, WARNING, lettered, log_axis, says, token_label
 
 HEADS = "YlGnBu"  # the colours of Figs. 5 and 6 of Sun 2024
 LABELLED = 40  # tokens of a map that still have a label each
@@ -62,6 +63,11 @@ def _onset(axes: Axes, rows: pd.DataFrame) -> None:
         axes.axvspan(after.min() - 0.5, after.max() + 0.5, color="#000000", alpha=0.045, linewidth=0, zorder=0)
 
 
+def _layers_below(axes: Axes) -> None:
+    axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # there is no layer 1.5
+
+
 def draw_axes(e: Explanation) -> Figure | None:
     """Concentration, value drain and residual norm of every layer, side by side and never merged."""
     stacks = _stacks(e.axes)
@@ -80,9 +86,12 @@ def draw_axes(e: Explanation) -> Figure | None:
         _line(row[2], rows, "residual_norm", "tokens with findings", TOP_3)
         row[2].set_title("Residual norm / that of others")
         for i, axes in enumerate(row):
-            axes.set_xlabel("layer")
+            if not axes.lines:
+                says(axes, "unavailable")
+                continue
+            _layers_below(axes)
             _onset(axes, rows)
-            if i and axes.lines:
+            if i:
                 log_axis(axes, _drawn(axes))
                 axes.axhline(1, color=PLAIN, linewidth=0.6)
         if row[0].lines:
@@ -125,7 +134,7 @@ def draw_bias(e: Explanation) -> Figure | None:
         for axes, (column, title, log) in zip(row, panels, strict=True):
             _line(axes, rows, column, "tokens with findings", TOP_1)
             _line(axes, rows, f"null_{column}", "random tokens", PLAIN, ":s")
-            axes.set_title(title), axes.set_xlabel("layer")
+            axes.set_title(title), _layers_below(axes)
             if log and axes.lines:
                 log_axis(axes, _drawn(axes))
         row[0].set_ylabel(lettered(stack))
@@ -151,7 +160,7 @@ def draw_writers(e: Explanation) -> Figure | None:
             axes.bar(at, mine.to_numpy(float), width, color=STACKS[i % len(STACKS)], label=lettered(name))
         axes.axhline(0, color=PLAIN, linewidth=0.6)
         axes.set_title(" ".join(filter(None, (lettered(stack), f"dim {dim} ({where}): what is added to it"))))
-    axes.set_xlabel("layer")
+        _layers_below(axes)
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,11 +49,13 @@ def _dims(dims: Any) -> str:
 
 
 def _norm_growth(n: Numbers) -> list[str]:
-    return [
+    growth = (
         f"without position 0 norms grow by a factor of {number(n['factor'], 4)} per layer (log-linear fit over "
-        f"{n['layers']} layers, R^2 {number(n['r2'])}); position 0 is up to {number(n['first_over_rest'])} times as "
-        "long."
-    ]
+        f"{n['layers']} layers, R^2 {number(n['r2'])})"
+    )
+    if math.isnan(real(n["factor"])):
+        growth = f"a log-linear fit of the norms is unavailable ({counted(int(n['layers']), 'layer')})"
+    return [f"{growth}; position 0 is up to {number(n['first_over_rest'])} times as long."]
 
 
 def _outlier_features(n: Numbers) -> list[str]:
@@ -105,7 +108,7 @@ def _attention_biases(n: Numbers) -> list[str]:
     if n.get("value_bias_identity_error") is not None:
         off = number(n["value_bias_identity_error"])
         told.append(f"Value biases are added as they are to every output (off by {off}).")
-    return told
+    return told or ["no bias has an effect to measure; the notes say why."]
 
 
 def _rogue_dims(n: Numbers) -> list[str]:
@@ -186,10 +189,10 @@ def draw_classics(c: Classics) -> Figure | None:
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(4.4 * columns, 3.1 * lines), layout="constrained")
-    all_axes = figure.subplots(lines, columns, squeeze=False).flat
+    all_axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes, (draw, rows) in zip(all_axes, panels, strict=False):
         draw(axes, rows)
-    for axes in list(all_axes)[len(panels):]:
+    for axes in all_axes[len(panels):]:
         axes.set_axis_off()
     return figure
 

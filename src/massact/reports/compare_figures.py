@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from massact.records.comparison import ComparedRun, Comparison
@@ -245,6 +246,7 @@ def draw_compare_losses(c: Comparison) -> Figure | None:
     images = any(run.training is not None and "n_images" in run.training.info.corpus for run in trained)
     axes.set_xlabel("Step" if x == "step" else "Images" if images else "Tokens")
     axes.set_ylabel("Loss (nats)")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.xaxis.set_major_formatter(lambda v, _: number(v))
     axes.plot([], [], color="#333333", linewidth=1.0, label="training")
     axes.plot([], [], color="#333333", marker="o", linestyle="none", markersize=4.5, label="held out")

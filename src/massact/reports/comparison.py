@@ -43,7 +43,7 @@ def compare(runs: Sequence[ComparedRun], by_seed: bool = True) -> Comparison:
         table += _over_seeds(name, [rows[i] for i in places])
     layers = pd.concat([layers, *(_layers_over_seeds(layers, name) for name in groups)], ignore_index=True)
     notes = [f"{visible(run.label)}: {visible(note)}" for run in runs for note in run.notes]
-    notes += [*_unlike(runs), *_uneven(rows, groups)]
+    notes += [*_untrained(runs), *_unlike(runs), *_uneven(rows, groups)]
     return Comparison(list(runs), groups, frame("compare", table), frame("compare_layers", layers), notes)
 
 
@@ -204,6 +204,16 @@ def _layers_over_seeds(layers: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 # ---------------------------------------------------------------------------------------- notes
+def _untrained(runs: Sequence[ComparedRun]) -> list[str]:
+    """One note about all runs that are scans alone."""
+    alone = [visible(run.label) for run in runs if run.training is None]
+    if not alone:
+        return []
+    what = "is a scan" if len(alone) == 1 else "are scans"
+    return [f"{listed(alone)} {what} without the record of a training (train.json), which alone has variant, steps, "
+            "tokens and losses."]  # fmt: skip
+
+
 def _unlike(runs: Sequence[ComparedRun]) -> list[str]:
     """What makes a difference between runs no effect of what was varied."""
     scans = [run.scan.info for run in runs if run.scan is not None]

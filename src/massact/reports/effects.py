@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from massact.records.intervention import Intervention
-from massact.reports.legible import listed, number, percent, real, signed, visible
+from massact.reports.legible import counted, listed, number, percent, real, signed, visible
 from massact.reports.lettering import PLAIN, TOP_1, WARNING, lettered
 
 HARM = 0.01  # relative change of perplexity, change of accuracy: within it nothing has happened
@@ -26,7 +26,8 @@ def main_metric(effects: pd.DataFrame) -> str:
 def verdict(row: pd.Series) -> str:
     """Harmful if the whole interval is beyond the margin, harmless if all of it is within, else inconclusive.
 
-    The margin is 1 % of the perplexity, or 0.01 of the accuracy. An edited value that is not finite is harmful.
+    The margin is 1 % of the perplexity, or 0.01 of the accuracy. An edited value that is not finite is harmful;
+    a classifier that is never right shows nothing.
     """
     low, high = real(row["ci_low"]), real(row["ci_high"])
     if row["metric"] == "perplexity":
@@ -35,7 +36,8 @@ def verdict(row: pd.Series) -> str:
         low, high = low / row["baseline"], high / row["baseline"]
     else:
         low, high = -high, -low  # less is worse
-    if math.isnan(low) or math.isnan(high):
+    never_right = row["metric"] == "accuracy" and real(row["baseline"]) == 0  # it cannot get worse
+    if math.isnan(low) or math.isnan(high) or never_right:
         return OPEN
     return HARMFUL if low > HARM else HARMLESS if high < HARM and low > -HARM else OPEN
 
@@ -64,10 +66,8 @@ def effects_in_words(e: Intervention) -> list[str]:
 
 
 def _sentence(row: pd.Series) -> str:
-    return (
-        f"{visible(row['edit'])} ({int(row['n_elements']):,} elements in {int(row['n_calls']):,} calls): "
-        f"{row['metric']} {_change(row)}"
-    )
+    fired = f"{counted(int(row['n_elements']), 'element')} in {counted(int(row['n_calls']), 'call')}"
+    return f"{visible(row['edit'])} ({fired}): {row['metric'].replace('_', ' ')} {_change(row)}"
 
 
 def _change(row: pd.Series) -> str:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from massact.records.lab import Lab
-from massact.reports.legible import cell, number, percent, real, visible
+from massact.reports.legible import cell, number, or_dash, percent, real, visible
 from massact.reports.lettering import PLAIN, STACKS, lettered
 from massact.reports.terminal import _framed, _Section, _table
 from massact.reports.writing import USUAL, write_figures
@@ -163,7 +163,7 @@ def show_lab(lab: Lab, console: Console) -> None:
                "norm_ratio", "top1")  # fmt: skip
     for variant in lab.variants:
         row = lab.last(variant)
-        ends.add_row(visible(variant, console.encoding), *(_or_dash(row[c]) for c in columns))
+        ends.add_row(visible(variant, console.encoding), *(or_dash(row[c]) for c in columns))
     console.print()
     console.print(_Section("At the end (losses in nats, held out; -: no slot)", ends))
     if not len(lab.lab_effects):
@@ -178,22 +178,17 @@ def show_lab(lab: Lab, console: Console) -> None:
 
 
 def _changes(lab: Lab, targets: str, encoding: str) -> Table:
-    """A pair of rows for each variant: set to zero, and to the mean."""
+    """Three rows for each variant: its name, set to zero, and to the mean. A column of names would be too narrow."""
     ordinary = _ordinary(lab)
-    table = _table("variant", "set to", "first position", f"position {ordinary}",
-                   "cosine with\nits mean", left=("variant", "set to"),
-                   folding=("variant",))  # fmt: skip
+    table = _table("set to", "first position", f"position {ordinary}", "cosine\nwith mean", left=("set to",),
+                   folding=("set to",))  # fmt: skip
     for variant in lab.variants:
+        zeroed = lab.effect(variant, "zero", 0, targets)
+        table.add_row(visible(variant, encoding), "", "", "-" if zeroed is None else cell(zeroed["cosine"]))
         for edit in ("zero", "mean"):
             first, other = (lab.effect(variant, edit, p, targets) for p in (0, ordinary))
-            cosine = "-" if first is None else cell(first["cosine"])
-            table.add_row(visible(variant, encoding) if edit == "zero" else "", edit, _interval(first),
-                          _interval(other), cosine if edit == "zero" else "")  # fmt: skip
+            table.add_row(f"  {edit}", _interval(first), _interval(other), "")
     return table
-
-
-def _or_dash(value: Any) -> str:
-    return "-" if math.isnan(real(value)) else cell(value)
 
 
 def _interval(effect: Effect) -> str:

@@ -60,6 +60,11 @@ def cell(value: Any) -> str:
     return number(value, 4, table=True)
 
 
+def or_dash(value: Any) -> str:
+    """A number for a table of what may be unavailable: '-' where it is."""
+    return "-" if math.isnan(real(value)) else cell(value)
+
+
 def signed(value: Any) -> str:
     """A number of which the sign matters."""
     return ("+" if real(value) > 0 else "") + number(value)

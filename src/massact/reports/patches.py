@@ -37,19 +37,30 @@ def draw_scan_share(result: ScanResult) -> Figure | None:
 
 def draw_scan_norms(result: ScanResult) -> Figure | None:
     """Norm maps of the first kept image with massive patches, else of the first one."""
+    chosen = chosen_norms(result)
+    if chosen is None:
+        return None
+    first, layers, norms_LYX = chosen
+    picture = result.images["pictures"][first] / 255 if "pictures" in result.images else None
+    return draw_norm_maps(norms_LYX, layers, picture, result.images["massive"][first])
+
+
+def chosen_norms(result: ScanResult) -> tuple[int, list[int], np.ndarray] | None:
+    """Which norm maps are shown: (place of the image, layers, norms (layers, rows, columns)).
+
+    The image is the first kept one with massive patches, else the first; None where no norm of it is above zero.
+    """
     norms = result.images.get("norms")
     if norms is None or not len(norms):
         return None
-    massive = result.images["massive"]
-    first = int(massive.any((1, 2)).argmax())
+    first = int(result.images["massive"].any((1, 2)).argmax())
     if not (np.isfinite(norms[first]) & (norms[first] > 0)).any():
         return None
     layers = result.images["layers"]
     found = result.findings.loc[result.findings["stack"] == str(result.images["stack"]), "layer"]
     shown = _some([int(x) for x in layers], int(found.min()) if len(found) else None)
     at = [int(np.flatnonzero(layers == layer)[0]) for layer in shown]
-    pictures = result.images.get("pictures")
-    return draw_norm_maps(norms[first][at], shown, None if pictures is None else pictures[first] / 255, massive[first])
+    return first, shown, norms[first][at]
 
 
 def _some(layers: list[int], onset: int | None) -> list[int]:

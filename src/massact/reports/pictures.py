@@ -173,7 +173,10 @@ def draw_norm_histograms(histograms: pd.DataFrame, layers: Sequence[int] | None 
     )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda x, _: number(x))
-    axes.xaxis.set_minor_formatter(lambda x, _: "")
+    narrow = edges[-1] < 10 * edges[0]  # else powers of ten alone have a label, and there may be none
+    if narrow:
+        axes.xaxis.set_minor_locator(MaxNLocator(5))
+    axes.xaxis.set_minor_formatter(lambda x, _: number(x) if narrow else "")
     axes.set_yticks(np.arange(len(shown)), [str(x) for x in shown])
     axes.set_xlabel("norm of a patch")
     axes.set_ylabel("layer (0: embedding)")
@@ -237,6 +240,7 @@ def draw_neighbour_cosines(cosines: pd.DataFrame) -> Figure:
         axes.fill_between(rows["layer"], rows["p10"], rows["p90"], color=color, alpha=0.15, linewidth=0)
         axes.plot(rows["layer"], rows["mean"], color=color, marker="o", label=label)
     axes.set_xlabel("layer (0: embedding)")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set_ylabel("cosine to the 4 neighbours")
     axes.set_title("Mean; bands: 10 to 90 %")
     axes.legend()

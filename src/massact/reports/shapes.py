@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from massact.records.shapes import COMPARED_WITH, ShapeLab
-from massact.reports.lab import BIAS, CONSTANT, CONTENT, FREE, UNSEEN, _change, _interval, _or_dash, verdict_of
-from massact.reports.legible import number, percent, real, visible
+from massact.reports.lab import BIAS, CONSTANT, CONTENT, FREE, UNSEEN, _change, _interval, verdict_of
+from massact.reports.legible import number, or_dash, percent, real, visible
 from massact.reports.terminal import _framed, _Section, _table
 
 
@@ -151,8 +149,8 @@ def _ends(lab: ShapeLab, encoding: str) -> Table:
         end, layers = lab.last(arm), lab.layers(arm)
         greatest = [layers[c].max() for c in ("top1", "ratio", "patch_norm_ratio", "register_norm_ratio",
                                               "class_norm_ratio")]  # fmt: skip
-        table.add_row(visible(arm, encoding), _or_dash(end["nats"]), percent(end["accuracy"]),
-                      *(_or_dash(x) for x in greatest), percent(layers["outliers"].max(), 2))  # fmt: skip
+        table.add_row(visible(arm, encoding), or_dash(end["nats"]), percent(end["accuracy"]),
+                      *(or_dash(x) for x in greatest), percent(layers["outliers"].max(), 2))  # fmt: skip
     return table
 
 
@@ -163,24 +161,29 @@ def _looks(lab: ShapeLab, encoding: str) -> Table:
         mean, even = mean_attention(lab, arm), lab.info.arms[arm].get("uniform_attention")
         for query in ("class", "patches"):
             shares = [mean[f"{query}_to_{key}"] for key in ("class", "registers", "slot", "top_patch")]
-            table.add_row(visible(arm, encoding) if query == "class" else "", query, *map(_or_dash, shares),
-                          _or_dash(even))  # fmt: skip
+            table.add_row(visible(arm, encoding) if query == "class" else "", query, *map(or_dash, shares),
+                          or_dash(even))  # fmt: skip
     return table
 
 
 def _changes(lab: ShapeLab, encoding: str) -> Table:
-    """A row for each arm, target and layer."""
-    table = _table("arm", "states", "block", "to zero", "others to zero", "to the mean", "top-1, zero",
-                   left=("arm", "states"), folding=("arm",))  # fmt: skip
+    """The name of each arm, then two rows for each target and layer: narrow enough for 80 columns."""
+    table = _table("states, block", "set to", "change", "others, alike", "top-1", left=("states, block", "set to"),
+                   folding=("states, block",))  # fmt: skip
     for arm in lab.arms:
-        name = visible(arm, encoding)
+        rows: list[tuple[str, ...]] = []
         for target, others in COMPARED_WITH.items():
             for layer in sorted(set(lab.shapes_effects["layer"])):
                 zero = lab.effect(arm, target, "zero", layer)
                 if zero is None:
                     continue
-                rest: list[Any] = [lab.effect(arm, others, "zero", layer), lab.effect(arm, target, "mean", layer)]
-                table.add_row(name, target, str(layer), _interval(zero), *map(_interval, rest),
-                              f"{100 * real(zero['delta_accuracy']):+.1f}%")  # fmt: skip
-                name = ""
+                rows += [
+                    (f" {target}, {layer}", "zero", _interval(zero), _interval(lab.effect(arm, others, "zero", layer)),
+                     f"{100 * real(zero['delta_accuracy']):+.1f}%"),
+                    ("", "mean", _interval(lab.effect(arm, target, "mean", layer)), "", ""),
+                ]  # fmt: skip
+        if rows:
+            table.add_row(visible(arm, encoding), "", "", "", "")
+        for row in rows:
+            table.add_row(*row)
     return table

@@ -68,10 +68,9 @@ def _concentration(e: Explanation) -> list[str]:
         ]
     told = [
         f"Attention: the tokens with findings get {percent(_mean(after, 'concentration'))} of it, on average over "
-        f"heads, in the blocks that read them (layers {ranges(int(x) for x in after['layer'])})"
+        f"heads, in the blocks that read them ({_layers_of(after)})"
         + (
-            f", and {percent(_mean(before, 'concentration'))} in the others (layers "
-            f"{ranges(int(x) for x in before['layer'])})"
+            f", and {percent(_mean(before, 'concentration'))} in the others ({_layers_of(before)})"
             if len(before)
             else ""
         )
@@ -84,6 +83,11 @@ def _concentration(e: Explanation) -> list[str]:
         said += [f"their hidden states {number(norm)} times"] * (not math.isnan(norm))
         told.append(f"In the same blocks {listed(said)}.")
     return told
+
+
+def _layers_of(rows: pd.DataFrame) -> str:
+    """'layer 3', 'layers 2-4, 6'."""
+    return f"layer{'s' * (rows['layer'].nunique() > 1)} {ranges(int(x) for x in rows['layer'])}"
 
 
 def _beside(value: float, words: str, spell: Callable[[float], str] = percent) -> str:

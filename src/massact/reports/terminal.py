@@ -22,7 +22,7 @@ from massact.records.results import ScanResult
 from massact.records.trajectory import Trajectory
 from massact.reports.classics import classics_in_words
 from massact.reports.effects import effects_in_words
-from massact.reports.legible import cell, number, percent, quoted, real, shortened, signed, token_list, visible
+from massact.reports.legible import cell, number, or_dash, percent, quoted, real, shortened, signed, token_list, visible
 from massact.reports.reproduction import ours, published, reproduction_in_words, where
 from massact.reports.story import story_in_words
 from massact.reports.views import Rule, StackView, rule_of, views
@@ -41,11 +41,12 @@ def show(result: ScanResult, console: Console) -> None:
     """
     rule = rule_of(result)
     console.print(_headline(result, console.encoding))
+    of = "the first sequence" if (result.info.corpus or {}).get("kind") == "tensors" else "the prompt"
     for view in views(result):
         sections = [
             _layers(view),
             _coordinates(view, console.encoding),
-            _prompt_ranks(view),
+            _prompt_ranks(view, of),
             _corpus_ranks(view, console.encoding),
             _near_misses(view, rule, console.encoding),
         ]
@@ -148,10 +149,11 @@ def _axes(rows: pd.DataFrame, stack: str) -> _Section:
     columns = ("concentration", "concentration_first", "concentration_null", "value_drain", "residual_norm")
     for _, row in rows.sort_values("layer").iterrows():
         reads = bool(row["after_onset"])
-        table.add_row("|" if reads else "", str(row["layer"]), *(cell(row[c]) for c in columns),
+        table.add_row("|" if reads else "", str(row["layer"]), *(or_dash(row[c]) for c in columns),
                       style="" if reads else "dim")  # fmt: skip
     name = f"{visible(stack)}: " if stack else ""
-    return _Section(f"{name}concentration, value drain, residual norm (|: the block reads findings)", table)
+    marks = "|: the block reads findings; -: unavailable"
+    return _Section(f"{name}concentration, value drain, residual norm ({marks})", table)
 
 
 def to_json(result: ScanResult | Explanation | Intervention | Classics | Trajectory) -> str:
@@ -301,8 +303,8 @@ def _coordinates(view: StackView, encoding: str) -> _Section | None:
             Text(visible(row["position_class"], encoding)),
             f"{int(row['count']):,}",
             "-" if math.isnan(real(row["share"])) else percent(row["share"]),
-            _spread(cell(row["mean"]), cell(row["std"]), encoding),
-            percent(row["spread"]),
+            _spread(cell(row["mean"]), cell(row["std"]), encoding) if row["count"] > 1 else cell(row["mean"]),
+            percent(row["spread"]) if row["count"] > 1 else "-",
             Text(named + (f", {left:,} more" if left > 0 and named else "")),
         )
     more = f", the {MOST_COORDINATES} most frequent of {len(rows):,}" if len(rows) > MOST_COORDINATES else ""
@@ -318,15 +320,15 @@ def _index(value: Any) -> str:
     return str(int(value)) if int(value) >= 0 else "-"
 
 
-def _prompt_ranks(view: StackView) -> _Section | None:
-    """Table 1 of Sun 2024."""
+def _prompt_ranks(view: StackView, of: str) -> _Section | None:
+    """Table 1 of Sun 2024, of the prompt, or of what stands in for it."""
     rows = view.ranks[view.ranks["source"] == "prompt"]
     if not len(rows):
         return None
     table = _table("rank", "|h|", "signed value", left=("rank",))
     for _, row in rows.iterrows():
         table.add_row(Text(visible(row["rank"])), cell(row["magnitude"]), cell(row["value_mean"]))
-    return _Section(f"Ranks of |h| in the hidden state of the prompt, layer {view.shown_layer}", table)
+    return _Section(f"Ranks of |h| in the hidden state of {of}, layer {view.shown_layer}", table)
 
 
 def _corpus_ranks(view: StackView, encoding: str) -> _Section | None:
@@ -382,7 +384,7 @@ def _near_misses(view: StackView, rule: Rule, encoding: str) -> _Section | None:
             cell(row["value"]),
             cell(row["ratio"]),
             missed,
-            Text(quoted(row["token"], 16, encoding)),
+            Text(quoted(row["token"], 20, encoding)),  # all of 'frame 10.56-10.58 s'
         )
     shown = f"{min(len(rows), MOST_NEAR_MISSES)} of {len(rows):,}, the largest first"
     return _Section(f"Near misses: {shown}", table)

@@ -7,7 +7,7 @@ import math
 from rich.console import Console
 
 from massact.records.training import Trained
-from massact.reports.legible import cell, number, real, visible
+from massact.reports.legible import cell, counted, number, or_dash, real, visible
 from massact.reports.terminal import _framed, _Section, _table
 
 MOST_LAYERS = 38
@@ -35,7 +35,9 @@ def training_in_words(t: Trained) -> list[str]:
     elif len(t.monitor):
         top = t.monitor.loc[t.monitor["ratio"].idxmax()] if t.monitor["ratio"].notna().any() else None
         told = "" if top is None else f"; the greatest ratio was {number(top['ratio'])}, at layer {top['layer']}"
-        words.append(f"No massive activations were seen{told}.")
+        steps = t.monitor["step"]
+        looked = f"(looked at: {counted(steps.nunique(), 'step')}, the last one step {int(steps.max()):,})"
+        words.append(f"No massive activations were seen {looked}{told}.")
     return words
 
 
@@ -61,8 +63,8 @@ def show_training(t: Trained, console: Console) -> None:
     for _, row in last.head(MOST_LAYERS).iterrows():
         name = f"{row['stack']}/{row['layer']}" if row["stack"] else str(row["layer"])
         r2 = fits.get((row["stack"], row["layer"]), math.nan)
-        table.add_row(visible(name, console.encoding), *(cell(row[c]) for c in columns),
-                      *[cell(float(r2)) if _real(r2) else "-"] * fitted)  # fmt: skip
+        table.add_row(visible(name, console.encoding), *(cell(row[c]) for c in columns[:3]),
+                      *(or_dash(row[c]) for c in columns[3:]), *[or_dash(r2)] * fitted)  # fmt: skip
     console.print()
     console.print(_Section(f"Layers at step {int(last['step'].iloc[0]):,}", table))
 

@@ -89,13 +89,13 @@ def _layers(view: StackView) -> str:
     if span is None:
         return "The layers of the findings are not recorded."
     module = f" ({visible(answer.onset_module)})" if answer and answer.onset_module else ""
-    first = f"layer {span[0]} of {view.n_layers}{module}" if span[0] else "layer 0, the embedding output"
+    first = f"layer {span[0]} of {view.n_layers}{module}" if span[0] else "layer 0, the embedding output,"
     jump = ""
     if answer and not math.isnan(real(answer.onset_jump)):
         jump = f", where the largest |h| is {number(answer.onset_jump)} times that of the layer before"
     if span[0] == span[1]:
         return f"They are at {first} only{jump}."
-    sentence = f"They appear at {first}{jump}, and are last seen at layer {span[1]}"
+    sentence = f"They appear at {first.rstrip(',')}{jump}, and are last seen at layer {span[1]}"
     held = {int(x) for x in (answer.layers if answer else view.findings["layer"])}
     gaps = [int(x) for x in view.layers["layer"] if span[0] < x < span[1] and int(x) not in held] if held else []
     missing = f", but not at {'layers' if len(gaps) > 1 else 'layer'} {ranges(gaps)}" if gaps else ""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from massact.records.comparison import Comparison
-from massact.reports.page import beside, closing, explained, others, scanned
+from massact.reports.page import beside, closing, explained, others, pictured, scanned
 from massact.reports.page.held import Held
 from massact.reports.page.parts import Section
 
@@ -15,6 +15,7 @@ SECTIONS: tuple[Callable[[Held], Section | None], ...] = (
     scanned.answer,
     scanned.layers,
     scanned.where,
+    pictured.patches,
     scanned.portrait,
     scanned.ranks,
     explained.attention,
@@ -26,6 +27,7 @@ SECTIONS: tuple[Callable[[Held], Section | None], ...] = (
     others.training,
     others.checkpoints,
     others.toy_lab,
+    pictured.shape_lab,
 )
 
 

@@ -15,7 +15,7 @@ from massact.reports.legible import number, real
 from massact.reports.page.markup import figure_text
 
 SERIES = ("--s1", "--s2", "--s3", "--s4", "--s5", "--s6")
-CLASSES = {"start": "--s1", "delimiter": "--s2", "other": "--s6"}
+CLASSES = {"start": "--s1", "delimiter": "--s2", "padding": "--s4", "other": "--s6"}
 LARGEST = 1e200  # beyond it a number cannot be drawn
 
 

@@ -12,7 +12,7 @@ from massact.records.runinfo import jsonable
 from massact.reports.legible import number, shortened, visible
 from massact.reports.page.held import Held
 from massact.reports.page.markup import md, plain
-from massact.reports.page.parts import Chart, Code, Facts, Part, Section, Table, Words
+from massact.reports.page.parts import Chart, Code, Facts, Gallery, Part, Section, Table, Words
 from massact.reports.views import rule_of
 from massact.reports.words import answer_in_words
 
@@ -20,7 +20,7 @@ GLOSSARY = (
     ("h", "a hidden state: the residual stream of one sequence, tokens by dims"),
     ("layer", "1 to L: the residual stream after that block; 0: the output of the embedding"),
     ("dim", "a coordinate of the residual stream, counted from 0"),
-    ("position", "of a token in its sequence, counted from 0; its class is start (0), delimiter or other"),
+    ("position", "of a token in its sequence, counted from 0; its class is start (0), delimiter, padding or other"),
     ("finding", "an activation that passes the criterion of the run"),
     ("ratio", "|h| divided by the median |h| of that hidden state, over all its tokens and dims"),
     ("onset, offset", "the first and the last layer with findings"),
@@ -35,6 +35,7 @@ SOURCES = {
     "Bondarenko 2023": "Bondarenko et al.: Quantizable Transformers. arXiv 2306.12929",
     "Clark 2019": "Clark et al.: What Does BERT Look At? arXiv 1906.04341",
     "Cancedda 2024": "Cancedda: Spectral Filters, Dark Signals, and Attention Sinks. arXiv 2402.09221",
+    "Darcet 2023": "Darcet, Oquab, Mairal, Bojanowski: Vision Transformers Need Registers. arXiv 2309.16588",
     "Dettmers 2022": "Dettmers et al.: LLM.int8(): 8-bit Matrix Multiplication for Transformers. arXiv 2208.07339",
     "Gu 2025": "Gu et al.: When Attention Sink Emerges in Language Models. arXiv 2410.10781",
     "He 2024": "He et al.: Understanding and Minimising Outlier Features in Transformer Training. arXiv 2405.19279",
@@ -55,7 +56,7 @@ FLAGS: dict[str, dict[str, str]] = {
     "scan": {"corpus": "--corpus", "criterion": "--criterion", "thresholds": "--threshold", "seq_len": "--seq-len",
              "n_sequences": "--n-sequences", "bos": "--bos", "prompt": "--prompt", "batch_size": "--batch-size",
              "seed": "--seed", "top_k": "--top-k", "preprocess": "--preprocess", "null": "--null",
-             "bos_contrast": "--bos-contrast"},
+             "bos_contrast": "--bos-contrast", "pictures": "--pictures"},
     "explain": {"n_sequences": "--n-sequences", "columns": "--all-keys", "eps": "--eps", "seed": "--seed",
                 "batch_size": "--batch-size"},
     "intervene": {"sets": "--set", "layer": "--layer", "hold_out": "--hold-out", "all_keys": "--all-keys",
@@ -87,7 +88,7 @@ def _said(part: Part) -> str:
         return " ".join(part.sentences)
     if isinstance(part, Table):
         return " ".join([part.title, *(c.meaning for c in part.columns)])
-    if isinstance(part, Chart):
+    if isinstance(part, Chart | Gallery):
         return f"{part.title} {part.caption}"
     return " ".join(value for _, value in part.pairs) if isinstance(part, Facts) else ""
 
@@ -170,19 +171,31 @@ def command_of(verb: str, info: Any) -> str:
         words.append("RUN")
     for option, flag in FLAGS[verb].items():
         value = info.config.get(option)
+        if (option, value) == ("pictures", True):
+            continue  # as without it; of texts there are none
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, Mapping):
-            words += [w for k, v in value.items() for w in (flag, f"{k}={v}")]
+            words += [w for k, v in value.items() for w in (flag, f"{k}={_given(v)}")]
         elif option == "layer" and isinstance(value, list | tuple):
             words += [flag, ",".join(str(v) for v in value)]
         elif isinstance(value, list | tuple):
             words += [w for v in value for w in (flag, str(v))]
         elif value is not None and (option, value) != ("null", "auto"):
             words += [flag, str(value)]
+    head = info.config.get("head")
+    if isinstance(head, Mapping):
+        words += ["--zero-shot"] if head.get("kind") == "zero-shot" else ["--head", str(head.get("file"))]
     if info.config.get("tasks"):
         words += ["--tasks", ",".join(info.config["tasks"])]
     return " ".join(map(_quoted, words)) + (" --out RUN" if verb == "scan" else "")
+
+
+def _given(value: Any) -> str:
+    """A value as an option takes it: mean=0.5,0.5,0.5; of sizes: resize=256x128; nothing: none."""
+    if isinstance(value, list | tuple):
+        return ("x" if all(isinstance(v, int) for v in value) else ",").join(map(str, value))
+    return "none" if value is None else str(value)
 
 
 def _quoted(word: str) -> str:

@@ -14,6 +14,7 @@ from massact.records.intervention import Intervention, open_intervention
 from massact.records.lab import Lab, open_lab
 from massact.records.reproduction import Reproduction, open_reproduction
 from massact.records.results import ScanResult, open_run, read_info
+from massact.records.shapes import ShapeLab, open_shapes
 from massact.records.training import Trained, open_training
 from massact.records.trajectory import Trajectory, open_trajectory
 from massact.reports.legible import visible
@@ -26,7 +27,7 @@ class Held:
     Args:
         label: how the run is called beside others.
         directory: where it lies; None for a result that was not saved. Verbs of later versions find their files there.
-        scan, explanation, intervention, classics, reproduction, training, trajectory, lab: results.
+        scan, explanation, intervention, classics, reproduction, training, trajectory, lab, shapes: results.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Held:
     training: Trained | None = None
     trajectory: Trajectory | None = None
     lab: Lab | None = None
+    shapes: ShapeLab | None = None
 
     @property
     def records(self) -> dict[str, Any]:
@@ -46,13 +48,14 @@ class Held:
         held = {
             "scan": self.scan, "explain": self.explanation, "intervene": self.intervention, "classics": self.classics,
             "reproduce": self.reproduction, "train": self.training, "checkpoints": self.trajectory, "toy lab": self.lab,
+            "vision toy lab": self.shapes,
         }  # fmt: skip
         return {verb: one.info for verb, one in held.items() if one is not None}
 
     @property
     def leads(self) -> str:
         """Name of the result whose words are the answer; "" for a run that holds nothing."""
-        names = ("scan", "trajectory", "lab", "training", "explanation", "intervention", "classics",
+        names = ("scan", "trajectory", "lab", "shapes", "training", "explanation", "intervention", "classics",
                  "reproduction")  # fmt: skip
         return next((name for name in names if getattr(self, name) is not None), "")
 
@@ -63,7 +66,8 @@ class Held:
             name = info.model.get("name") or info.model.get("id") or info.config.get("name")
             if isinstance(name, str) and name:
                 return visible(name)
-        return "toy lab" if self.lab is not None else "unnamed model"
+        labs = [verb for verb in self.records if verb.endswith("toy lab")]
+        return f"the {labs[0]}" if labs else "unnamed model"
 
     @property
     def corpus(self) -> str:
@@ -77,8 +81,7 @@ class Held:
 
 _KINDS: dict[type, str] = {
     ScanResult: "scan", Explanation: "explanation", Intervention: "intervention", Classics: "classics",
-    Reproduction: "reproduction",
-    Trained: "training", Trajectory: "trajectory", Lab: "lab",
+    Reproduction: "reproduction", Trained: "training", Trajectory: "trajectory", Lab: "lab", ShapeLab: "shapes",
 }  # fmt: skip
 
 
@@ -105,6 +108,7 @@ def hold(run: Any, label: str = "") -> Held:
     held = Held(label or Path(os.path.abspath(path)).name, path)
     if os.path.isdir(path):
         held.training, held.trajectory, held.lab = open_training(path), open_trajectory(path), open_lab(path)
+        held.shapes = open_shapes(path)
     alone = held.records and not os.path.isfile(path / "run.json")
     place = path / "scan" if alone else path
     if alone and not _finished(place):

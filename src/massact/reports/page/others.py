@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 
 from massact.records.reproduction import AGREES, DIFFERS
-from massact.reports.effects import HARMFUL, HARMLESS, main_metric, verdict
-from massact.reports.legible import real, visible
+from massact.reports.effects import HARMFUL, HARMLESS, OPEN, main_metric, verdict
+from massact.reports.legible import real, shortened, visible
 from massact.reports.page import charts, scanned
 from massact.reports.page.held import Held
 from massact.reports.page.markup import figure_text
-from massact.reports.page.parts import Chart, Column, Part, Section, parts_of, table_of
+from massact.reports.page.parts import Chart, Column, Facts, Part, Section, parts_of, table_of
 
-VERDICTS = {HARMFUL: "--limit", HARMLESS: "--s3"}
+VERDICTS = {HARMFUL: ("--limit", "diamond"), HARMLESS: ("--s3", "circle"), OPEN: ("--s6", "square")}
 
 
 def interventions(held: Held) -> Section | None:
@@ -34,7 +34,23 @@ def interventions(held: Held) -> Section | None:
         meaning = "harmful: the whole interval is beyond 1% of the perplexity (0.01 of an accuracy); harmless: all of "
         column = Column("verdict", f"{meaning}it is within; of the main metric only", said, said, False)
         table = replace(table, columns=_after(table.columns, "metric", column))
-    return Section("interventions", "Interventions", parts_of(*parts, table))
+    return Section("interventions", "Interventions", parts_of(*parts, _head(e.info.config.get("head")), table))
+
+
+def _head(record: Any) -> Facts | None:
+    """The head that was built for a model without one; None where the model has its own."""
+    if not isinstance(record, dict):
+        return None
+    names = {"kind": "Kind", "n_classes": "Classes", "templates": "Prompts, {} is the class",
+             "classes": "First classes", "classes_sha256": "Classes, SHA-256", "file": "File",
+             "sha256": "SHA-256", "reads": "Reads"}  # fmt: skip
+    pairs = []
+    for key, name in names.items():
+        value = record.get(key)
+        if value is not None:
+            texts = value if isinstance(value, list) else [value]
+            pairs.append((name, "; ".join(shortened(visible(str(text)), 120) for text in texts)))
+    return Facts(pairs, "Head that gave the classes")
 
 
 def _after(columns: Sequence[Column], name: str, new: Column) -> list[Column]:
@@ -60,9 +76,10 @@ def effects_chart(effects: pd.DataFrame, title: str = "") -> Chart | None:
              for d, a, b in zip(delta, low, high, strict=True)]  # fmt: skip
     said = [figure_text(f"{n}: {verdict(row)}, 95% interval {a:.4g} to {b:.4g}", 120)
             for n, (_, row), a, b in zip(names, rows.iterrows(), low, high, strict=True)]  # fmt: skip
+    looks = [VERDICTS[verdict(row)] for _, row in rows.iterrows()]
     trace = {
         "type": "scatter", "mode": "markers", "x": charts.drawable(delta), "y": list(range(len(names))),
-        "marker": {"size": 9, "color": [VERDICTS.get(verdict(row), "--s6") for _, row in rows.iterrows()]},
+        "marker": {"size": 9, "color": [color for color, _ in looks], "symbol": [symbol for _, symbol in looks]},
         "error_x": {"type": "data", "symmetric": False, "array": charts.drawable([b for _, b in reach]),
                     "arrayminus": charts.drawable([a for a, _ in reach]), "color": "--muted", "thickness": 1.4},
         "text": said, "hovertemplate": "%{text}<br>change %{x:+.4~g}<extra></extra>",
@@ -72,8 +89,8 @@ def effects_chart(effects: pd.DataFrame, title: str = "") -> Chart | None:
     layout["xaxis"] = {"title": layout["xaxis"]["title"], "zeroline": True, "zerolinewidth": 1}
     base = real(rows["baseline"].iloc[0])
     unseen = [n for n, d in zip(names, delta, strict=True) if not math.isfinite(d)]
-    caption = f"Without an edit {metric.replace('_', ' ')} is {base:.4g}. Bars: 95% intervals. Red: harmful; green: "
-    caption += "harmless; grey: inconclusive."
+    caption = f"Without an edit {metric.replace('_', ' ')} is {base:.4g}. Bars: 95% intervals. Red diamonds: "
+    caption += "harmful; green circles: harmless; grey squares: inconclusive."
     caption += f" Not finite, so not drawn: {', '.join(visible(n) for n in unseen)}." if unseen else ""
     head = f"{title}: change under each edit" if title else "Change under each edit"
     return Chart(head, [trace], layout, caption, 90 + 44 * max(len(names), 3))
@@ -182,25 +199,34 @@ def toy_lab(held: Held) -> Section | None:
     if lab is None:
         return None
     parts: list[Part | None] = [scanned.words_of(held, "lab")]
-    for column, title in (("backcopy_nats", "Loss of targets that repeat"), ("first_attention", "Attention on the "
-                          "first position"), ("top1", "Greatest |h|")):  # fmt: skip
-        data = []
-        for i, variant in enumerate(lab.variants):
-            rows = lab.lab[lab.lab["variant"] == variant]
-            if rows[column].notna().any():
-                data.append(
-                    charts.line(
-                        rows["step"],
-                        rows[column],
-                        variant,
-                        charts.SERIES[i % len(charts.SERIES)],
-                        text=[f"{figure_text(variant)}, step {int(s):,}" for s in rows["step"]],
-                    )
-                )
-        layout = {"xaxis": {"title": {"text": "Step"}}}
-        parts.append(Chart(title, data, layout, "", 300, width="third") if data else None)
+    parts += curves_over(lab.lab, "variant", lab.variants, "step", (
+        ("backcopy_nats", "Loss of targets that repeat"), ("first_attention", "Attention on the first position"),
+        ("top1", "Greatest |h|")))  # fmt: skip
     parts += [table_of("lab", lab.lab.groupby("variant", sort=False).tail(1), "Every variant at the end",
                        shown_first=True),
               table_of("lab_effects", lab.lab_effects, "Effects of edits"),
               table_of("lab", lab.lab, "Every measurement")]  # fmt: skip
     return Section("lab", "Toy lab", parts_of(*parts))
+
+
+def curves_over(
+    table: pd.DataFrame, by: str, names: Sequence[str], x: str, panels: Sequence[tuple[str, str]]
+) -> list[Part]:
+    """Small figures of a lab: a curve of a column for every training.
+
+    Args:
+        by: the column that names the trainings. names: all of them, in order.
+        x: step or layer.
+        panels: (column, title) of each figure; one that has no value is left out.
+    """
+    made: list[Part] = []
+    for column, title in panels:
+        data = []
+        for i, name in enumerate(names):
+            rows = table[table[by] == name]
+            if rows[column].notna().any():
+                said = [f"{figure_text(name)}, {x} {int(s):,}" for s in rows[x]]
+                data.append(charts.line(rows[x], rows[column], name, charts.SERIES[i % len(charts.SERIES)], text=said))
+        if data:
+            made.append(Chart(title, data, {"xaxis": {"title": {"text": x.capitalize()}}}, "", 300, width="third"))
+    return made

@@ -51,7 +51,7 @@
     modeBarButtons: [figure.spec.layout.scene ? ["toImage", "orbitRotation", "pan3d", "resetCameraDefault3d"]
       : ["toImage", "zoom2d", "pan2d", "resetScale2d"]],
     toImageButtonOptions: { format: figure.spec.layout.scene ? "png" : "svg", filename: figure.element.id, scale: 2 } });
-  const figures = all("figure").map((element) => ({
+  const figures = all("figure").filter((element) => element.querySelector("script")).map((element) => ({
     element, plot: element.querySelector(".plot"), drawn: false, linear: false,
     spec: JSON.parse(element.querySelector("script").textContent),
   }));

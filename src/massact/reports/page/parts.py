@@ -85,6 +85,33 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture of a gallery: its JPEG and size, cells of a grid over it that are framed, and what is said below it.
+
+    Args:
+        jpeg: the file. size: (height, width) in pixels.
+        grid: (rows, columns) of the grid. framed: (row, column) of each frame.
+        label: plain text. described: the picture in words, for who points at it or cannot see it.
+    """
+
+    jpeg: bytes
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    framed: Sequence[tuple[int, int]]
+    label: str
+    described: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures side by side, a figure that needs no script; what is not framed is dimmed."""
+
+    title: str
+    pictures: Sequence[Picture]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Facts:
     """Names and what they are: provenance, definitions. Values are plain text."""
 
@@ -101,7 +128,7 @@ class Code:
     body: str
 
 
-Part = Words | Table | Chart | Facts | Code
+Part = Words | Table | Chart | Gallery | Facts | Code
 
 
 @dataclass(frozen=True)
@@ -152,8 +179,8 @@ def table_of(
         shown_first: not folded.
 
     Returns:
-        None without rows. Columns without any value are left out and named in a note; a stack or site that is the
-        same everywhere is left out.
+        None without rows. Columns without any value are left out and named in a note; a stack, site or modality
+        that is the same everywhere is left out.
     """
     if not len(rows):
         return None
@@ -161,7 +188,7 @@ def table_of(
     for column in columns or declared:
         dtype, meaning = declared[column]
         values = few[column].tolist()
-        if column in ("stack", "site") and rows[column].fillna("").nunique() == 1:
+        if column in ("stack", "site", "modality") and rows[column].fillna("").nunique() == 1:
             continue
         if dtype == "float64" and rows[column].isna().all():
             missing.append(column)

@@ -19,6 +19,7 @@ from massact.reports.page.closing import model_card
 from massact.reports.page.held import Held, hold
 from massact.reports.page.plain import latex, markdown
 from massact.reports.page.written import html
+from massact.reports.shape_figure import draw_shapes_lab
 
 # Name of a format -> name of the file in the run directory, and who writes a page so.
 FORMATS: dict[str, tuple[str, Callable[[Page], str] | None]] = {
@@ -103,3 +104,5 @@ def _draw(held: Sequence[Held], comparison: Comparison | None, directory: Path, 
             draw(result, directory, formats)
     if one.lab is not None:
         draw_lab(one.lab, directory, formats)
+    if one.shapes is not None:
+        draw_shapes_lab(one.shapes, directory, formats)

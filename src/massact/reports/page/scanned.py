@@ -14,13 +14,14 @@ from massact.records.training import Trained
 from massact.reports.classics import classics_in_words
 from massact.reports.effects import effects_in_words
 from massact.reports.lab import lab_in_words
-from massact.reports.legible import number, shortened, visible
+from massact.reports.legible import listed, number, shortened, visible
 from massact.reports.page import charts
 from massact.reports.page.held import Held, hold
 from massact.reports.page.markup import figure_text
 from massact.reports.page.parts import Chart, Facts, Part, Section, Table, Words, parts_of, table_of
 from massact.reports.portrait import _kept_tokens, outline, peaks
 from massact.reports.reproduction import reproduction_in_words
+from massact.reports.shapes import shapes_in_words
 from massact.reports.story import story_in_words
 from massact.reports.training import training_in_words
 from massact.reports.trajectory import trajectory_in_words
@@ -41,7 +42,8 @@ def trained_in_words(t: Trained) -> list[str]:
 
 # What puts a result into words, where there is no scan whose answer comes first.
 SAID: dict[str, Callable[[Any], list[str]]] = {
-    "trajectory": trajectory_in_words, "lab": lab_in_words, "training": trained_in_words,
+    "trajectory": trajectory_in_words, "lab": lab_in_words, "shapes": shapes_in_words,
+    "training": trained_in_words,
     "explanation": story_in_words, "intervention": effects_in_words, "classics": classics_in_words,
     "reproduction": reproduction_in_words,
 }  # fmt: skip
@@ -170,13 +172,18 @@ def _census(view: StackView) -> list[Part]:
     tokens = [f"\u201c{shortened(visible(t), 18)}\u201d" if t else "no token" for t, _ in by_token.index]
     colors = [charts.CLASSES.get(str(c), "--s6") for _, c in by_token.index]
     plain = ["--s5"] * MOST_BARS
-    classes = " Blue: start; orange: delimiter; grey: other."
+    padding = "purple: padding; " if (rows["position_class"] == "padding").any() else ""
+    classes = f" Blue: start; orange: delimiter; {padding}grey: other."
+    made: list[Part] = []
     panels = (
         ("Findings by dim", dims, by_dim, plain, "", "dims"),
         ("Findings by token", tokens, by_token, colors, classes, "tokens"),
         ("Findings by position", places, by_pos, plain, "", "positions"),
     )  # fmt: skip
-    made: list[Part] = []
+    kinds = rows["modality"].value_counts()
+    if len(kinds) > 1:
+        named = [f"{n:,} on {visible(k) + ' tokens' if k else 'tokens of unknown modality'}" for k, n in kinds.items()]
+        made.append(Words([f"Findings by modality, {of}: {listed(named)}."]))
     slots = max(4, *(min(len(labels), MOST_BARS) for _, labels, *_ in panels))
     for title, labels, counts, paint, said, noun in panels:
         left = len(labels) - MOST_BARS
@@ -288,7 +295,7 @@ def first_rows(result: object) -> tuple[list[str], Table | None]:
     said = list(section.parts[0].sentences) if section and isinstance(section.parts[0], Words) else []
     for name, one in (("findings", held.scan), ("axes", held.explanation), ("effects", held.intervention),
                       ("classics", held.classics), ("training", held.training), ("revisions", held.trajectory),
-                      ("lab", held.lab)):  # fmt: skip
+                      ("lab", held.lab), ("shapes", held.shapes)):  # fmt: skip
         if one is not None:
             rows: pd.DataFrame = getattr(one, name)
             if name == "findings":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 from collections.abc import Iterator
 from functools import cache
@@ -11,7 +12,19 @@ from typing import Any
 from massact.reports.legible import counted
 from massact.reports.page.assembled import Page
 from massact.reports.page.markup import Markup, inlined_json, join, prose, tag, text
-from massact.reports.page.parts import UNAVAILABLE, Chart, Code, Column, Facts, Part, Section, Table, Words
+from massact.reports.page.parts import (
+    UNAVAILABLE,
+    Chart,
+    Code,
+    Column,
+    Facts,
+    Gallery,
+    Part,
+    Picture,
+    Section,
+    Table,
+    Words,
+)
 
 # What the page may do: nothing that leaves it. Its own style and script are in it; plotly draws 3-D with functions that
 # it makes itself, and saves pictures as blobs.
@@ -58,7 +71,7 @@ def _plotly() -> str:
 
 def _section(section: Section, numbers: Iterator[int]) -> Markup:
     parts: list[Any] = []
-    for together, group in itertools.groupby(section.parts, lambda part: isinstance(part, Chart)):
+    for together, group in itertools.groupby(section.parts, lambda part: isinstance(part, Chart | Gallery)):
         made = [_part(part, numbers) for part in group]
         parts.append(tag("div", *made, class_="figures") if together else join(made))
     return tag("section", tag("h2", section.title, id=f"{section.id}-title"), *parts, id=section.id,
@@ -70,6 +83,8 @@ def _part(part: Part, numbers: Iterator[int]) -> Markup:
         return _words(part)
     if isinstance(part, Chart):
         return _chart(part, next(numbers))
+    if isinstance(part, Gallery):
+        return _gallery(part, next(numbers))
     if isinstance(part, Table):
         return table(part)
     if isinstance(part, Facts):
@@ -107,10 +122,33 @@ def _chart(part: Chart, number: int) -> Markup:
     scale = tag("button", "Linear scale", type="button", class_="scale", aria_pressed="false") if part.log else None
     name = f"Figure {number}: {part.title}"
     return tag(
-        "figure",
-        tag("figcaption", tag("b", f"Figure {number}. "), prose(f"{part.title}. {part.caption}".rstrip()), scale),
+        "figure", _caption(part, number, scale),
         tag("div", class_="plot", role="img", aria_label=name, style=f"height:{part.height}px"),
         tag("script", given, type="application/json"), class_=part.width, id=f"figure-{number}",
+    )  # fmt: skip
+
+
+def _caption(part: Chart | Gallery, number: int, scale: Markup | None = None) -> Markup:
+    said = prose(f"{part.title}. {part.caption}".rstrip())
+    return tag("figcaption", tag("b", f"Figure {number}. "), said, scale)
+
+
+def _gallery(part: Gallery, number: int) -> Markup:
+    """A figure of pictures, each a drawing of its own: the picture, a shade with holes, and frames."""
+    tiles = [tag("div", _drawing(one), tag("span", one.label), class_="tile") for one in part.pictures]
+    return tag("figure", _caption(part, number), tag("div", *tiles, class_="gallery"), class_="full",
+               id=f"figure-{number}")  # fmt: skip
+
+
+def _drawing(one: Picture) -> Markup:
+    (height, width), (rows, columns) = one.size, one.grid
+    across, down = width / columns, height / rows
+    frames = "".join(f"M{x * across:.5g} {y * down:.5g}h{across:.5g}v{down:.5g}h{-across:.5g}z" for y, x in one.framed)
+    source = f"data:image/jpeg;base64,{base64.b64encode(one.jpeg).decode('ascii')}"
+    return tag(
+        "svg", tag("title", one.described), tag("image", href=source, width=str(width), height=str(height)),
+        tag("path", d=f"M0 0H{width}V{height}H0z{frames}", class_="shade"), tag("path", d=frames, class_="halo"),
+        tag("path", d=frames, class_="frame"), viewBox=f"0 0 {width} {height}", role="img", aria_label=one.described,
     )  # fmt: skip
 
 
