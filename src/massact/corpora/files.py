@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,28 @@ PATH_SUFFIXES = (
     ".wav",
     ".flac",
 )
+
+
+def at_home(path: Path | str) -> Path:
+    """A path with ~ written out; one of nobody's home stays as it is, and is not there."""
+    return Path(os.path.expanduser(path))
+
+
+def named(path: Path) -> str:
+    """The name of a file or folder behind links, also of links that go round in a circle."""
+    return os.path.basename(os.path.realpath(path))
+
+
+def csv_rows(file: Path) -> list[list[str]]:
+    """The rows of a CSV file, blank ones as well.
+
+    Raises:
+        UserError: it cannot be read, or is no CSV.
+    """
+    try:
+        return list(csv.reader(io.StringIO(read_text(file))))
+    except csv.Error as error:
+        raise UserError(f"{str(file)!r} cannot be read as CSV.", f"{error}.", "Is a quote left open?") from error
 
 
 def looks_like_path(spec: str) -> bool:

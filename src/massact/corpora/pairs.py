@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from massact.corpora.batch import Corpus
-from massact.corpora.files import JSONL_SUFFIXES, read_text
+from massact.corpora.files import JSONL_SUFFIXES, at_home, named, read_text
 from massact.corpora.given import from_tensors
 from massact.corpora.image_source import MOST_NAMES
 from massact.corpora.packing import Request
@@ -138,7 +139,7 @@ def pairs_of(path: Path, n_sequences: int | Literal["all"] | None, text_column: 
             continue
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or not isinstance(record.get("image"), str):
             if not rows:
@@ -149,12 +150,12 @@ def pairs_of(path: Path, n_sequences: int | Literal["all"] | None, text_column: 
             raise UserError(f"Line {number} of {str(path)!r} has no text in column {column!r}.",
                             f"Its columns: {', '.join(map(repr, record))}.",
                             "Name it (text_column), or add it.")  # fmt: skip
-        image = path.parent / Path(record["image"]).expanduser()
-        if not image.is_file():
+        image = path.parent / at_home(record["image"])
+        if not os.path.isfile(image):
             raise UserError(f"There is no image {str(image)!r}.", f"It is on line {number} of {str(path)!r}.",
                             "Paths are relative to that file.")  # fmt: skip
         rows.append((image, record[column]))
         names.append(record["image"])
     if not rows:
         return None
-    return PairSource(path.resolve().name, tuple(rows), tuple(names), n_sequences, {"text_column": text_column})
+    return PairSource(named(path), tuple(rows), tuple(names), n_sequences, {"text_column": text_column})

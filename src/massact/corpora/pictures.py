@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from massact.corpora.files import JSONL_SUFFIXES, TEXT_SUFFIXES, read_text
+from massact.corpora.files import JSONL_SUFFIXES, TEXT_SUFFIXES, at_home, csv_rows
 from massact.records.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -94,8 +92,8 @@ def _some_exist(spec: Sequence[Any]) -> bool:
 
 
 def _found(path: Path, where: str) -> Path:
-    path = path.expanduser()
-    if not path.is_file():
+    path = at_home(path)
+    if not os.path.isfile(path):
         raise UserError(f"There is no image {str(path)!r}.", f"It is {where}.", "Check the path.")
     return path
 
@@ -134,7 +132,7 @@ def read_csv(file: Path, find: bool = True) -> Pictures:
     Raises:
         UserError: no such column, no row, an empty cell, a missing image.
     """
-    rows = list(csv.reader(io.StringIO(read_text(file))))
+    rows = csv_rows(file)
     if not rows:
         raise UserError(f"The file {str(file)!r} is empty.", do="It needs a header: path,label")
     head = [cell.strip() for cell in rows[0]]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from massact.corpora.files import JSONL_SUFFIXES, TEXT_SUFFIXES, read_text
+from massact.corpora.files import JSONL_SUFFIXES, TEXT_SUFFIXES, at_home, csv_rows, read_text
 from massact.corpora.pictures import is_image_name
 from massact.records.errors import UserError
 
@@ -108,8 +106,8 @@ def recordings_of(spec: Any) -> Recordings | None:
 
 
 def _found(path: Path, where: str) -> Path:
-    path = path.expanduser()
-    if not path.is_file():
+    path = at_home(path)
+    if not os.path.isfile(path):
         raise UserError(f"There is no recording {str(path)!r}.", f"It is {where}.", "Check the path.")
     return path
 
@@ -162,7 +160,7 @@ def _with_texts(found: Recordings) -> Recordings:
 
 def _csv(file: Path) -> Recordings | None:
     """Recordings and transcripts of a CSV with a header; None if its first row names no recording."""
-    rows = [row for row in csv.reader(io.StringIO(read_text(file))) if any(cell.strip() for cell in row)]
+    rows = [row for row in csv_rows(file) if any(cell.strip() for cell in row)]
     head = [cell.strip().lower() for cell in rows[0]] if rows else []
     at = next((head.index(name) for name in PATH_COLUMNS if name in head), None)
     if at is None or len(rows) < 2 or len(rows[1]) <= at or not is_audio_name(rows[1][at].strip()):

@@ -13,7 +13,7 @@ import torch
 
 from massact.corpora.audio_source import AudioSource
 from massact.corpora.batch import Corpus
-from massact.corpora.files import looks_like_path, read_path
+from massact.corpora.files import at_home, looks_like_path, named, read_path
 from massact.corpora.given import from_ids, from_tensors
 from massact.corpora.hub import read_dataset, read_preset
 from massact.corpora.image_source import ImageSource
@@ -209,7 +209,7 @@ def _sounds(spec: Any, request: Request) -> AudioSource | None:
     if found is None:
         return None
     _nothing_of_text("recordings", request)
-    name = given.resolve().name if isinstance(given, Path) else "recording" if is_sound(given) else "recordings"
+    name = named(given) if isinstance(given, Path) else "recording" if is_sound(given) else "recordings"
     return AudioSource(name, found, request.n_sequences)
 
 
@@ -217,7 +217,7 @@ def _file_meant(spec: Path | str) -> Path | None:
     """The file or folder that a name means; None where it means something else, or is not there."""
     if isinstance(spec, str) and (spec in PRESETS or spec.strip() in ("", "embedded")):
         return None
-    path = Path(spec).expanduser()
+    path = at_home(spec)
     return path if _exists(path) else None
 
 
@@ -234,7 +234,7 @@ def _images(spec: Any, request: Request, preprocess: Mapping[str, Any] | None) -
         if path is None:
             return None
         pictures = pictures_of([path] if is_image(spec) else path)
-        name = "image" if is_image(spec) else path.resolve().name
+        name = "image" if is_image(spec) else named(path)
     else:
         pictures, name = pictures_of(spec), "images"
     if pictures is None:
@@ -247,7 +247,7 @@ def _pairs(spec: Any, request: Request, text_column: str | None) -> PairSource |
     """Images with text that a path means; None where it means something else."""
     if not isinstance(spec, Path | str) or (isinstance(spec, str) and spec in PRESETS) or not _exists(Path(spec)):
         return None
-    pairs = pairs_of(Path(spec).expanduser(), request.n_sequences, text_column)
+    pairs = pairs_of(at_home(spec), request.n_sequences, text_column)
     if pairs is not None:
         for option, value in (("seq_len", request.seq_len), ("bos", None if request.bos == "auto" else request.bos)):
             if value is not None:
@@ -308,11 +308,11 @@ def _named_source(spec: str, split: str | None, text_column: str | None) -> Sour
 
 def _path_source(path: Path, split: str | None, text_column: str | None) -> Source:
     _no_text_options("a file or folder", split, None)
-    path = path.expanduser()
+    path = at_home(path)
     # The name alone: a full path says more about the user's machine than about the text, which has its hash.
     origin = {"kind": "folder" if path.is_dir() else "file", "text_column": text_column}
     read = _once(lambda seed: read_path(path, text_column))
-    return Source(path.resolve().name, read, origin=origin)
+    return Source(named(path), read, origin=origin)
 
 
 def _exists(path: Path) -> bool:

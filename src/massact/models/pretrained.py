@@ -12,12 +12,15 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from massact.records.errors import UserError
 from massact.records.readers import READERS
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf")
+
+FEW_LAYERS = 1000  # so many are made in seconds, whatever the weights hold
 
 # Files of which a tokenizer needs at least one.
 _VOCABULARY = (
@@ -49,6 +52,7 @@ def read_pretrained(
         config = transformers.AutoConfig.from_pretrained(spec, **common)
     except Exception as error:
         raise _explained(spec, error, looks_local) from error
+    _check_layers(path, config.to_dict())
     read = _changed if getattr(config, "massact", None) else read_module
     return read(spec, config, dtype, common | {"use_safetensors": not allow_pickle}), _tokenizer(spec, config, common)
 
@@ -138,7 +142,7 @@ def _check_folder(path: Path, allow_pickle: bool) -> None:
         )
     try:
         parsed = json.loads(config.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise UserError(f"{config} is not valid JSON.", str(error), "Copy or download it again.") from None
     if isinstance(parsed, dict) and "architecture" in parsed and "model_type" not in parsed:
         raise UserError(f"{path} was saved by timm.", do=f"Say so: timm:local-dir:{path}")
@@ -158,10 +162,32 @@ def _check_folder(path: Path, allow_pickle: bool) -> None:
         )
 
 
+def _check_layers(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse layers that no weights are there for: making millions of them takes hours before anything else does."""
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    try:
+        n_tensors = sum(len(safe_open(file, "pt").keys()) for file in files)
+    except (OSError, SafetensorError) as error:
+        raise _explained(str(folder), error, True) from error
+    most = max([0, *_layers(config)])
+    if files and most > max(FEW_LAYERS, n_tensors):
+        raise UserError(f"{folder / 'config.json'} says {most:,} layers, its weights hold {n_tensors:,} tensors.",
+                        do="Copy or download the model again.")  # fmt: skip
+
+
+def _layers(config: Any) -> Iterator[int]:
+    """Numbers of layers that a configuration and its parts name."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if isinstance(value, int) and (name == "n_layer" or name.endswith("layers")):
+            yield value
+        yield from _layers(value)
+
+
 def model_class(config: Any) -> Any:
     """The class that the checkpoint was saved from, else the bare model of its type."""
-    for name in getattr(config, "architectures", None) or ():
-        if hasattr(transformers, name):
+    names = getattr(config, "architectures", None)
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and hasattr(transformers, name):
             return getattr(transformers, name)
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
         if type(config) in auto._model_mapping:

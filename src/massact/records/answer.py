@@ -133,7 +133,10 @@ def read_as(kind: Any, value: Any) -> Any:
     if kind is Any:
         return value
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:  # an integer of hundreds of digits
+            raise ValueError(str(error)) from None
     outer, inner = get_origin(kind), get_args(kind)
     if outer is UnionType:
         return None if value is None else read_as(inner[0], value)

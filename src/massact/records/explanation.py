@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from massact.records.arrays import ATTENTION, read_arrays
 from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import jsonable
 from massact.records.sidecars import Sidecar, read_sidecar, save_beside
-from massact.records.tables import frame, load_arrays, read_table
+from massact.records.tables import frame, read_table
 
 EXPLAIN_TABLES = (
     "heads", "positions", "sinks", "axes", "trajectory", "decomposition", "writers", "neurons", "norm_weights",
@@ -91,8 +92,7 @@ def open_explanation(directory: str | Path) -> Explanation | None:
     info = read_sidecar(path / "explain.json", ExplainInfo, EXPLAIN_VERSION, "Explain the run again.")
     if info is None:
         return None
-    maps = path / "attention.npz"
     tables = [t for t in (*EXPLAIN_TABLES, PICTURED_TABLE) if t != PICTURED_TABLE or (path / f"{t}.parquet").is_file()]
     return Explanation(
-        info, **{t: read_table(path, t) for t in tables}, maps=load_arrays(maps) if maps.is_file() else {}
+        info, **{t: read_table(path, t) for t in tables}, maps=read_arrays(path / "attention.npz", ATTENTION)
     )

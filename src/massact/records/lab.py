@@ -27,7 +27,7 @@ class LabInfo(Sidecar):
             uniform_attention (on the first position, of a head that looks everywhere alike).
     """
 
-    variants: dict[str, Any] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = field(default_factory=dict)
     schema_version: int = LAB_VERSION
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from massact.records.arrays import IMAGES, PORTRAIT, read_arrays
 from massact.records.errors import UserError
 from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import RunInfo, jsonable
-from massact.records.tables import frame, leftovers, load_arrays, read_table, save_arrays, write_atomic, write_table
+from massact.records.tables import frame, leftovers, read_table, save_arrays, write_atomic, write_table
 
 SCAN_TABLES = ("layers", "findings", "near_misses", "coordinates", "dims", "ranks")
 PICTURED_TABLES = ("patch_norms", "patch_cosines")  # of image models only
@@ -92,13 +93,13 @@ def open_run(directory: str | Path) -> ScanResult:
         )
     if info.status != "ok":
         raise UserError(f"The run in {path} failed.", info.error or "", "Scan again into another directory.")
-    portrait, images = path / "portrait.npz", path / "images.npz"
+    images = path / "images.npz"
     tables = SCAN_TABLES + (PICTURED_TABLES if images.is_file() else ())
     return ScanResult(
         info,
         **{t: read_table(path, t) for t in tables},
-        portrait=load_arrays(portrait) if portrait.is_file() else {},
-        images=load_arrays(images) if images.is_file() else {},
+        portrait=read_arrays(path / "portrait.npz", PORTRAIT),
+        images=read_arrays(images, IMAGES),
     )
 
 

@@ -28,7 +28,7 @@ class ShapesInfo(Sidecar):
             measured) and uniform_attention (on one token, of a head that looks everywhere alike).
     """
 
-    arms: dict[str, Any] = field(default_factory=dict)
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
     schema_version: int = SHAPES_VERSION
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from massact.records.answer import read_as
 from massact.records.errors import UserError
 from massact.records.runinfo import jsonable, versions
-from massact.records.tables import save_arrays, write_atomic, write_table
+from massact.records.tables import leftovers, save_arrays, write_atomic, write_table
 
 Info = TypeVar("Info", bound="Sidecar")
 
@@ -70,6 +70,8 @@ def save_beside(
             write_table(path, table, data)
         for file, held in (arrays or {}).items():
             save_arrays(path / file, held)
+        for left in leftovers(path, (name, *(f"{table}.parquet" for table in tables), *(arrays or {}))):
+            left.unlink(missing_ok=True)
         write_sidecar(path / name, info)
     except OSError as error:
         raise UserError(f"{path} cannot be written.", error.strerror or str(error)) from None

@@ -424,9 +424,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def leftovers(directory: Path) -> list[Path]:
-    """Temporary files that a killed process left behind."""
-    return sorted(directory.glob(".*.tmp"))
+def leftovers(directory: Path, of: tuple[str, ...] = ()) -> list[Path]:
+    """Temporary files that a killed process left behind: all, or those of files of these names."""
+    return sorted(p for p in directory.glob(".*.tmp") if not of or p.name.startswith(tuple(f".{x}." for x in of)))
 
 
 def write_table(directory: Path, table: str, data: pd.DataFrame) -> None:
@@ -462,6 +462,7 @@ def read_table(directory: Path, table: str) -> pd.DataFrame:
     if missing:
         raise UserError(f"{path} lacks the column(s) {', '.join(missing)}.", do="The file is damaged: scan again.")
     try:
+        data = data.reset_index(drop=True)
         return pd.DataFrame({c: data[c].astype(dtype) for c, (dtype, _) in TABLES[table].items()})
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(

@@ -20,7 +20,7 @@ def real(value: Any) -> float:
     """A float of what a table or run.json holds there; NaN for what is missing or no number."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 

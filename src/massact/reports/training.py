@@ -7,7 +7,7 @@ import math
 from rich.console import Console
 
 from massact.records.training import Trained
-from massact.reports.legible import cell, counted, number, or_dash, visible
+from massact.reports.legible import cell, counted, number, or_dash, real, visible
 from massact.reports.terminal import _framed, _Section, _table
 
 MOST_LAYERS = 38
@@ -21,16 +21,17 @@ def training_in_words(t: Trained) -> list[str]:
     if losses:
         what = "images" if "n_images" in t.info.corpus else "tokens"
         words.append(
-            f"{losses['step']:,} steps, {losses['tokens']:,} {what} in {_time(t.info.wall_s)}; loss "
-            f"{number(losses['train_loss'])} nats, held out {number(losses['eval_loss'])}."
+            f"{_count(losses.get('step'))} steps, {_count(losses.get('tokens'))} {what} in {_time(t.info.wall_s)}; "
+            f"loss {number(losses.get('train_loss'))} nats, held out {number(losses.get('eval_loss'))}."
         )
     if t.info.error:
         words.append(t.info.error)
-    massive = [a for a in t.info.alarms if a["level"] == "massive"]
+    massive = [a for a in t.info.alarms if a.get("level") == "massive"]
     if massive:
         a = massive[0]
-        words.append(f"Massive activations (|h| > 100 and >= 1000 x the median) from step {a['step']:,} on, first at "
-                     f"layer {a['layer']}: {number(a['top1'])}, {number(a['ratio'])} x the median.")  # fmt: skip
+        words.append(f"Massive activations (|h| > 100 and >= 1000 x the median) from step {_count(a.get('step'))} on, "
+                     f"first at layer {_count(a.get('layer'))}: {number(a.get('top1'))}, {number(a.get('ratio'))} x "
+                     "the median.")  # fmt: skip
     elif len(t.monitor):
         top = t.monitor.loc[t.monitor["ratio"].idxmax()] if t.monitor["ratio"].notna().any() else None
         told = "" if top is None else f"; the greatest ratio was {number(top['ratio'])}, at layer {top['layer']}"
@@ -54,7 +55,7 @@ def show_training(t: Trained, console: Console) -> None:
     if not len(t.monitor):
         return
     last = t.monitor[t.monitor["step"] == t.monitor["step"].max()]
-    fits = {(d["stack"], d["layer"]): d["r2"] for d in t.info.dynamics}
+    fits = {(d.get("stack"), real(d.get("layer"))): d.get("r2") for d in t.info.dynamics}
     fitted = any(_real(r) for r in fits.values())
     columns = ("top1", "median", "ratio", "sink_mass", "value_drain")
     table = _table("layer", "top |h|", "median", "ratio", "attention on\nposition 0", "value norm\nratio",
@@ -66,6 +67,10 @@ def show_training(t: Trained, console: Console) -> None:
                       *(or_dash(row[c]) for c in columns[3:]), *[or_dash(r2)] * fitted)  # fmt: skip
     console.print()
     console.print(_Section(f"Layers at step {int(last['step'].iloc[0]):,}", table))
+
+
+def _count(x: object) -> str:
+    return f"{real(x):,.0f}"
 
 
 def _real(x: object) -> bool:

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from massact.records.errors import UserError, near
-from massact.records.tables import write_atomic
+from massact.records.tables import leftovers, write_atomic
 from massact.reports.lettering import style
 
 DPI = 160
@@ -46,6 +46,8 @@ def write_figures(
                 figure = make(result)
                 if figure is not None:
                     written += _save(figure, folder, name, formats)
+        for left in leftovers(folder, tuple(path.name for path in written)) if written else ():
+            left.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
             f"Figures cannot be written to {folder}.", error.strerror or str(error), "Give another directory."

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from massact.corpora import corpus
-from massact.corpora.files import looks_like_path, read_path, text_files
+from massact.corpora.files import at_home, looks_like_path, named, read_path, text_files
 from massact.corpora.hub import read_rows
 from massact.corpora.packing import token_ids
 from massact.records.errors import UserError, WorkError
@@ -188,7 +188,7 @@ def _text_of(source: Any, text_column: str | None, split: str | None) -> _Text:
         digest = _hash(documents)
         kind = {"kind": "embedded" if source in (None, "embedded") else "texts"}
         return _Text(lambda: documents, digest, kind, sum(map(len, documents)))
-    path = Path(source).expanduser()
+    path = at_home(source)
     if isinstance(source, Path) or looks_like_path(str(source)) or path.exists():
         if not path.exists():
             read_path(path)  # says what is missing
@@ -208,7 +208,7 @@ def _text_of(source: Any, text_column: str | None, split: str | None) -> _Text:
             with open(file, "rb") as opened:
                 while block := opened.read(1 << 22):
                     digest.update(block)
-        origin = {"kind": "folder" if path.is_dir() else "file", "name": path.resolve().name, "n_files": len(files)}
+        origin = {"kind": "folder" if path.is_dir() else "file", "name": named(path), "n_files": len(files)}
         return _Text(read, [digest.hexdigest(), column], origin, sum(f.stat().st_size for f in files))
     name = str(source)
     chosen = {"dataset": name, "split": split or "train", "column": text_column}

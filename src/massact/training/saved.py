@@ -24,6 +24,7 @@ try:
 except ImportError:  # versions that save every architecture under its own names
     revert_weight_conversion = None
 
+_AGAIN = "Copy or download the model again."
 _CHANGES = {"apply_variant": apply_variant, "apply_remedy": apply_remedy}
 
 
@@ -49,7 +50,7 @@ def from_pretrained(path: str | os.PathLike[str], dtype: torch.dtype | str = "au
 
 def read_changed(spec: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
     """As `massact.models.pretrained.read_module`, for a configuration that tells of changes."""
-    if all(change.get("change") == apply_variant.__name__ for change in config.massact["changes"]):
+    if all(change.get("change") == apply_variant.__name__ for change in _told(config)):
         return load_variant(read_module(spec, config, dtype, options), spec)
     # Other norms have other names in the files, which the plain architecture would not find.
     cls = model_class(config)
@@ -74,7 +75,7 @@ def load_variant(model: nn.Module, path: str | os.PathLike[str] | None = None) -
         UserError: there is nothing to load, or a weight is missing; the model is then not to be used.
     """
     config = changeable(model)
-    told = (getattr(config, "massact", None) or {}).get("changes", [])
+    told = _told(config)
     if not told:
         raise UserError("This model's configuration tells of no attention variant.",
                         do="It was not saved after apply_variant: use it as it is.")  # fmt: skip
@@ -82,14 +83,29 @@ def load_variant(model: nn.Module, path: str | os.PathLike[str] | None = None) -
         raise UserError(f"This model already has its changes: {', '.join(changes_of(model))}.")
     for change in told:
         options = dict(change)
-        kind = options.pop("change", "?")
+        kind = str(options.pop("change", "?"))
         if kind not in _CHANGES:
             raise UserError(f"config.json tells of a change {kind!r} that massact does not know.",
                             "It was saved by another version.", near(kind, _CHANGES))  # fmt: skip
-        _CHANGES[kind](model, **options)
+        try:
+            _CHANGES[kind](model, **options)
+        except UserError:
+            raise
+        except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:  # options of any kind
+            raise UserError(f"The change that config.json tells of cannot be made: {change!r:.200}.",
+                            f"{type(error).__name__}: {str(error)[:200]}", _AGAIN) from error  # fmt: skip
     added = all(change["change"] == apply_variant.__name__ for change in told)
     _fill(model, config.name_or_path if path is None else os.fspath(path), PREFIX if added else "")
     return model
+
+
+def _told(config: Any) -> list[dict[str, Any]]:
+    """The changes that a configuration tells of."""
+    record = getattr(config, "massact", None) or {}
+    told = record.get("changes", []) if isinstance(record, dict) else None
+    if not isinstance(told, list) or not all(isinstance(change, dict) for change in told):
+        raise UserError(f"What config.json tells of changes is damaged: {record!r:.200}.", do=_AGAIN)
+    return told
 
 
 def _fill(model: nn.Module, path: str, word: str) -> None:
