@@ -213,7 +213,7 @@ def effects_of(paired: Paired, name: str, chosen: np.ndarray, seed: int = 0, res
         with np.errstate(over="ignore", invalid="ignore"):
             a, b = reduce(old[None], w[None])[0], reduce(new[None], w[None])[0]
             deltas = reduce(new[draw], w[draw]) - reduce(old[draw], w[draw])
-        # An order statistic, not a weighted mean of two: some may be infinite. NaN: nothing is known, as of one sequence.
+        # An order statistic, not a weighted mean of two: some may be infinite. NaN: nothing is known (one sequence).
         unknown = len(w) < 2 or np.isnan(deltas).any()
         low, high = (np.nan, np.nan) if unknown else np.quantile(deltas, [0.025, 0.975], method="inverted_cdf")
         found.append(Effect(metric, float(a), float(b), float(low), float(high), len(w)))
