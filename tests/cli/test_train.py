@@ -88,7 +88,7 @@ def test_interrupted_by_the_user_and_resumed(monkeypatch: pytest.MonkeyPatch, tm
     while not list((out / "checkpoints").glob("checkpoint-*")) and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    told = process.communicate(timeout=60)[1]
+    told = process.communicate(timeout=180)[1]
     assert process.returncode == 130 and "--resume" in told and "Traceback" not in told
     before = open_training(out)
     assert before.info.status == "interrupted"
