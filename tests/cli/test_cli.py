@@ -24,6 +24,11 @@ from tests.families import build
 FAST = ["--n-sequences", "2", "--seq-len", "32", "--no-null", "--no-bos-contrast"]
 
 
+def hears_ctrl_c() -> None:
+    """For `preexec_fn`: what is started in the background of a script would pass SIGINT on as ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """`massact ARGUMENTS` in this process; gives the exit status."""
     monkeypatch.setattr(sys, "argv", ["massact", *arguments])
@@ -347,7 +352,8 @@ def test_interrupted_scan_resumes_to_the_same_result(tmp_path: Path) -> None:
         "ma.scan(m, ids, out=sys.argv[3], resume='--resume' in sys.argv, batch_size=2, progress=slow,\n"
         "        null=False)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=hears_ctrl_c)  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith(b"scan 1"):

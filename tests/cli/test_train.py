@@ -13,7 +13,7 @@ import pytest
 
 from massact.records.training import open_training
 from massact.training import RECIPES, VARIANTS
-from tests.cli.test_cli import run
+from tests.cli.test_cli import hears_ctrl_c, run
 
 SMALL = [
     f"--set={name}" for name in
@@ -82,7 +82,8 @@ def test_bad_input_is_one_message(
 def test_interrupted_by_the_user_and_resumed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out, options = tmp_path / "run", ["--steps", "4000", *SMALL, "--set=eval_every=0", "--set=save_every=50"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "massact", "train", "--out", str(out), *options], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "massact", "train", "--out", str(out), *options], stderr=subprocess.PIPE, text=True,
+        preexec_fn=hears_ctrl_c,
     )
     until = time.monotonic() + 120
     while not list((out / "checkpoints").glob("checkpoint-*")) and time.monotonic() < until:
