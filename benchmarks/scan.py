@@ -108,7 +108,7 @@ def massact(model: Any) -> Scan:
     def run(ids: Any) -> Any:
         corpus = ma.corpus(ids)
         job = _Job(loaded, corpus, corpus, ScanConfig(), rule, rule.resolved(), lambda *_: None)
-        seen, rows = job.complete(loaded, corpus, [""], None)
+        seen, rows, _ = job.complete(loaded, corpus, [""], None)
         assert len(rows) >= 3, "the planted activations must be found"
         return seen
 

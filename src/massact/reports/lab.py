@@ -157,15 +157,16 @@ def show_lab(lab: Lab, console: Console) -> None:
     console.print(_framed(words, console.encoding, "toy lab"))
     for note in lab.info.notes:
         console.print(visible(note, console.encoding), markup=False, highlight=False, style="dim")
-    ends = _table("variant", "loss", "backcopy", "bigram\nexcess", "attention\non first", "greatest\nhead",
-                  "slot\nmass", "norm\nratio", "max |h|", left=("variant",), folding=("variant",))  # fmt: skip
+    ends = _table("variant", "loss", "backcopy", "bigram\nexcess", "on\nfirst", "greatest\nhead",
+                  "slot\nmass", "norm\nratio", left=("variant",))  # fmt: skip
     columns = ("nats", "backcopy_nats", "bigram_excess_nats", "first_attention", "first_attention_max", "slot_mass",
-               "norm_ratio", "top1")  # fmt: skip
+               "norm_ratio")  # fmt: skip
     for variant in lab.variants:
         row = lab.last(variant)
         ends.add_row(visible(variant, console.encoding), *(or_dash(row[c]) for c in columns))
     console.print()
-    console.print(_Section("At the end (losses in nats, held out; -: no slot)", ends))
+    console.print(_Section("At the end (losses in nats, held out; attention on the first position, mean of heads and "
+                           "greatest; -: no slot)", ends))  # fmt: skip
     if not len(lab.lab_effects):
         return
     c = lab.info.corpus
@@ -173,14 +174,14 @@ def show_lab(lab: Lab, console: Console) -> None:
                            ("next", f"the {c.get('next')} right behind the edited position")):  # fmt: skip
         if targets in set(lab.lab_effects["targets"]):
             console.print()
-            console.print(_Section(f"Change of the loss of {targets} targets ({which}) when a state after block 1 is "
-                                   "set", _changes(lab, targets, console.encoding)))  # fmt: skip
+            title = f"Change of the loss of {targets} targets ({which}) when a state after block 1 is set; cosine: with its "
+            console.print(_Section(f"{title}mean", _changes(lab, targets, console.encoding)))
 
 
 def _changes(lab: Lab, targets: str, encoding: str) -> Table:
     """Three rows for each variant: its name, set to zero, and to the mean. A column of names would be too narrow."""
     ordinary = _ordinary(lab)
-    table = _table("set to", "first position", f"position {ordinary}", "cosine\nwith mean", left=("set to",),
+    table = _table("set to", "first position", f"position {ordinary}", "cosine", left=("set to",),
                    folding=("set to",))  # fmt: skip
     for variant in lab.variants:
         zeroed = lab.effect(variant, "zero", 0, targets)
@@ -194,7 +195,7 @@ def _changes(lab: Lab, targets: str, encoding: str) -> Table:
 def _interval(effect: Effect) -> str:
     if effect is None:
         return "-"
-    return f"{effect['delta_nats']:+.4f} [{effect['ci_low']:+.4f}, {effect['ci_high']:+.4f}]"
+    return f"{effect['delta_nats']:+.4f} [{effect['ci_low']:+.4f},{effect['ci_high']:+.4f}]"
 
 
 # -------------------------------------------------------------------------------------------- figure
