@@ -69,7 +69,7 @@ def test_tables_hold_the_numbers_and_dashes_where_there_are_none() -> None:
     text = printed(labs.lab())
     ends = next(line for line in text.split("At the end")[1].splitlines() if line.startswith("softmax ")).split()
     assert ends[1:] == ["3.000", "1.000", "0.5000", "0.3500", "0.7000", "-", "1.500"]
-    assert "+0.1500 [+0.1300, +0.1700]" in text and "-0.0020 [-0.0050, +0.0010]" in text
+    assert "+0.1500 [+0.1300,+0.1700]" in text and "-0.0020 [-0.0050,+0.0010]" in text
 
 
 def test_a_model_of_one_block_has_no_effects(tmp_path: Path) -> None:

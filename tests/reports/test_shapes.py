@@ -79,7 +79,7 @@ def test_tables_hold_the_numbers() -> None:
     text = printed(shape_labs.shape_lab())
     ends = next(line for line in text.split("At the end")[1].splitlines() if line.startswith("softmax ")).split()
     assert ends[1:] == ["0.8000", "56%", "17.00", "5.000", "1.600", "-", "1.100", "0%"]
-    assert "+0.4000 [+0.3800, +0.4200]" in text and "-20.0%" in text
+    assert "+0.4000 [+0.3800,+0.4200]" in text and "-20.0%" in text
 
 
 def test_saved_opened_and_drawn_alike(tmp_path: Path) -> None:
@@ -117,4 +117,4 @@ def test_intervals_are_whole_at_eighty_columns() -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
     show_shapes(shape_labs.shape_lab(), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "+0.4000 [+0.3800, +0.4200]" in text and "-20.0%" in text
+    assert "+0.4000 [+0.3800,+0.4200]" in text and "-20.0%" in text

@@ -174,8 +174,8 @@ def show_lab(lab: Lab, console: Console) -> None:
                            ("next", f"the {c.get('next')} right behind the edited position")):  # fmt: skip
         if targets in set(lab.lab_effects["targets"]):
             console.print()
-            title = f"Change of the loss of {targets} targets ({which}) when a state after block 1 is set; cosine: with its "
-            console.print(_Section(f"{title}mean", _changes(lab, targets, console.encoding)))
+            title = f"Change of the loss of {targets} targets ({which}) when a state after block 1 is set"
+            console.print(_Section(f"{title}; cosine: with its mean", _changes(lab, targets, console.encoding)))
 
 
 def _changes(lab: Lab, targets: str, encoding: str) -> Table:
