@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 import massact as ma
+from massact.records.comparison import open_compared
 from massact.records.errors import UserError
 from massact.records.explanation import open_explanation
 from massact.records.lab import open_lab
@@ -22,6 +23,7 @@ from massact.records.sidecars import Sidecar, save_beside
 from massact.records.tables import frame
 from massact.records.training import open_training
 from massact.reports import show_shapes, show_training
+from massact.reports.legible import token_list
 from massact.training import apply_variant
 from tests.families import build
 from tests.hostile.damage import limits
@@ -145,3 +147,12 @@ def test_what_a_killed_verb_left_is_swept_up(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"PAR1")
     save_beside(tmp_path, "explain.json", Sidecar(), {"sinks": frame("sinks")})
     assert {p.name for p in tmp_path.iterdir()} == {"sinks.parquet", "explain.json", ".effects.parquet.4711.tmp"}
+
+
+def test_tokens_of_a_coordinate_that_are_nested_too_deep() -> None:
+    assert token_list("[" * 100_000) == ["[" * 100_000]
+
+
+def test_a_run_to_compare_whose_name_is_too_long() -> None:
+    with pytest.raises(UserError, match="No such run directory"):
+        open_compared(["x" * 5000, "y" * 5000])

@@ -123,9 +123,12 @@ def _real(path: Path) -> str:
 
 
 def _opened(path: Path, label: str) -> ComparedRun:
-    training = open_training(path) if _is_dir(path) else None
+    training = None
+    if _is_dir(path):
+        training = open_training(path)
+        if training is None:
+            _refuse_other_kinds(path)
     if training is None:
-        _refuse_other_kinds(path)
         run, place = ComparedRun(label, path, None, open_run(path)), path
     else:
         place = path if (path / "run.json").is_file() else path / "scan"

@@ -143,6 +143,6 @@ def token_list(text: Any) -> list[str]:
     """The tokens of a coordinate, which its table holds as a JSON list."""
     try:
         tokens = json.loads(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return [text] if isinstance(text, str) and text else []
     return [t for t in tokens if isinstance(t, str)] if isinstance(tokens, list) else [str(tokens)]
