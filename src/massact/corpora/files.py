@@ -40,6 +40,29 @@ def at_home(path: Path | str) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Files of a folder and of those below it, in no order; hidden ones, and those in hidden folders, are left out."""
+    inside = [f for f in folder.rglob("*") if f.is_file()]
+    # Hidden files and folders (.git, .DS_Store) are not part of anybody's corpus.
+    return [f for f in inside if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+
+
+def named_file(kind: str, path: Path, where: str) -> Path:
+    """A file that must be there.
+
+    Args:
+        kind: what it is called in the message: image, recording.
+        where: who names it.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = at_home(path)
+    if not os.path.isfile(path):
+        raise UserError(f"There is no {kind} {str(path)!r}.", f"It is {where}.", "Check the path.")
+    return path
+
+
 def named(path: Path) -> str:
     """The name of a file or folder behind links, also of links that go round in a circle."""
     return os.path.basename(os.path.realpath(path))
@@ -146,9 +169,7 @@ def text_files(folder: Path) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    inside = [file for file in folder.rglob("*") if file.is_file()]
-    # Hidden files and folders (.git, .DS_Store) are not part of anybody's corpus.
-    shown = [f for f in inside if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+    shown = files_in(folder)
     texts = [file for file in shown if file.suffix.lower() in (*TEXT_SUFFIXES, *JSONL_SUFFIXES)]
     if not texts:
         found = sorted({file.suffix.lower() or "(no ending)" for file in shown})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from massact.corpora.files import JSONL_SUFFIXES, TEXT_SUFFIXES, at_home, csv_rows
+from massact.corpora.files import JSONL_SUFFIXES, TEXT_SUFFIXES, csv_rows, files_in, named_file
 from massact.records.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -81,7 +81,9 @@ def pictures_of(spec: Any) -> Pictures | None:
             f"Other entries are, and a corpus is either images or text. Images end in {' '.join(IMAGE_SUFFIXES)}.",
             "Give two lists.",
         )
-    images = tuple(x if is_image(x) else _found(Path(x), f"entry {i} of the list") for i, x in enumerate(spec))
+    images = tuple(
+        x if is_image(x) else named_file("image", Path(x), f"entry {i} of the list") for i, x in enumerate(spec)
+    )
     names = tuple(f"image {i}" if is_image(x) else Path(x).name for i, x in enumerate(spec))
     return Pictures(names, images=images)
 
@@ -91,16 +93,8 @@ def _some_exist(spec: Sequence[Any]) -> bool:
     return any(is_image_name(x) and os.path.isfile(x) for x in spec)
 
 
-def _found(path: Path, where: str) -> Path:
-    path = at_home(path)
-    if not os.path.isfile(path):
-        raise UserError(f"There is no image {str(path)!r}.", f"It is {where}.", "Check the path.")
-    return path
-
-
 def _folder(folder: Path) -> Pictures | None:
-    inside = [f for f in folder.rglob("*") if f.is_file()]
-    shown = [f for f in inside if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+    shown = files_in(folder)
     images = sorted((f for f in shown if is_image_name(f)), key=lambda f: f.relative_to(folder).as_posix())
     if not images:
         return None
@@ -151,7 +145,7 @@ def read_csv(file: Path, find: bool = True) -> Pictures:
         if len(row) != len(head) or not row[at].strip():
             raise UserError(f"In {where} {len(row)} cells stand under {len(head)} columns, or no image is named.")
         names.append(row[at])
-        images.append(_found(file.parent / row[at], where) if find else Path(row[at]))
+        images.append(named_file("image", file.parent / row[at], where) if find else Path(row[at]))
         if label_at is not None:
             if not row[label_at].strip():
                 raise UserError(f"In {where} there is no label.", do="Give every image one, or leave the column out.")

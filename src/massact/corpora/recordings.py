@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from massact.corpora.files import JSONL_SUFFIXES, TEXT_SUFFIXES, at_home, csv_rows, read_text
+from massact.corpora.files import JSONL_SUFFIXES, TEXT_SUFFIXES, csv_rows, files_in, named_file, read_text
 from massact.corpora.pictures import is_image_name
 from massact.records.errors import UserError
 
@@ -99,22 +99,16 @@ def recordings_of(spec: Any) -> Recordings | None:
             f"Other entries are. Recordings end in {' '.join(AUDIO_SUFFIXES)}, or are (samples, rate).",
             "Give two lists.",
         )
-    sounds = tuple(x if is_sound(x) else _found(Path(x), f"entry {i} of the list") for i, x in enumerate(spec))
+    sounds = tuple(
+        x if is_sound(x) else named_file("recording", Path(x), f"entry {i} of the list") for i, x in enumerate(spec)
+    )
     names = tuple(f"recording {i}" if is_sound(x) else Path(x).name for i, x in enumerate(spec))
     found = Recordings(names, sounds=sounds)
     return found if any(is_sound(x) for x in spec) else _with_texts(found)
 
 
-def _found(path: Path, where: str) -> Path:
-    path = at_home(path)
-    if not os.path.isfile(path):
-        raise UserError(f"There is no recording {str(path)!r}.", f"It is {where}.", "Check the path.")
-    return path
-
-
 def _folder(folder: Path) -> Recordings | None:
-    inside = [f for f in folder.rglob("*") if f.is_file()]
-    shown = [f for f in inside if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+    shown = files_in(folder)
     sounds = sorted((f for f in shown if is_audio_name(f)), key=lambda f: f.relative_to(folder).as_posix())
     if not sounds:
         return None
@@ -172,7 +166,7 @@ def _csv(file: Path) -> Recordings | None:
         if len(row) != len(head) or not is_audio_name(row[at].strip()):
             raise UserError(f"In {where} {len(row)} cells stand under {len(head)} columns, or no recording is named.")
         names.append(row[at].strip())
-        sounds.append(_found(file.parent / names[-1], where))
+        sounds.append(named_file("recording", file.parent / names[-1], where))
         if text_at is not None:
             texts.append(" ".join(row[text_at].split()))
             if not texts[-1]:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from massact.records.errors import UserError
 from massact.records.explanation import Explanation, open_explanation
-from massact.records.results import ScanResult, open_run, read_info
+from massact.records.results import ScanResult, is_folder, open_run, read_info
 from massact.records.runinfo import jsonable
 from massact.records.tables import frame, write_table
 from massact.records.training import Trained, open_training
@@ -124,7 +124,7 @@ def _real(path: Path) -> str:
 
 def _opened(path: Path, label: str) -> ComparedRun:
     training = None
-    if _is_dir(path):
+    if is_folder(path):
         training = open_training(path)
         if training is None:
             _refuse_other_kinds(path)
@@ -166,13 +166,6 @@ def _scan_of(place: Path) -> ScanResult | None:
     if not (place / "run.json").is_file() or read_info(place).status != "ok":
         return None
     return open_run(place)
-
-
-def _is_dir(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
 
 
 def _quoted(path: Path) -> str:

@@ -110,7 +110,7 @@ def read_info(directory: str | Path) -> RunInfo:
         UserError: there is none, or it cannot be read.
     """
     path = Path(directory)
-    if not _is_dir(path):
+    if not is_folder(path):
         raise UserError(f"No such run directory: {path}", do="Make one with: massact scan MODEL --out DIR")
     file = path / "run.json"
     if not file.is_file():
@@ -124,7 +124,8 @@ def read_info(directory: str | Path) -> RunInfo:
     return RunInfo.from_json(text, str(file))
 
 
-def _is_dir(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; of a path that no folder can have, False."""
     try:
         return path.is_dir()
     except OSError:  # a name too long, a folder that may not be looked into
