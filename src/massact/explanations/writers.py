@@ -1,6 +1,7 @@
 """Who writes a massive activation: exact accounting over the residual stream, then over the neurons of the writer.
 
-value after block L = embedding + sum of every write (+ what a norm changes, in post-LN blocks), entry by entry.
+value after block L = embedding + sum of every write, those between blocks included (+ what a norm changes in post-LN
+blocks, and what else changes the stream between blocks), entry by entry.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def write_probes(stack: Stack, coordinates: Sequence[Coordinate]) -> list[Probe]
     """Probes that keep the coordinates' entries at every site of the account."""
     dims, chosen = sorted({c.dim for c in coordinates}), chosen_tokens(coordinates)
     points = {name for block in stack.blocks for s in block.sums for name in (s.start, *s.writes, s.end)}
+    points |= {name for block in stack.blocks for name in block.between}
     points |= {name.removesuffix("_prenorm") for name in points}
     head = f"{stack.name}/" if stack.name else ""
     return [Probe("writes", f"{head}[0-9]*.{point}", lambda: Gather(chosen, dims)) for point in sorted(points)]
@@ -90,12 +92,17 @@ class Step:
     module: str
     before: str
     after: str
-    writes: str  # the site of the write; "" where a norm changes the stream: after - before
+    writes: str  # the site of the write; "" where something else changes the stream: after - before
+    back: int = 0  # how many layers before this one the site before it is
 
 
 def steps_of(block: Block) -> list[Step]:
-    """Every term of a block's account, in the order in which it happens."""
-    steps: list[Step] = []
+    """Every term of a block's account, in the order in which it happens, from what the block before gave."""
+    steps = [
+        Step(block.layer, name, block.places[name].module, "resid_post", "resid_pre", name, 1) for name in block.between
+    ]
+    if block.changed:
+        steps.append(Step(block.layer, "between", block.module, "resid_post", "resid_pre", "", 1))
     for s in block.sums:
         for name in s.writes:
             steps.append(Step(block.layer, name, block.places[name].module, s.start, s.end, name))
@@ -133,7 +140,7 @@ def writers_table(
                 write = (
                     values(step.layer, step.writes)
                     if step.writes
-                    else values(step.layer, step.after) - values(step.layer, step.before)
+                    else values(step.layer, step.after) - values(step.layer - step.back, step.before)
                 )
                 rows.append(common | _row(step.layer, step.submodule, step.module, write, running, peak))
                 running = running + write

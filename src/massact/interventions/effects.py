@@ -154,6 +154,8 @@ def _layer_of(model: Model, edit: AnyEdit) -> tuple[str, int] | None:
         return None
     if model.placeholders and sites[0].stack != model.anatomy.stacks[-1].name:
         return None  # a mixed model may take the features of an image from any block of its tower: all must run
+    if model.anatomy.stack(sites[0].stack).skips:
+        return None  # what earlier blocks gave is read again later (U-Net): all must run
     return sites[0].stack, sites[0].layer
 
 

@@ -34,23 +34,41 @@ class _Value:
     factor: float = 1.0  # of the write
 
 
-class _BlockReader:
+@dataclass(frozen=True)
+class Ends:
+    """Which tensors at the borders of a block belong to the stream that runs on from block to block.
+
+    Args:
+        taken: inputs that are made from what the block before gives.
+        given: outputs that what the next block takes is made from.
+        same: those of both that are handed on as they are.
+    """
+
+    taken: frozenset[Key] = frozenset()
+    given: frozenset[Key] = frozenset()
+    same: frozenset[Key] = frozenset()
+
+
+class BlockReader:
     """Reads one block call out of a watched forward pass."""
 
-    def __init__(self, watch: Watch, call: Call, params: dict[int, str]) -> None:
-        self.watch, self.call, self.params = watch, call, params
-        self.inner = [c for c in watch.calls if c.inside(call)]
-        self._makers: dict[Key, list[tuple[Call, Any]]] = defaultdict(list)
-        for inner in self.inner:
-            for seen in inner.outputs:
-                self._makers[self.canon(seen.key)].append((inner, seen))
-        pairs = self._pairs()
+    def __init__(self, watch: Watch, call: Call, params: dict[int, str], ends: Ends | None = None) -> None:
+        self._look(watch, call, params, [c for c in watch.calls if c.inside(call)])
+        pairs = self._pairs(ends or Ends())
         for self.start, self.end in [*pairs, pairs[0]]:  # the last one is for the refusal, where none leads
             self.numel = math.prod(self.start.shape)
             self.n_tokens = self.start.shape[-2]
             self._leads: dict[Key, bool] = {}
             if self._leads_to_start(self.canon(self.end.key)):
                 break
+
+    def _look(self, watch: Watch, call: Call, params: dict[int, str], inner: list[Call]) -> None:
+        """Note which of some module calls gave which tensor."""
+        self.watch, self.call, self.params, self.inner = watch, call, params, inner
+        self._makers: dict[Key, list[tuple[Call, Any]]] = defaultdict(list)
+        for made in inner:
+            for seen in made.outputs:
+                self._makers[self.canon(seen.key)].append((made, seen))
 
     def canon(self, key: Key) -> Key:
         return self.watch.canon(key)
@@ -68,13 +86,17 @@ class _BlockReader:
         """Whether someone else's hooks are on the block (those of `watch` are gone by now)."""
         return bool(self.call.module._forward_hooks or self.call.module._forward_pre_hooks)
 
-    def _pairs(self) -> list[tuple[Any, Any]]:
+    def _pairs(self, ends: Ends) -> list[tuple[Any, Any]]:
         """What may be the block's input and output on the residual stream: pairs of tensors of one shape."""
         alike = [(a, b) for a in self.call.inputs for b in self.call.outputs if a.shape == b.shape]
         pairs = next((p for rank in (3, 2) if (p := [(a, b) for a, b in alike if len(a.shape) == rank])), None)
         if not pairs:
             raise self.fail("No input and output of it have the same (batch, tokens, width) shape.")
-        return pairs
+        for i, known in enumerate((ends.taken, ends.given)):
+            # Where none of them goes on, the proof of what lies between the blocks says so.
+            pairs = [p for p in pairs if self.canon(p[i].key) in known] or pairs
+        # First what is handed from block to block as it is, then what something is made from on the way.
+        return sorted(pairs, key=lambda p: sum(self.canon(s.key) not in ends.same for s in p))
 
     # ---- the residual path, walked backwards
     def _addends(self, key: Key) -> tuple[Key, Key] | None:
@@ -323,7 +345,12 @@ def _is_norm(module: nn.Module, width: int) -> bool:
 
 
 def read_block(
-    watch: Watch, call: Call, layer: int, params: dict[int, str], mixing: Mapping[tuple[str, int], bool] | None = None
+    watch: Watch,
+    call: Call,
+    layer: int,
+    params: dict[int, str],
+    mixing: Mapping[tuple[str, int], bool] | None = None,
+    ends: Ends | None = None,
 ) -> Block:
     """The anatomy of one block call.
 
@@ -334,11 +361,12 @@ def read_block(
         params: names of the model's parameters, by identity.
         mixing: what an experiment said about writes (module, call): whether they mix tokens. Goes before
             what the dataflow says.
+        ends: what runs on from block to block; None where it does not matter.
 
     Raises:
         ProofError: the residual stream cannot be followed through it.
     """
-    reader = _BlockReader(watch, call, params)
+    reader = BlockReader(watch, call, params, ends)
     values = reader.stream()
     places: dict[str, Place] = {"resid_pre": Place(call.name, "in", reader.start.path, call.number)}
     sums: list[Sum] = []
@@ -382,7 +410,7 @@ def read_block(
 
 
 def _place_writes(
-    reader: _BlockReader,
+    reader: BlockReader,
     values: list[_Value],
     i: int,
     before: _Value,
@@ -408,7 +436,7 @@ def _place_writes(
     return names
 
 
-def _kind(reader: _BlockReader, cone: set[Key], mixes: bool | None) -> str:
+def _kind(reader: BlockReader, cone: set[Key], mixes: bool | None) -> str:
     """What makes a write; `mixes` is what the experiment said, None where there was none."""
     attends = reader.mixes_tokens(cone)
     if attends and mixes is not True and reader.crosses(cone, other_length=mixes is None):
@@ -424,7 +452,7 @@ def _fresh(name: str, taken: Iterable[str]) -> str:
 
 
 def _add_mlp_act(
-    reader: _BlockReader, key: Key, name: str, places: dict[str, Place], unavailable: dict[str, str]
+    reader: BlockReader, key: Key, name: str, places: dict[str, Place], unavailable: dict[str, str]
 ) -> None:
     place = reader.last_projection(key)
     if place is None:

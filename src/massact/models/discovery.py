@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from massact.models.between import after_last, ends_of, has_skips, joined
 from massact.models.blocks import read_block
 from massact.models.roles import mixing_writes
 from massact.models.stacks import NO_BLOCKS, Listed, find_stacks, layer_counts, lists_inside, no_stack, stack_names
@@ -45,7 +46,7 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
     counts = layer_counts(getattr(model, "config", None))
     candidates = find_stacks(watch, blocks, counts)
     params = {id(p): name for name, p in model.named_parameters()}
-    stacks: list[tuple[str, list[Block], int]] = []
+    stacks: list[tuple[str, list[Block], list[Call]]] = []
     refused: list[ProofError] = []
     left_out: list[str] = []
     while candidates:
@@ -64,14 +65,20 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
             candidates = inside + candidates
             continue
         _check_few(read)
-        stacks.append((path, read, _width(watch, calls[0])))
+        stacks.append((path, joined(watch, calls, read, params), calls))
     if not stacks:
         if refused:
             raise refused[0]
         raise no_stack(watch)
     names = stack_names([path for path, _, _ in stacks])
     return Anatomy(
-        tuple(Stack(n, path, tuple(read), width) for n, (path, read, width) in zip(names, stacks, strict=True)),
+        tuple(
+            Stack(
+                n, path, tuple(read), _width(watch, calls[0]), after_last(watch, calls[-1], read[-1], params),
+                has_skips(watch, calls),
+            )
+            for n, (path, read, calls) in zip(names, stacks, strict=True)
+        ),
         _logits_place(watch),
         tuple(left_out),
     )
@@ -109,11 +116,16 @@ def _read_stack(watch: Watch, calls: list[Call], params: dict[int, str], run: Ca
         keys = {watch.canon(s.key) for s in seen if s.path == place.path}
         return [replace(place, path=s.path) for s in seen if watch.canon(s.key) in keys] or [place]
 
-    read = [read_block(watch, call, i + 1, params) for i, call in enumerate(calls)]
+    ends = ends_of(watch, calls)
+
+    def all_read(mixing: dict[tuple[str, int], bool] | None = None) -> list[Block]:
+        return [read_block(watch, call, i + 1, params, mixing, ends[i]) for i, call in enumerate(calls)]
+
+    read = all_read()
     mixing = mixing_writes(watch.root, read, run, same)
     told = {(p.module, p.call): n.startswith("attn") for b in read for n, p in b.places.items() if "_out" in n}
     if any(told[write] != mixes for write, mixes in mixing.items()):
-        read = [read_block(watch, call, i + 1, params, mixing) for i, call in enumerate(calls)]
+        read = all_read(mixing)
     return read
 
 

@@ -83,6 +83,7 @@ def prove(module: nn.Module, anatomy: Anatomy, inputs: dict[str, Any], run: Call
     tolerance = 4.0 * max(torch.finfo(h.dtype).eps for h in seen.values())
     worst, where, n_sums = 0.0, "", 0
     for stack in anatomy.stacks:
+        n_sums += _joined(stack, seen, tolerance)
         for block in stack.blocks:
             for i in range(len(block.sums)):
                 off = _mismatch(stack, block, i, seen)
@@ -111,6 +112,41 @@ _WHAT_TO_DO = (
     "Nothing was measured. If the model is your own, make every write to the residual stream the output of "
     "a module and give the list of blocks with blocks='path'."
 )
+
+
+def _joined(stack: Stack, seen: dict[Site, Tensor], tolerance: float) -> int:
+    """Check that every block takes in what the one before gives, plus what is added between; gives how many do.
+
+    Without additions the two must be the same bits: nothing has been computed between them.
+    """
+    proved = 0
+    for before, block in zip(stack.blocks, stack.blocks[1:], strict=False):
+        given = seen[Site(stack.name, before.layer, "resid_post")]
+        taken = seen[Site(stack.name, block.layer, "resid_pre")]
+        if block.changed:  # said in the notes; the two are sites of their own
+            continue
+        total, size = given.double().reshape(taken.shape), given.double().abs().reshape(taken.shape)
+        for name in block.between:
+            write = seen[Site(stack.name, block.layer, name)].double().reshape(taken.shape)
+            total, size = total + write, size + write.abs()
+        allowed = tolerance if block.between else 0.0
+        if not block.between:  # a stream that goes on in another dtype is rounded once
+            total = given.to(taken.dtype).double().reshape(taken.shape)
+        off = (total - taken.double()).abs()
+        size = size + taken.double().abs()
+        relative = off / size.clamp_min(torch.finfo(torch.float64).tiny)
+        if not bool((relative <= allowed).all()):
+            raise ProofError(
+                f"Block {block.module!r} (layer {block.layer}) does not take in what block {before.module!r} "
+                f"(layer {before.layer}) gives: they differ by {float(off.max()):.3g}, {float(relative.max()):.2g} of "
+                f"the terms (allowed: {allowed:.1g}).",
+                f"{before.places['resid_post']} is not {block.places['resid_pre']}"
+                + "".join(f" minus {block.places[n]}" for n in block.between) + ".",
+                "Nothing was measured. What happens to the stream between blocks must be seen: write into no view of "
+                "it, and make what is added there the output of a module.",
+            )
+        proved += 1
+    return proved
 
 
 def _mismatch(stack: Stack, block: Block, i: int, seen: dict[Site, Tensor]) -> float:

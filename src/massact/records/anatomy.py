@@ -81,7 +81,13 @@ class Sum:
 
 @dataclass(frozen=True)
 class Block:
-    """One block: its module, the place of every point, and the equations that must hold."""
+    """One block: its module, the place of every point, and the equations that must hold.
+
+    Args:
+        between: sites of this block that are added to the stream on its way from the block before:
+            resid_post of that one + these = resid_pre of this one. With none the two are equal, bit by bit,
+        changed: unless this says what else happens to the stream on that way.
+    """
 
     layer: int
     module: str
@@ -89,6 +95,8 @@ class Block:
     places: dict[str, Place]
     sums: tuple[Sum, ...]
     unavailable: dict[str, str] = field(default_factory=dict)
+    between: tuple[str, ...] = ()
+    changed: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,12 +108,17 @@ class Stack:
         path: dotted path of the list of blocks.
         blocks: layers 1..L in the order they run.
         d_model: width of the residual stream.
+        after: what happens to the stream behind the last block before a module or the output takes it; "" for nothing.
+        skips: whether what a block gives is read by more than the next one (U-Net), so that no block can be left out
+            when only the last of them is known.
     """
 
     name: str
     path: str
     blocks: tuple[Block, ...]
     d_model: int
+    after: str = ""
+    skips: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -115,6 +128,23 @@ class Stack:
     def post_norm(self) -> bool:
         """Whether the blocks normalise after the addition (BERT), so that the sum is a site of its own."""
         return any("resid_post_prenorm" in b.places for b in self.blocks)
+
+    def notes(self) -> list[str]:
+        """What happens to the stream between its blocks and behind the last one, one sentence for each way."""
+        ways: dict[str, list[str]] = {}
+        for before, block in zip(self.blocks, self.blocks[1:], strict=False):
+            if block.between:
+                what = "modules between them add to the stream (sites between_out)"
+            elif block.changed:
+                what = f"{block.changed}, so that resid_pre of the one is not resid_post of the other"
+            else:
+                continue
+            ways.setdefault(what, []).append(f"{before.layer} and {block.layer}")
+        head = f"Stack {self.name!r}, between" if self.name else "Between"
+        found = [f"{head} layers {'; '.join(where)}: {what}." for what, where in ways.items()]
+        if self.after:
+            found.append(f"Behind the last layer of {self.path!r} {self.after}.")
+        return found
 
 
 @dataclass(frozen=True)
@@ -136,6 +166,11 @@ class Anatomy:
     left_out: tuple[str, ...] = ()
     attentions: dict[Site, AttentionPlace] = field(default_factory=dict)
     no_attention: dict[Site, str] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of any number of this model must know: what was left out, what lies between blocks."""
+        return [*self.left_out, *(note for stack in self.stacks for note in stack.notes())]
 
     def stack(self, name: str) -> Stack:
         for stack in self.stacks:

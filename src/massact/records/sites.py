@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 # What each point is, and its shape (B batch, T tokens, D d_model, F d_mlp, V vocabulary).
 POINTS: dict[str, str] = {
+    "between_out": "what is added to the stream between the block before and this one (B, T, D)",
     "resid_pre": "residual stream before the block (B, T, D)",
     "attn_in": "input of attention, after its norm where there is one before it (B, T, D)",
     "attn_out": "what attention adds to the residual stream (B, T, D)",
