@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from massact.corpora.batch import Corpus, Origin
+from massact.corpora.masks import zero_one
 from massact.corpora.recordings import Recordings, at_rate, opened
 from massact.corpora.spelling import Spelling
 from massact.records.errors import UserError
@@ -174,8 +175,10 @@ def _extracted(
     inputs = torch.from_numpy(np.concatenate(values))
     if not bool(torch.isfinite(inputs).all()):
         raise UserError(f"{type(extractor).__name__} makes NaN or Inf of the recordings of {name!r}.")
-    mask = None if any(m is None for m in masks) else torch.from_numpy(np.concatenate(masks)) != 0
-    return inputs, None if mask is None or bool(mask.all()) else mask
+    if any(m is None for m in masks):
+        return inputs, None
+    mask = zero_one("attention_mask", torch.from_numpy(np.concatenate(masks)))
+    return inputs, None if bool(mask.all()) else mask
 
 
 def _time_axis(inputs: torch.Tensor, extractor: Any) -> int:

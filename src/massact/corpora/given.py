@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from massact.corpora.batch import Corpus, Origin, trim_padding
+from massact.corpora.masks import decoder_counts, is_mask, kept_of, zero_one
 from massact.corpora.packing import Request
 from massact.corpora.spelling import Spelling
 from massact.records.errors import UserError
@@ -34,8 +35,10 @@ def from_tensors(tensors: Mapping[str, Any], tokenizer: Any, request: Request, n
 
     Args:
         tensors: keyword arguments of the model, each with N first; an `attention_mask` (N, T) says which
-            positions count. Tensors are held, not copied; token ids are copied. Beside an `image_grid_thw` (N, 3) of
-            frames, rows and columns of patches, `pixel_values` holds the patches of all images one after another.
+            positions count: 1 or True those that do, 0 or False the others, nothing else; a `decoder_attention_mask`
+            says the same of what a decoder reads. Tensors are held, not copied; token ids are copied. Beside an
+            `image_grid_thw` (N, 3) of frames, rows and columns of patches, `pixel_values` holds the patches of all
+            images one after another.
         tokenizer: for readable tokens where there are `input_ids`; may be None.
         request: as for `from_ids`.
         name: name of the corpus; 'ids' or 'tensors' if None.
@@ -57,7 +60,11 @@ def from_tensors(tensors: Mapping[str, Any], tokenizer: Any, request: Request, n
     kind: Literal["tokens", "tensors"] = "tokens" if "input_ids" in parts else "tensors"
     if kind == "tokens":
         parts["input_ids"] = _ids(parts["input_ids"], tokenizer)
-    mask = _mask(parts.pop("attention_mask", None), parts.get("input_ids"))
+    mask = parts.pop("attention_mask", None)
+    mask = None if mask is None else kept_of(mask, parts.get("input_ids"))
+    for key in filter(is_mask, parts):
+        zero_one(key, parts[key])
+    counts = decoder_counts(parts, mask, parts.get("input_ids"))
     if request.bos == "always":
         raise UserError(
             "bos='always' was asked for.",
@@ -69,7 +76,7 @@ def from_tensors(tensors: Mapping[str, Any], tokenizer: Any, request: Request, n
     if mask is not None:
         parts, mask = trim_padding(parts, mask)
     name = name or {"tokens": "ids"}.get(kind, kind)
-    corpus = Corpus(name, kind, parts, mask, origin, spelling, packed=packed)
+    corpus = Corpus(name, kind, parts, mask, origin, spelling, packed=packed, counts=counts)
     _meets(corpus, request)
     n = request.n_sequences
     return corpus if n in (None, "all", corpus.n_sequences) else corpus.head(n)
@@ -146,21 +153,6 @@ def _ids(ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
                 "Tokenise the text with the tokenizer of this model.",
             )
     return ids
-
-
-def _mask(mask: torch.Tensor | None, ids: torch.Tensor | None) -> torch.Tensor | None:
-    if mask is None:
-        return None
-    if mask.ndim != 2 or (ids is not None and mask.shape != ids.shape):
-        wanted = f"like the ids, {tuple(ids.shape)}" if ids is not None else "(sequences, positions)"
-        raise UserError(
-            "The attention_mask does not fit.", f"Its shape is {tuple(mask.shape)}.", f"It must be {wanted}."
-        )
-    mask = mask.to("cpu") != 0
-    if not mask.any(dim=1).all():
-        row = int((~mask.any(dim=1)).nonzero()[0])
-        raise UserError(f"Sequence {row} has no position that counts.", "Its attention_mask is all 0.", "Leave it out.")
-    return None if mask.all() else mask
 
 
 def _meets(corpus: Corpus, request: Request) -> None:

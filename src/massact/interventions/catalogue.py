@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from massact.corpora import Batch
+from massact.corpora.masks import first_kept
 from massact.records.errors import UserError
 from massact.records.sites import Site
 from massact.stats.attended import Attended
@@ -166,8 +167,7 @@ def starts(h_BTD: Tensor, batch: Batch) -> Tensor:
     at = torch.zeros(h_BTD.shape[:2], dtype=torch.bool, device=h_BTD.device)
     if batch.past:
         return at
-    mask = batch.inputs.get("attention_mask")
-    first = None if mask is None or mask.ndim != 2 or mask.shape[1] != h_BTD.shape[1] else mask.long().argmax(1)
+    first = first_kept(batch.inputs.get("attention_mask"), h_BTD.shape[1])
     rows = torch.arange(len(h_BTD), device=h_BTD.device)
     at[rows, 0 if first is None else first.to(h_BTD.device)] = True
     return at
@@ -226,11 +226,16 @@ def drop_first(n: int = 1) -> InputEdit:
 
     def apply(inputs: dict[str, Any]) -> dict[str, Any]:
         mask = inputs.get("attention_mask")
+        first = None if mask is None else first_kept(mask, mask.shape[-1])
         cut = {"attention_mask", *(() if past_of(inputs) else _OF_TOKENS)}
-        ragged = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, :n].all())
+        if isinstance(mask, Tensor) and mask.ndim != 2:
+            raise UserError("The first tokens are dropped from ids and their mask.",
+                            f"The attention_mask is one of queries and keys, {tuple(mask.shape)}.",
+                            "Give the mask of tokens (sequences, tokens), or none.")  # fmt: skip
+        ragged = first is not None and not bool(mask[:, :n].all())
         kept = slice(n, None)
         if ragged:  # rows begin at different places: of each its own columns are left
-            first_B1 = mask.long().argmax(1, keepdim=True)
+            first_B1 = first[:, None]
             at_BT = torch.arange(mask.shape[1] - n, device=mask.device)[None].expand(len(mask), -1)
             kept = at_BT + n * (at_BT >= first_B1)
         new = {
@@ -250,10 +255,9 @@ def replace_first(token_id: int) -> InputEdit:
     def apply(inputs: dict[str, Any]) -> dict[str, Any]:
         if past_of(inputs):
             return inputs
-        ids, mask = inputs["input_ids"].clone(), inputs.get("attention_mask")
-        known = isinstance(mask, Tensor) and mask.ndim == 2
-        at = mask.long().argmax(1).to(ids.device) if known else torch.zeros(len(ids), dtype=torch.long)
-        ids[torch.arange(len(ids)), at] = token_id
+        ids = inputs["input_ids"].clone()
+        first = first_kept(inputs.get("attention_mask"), ids.shape[1])
+        ids[torch.arange(len(ids), device=ids.device), 0 if first is None else first.to(ids.device)] = token_id
         return inputs | {"input_ids": ids}
 
     return InputEdit(f"first token is {token_id}", apply)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from massact.corpora import Batch
+from massact.corpora.masks import first_kept
 from massact.records.anatomy import Anatomy
 from massact.records.errors import UserError, WorkError, near
 from massact.stats.attended import Attended
@@ -310,10 +311,8 @@ def _attention(
 
 def _starts(batch: Batch, n: int, width: int) -> list[int]:
     """Where every row begins behind its padding."""
-    mask = batch.inputs.get("attention_mask")
-    if mask is None or mask.shape != (n, width):
-        return [0] * n
-    return mask.long().argmax(1).tolist()
+    first = first_kept(batch.inputs.get("attention_mask"), width)
+    return [0] * n if first is None or len(first) != n else first.tolist()
 
 
 @contextmanager
