@@ -18,6 +18,7 @@ from massact.stats.attended import Attended, hides_only
 from massact.trace import tensors_in
 from massact.trace.attention import AttentionCall, Key, watching_attention
 from massact.trace.hooks import tapped
+from massact.trace.unchanged import unchanged
 
 
 @dataclass
@@ -104,7 +105,7 @@ def _events(model: Model) -> tuple[list[_Event], str]:
             if block.call == 0:
                 taps += [(Place(n, "in", (0,), c), reads(n)) for n in _projections(module, block.module) for c in
                          range(sum(b.module == block.module for b in stack.blocks))]  # fmt: skip
-    with torch.inference_mode():
+    with torch.inference_mode(), unchanged(module):
         bare = [t.clone() for _, t in tensors_in(run_example(module, model.example))]
         try:
             with tapped(module, taps) as state, watching_attention(module, on_call):

@@ -29,6 +29,7 @@ from massact.models.timm_models import TIMM, read_timm, timm_cfg
 from massact.records.anatomy import Anatomy, Place, Stack
 from massact.records.errors import ProofError, UserError
 from massact.records.runinfo import ModelInfo
+from massact.trace import unchanged
 
 EMBEDDED = "embedded"
 SOUND = ("input_features", "input_values")  # what transformers calls inputs of sound
@@ -41,7 +42,7 @@ class Model:
     """A model that massact understands: the module, where everything is in it, and the proof.
 
     Args:
-        module: the live module, in evaluation mode; never modified.
+        module: the live module, left in the mode it came in; it is run in evaluation mode, and never modified.
         anatomy: stacks, blocks and sites.
         proof: what was checked, with the numbers.
         tokenizer: of a text model, or None.
@@ -97,7 +98,8 @@ class Model:
             given["decoder_input_ids"] = self.decoder_ids(given["input_ids"])
         whole = to_device(whole_images(part, given), self.device, self.dtype)
         try:
-            return part(**(given | whole | self._arguments(part)))
+            with unchanged(part):  # what a short sequence switches must not hold for the next one
+                return part(**(given | whole | self._arguments(part)))
         except ValueError as error:
             if "pixel_values" not in given or "image size" not in str(error):
                 raise
@@ -262,7 +264,7 @@ def load(
         ProofError: the model was read but cannot be proved to be understood.
     """
     if isinstance(spec, nn.Module):
-        module, name = spec.eval(), type(spec).__name__
+        module, name = spec, type(spec).__name__
     else:
         where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else _device(device)
         name = EMBEDDED if spec is None else os.fspath(spec)
@@ -271,6 +273,15 @@ def load(
         tokenizer, processor = tokenizer or found, known if processor is None else processor
     processor = timm_cfg(module) if processor is None else processor
     check_finite(module)
+    with unchanged(module, values=True):
+        anatomy, proof, arguments, example = _proved(module, blocks, inputs)
+    return Model(module, anatomy, proof, tokenizer, name, revision, arguments, example, processor)
+
+
+def _proved(
+    module: nn.Module, blocks: str | Iterable[str] | None, inputs: dict[str, Any] | None
+) -> tuple[Anatomy, Proof, dict[str, Any], dict[str, Any]]:
+    """The anatomy of a module and its proof, arguments of every forward pass, and the example it was proved on."""
     paths = _paths(blocks)
     arguments = fixed_arguments(module) if inputs is None and hasattr(module, "config") else {}
     place = _placer(module)
@@ -293,7 +304,7 @@ def load(
                 return run_example(module, given)
 
         proof = prove(module, anatomy, place(second), run)
-        return Model(module, anatomy, proof, tokenizer, name, revision, arguments, place(second), processor)
+        return anatomy, proof, arguments, place(second)
     assert refused is not None  # there is always a first example
     raise refused
 

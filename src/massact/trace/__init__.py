@@ -7,6 +7,7 @@ how a forward pass is watched. Must not know criteria, findings, files or what a
 from massact.trace.edits import AddedTokens, AttentionEdit, Edit, Fired, InputEdit, Together, WeightEdit, edited
 from massact.trace.hooks import Taps, tapped
 from massact.trace.measurements import Measurements, Probe, feed, measure, plan
+from massact.trace.unchanged import unchanged
 from massact.trace.watch import Watch, follow, tensors_in
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "plan",
     "tapped",
     "tensors_in",
+    "unchanged",
 ]

@@ -21,6 +21,7 @@ from massact.stats.attended import Attended
 from massact.trace.attention import AttentionCall, attending
 from massact.trace.edits import Edit, Fired, change_of, check_fired
 from massact.trace.hooks import AllSeen, tapped
+from massact.trace.unchanged import unchanged
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
 
@@ -148,7 +149,7 @@ def measure(
     if not done.edits:
         done.edits = [Fired(e.name) for e in edits]
     queue = _Queue(model, batches, batch_size, done)
-    with torch.inference_mode():
+    with torch.inference_mode(), unchanged(model.module, values=True):
         while (batch := queue.take()) is not None:
             began = time.perf_counter()
             try:
@@ -182,15 +183,18 @@ def _forward(model: Traceable, planned: _Plan, batch: Batch, edits: Sequence[Edi
     # Attention is seen by a function mode, which need not look at what the statistics do.
     unseen = torch._C.DisableTorchFunction if planned.attention else nullcontext
 
-    def seer(statistic: Statistic) -> Callable[[Tensor], None]:
+    n_tokens: dict[str, tuple[Site, int]] = {}
+
+    def seer(statistic: Statistic, site: Site, place: Place) -> Callable[[Tensor], None]:
         def see(h: Tensor) -> None:
             with unseen():
+                _check_shape(h, site, place, batch, n_tokens)
                 feed(statistic, h, batch)
 
         return see
 
     taps = [(place, change_of(edit, fired[i], lambda: batch)) for i, edit, _, place in planned.edits]
-    taps += [(place, seer(fresh[name, site])) for name, site, place, _ in planned.probes]  # type: ignore[misc]
+    taps += [(place, seer(fresh[name, site], site, place)) for name, site, place, _ in planned.probes]  # type: ignore[misc]
     calls: dict[AttentionPlace, list[Statistic]] = {}
     for name, site, place, _ in planned.attention:
         calls.setdefault(place, []).append(fresh[name, site])
@@ -213,6 +217,35 @@ def _forward(model: Traceable, planned: _Plan, batch: Batch, edits: Sequence[Edi
             "Choose sites of the part of the model that these inputs run through.",
         )
     return fresh, fired
+
+
+def _check_shape(h: Tensor, site: Site, place: Place, batch: Batch, n_tokens: dict[str, tuple[Site, int]]) -> None:
+    """Refuse a tensor whose rows are not the batch's sequences, or whose tokens are not those of its stack.
+
+    Args:
+        n_tokens: of every stack, the first site of this pass and its tokens.
+
+    Raises:
+        WorkError: rows or tokens would be dropped, or counted under another sequence.
+    """
+    n = len(batch.sequences)
+    if h.ndim not in (2, 3) or (h.ndim == 3 and h.shape[0] != n) or (h.ndim == 2 and h.shape[0] % n):
+        raise WorkError(
+            f"Site {site} has {tuple(h.shape)} for {n} {'sequence' if n == 1 else 'sequences'}: its rows are not the "
+            f"sequences of the batch ({place}).",
+            "The model puts another axis first, runs several streams, or cuts its input into pieces.",
+            "Wrap its blocks so that they take and give (batch, tokens, width), or choose other sites.",
+        )
+    tokens = h.shape[1] if h.ndim == 3 else h.shape[0] // n
+    if site.point == "logits":
+        return
+    other, first = n_tokens.setdefault(site.stack, (site, tokens))
+    if tokens != first and "cross" not in site.point:
+        raise WorkError(
+            f"Site {site} has {tokens} tokens, site {other} of the same pass {first} ({place}).",
+            "The model cuts its input into pieces or joins tokens, which it did not do when it was proved.",
+            "Use shorter sequences (--seq-len), or choose sites that see all tokens.",
+        )
 
 
 def feed(statistic: Statistic, h_BTD: Tensor, batch: Batch) -> None:
