@@ -16,9 +16,9 @@ from massact.records.errors import ProofError
 from massact.records.sites import Site
 from massact.stats.attended import Attended, hides_only
 from massact.trace import tensors_in
+from massact.trace.as_found import unchanged
 from massact.trace.attention import AttentionCall, Key, watching_attention
 from massact.trace.hooks import tapped
-from massact.trace.unchanged import unchanged
 
 
 @dataclass

@@ -4,10 +4,10 @@ Takes a model with its anatomy, batches, probes and edits; gives measurements. K
 how a forward pass is watched. Must not know criteria, findings, files or what a statistic computes.
 """
 
+from massact.trace.as_found import unchanged
 from massact.trace.edits import AddedTokens, AttentionEdit, Edit, Fired, InputEdit, Together, WeightEdit, edited
 from massact.trace.hooks import Taps, tapped
 from massact.trace.measurements import Measurements, Probe, feed, measure, plan
-from massact.trace.unchanged import unchanged
 from massact.trace.watch import Watch, follow, tensors_in
 
 __all__ = [

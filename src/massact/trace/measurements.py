@@ -18,10 +18,10 @@ from massact.records.errors import UserError, WorkError
 from massact.records.sites import Site
 from massact.stats import Statistic, Where
 from massact.stats.attended import Attended
+from massact.trace.as_found import unchanged
 from massact.trace.attention import AttentionCall, attending
 from massact.trace.edits import Edit, Fired, change_of, check_fired
 from massact.trace.hooks import AllSeen, tapped
-from massact.trace.unchanged import unchanged
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
 
