@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -17,11 +17,12 @@ import torch
 import massact as ma
 from massact.corpora import Corpus
 from massact.explanations import explain_run
-from massact.models import Model
+from massact.models import Model, with_attention
 from massact.records.errors import UserError
 from massact.records.explanation import EXPLAIN_TABLES, Explanation, open_explanation
 from massact.records.results import ScanResult
 from massact.records.runinfo import jsonable
+from massact.records.sites import Site
 from massact.records.tables import TABLES
 from massact.reports import story_in_words
 from tests.families import build
@@ -324,10 +325,13 @@ def test_every_table_of_a_random_model(name: str) -> None:
 def test_mass_on_all_keys_is_one(name: str) -> None:
     """Sum over k of alpha_k x (queries that see k) / T, and the learned sink where there is one."""
     _, _, e = forced(name)
+    types = getattr(forced(name)[0].module.config, "layer_types", ())
     own = e.heads[e.heads["kind"] == "attention"]
     for (stack, layer), rows in e.positions.groupby(["stack", "layer"]):
         n = len(rows)
         see = n - rows.pos if e.info.attention[stack]["causal"] else n
+        if len(types) and types[layer - 1] == "sliding_attention":
+            see = see.clip(upper=forced(name)[0].module.config.sliding_window)
         slot = own[(own["stack"] == stack) & (own["layer"] == layer)].slot_mass.fillna(0).mean()
         assert (rows.alpha * see).sum() / n + slot == pytest.approx(1, abs=1e-4)
     assert own.slot_mass.notna().all() == (name == "gpt_oss")
@@ -366,7 +370,7 @@ def test_what_is_not_seen_is_nan_and_said() -> None:
         assert len(cross) and cross[["mass_findings", "mass_random", "value_norm_ratio"]].isna().all(axis=None)
     model, _, lfm2 = forced("lfm2")
     assert set(lfm2.heads.layer) == {2} and set(lfm2.axes.layer) == {2}
-    assert any("1.attention is unavailable" in note for note in lfm2.info.notes)
+    assert any("layers 1, 3 could not be seen" in note for note in lfm2.info.notes)
     assert forced("vit")[2].info.spectrum[""]["unavailable"]
 
 
@@ -386,5 +390,22 @@ def test_a_model_whose_attention_is_not_seen_says_so() -> None:
     assert not len(e.heads) and not len(e.axes) and not len(e.decomposition) and not e.maps
     assert len(e.writers) and len(e.norm_weights) and e.info.closure[""] < 1e-5
     words = story_in_words(e)
-    assert any(s.startswith("Note: Attention of 1.attention is unavailable: ") for s in words)
+    (note,) = [s for s in words if s.startswith("Note: Attention of layers 1-3 ")]
+    assert "no attention call" in note
     assert not any("tokens with findings get" in s or "add to the others" in s for s in words)
+
+
+def test_layers_whose_attention_is_not_seen_are_named() -> None:
+    """Of one layer in three: the words say which, the sentences' layers are the others, and no table has it."""
+    model = with_attention(ma.load(build("llama", seed=3)))
+    hidden = Site("", 2, "attention")
+    seen = {site: place for site, place in model.anatomy.attentions.items() if site != hidden}
+    anatomy = replace(model.anatomy, attentions=seen, no_attention={hidden: "its rows sum to 2 (a test)"})
+    model = replace(model, anatomy=anatomy)
+    scan = ma.scan(model, IDS, thresholds={"magnitude": 0.02, "ratio": 3.0}, **OFF)
+    e = ma.explain(model, ma.corpus(IDS), scan)
+    assert set(e.heads["layer"]) == set(e.axes["layer"]) == set(e.positions["layer"]) == {1, 3}
+    assert e.info.attention[""]["unseen_layers"] == [2]
+    words = story_in_words(e)
+    assert [s for s in words if "not about layer 2," in s]
+    assert [s for s in words if s.startswith("Note: Attention of layer 2 ") and "its rows sum to 2 (a test)" in s]

@@ -104,7 +104,8 @@ def one_layer(p_HTT: np.ndarray, v_KTF: np.ndarray, found: Sequence[int], eps: f
         rows["update_stable_rank"].append((singular**2).sum() / singular[0] ** 2)
         if len(found):
             others = [t for t in range(T) if t not in found]
-            rows["attention_findings"].append(np.mean([sum(p[t, k] for k in found) for t in counted]))
+            seeing = [t for t in counted if t > min(found)]
+            rows["attention_findings"].append(np.mean([sum(p[t, k] for k in found) for t in seeing]))
             rows["value_norm_ratio"].append(size[h, list(found)].mean() / size[h, others].mean())
     return {name: float(np.mean(x)) if x else float("nan") for name, x in rows.items()}
 

@@ -37,12 +37,18 @@ def project(x_RX: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Kind:
-    """How attention is made: what may be seen, a learned sink, the size of queries and keys."""
+    """How attention is made: what may be seen, a learned sink, the size of queries and keys.
+
+    A query sees the last `window` keys, or those of its own chunk; nobody sees the hidden ones.
+    """
 
     forward: bool = True
     flag: bool = True
     sink: bool = False
     size: float = 1.0
+    window: int | None = None
+    chunk: int | None = None
+    hidden: tuple[int, ...] = ()
 
 
 KINDS = {
@@ -51,14 +57,31 @@ KINDS = {
     "both ways": Kind(forward=False),
     "learned sink": Kind(sink=True),
     "sharp": Kind(size=3.0),
+    "window": Kind(flag=False, window=8),
+    "chunks": Kind(flag=False, chunk=10),
+    "both ways, hidden keys": Kind(forward=False, flag=False, hidden=(1, 4)),
+    "first key hidden": Kind(forward=False, flag=False, hidden=(0,)),
 }
+
+
+def sight(T: int, kind: Kind) -> np.ndarray:
+    """Which key each query may see, entry by entry: (T, T)."""
+    seen = np.ones((T, T), bool)
+    for t in range(T):
+        for k in range(T):
+            late, outside = kind.forward and k > t, kind.window is not None and t - k >= kind.window
+            apart = kind.chunk is not None and t // kind.chunk != k // kind.chunk
+            seen[t, k] = not (late or outside or apart or k in kind.hidden)
+    return seen
 
 
 def probabilities(a: Attended) -> np.ndarray:
     """(H, T, S + 1) in float64, the last column is the learned sink's."""
     q, k = a.q_HTE.double().numpy(), np.repeat(a.k_KSE.double().numpy(), N_HEADS_PER_GROUP, 0)
     s = np.einsum("hte,hse->hts", q, k) * a.scale
-    if a.forward:
+    if a.mask_HTS is not None:
+        s = s + a.mask_HTS.double().numpy()
+    elif a.forward:
         s[:, np.triu(np.ones(s.shape[1:], bool), 1)] = -np.inf
     b_H = np.full(H, -np.inf) if a.sink_H is None else a.sink_H.double().numpy()
     s = np.concatenate([s, b_H[:, None, None] + np.zeros((H, s.shape[1], 1))], -1)
@@ -83,8 +106,8 @@ def attention(T: int, seed: int, kind: Kind = KINDS["causal"]) -> Attended:
     if T > 4:
         k[1, 4] += 3.0
     mask = None
-    if kind.forward and not kind.flag:
-        mask = torch.full((1, T, T), -math.inf).triu(1)
+    if not kind.flag:
+        mask = torch.zeros(1, T, T).masked_fill(~torch.from_numpy(sight(T, kind)), -math.inf)
     a = Attended(
         q, k, v, None, scale=E**-0.5, mask_HTS=mask, causal=kind.forward and kind.flag, forward=kind.forward,
         sink_H=draw(H) if kind.sink else None,
@@ -131,21 +154,23 @@ def naive_head(a: Attended, sequence: int, targets: Targets = TARGETS) -> dict[s
     table = {name: np.full(H, np.nan) for name in PER_HEAD}
     for h in range(H):
         if T > 1:
-            table["mass_first"][h] = np.mean([p[h, t, 0] for t in range(1, T)])
+            table["mass_first"][h] = mean([p[h, t, 0] for t in range(1, T) if p[h, t, 0] > 0])
         for name in ("findings", "random"):
             keys = rows_of(targets, name, sequence, T)
             if keys and queries:
-                table[f"mass_{name}"][h] = np.mean([sum(p[h, t, c] for c in keys) for t in queries])
+                table[f"mass_{name}"][h] = mean(
+                    [sum(p[h, t, c] for c in keys) for t in queries if any(p[h, t, c] > 0 for c in keys)]
+                )
         if a.sink_H is not None:
             table["slot_mass"][h] = p[h, :, -1].mean()
         terms = [[x * math.log(x) for x in row if x > 0] for row in p[h]]
         table["entropy"][h] = np.mean([-sum(row) for row in terms])
         alpha = alphas(a)[h]
         table["alpha_first"][h] = alpha[0]
-        seen_by = [T - k if a.forward else T for k in range(S)]
-        late = [alpha[k] for k in range(1, S) if seen_by[k] >= min(16, T)]
+        seen_by = [int((p[h, :, k] > 0).sum()) for k in range(S)]
+        late = [alpha[k] for k in range(1, S) if seen_by[k] >= min(16, max(seen_by))]
         if S > 1:
-            table["secondary"][h] = max(late, default=0.0)
+            table["secondary"][h] = max(late, default=np.nan)
             norms = [np.linalg.norm(v[h, k]) for k in range(S)]
             for name, at in (("first", [0]), ("findings", found)):
                 rest = [norms[k] for k in range(S) if k not in at]
@@ -154,11 +179,15 @@ def naive_head(a: Attended, sequence: int, targets: Targets = TARGETS) -> dict[s
     return table
 
 
+def mean(x: list[float]) -> float:
+    """NaN of nothing."""
+    return float(np.mean(x)) if len(x) else math.nan
+
+
 def alphas(a: Attended) -> np.ndarray:
     """Gu's alpha_k: the mean probability of a key over the queries that may see it. (H, S)."""
     p = probabilities(a)[..., :-1]
-    T = p.shape[1]
-    return np.stack([p[:, k if a.forward else 0 : T, k].mean(1) for k in range(T)], 1)
+    return np.array([[mean(p_TS[p_TS[:, k] > 0, k]) for k in range(p.shape[2])] for p_TS in p])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -183,9 +212,10 @@ def test_sinks(kind: str) -> None:
     got = measured(data)
     some = 0
     for i, a in enumerate(data):
-        alpha, T = alphas(a), a.shape[1]
-        seen_by = T - np.arange(T) if a.forward else np.full(T, T)
-        sinks = ((alpha > OPTIONS.eps) & (seen_by >= min(16, T))).mean(0)
+        alpha = alphas(a)
+        seen_by = (probabilities(a)[0, :, :-1] > 0).sum(0)
+        sinks = ((alpha > OPTIONS.eps) & (seen_by >= min(16, seen_by.max()))).mean(0)
+        sinks[seen_by == 0] = np.nan
         np.testing.assert_allclose(got.alpha[i], alpha.mean(0), rtol=2e-5, atol=2e-6)
         np.testing.assert_allclose(got.alpha_max[i], alpha.max(0), rtol=2e-5, atol=2e-6)
         np.testing.assert_array_equal(got.sinks[i], sinks)

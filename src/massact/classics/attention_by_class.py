@@ -17,7 +17,6 @@ from massact.stats.attended import Attended
 from massact.stats.dims import sum_dtype
 from massact.stats.protocol import to_numpy
 
-LEAST = -1e4  # an additive mask, or a masked logit, below this hides a key
 BLOCK_VALUES = 1 << 20  # of one block of rows
 
 
@@ -32,20 +31,6 @@ def row_blocks(n_heads: int, n_keys: int, since: int, n_queries: int) -> list[sl
     return [slice(start, min(start + rows, n_queries)) for start in range(since, n_queries, rows)]
 
 
-def visible(a: Attended, rows: slice) -> Tensor:
-    """Which keys some queries see: (H or 1, R, S) bool."""
-    _, T, S = a.shape
-    if a.scores_HTS is not None:
-        return a.scores_HTS[:, rows] > LEAST
-    at_R, key_S = torch.arange(T, device=a.device)[rows], torch.arange(S, device=a.device)
-    seen = torch.ones(1, len(at_R), S, dtype=torch.bool, device=a.device)
-    if a.causal:
-        seen = seen & (at_R[:, None] >= key_S)
-    if a.mask_HTS is not None:
-        seen = seen & ((a.mask_HTS if a.mask_HTS.shape[1] == 1 else a.mask_HTS[:, rows]) > LEAST)
-    return seen
-
-
 def visible_by_class(a: Attended, hot_SC: Tensor, since: int) -> Tensor:
     """How many keys of each class the queries from `since` on see: (H or 1, T - since, C)."""
     H, T, S = a.shape
@@ -54,7 +39,7 @@ def visible_by_class(a: Attended, hot_SC: Tensor, since: int) -> Tensor:
             return hot_SC.cumsum(0)[None, since:T]
         return hot_SC.sum(0).expand(1, T - since, -1)
     blocks = row_blocks(H, S, since, T)
-    return torch.cat([visible(a, rows).float() @ hot_SC for rows in blocks], 1)
+    return torch.cat([a.sees(rows).float() @ hot_SC for rows in blocks], 1)
 
 
 def row_entropy(a: Attended, row: int) -> Tensor:

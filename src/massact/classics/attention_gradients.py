@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from massact.classics.attention_by_class import one_hot, row_blocks, visible, visible_by_class
+from massact.classics.attention_by_class import one_hot, row_blocks, visible_by_class
 from massact.classics.token_labels import TokenLabels, ids_of_batch, labels_of
 from massact.corpora import Corpus
 from massact.interventions.predictions import Asked, Task, ask, logits_of, task_of
@@ -91,7 +91,7 @@ def gradient_by_class(a: Attended, g_HTF: Tensor, labels_S: Tensor) -> tuple[Ten
     sums_HS = torch.zeros(H, S, dtype=torch.float32, device=a.device)
     for rows in row_blocks(H, S, since, T):
         size_HRS = torch.matmul(g_HTF[:, rows].float(), v_HSF.transpose(1, 2)).abs_()
-        sums_HS += size_HRS.mul_(visible(a, rows)).sum(1)
+        sums_HS += size_HRS.mul_(a.sees(rows)).sum(1)
     wide = sum_dtype(a.device)
     pairs_HC = visible_by_class(a, hot_SC, since).to(wide).sum(1).expand(H, -1)
     return (sums_HS @ hot_SC).to(wide), pairs_HC

@@ -50,7 +50,7 @@ def _token_classes(ground: Ground) -> Outcome:
     if not places:
         reasons = list(dict.fromkeys(model.anatomy.no_attention.values()))
         raise Unavailable("No self-attention call of this model can be seen" + (f": {reasons[0]}." if reasons else "."))
-    outcome = Outcome()
+    outcome = Outcome(notes=model.anatomy.unseen_attention(stacks))
     corpus, how = _text(ground, outcome)
     tokens = TokenLabels(model.tokenizer if corpus.kind == "tokens" else None)
     if corpus.kind == "tokens" and model.tokenizer is None:

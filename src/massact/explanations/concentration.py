@@ -48,7 +48,7 @@ def heads_table(heads: Heads, places: Mapping[Site, AttentionPlace], eps: float)
 
 
 def positions_table(heads: Heads) -> pd.DataFrame:
-    """One row per key position: alpha_k of Gu 2025 for all k, mean over sequences."""
+    """One row per key position: alpha_k of Gu 2025 for all k, mean over the sequences in which a query sees it."""
     rows: list[pd.DataFrame] = []
     for site, r in heads.items():
         if not r.alpha or site.point.startswith("cross"):
@@ -57,9 +57,12 @@ def positions_table(heads: Heads) -> pd.DataFrame:
         counts = np.zeros(longest, np.int64)
         sums = np.zeros((3, longest))
         for a, m, s in zip(r.alpha, r.alpha_max, r.sinks, strict=True):
-            counts[: len(a)] += 1
-            sums[:, : len(a)] += np.stack([a, m, s])
-        named = dict(zip(("alpha", "alpha_max", "sink_rate"), sums / counts, strict=True))
+            seen = ~np.isnan(a)
+            counts[: len(a)] += seen
+            sums[:, : len(a)] += np.where(seen, np.stack([a, m, s]), 0.0)
+        with np.errstate(invalid="ignore"):
+            means = sums / counts
+        named = dict(zip(("alpha", "alpha_max", "sink_rate"), means, strict=True))
         rows.append(
             pd.DataFrame({"stack": site.stack, "layer": site.layer, "pos": np.arange(longest), **named}).assign(
                 n_sequences=counts

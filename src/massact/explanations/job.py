@@ -259,6 +259,9 @@ class _Job:
             here["n_calls"] += 1
             here["error"] = max(here["error"], place.error)
             here["row_sum"] = min(here["row_sum"], place.row_sum)
+        for site in self.model.anatomy.no_attention:
+            if site.stack in seen and site.point == "attention":
+                seen[site.stack].setdefault("unseen_layers", []).append(site.layer)
         return seen
 
     def _spectrum(self, stack: str, measured: Measurements) -> dict[str, Any]:
@@ -272,13 +275,7 @@ class _Job:
         return spectrum(self.model, states) | ({"layer": site.layer} if states else {})
 
     def _notes(self) -> list[str]:
-        notes = [
-            f"Attention of {site} is unavailable: {why}."
-            for site, why in self.model.anatomy.no_attention.items()
-            if site.stack in self.stacks
-        ]
-        if len(notes) > 3:
-            notes = [*notes[:2], f"Attention of {len(notes) - 2} more layers is unavailable; the first two say why."]
+        notes = self.model.anatomy.unseen_attention(self.stacks)
         if not len(self.scan.findings):
             notes.append("The scan has no findings: what is about their tokens is unavailable.")
         if any(p.via == "softmax" for p in self.model.anatomy.attentions.values()):

@@ -155,6 +155,8 @@ def intervene(
     if half and classes is not None and (new := set(classes[half:]) - set(classes[:half])):
         info.notes.append(f"{len(new)} of the {len(set(classes[half:]))} classes of these images are not among the "
                           "images that cuts and means are of: class folders are read one after another.")  # fmt: skip
+    if config.sinks:
+        info.notes += loaded.anatomy.unseen_attention([targets[0].site.stack])
     rows = _rows(paired, targets[0], columns, config.seed)
     rows += _more_rows(loaded, held_out, edits, (config, targets[0], info.notes, progress))
     info.wall_s = time.perf_counter() - began

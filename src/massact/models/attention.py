@@ -14,7 +14,7 @@ from massact.models.loading import Model
 from massact.records.anatomy import AttentionPlace, Block, Place, Stack
 from massact.records.errors import ProofError
 from massact.records.sites import Site
-from massact.stats.attended import Attended, hides_only
+from massact.stats.attended import Attended, hides_only, rounding_allowed
 from massact.trace import tensors_in
 from massact.trace.as_found import unchanged
 from massact.trace.attention import AttentionCall, Key, watching_attention
@@ -37,8 +37,9 @@ def with_attention(model: Model) -> Model:
     """The same model with the place of every attention call in its anatomy, each proved on a short input.
 
     For every call the probabilities are written out from what was seen (queries, keys, scale, mask, cap, extra
-    slot), and P V with what the slot adds must be the output of the model's own kernel, to the rounding of its dtype.
-    Where it is not, or where no call is seen, the site is unavailable, with the reason.
+    slot), and P V with what the slot adds must be the output of the model's own kernel, to the rounding of its dtype
+    and of its scores, however large these are (`rounding_allowed`). Where it is not, or where no call is seen, the
+    site is unavailable, with the reason.
 
     Raises:
         ProofError: the model's outputs change while its attention is watched.
@@ -149,21 +150,21 @@ def _place(event: _Event) -> AttentionPlace | str:
         return f"its softmax is over {call.shape[3]} entries for {T} tokens, in a block that reads no other sequence"
     K = call.k_BKSE.shape[1] if call.k_BKSE is not None else (call.v_BKSF.shape[1] if call.v_BKSF is not None else 0)
     guess = AttentionPlace(*event.key, call.via, call.shape[1], K, False, True, cross, (event.reads or [None])[0])
-    forward, binary, error, row_sum = not cross, True, 0.0, 0.0
+    forward, binary, error, row_sum, size = not cross, True, 0.0, 0.0, 0.0
     with torch.inference_mode():
         for b in range(B):
             a = call.of(b, guess)
             s_HTS, p_HTS = a.dense()
             forward = forward and T > 1 and not bool(p_HTS.triu(1).any())
             binary = binary and (call.via == "softmax" or a.mask_HTS is None or hides_only(a.mask_HTS))
-            error = max(error, _off(a, p_HTS))
+            error, size = max(error, _off(a, p_HTS)), max(size, float(a.score_size(p_HTS)))
             row_sum += float(p_HTS.sum(-1).mean()) / B
-    known = [x for x in (call.q_BHTE, call.scores_BHTS, call.out_BHTF) if x is not None]
-    tolerance = 16 * max(torch.finfo(x.dtype).eps for x in known)
+    known = {x.dtype for x in (call.q_BHTE, call.scores_BHTS, call.out_BHTF) if x is not None}
+    tolerance = rounding_allowed(known, size)
     if not error <= tolerance:
         return (
-            f"its output is not softmax(scale q.k + mask) v as massact reads it (off by {error:.2g} of the output, "
-            f"allowed {tolerance:.1g})"
+            f"its output is not softmax(scale q.k + mask) v as massact reads it (off by {error:.2g} of the output; "
+            f"rounding would explain {tolerance:.1g}, with scores of the size of {max(1.0, size):.3g})"
         )
     if not call.has_slot and abs(row_sum - 1) > tolerance:
         return f"its rows sum to {row_sum:.3g}: it is not normalised over the keys"

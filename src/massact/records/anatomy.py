@@ -6,11 +6,11 @@ Plain records, found by `discover` and proved by `prove`; nothing here runs a mo
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from massact.records.errors import UserError, near
-from massact.records.sites import POINTS, Site
+from massact.records.sites import POINTS, Site, ranges
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,22 @@ class Anatomy:
             for block in stack.blocks:
                 for point, reason in block.unavailable.items():
                     yield Site(stack.name, block.layer, point), reason
+
+    def unseen_attention(self, stacks: Iterable[str]) -> list[str]:
+        """Which layers' attention cannot be seen in some stacks, and why: a sentence for each reason."""
+        layers: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
+        for site, reason in self.no_attention.items():
+            if site.stack in stacks:  # numbers that differ from layer to layer stand in brackets
+                layers.setdefault((site.stack, site.point, reason.partition(" (")[0]), []).append((site.layer, reason))
+        told = []
+        for (stack, point, _), found in layers.items():
+            kind = point.replace("_", "-").rstrip("-0123456789")
+            where = f"layer{'s' * (len({n for n, _ in found}) > 1)} {ranges(n for n, _ in found)}"
+            told.append(
+                f"{kind.capitalize()} of {where}{f' of {stack}' if stack else ''} could not be seen, and no number of "
+                f"attention counts {'it' if len(found) == 1 else 'them'}: {found[0][1]}."
+            )
+        return told
 
     def select_attention(self, pattern: str) -> dict[Site, AttentionPlace]:
         """The attention calls whose printed site matches a glob such as `*.attention`; {} if none does."""

@@ -19,7 +19,7 @@ EXPLAIN_TABLES = (
     "heads", "positions", "sinks", "axes", "trajectory", "decomposition", "writers", "neurons", "norm_weights",
 )  # fmt: skip
 PICTURED_TABLE = "patch_attention"  # missing where there are no patches
-EXPLAIN_VERSION = 2  # 2: modality of the tokens
+EXPLAIN_VERSION = 3  # 2: modality of the tokens; 3: means of attention are over the queries that can see the keys
 
 
 @dataclass

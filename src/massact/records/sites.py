@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # What each point is, and its shape (B batch, T tokens, D d_model, F d_mlp, V vocabulary).
@@ -44,3 +45,14 @@ class Site:
     def __str__(self) -> str:
         head = f"{self.stack}/" if self.stack else ""
         return f"{head}{self.layer}.{self.point}" if self.point != "logits" else f"{head}logits"
+
+
+def ranges(values: Iterable[int]) -> str:
+    """'2-30, 32' of the whole numbers in any order."""
+    runs: list[list[int]] = []
+    for value in sorted(set(values)):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

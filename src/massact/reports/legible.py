@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from massact.records.sites import ranges as ranges  # said by records too
 
 # Escapes that everybody who met a programming language can read.
 NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -84,17 +86,6 @@ def counted(n: int, noun: str, nouns: str = "") -> str:
 def listed(items: Sequence[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
-
-
-def ranges(values: Iterable[int]) -> str:
-    """'2-30, 32' of the whole numbers in any order."""
-    runs: list[list[int]] = []
-    for value in sorted(set(values)):
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def visible(text: Any, encoding: str = "utf-8") -> str:

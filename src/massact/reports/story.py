@@ -29,7 +29,7 @@ def story_in_words(e: Explanation) -> list[str]:
     for stack in stacks:
         mine = _of(e, stack)
         sentences = [
-            *_concentration(mine), *_sinks(mine), *_trajectory(mine), *_bias(mine), *_writers(mine),
+            *_unseen(e, stack), *_concentration(mine), *_sinks(mine), *_trajectory(mine), *_bias(mine), *_writers(mine),
             *_weights(mine, stack),
         ]  # fmt: skip
         said += [f"{visible(stack)}: {s}" if stack and len(stacks) > 1 else s for s in sentences]
@@ -48,6 +48,17 @@ def _of(e: Explanation, stack: str) -> Explanation:
 def _mean(table: pd.DataFrame, column: str) -> float:
     values = table[column].to_numpy(float)
     return float(np.nanmean(values)) if len(values) and not np.isnan(values).all() else math.nan
+
+
+def _unseen(e: Explanation, stack: str) -> list[str]:
+    """Which layers the sentences about attention are not about."""
+    record = e.info.attention.get(stack)
+    unseen = record.get("unseen_layers") if isinstance(record, dict) else None
+    layers = [int(x) for x in unseen if isinstance(x, int)] if isinstance(unseen, list) else []
+    if not layers:
+        return []
+    return [f"What is said of attention is not about layer{'s' * (len(layers) > 1)} {ranges(layers)}, where it could "
+            "not be seen (the notes say why)."]  # fmt: skip
 
 
 def _concentration(e: Explanation) -> list[str]:

@@ -13,7 +13,7 @@ Shapes: H heads, K key-value heads, T queries, S keys, E width of q and k, F wid
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 _ROW_VALUES = 1 << 20  # logits of one block of rows
-_LEAST = -1e4  # an additive mask below this hides a key
+_LEAST = -1e4  # an additive mask, or a masked logit, of this or less hides a key
+_ROUNDINGS = 16  # of eps; twice as many of the unit roundoff
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Attended:
         forward: query t sees no key behind t, by flag or by mask.
         cap: logits are cap * tanh(logits / cap).
         sink_H: logit of a learned sink, in the denominator only.
-        scores_HTS: the logits, where q and k were not seen.
+        scores_HTS: the logits, where q and k were not seen, or where the softmax was given them rounded to 16 bits.
         start: positions before it are padding; 0 where that is not known, or they were taken away.
         slot_logit_HT: logit of a slot that depends on the query, in place of sink_H.
         slot_value_HF: what the slot adds to the output for each unit of its probability; None for 0.
@@ -103,6 +104,36 @@ class Attended:
             key_C = torch.arange(S, device=self.device) if keys_C is None else keys_C
             s_HRC.masked_fill_(row_R[:, None] < key_C, -math.inf)
         return s_HRC
+
+    def sees(self, rows: slice | Tensor = slice(None), keys_C: Tensor | None = None) -> Tensor:
+        """Whether queries can see keys, by mask and flag: bool (H or 1, R, C). A key that is hidden has p = 0 exactly.
+
+        Args:
+            rows: the queries; keys_C: the keys, None for all.
+        """
+        _, T, S = self.shape
+        if self.scores_HTS is not None:
+            s_HRS = self.scores_HTS[:, rows]
+            return (s_HRS if keys_C is None else s_HRS.index_select(2, keys_C)) > _LEAST
+        row_R = torch.arange(T, device=self.device)[rows]
+        key_C = torch.arange(S, device=self.device) if keys_C is None else keys_C
+        seen = (row_R[:, None] >= key_C) if self.causal else row_R[:, None] >= key_C.new_zeros(len(key_C))
+        seen = seen[None]
+        if self.mask_HTS is not None:
+            mask = self.mask_HTS if self.mask_HTS.shape[1] == 1 else self.mask_HTS[:, rows]
+            seen = seen & ((mask if keys_C is None else mask.index_select(2, keys_C)) > _LEAST)
+        return seen
+
+    @cached_property
+    def viewers_HS(self) -> Tensor:
+        """How many queries can see each key: int64 (H or 1, S); 0 where none can."""
+        H, T, S = self.shape
+        if self.scores_HTS is None and (self.mask_HTS is None or self.mask_HTS.shape[1] == 1):
+            key_S = torch.arange(S, device=self.device)
+            n_S = (T - key_S).clamp(min=0) if self.causal else torch.full_like(key_S, T)
+            return n_S[None] if self.mask_HTS is None else n_S * (self.mask_HTS[:, 0] > _LEAST)
+        rows = max(1, _ROW_VALUES // S)
+        return sum(self.sees(slice(i, i + rows)).sum(1) for i in range(0, T, rows))  # type: ignore[return-value]
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """Blocks of rows with their logits (H, R, S), small enough to keep memory O(T)."""
@@ -174,7 +205,22 @@ class Attended:
     def _fusable(self) -> bool:
         _, T, S = self.shape
         square = not self.causal or T == S  # the kernel's flag counts from the first key: only a square can be turned
-        return self.q_HTE is not None and self.cap is None and self.binary and square
+        known = self.q_HTE is not None and self.scores_HTS is None
+        return known and self.cap is None and self.binary and square
+
+    def score_size(self, p_HRS: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
+        """Greatest sum over keys of p scale sum_i |q_i k_i|, of some queries: what the rounding of scores scales with.
+
+        Where the logits themselves were seen, |s| takes the place of the sum of terms. See `rounding_allowed`.
+
+        Args:
+            p_HRS: probabilities of these queries.
+        """
+        size_HRS = torch.where(p_HRS > 0, self.logits(rows), 0.0).abs_()
+        if self.scores_HTS is None and self.q_HTE is not None and self.k_KSE is not None:
+            terms = replace(self, q_HTE=self.q_HTE.abs(), k_KSE=self.k_KSE.abs(), mask_HTS=None, cap=None, causal=False)
+            size_HRS = torch.maximum(size_HRS, terms.logits(rows).abs_())
+        return (p_HRS * size_HRS).sum(-1).amax()
 
     def _columns_blocked(self) -> tuple[Tensor, Tensor]:
         H, _, S = self.shape
@@ -282,6 +328,32 @@ def fused_attention(
         return None  # a width or a dtype that the kernel does not have
 
 
+def rounding_allowed(dtypes: Iterable[torch.dtype], score_size: float) -> float:
+    """How far P V, written out, may be from a kernel's output by rounding alone, over the greatest output.
+
+    Let u be the unit roundoff (eps = 2 u) of the dtype in which scores are computed and held.
+        s = scale sum_i q_i k_i:   |ds| <= c u a,  a = scale sum_i |q_i k_i| >= |s|,  c <= E, in blocks about sqrt(E)
+        p = exp(s - lse):          |dp| / p = |ds - dlse| to first order: an ABSOLUTE error of a score, however large
+                                   the score, is a RELATIVE error of its probability
+        lse = log sum exp(s):      |dlse| <= sum p |ds| + u |lse|,  |lse| <= log S + sum p |s|
+        out = sum p v:             |dout| <= (2 c + 1) u (sum p a) max|v|, and besides a few roundings u' of P, v and
+                                   out themselves, u' being that of the dtype of the tensors
+    So with A = `score_size`, the greatest sum over keys of p a, the allowed error is 16 max(eps', eps max(1, A)):
+    32 unit roundoffs hold two sums of 256 terms in blocks. With scores below 1 it is 16 eps' as for any other product.
+
+    eps is float32's for every dtype of the tensors: fused kernels (flash, memory-efficient, flex, that of the CPU) take
+    16-bit products into float32 and leave the scores there, and so do we. Eager attention rounds its scores to 16
+    bits, twice: of a score of 1,000 in bfloat16 that is up to 4, or a factor of 50 in p. No tolerance would tell that
+    from a wrong scale, so there the scores are taken as the softmax was given them (`massact.trace.attention`).
+
+    Args:
+        dtypes: of the tensors of the call.
+        score_size: A.
+    """
+    wide = torch.finfo(torch.float32).eps
+    return _ROUNDINGS * max(*(torch.finfo(dtype).eps for dtype in dtypes), wide, wide * score_size)
+
+
 def hides_only(mask: Tensor) -> bool:
     """Whether an additive mask does nothing but hide keys."""
-    return bool(((mask == 0) | (mask < _LEAST)).all())
+    return bool(((mask == 0) | (mask <= _LEAST)).all())

@@ -106,7 +106,9 @@ class HeadStats:
     """Concentration, value drain and implicit bias of one attention layer, streamed.
 
     For a query t outside the chosen tokens (and not the first one of a causal model, which sees nothing else):
-        mass_C = mean over t of sum over C of p_t,  alpha_k = mean over the queries from k on of p_t[k] (Gu 2025)
+        mass_C = mean over t that can see a token of C of sum over C of p_t
+        alpha_k = mean over all queries that can see k of p_t[k]: with causal attention those from k on (Gu 2025)
+    (what a query can see is what mask, window or chunk leave it; a mean over none is NaN)
         u_t = sum over C of p_t v,  constancy = mean |u_t - mean u| / |mean u|,  energy share = sum |u|^2 / sum |out|^2
 
     Args:
@@ -137,16 +139,16 @@ class HeadStats:
         p_HTC = a.probs(keys_C)
         found = set(chosen["findings"])
         counted = [t for t in range(int(a.forward), T) if t not in found]
-        counted_T = torch.tensor(counted, device=a.device)
         none_H = torch.full((H,), float("nan"), device=a.device)
         head = dict.fromkeys(PER_HEAD, none_H)
-        if counted:
-            mean_HC = p_HTC.index_select(1, counted_T).mean(1)
-            for name, rows in chosen.items():
-                if rows:
-                    head[f"mass_{name}"] = mean_HC[:, [keys.index(r) for r in rows]].sum(1)
+        sees_HTC = a.sees(keys_C=keys_C)
+        for name, rows in chosen.items():
+            if rows and counted:
+                at = [keys.index(r) for r in rows]
+                head[f"mass_{name}"] = _mean_mass(p_HTC[:, counted][..., at], sees_HTC[:, counted][..., at])
         if T > 1:
-            head["mass_first"] = p_HTC[:, 1:, keys.index(0)].mean(1)
+            first = [keys.index(0)]
+            head["mass_first"] = _mean_mass(p_HTC[:, 1:, first], sees_HTC[:, 1:, first])
         if a.slot_HT is not None:
             head["slot_mass"] = a.slot_HT.mean(1)
         columns = self._columns(a, head) if self.options.columns else None
@@ -169,16 +171,15 @@ class HeadStats:
         """Gu's alpha_k for all k, sinks, and the entropy."""
         H, T, S = a.shape
         mass_HS, head["entropy"] = a.columns()
-        see_S = torch.full((S,), float(T), device=a.device)
-        if a.forward:
-            see_S -= torch.arange(S, device=a.device)
-        alpha_HS = mass_HS / see_S
+        viewers_HS = a.viewers_HS.expand(H, S)
+        alpha_HS = mass_HS / viewers_HS  # 0 / 0 = NaN where no query sees the key
         head["alpha_first"] = alpha_HS[:, 0]
-        many_S = see_S >= min(LEAST_QUERIES, T)
+        # In a window of few keys every key is seen by few.
+        many_HS = viewers_HS >= viewers_HS.amax(1, keepdim=True).clamp(max=LEAST_QUERIES)
         if S > 1:
-            head["secondary"] = torch.where(many_S, alpha_HS, 0.0)[:, 1:].amax(1)
-        sinks_S = ((alpha_HS > self.options.eps) & many_S).float().mean(0)
-        return torch.stack([alpha_HS.mean(0), alpha_HS.amax(0), sinks_S])
+            head["secondary"] = _greatest(torch.where(many_HS, alpha_HS, float("nan"))[:, 1:], 1)
+        sink_HS = torch.where(viewers_HS > 0, ((alpha_HS > self.options.eps) & many_HS).float(), float("nan"))
+        return torch.stack([alpha_HS.nanmean(0), _greatest(alpha_HS, 0), sink_HS.nanmean(0)])
 
     def _drain(self, a: Attended, rows: list[int], head: dict[str, Tensor]) -> None:
         """Value norms of the first and of the chosen tokens over the mean norm of all others."""
@@ -263,6 +264,17 @@ def _mean_cosine(x_ND: np.ndarray) -> float:
     unit, n = x_ND[norm > 0] / norm[norm > 0, None], int((norm > 0).sum())
     total = unit.sum(0) if n else np.zeros(x_ND.shape[1])
     return float((total @ total - n) / (n * (n - 1))) if n > 1 else float("nan")
+
+
+def _mean_mass(p_HRC: Tensor, sees_HRC: Tensor) -> Tensor:
+    """Sum over keys, mean over the queries that can see one of them: (H,); NaN where none can."""
+    return p_HRC.sum((1, 2)) / sees_HRC.any(-1).sum(1)
+
+
+def _greatest(x: Tensor, dim: int) -> Tensor:
+    """The greatest of what is known; NaN where nothing is."""
+    known = ~x.isnan()
+    return torch.where(known.any(dim), torch.where(known, x, -torch.inf).amax(dim), float("nan"))
 
 
 class _Bias:

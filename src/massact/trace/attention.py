@@ -6,7 +6,8 @@ Three ways, tried in this order; outputs stay bit-identical in all of them:
   own module), and asks the same fused kernel for its log-sum-exp as well;
 * the registered attention function of transformers stands in front of every other implementation (eager with
   soft-capping or learned sinks, flex, flash) and hands the call on to the model's own function; a function that has an
-  attribute `reads` says by it what else is in the softmax (an extra slot);
+  attribute `reads` says by it what else is in the softmax (an extra slot). In 16 bits such a function rounds its
+  scores before the softmax: then these are what counts, and they are taken from its softmax as well;
 * where attention is written out, the same mode sees the softmax over (batch, heads, queries, keys) and the product
   with the values that follows. This gives logits and values, but no queries and keys.
 """
@@ -86,7 +87,7 @@ class AttentionCall:
 
     def split(self, n_sequences: int) -> AttentionCall:
         """The call with its sequences apart, where they and the heads were one axis."""
-        if self.scores_BHTS is None or len(self.scores_BHTS) == n_sequences:
+        if self.scores_BHTS is None or self.q_BHTE is not None or len(self.scores_BHTS) == n_sequences:
             return self
         parts = {k: getattr(self, k) for k in ("scores_BHTS", "v_BKSF", "out_BHTF")}
         return replace(self, **{k: x.reshape(n_sequences, -1, *x.shape[2:]) for k, x in parts.items()})
@@ -102,6 +103,7 @@ class _Taps(TorchFunctionMode):
         self._counts: dict[str, int] = defaultdict(int)
         self._pending: tuple[Tensor, Tensor] | None = None  # keys and values before they were repeated for GQA
         self._within = False  # inside an attention function of transformers' registry
+        self._rounded: Tensor | None = None  # what its softmax was given, in 16 bits
         self._n_seen = 0
         self._probs: tuple[Tensor, Tensor, set[int]] | None = None  # logits, probabilities, where these may lie
 
@@ -125,7 +127,10 @@ class _Taps(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return self._sdpa(*args, **kwargs)
         out = func(*args, **kwargs)
-        if self._within:  # an implementation of transformers: its own softmax is not looked at
+        if self._within:  # an implementation of transformers: of its softmax only rounded scores are looked at
+            if func in _SOFTMAX:
+                given = args[0] if args else kwargs["input"]
+                self._rounded = given if given.dtype in (torch.float16, torch.bfloat16) else None
             return out
         if func in _SOFTMAX and isinstance(out, Tensor):
             self._softmax(args[0] if args else kwargs["input"], out)
@@ -183,7 +188,7 @@ class _Taps(TorchFunctionMode):
                 return own(module, query, key, value, attention_mask, *args, **kw)
             # A function with `reads` may change keys and values before it gives them to the kernel.
             self._pending = None if hasattr(own, "reads") else (key, value)
-            self._within, seen = True, self._n_seen
+            self._within, self._rounded, seen = True, None, self._n_seen
             try:
                 result = own(module, query, key, value, attention_mask, *args, **kw)
             finally:
@@ -192,6 +197,9 @@ class _Taps(TorchFunctionMode):
                 call = _interface_call(own, module, (query, key, value, attention_mask), args, kw, result[0])
                 if hasattr(own, "reads"):
                     call = replace(call, **own.reads(module, query, key, value, attention_mask, *args, **kw))
+                elif self._rounded is not None:
+                    call = _with_scores(call, self._rounded)
+                self._rounded = None
                 new = self.emit(call)
                 return result if new is None else (new.transpose(1, 2).contiguous(), *result[1:])
             return result
@@ -286,6 +294,18 @@ def _interface_call(
         "interface", query, key, value, out.transpose(1, 2), None, query.shape[-1] ** -0.5 if scale is None else scale,
         mask, causal, cap, sinks if isinstance(sinks, Tensor) else None,
     )  # fmt: skip
+
+
+def _with_scores(call: AttentionCall, given: Tensor) -> AttentionCall:
+    """The call with its scores as a softmax was given them, where these are of its keys, and of a learned sink."""
+    B, H, T, S = call.shape
+    if given.shape == (B, H, T, S) and call.sink_H is None:
+        return replace(call, scores_BHTS=given)
+    if given.shape == (B, H, T, S + 1) and call.sink_H is not None:
+        # The sink is the last column. Rows may have been shifted, by their maximum say: back to where it is.
+        shift_BHT1 = call.sink_H.float()[:, None, None] - given[..., S:].float()
+        return replace(call, scores_BHTS=given[..., :S].float() + shift_BHT1)
+    return call
 
 
 class Attending:

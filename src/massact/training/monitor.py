@@ -389,7 +389,9 @@ def attention_sums(call: AttentionCall, place: AttentionPlace, sequences: int) -
     for b in range(B):
         a = call.of(b, place)
         first = torch.zeros(1, dtype=torch.long, device=a.device)
-        mass = a.probs(first)[:, 1:, 0].mean()
+        rows = slice(1, None)
+        seen_H = a.sees(rows, first).sum((1, 2))
+        mass = (a.probs(first, rows).sum((1, 2)) / seen_H).nanmean()
         drain = torch.full_like(mass, float("nan"))
         if a.v_KSF is not None:
             norm_KS = torch.linalg.vector_norm(a.v_KSF, dim=-1, dtype=torch.float32)

@@ -66,7 +66,7 @@ class _Scaled(_Rows):
 
 
 class _OnImages(_Rows):
-    """Attention on image tokens (I,), mean over heads and over the text tokens behind them."""
+    """Attention on image tokens (I,), mean over heads and over the text tokens behind them that can see them."""
 
     def __init__(self, keys: Mapping[int, Sequence[int]], queries: Mapping[int, Sequence[int]]) -> None:
         super().__init__()
@@ -76,8 +76,10 @@ class _OnImages(_Rows):
     def update(self, a: Attended, where: Where) -> None:
         """Take one attention call of one sequence."""
         keys_I, rows_Q = (_rows(where, a.shape[1], x[where.sequence]) for x in (self.keys, self.queries))
-        mass_QI = a.probs(keys_I.to(a.device), rows_Q.to(a.device)).mean(0)
-        self.rows[where.sequence] = mass_QI.double().mean(0).cpu().numpy()
+        keys_I, rows_Q = keys_I.to(a.device), rows_Q.to(a.device)
+        seen_HI = a.sees(rows_Q, keys_I).sum(1)
+        mass_HI = a.probs(keys_I, rows_Q).double().sum(1) / seen_HI  # of the queries that can see it
+        self.rows[where.sequence] = mass_HI.nanmean(0).cpu().numpy()
 
 
 def _rows(where: Where, n_tokens: int, positions: Sequence[int]) -> Tensor:
