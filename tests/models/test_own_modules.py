@@ -214,6 +214,56 @@ def test_recurrence_is_token_mixing() -> None:
     assert places["attn_out"].module == "blocks.0.out" and "mlp_out" not in places
 
 
+def lone_mean(x: torch.Tensor) -> torch.Tensor:
+    return x.mean(1, keepdim=True).expand_as(x)
+
+
+def two_behind(x: torch.Tensor) -> torch.Tensor:
+    return F.pad(x, (0, 0, 2, 0))[:, :-2]
+
+
+def norms_before(x: torch.Tensor) -> torch.Tensor:
+    return x.norm(dim=-1, keepdim=True).cumsum(1).expand_as(x)
+
+
+MIXERS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], bool]] = {
+    "nothing": (lambda x: 0 * x, False),
+    "itself": (lambda x: x.roll(3, -1), False),
+    "1 % of the mean": (lambda x: 0.01 * lone_mean(x), True),
+    "a part in 10,000 of the mean": (lambda x: 1e-4 * lone_mean(x), True),
+    "running sum": (lambda x: 0.01 * x.cumsum(1), True),
+    "what comes behind": (lambda x: 0.01 * x.flip(1).cumsum(1).flip(1), True),
+    "the first token only": (lambda x: 0.01 * x[:, :1].expand_as(x), True),
+    "the last token only": (lambda x: 0.01 * x[:, -1:].expand_as(x), True),
+    "two positions before": (lambda x: 0.01 * two_behind(x), True),
+    "norms of tokens": (lambda x: 0.01 * norms_before(x), True),
+}
+
+
+class Mixer(nn.Module):
+    def __init__(self, mix: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.fc, self.mix = MLP(), mix
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) + self.mix(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("where", [0, 2])
+@pytest.mark.parametrize("name", MIXERS)
+def test_any_mixing_is_token_mixing_in_its_own_block(name: str, where: int, dtype: torch.dtype) -> None:
+    """One block of three mixes tokens in what looks like an MLP; the others, of the same class, do not."""
+    mix, mixes = MIXERS[name]
+    torch.manual_seed(0)
+    blocks = [Block() for _ in range(3)]
+    for i, block in enumerate(blocks):
+        block.mlp = Mixer(mix if i == where else MIXERS["nothing"][0])
+    read = load(Own(blocks).to(dtype), inputs={"signal": torch.randn(2, 13, 5)}).anatomy.stacks[0].blocks
+    kinds = ["attn_out_2" if mixes and i == where else "mlp_out" for i in range(3)]
+    assert [next(n for n, p in b.places.items() if p.module.endswith("mlp") and "_out" in n) for b in read] == kinds
+
+
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_torch_encoder_layers(norm_first: bool) -> None:
     layer = nn.TransformerEncoderLayer(D, 4, 32, batch_first=True, norm_first=norm_first)

@@ -6,7 +6,8 @@ as features), and it says nothing about which axis holds the tokens. The experim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,18 +15,69 @@ from torch import Tensor, nn
 
 from massact.records.anatomy import Block, Place
 from massact.records.errors import ProofError
-from massact.trace.hooks import AllSeen, tapped
+from massact.trace.hooks import AllSeen, Tap, tapped
 
 Write = tuple[str, int]  # (module, which call of it)
+Same = Callable[[Place], list[Place]]
 
 
-def mixing_writes(
-    model: nn.Module, blocks: Iterable[Block], run: Callable[[], Any], same: Callable[[Place], list[Place]]
-) -> dict[Write, bool]:
+@dataclass
+class _Trial:
+    """One write under test: what its sublayer read and wrote as it was, and what changed when tokens were turned."""
+
+    block: Block
+    name: str
+    stream_BTD: Tensor
+    read: Tensor
+    write: Tensor
+    coarse: bool  # quantised as it runs, with one step for all tokens
+    tokens: bool = False
+    sequences: bool = False
+    broken: bool = False
+    seen: list[Tensor] = field(default_factory=list)
+
+    @property
+    def place(self) -> Place:
+        return self.block.places[self.name]
+
+    @property
+    def source(self) -> Place:
+        return self.block.places[_source(self.name)]
+
+    def turned(self, turn_BT: Tensor) -> Tensor:
+        """What the sublayer reads, some tokens turned round.
+
+        Features are moved rather than negated: gated convolutions and linear attention keep products of two features,
+        where signs cancel. Half of them are halved, for what reads only the norm or the mean of a token.
+        """
+        moved = self.read.reshape(self.stream_BTD.shape)
+        other = moved.roll(1, dims=-1)
+        other[..., ::2] *= 0.5
+        return torch.where(turn_BT[..., None], other, moved).reshape(self.read.shape)
+
+    def look(self, turn_BT: Tensor) -> None:
+        """Note whether tokens that were not turned changed: in sequences with turned ones, in others."""
+        still = self.write.reshape(self.stream_BTD.shape).double()
+        change = (self.seen.pop().reshape(still.shape).double() - still).abs()
+        if not bool(change.isfinite().all()):
+            self.broken = True
+            return
+        eps = max(torch.finfo(h.dtype).eps for h in (self.read, self.write))
+        # Rounding alone: experts see groups of other sizes when a token moves, and sum in another order.
+        beyond = 0.02 if self.coarse else 32 * eps if eps < 1e-6 else 4 * eps
+        changed_BT = change.amax(-1) > beyond * still.abs().amax(-1)
+        if not self.coarse and eps >= 1e-6:  # a coarse dtype hides a small change of each; rounding hits few of them
+            changed_BT |= (change > 0).double().mean(-1) > 0.05
+        mixed = turn_BT.any(1, keepdim=True)
+        self.tokens |= bool((changed_BT & mixed & ~turn_BT).any())
+        self.sequences |= bool((changed_BT & ~mixed).any())
+
+
+def mixing_writes(model: nn.Module, blocks: Iterable[Block], run: Callable[[], Any], same: Same) -> dict[Write, bool]:
     """Find out by experiment which writes carry something from one token to another.
 
-    One forward pass for all writes as they are, and one for each kind of write (writes of the same modules in
-    blocks of one class are of one kind).
+    One forward pass as it is, then a few in each of which every sublayer reads some tokens turned round, and what it
+    writes is put back to what it was: every write of every block is tested, and none sees what another made of it.
 
     Args:
         model: the module.
@@ -39,92 +91,128 @@ def mixing_writes(
     Raises:
         ProofError: a write mixes sequences of the batch and not tokens, so the first axis is that of tokens.
     """
-    modules = dict(model.named_modules())
-    kinds: dict[Any, list[tuple[Block, str]]] = {}
-    for block in blocks:
-        for name in block.places:
-            if "_out" in name and _source(name) in block.places:
-                kinds.setdefault(_kind_of_write(modules, block, name), []).append((block, name))
-    first = {kind: members[0] for kind, members in kinds.items()}
-    still = _watched(model, run, [b.places[p] for b, n in first.values() for p in ("resid_pre", n)])
-    found: dict[Write, bool] = {}
-    for i, (kind, (block, name)) in enumerate(first.items()):
-        stream, write = still[2 * i], still[2 * i + 1]
-        if stream is None or write is None or stream.ndim not in (2, 3) or write.numel() != stream.numel():
-            continue
-        stream = stream[None] if stream.ndim == 2 else stream
-        (moved,) = _watched(model, run, [block.places[name]], (same(block.places[_source(name)]), stream.shape))
-        answer = None if moved is None else _compare(write.reshape(stream.shape), moved.reshape(stream.shape))
-        if answer is None:
-            continue
-        tokens, sequences = answer
-        if sequences and not tokens:
-            raise ProofError(
-                f"{name} of block {block.module!r} mixes the entries of the first axis, and none of the second: its "
-                f"{tuple(stream.shape)} tensors are (tokens, batch, width).",
-                "massact counts positions along the second axis, so every position it reported would be wrong.",
-                "Build the model with batch_first=True, or wrap its blocks so that they take (batch, tokens, width).",
-            )
-        for b, n in kinds[kind]:
-            found[b.places[n].module, b.places[n].call] = tokens
-    return found
+    trials = _trials(model, list(blocks), run)
+    shapes = {t.stream_BTD.shape[:2] for t in trials}
+    for shape in sorted(shapes):
+        mine = [t for t in trials if t.stream_BTD.shape[:2] == shape]
+        for turn_BT in _turns(*shape, mine[0].stream_BTD.device):
+            if not _tried(model, run, same, mine, turn_BT):  # it objects to such a tensor: each write for itself
+                for trial in mine:
+                    _tried(model, run, same, [trial], turn_BT)
+            for trial in mine:
+                if trial.sequences and not trial.tokens:
+                    raise _first_axis(trial)
+    return {
+        (t.place.module, t.place.call): t.tokens
+        for t in trials
+        if t.tokens or (not t.broken and t.stream_BTD.shape[1] > 1)
+    }
+
+
+def _first_axis(trial: _Trial) -> ProofError:
+    return ProofError(
+        f"{trial.name} of block {trial.block.module!r} mixes the entries of the first axis, and none of the second: "
+        f"its {tuple(trial.stream_BTD.shape)} tensors are (tokens, batch, width).",
+        "massact counts positions along the second axis, so every position it reported would be wrong.",
+        "Build the model with batch_first=True, or wrap its blocks so that they take (batch, tokens, width).",
+    )
 
 
 def _source(name: str) -> str:
     return name.replace("_out", "_in")
 
 
-def _kind_of_write(modules: dict[str, nn.Module], block: Block, name: str) -> Any:
-    write = block.places[name].module
-    inside = write.removeprefix(block.module) if write.startswith(block.module) else write
-    return type(modules[block.module]), name, inside, type(modules[write])
+def _trials(model: nn.Module, blocks: Sequence[Block], run: Callable[[], Any]) -> list[_Trial]:
+    """Every write that can be tested, with what passes its places as the model is."""
+    tests = [(b, n) for b in blocks for n in b.places if "_out" in n and _source(n) in b.places]
+    places = {p for b, n in tests for p in (b.places["resid_pre"], b.places[_source(n)], b.places[n])}
+    seen: dict[Place, Tensor] = {}
+
+    def keep(place: Place) -> Tap:
+        return lambda h: seen.__setitem__(place, h.detach().clone())
+
+    _run(model, run, [(place, keep(place)) for place in places])
+    quantised = {b.module: _quantised(model.get_submodule(b.module)) for b, _ in tests}
+    found = []
+    for block, name in tests:
+        parts = [seen.get(block.places[n]) for n in ("resid_pre", _source(name), name)]
+        if any(part is None for part in parts):
+            continue
+        stream, read, write = (part for part in parts if part is not None)
+        alike = stream.ndim in (2, 3) and stream.numel() == write.numel() == read.numel()
+        if alike and bool(write.any()):  # nothing can be seen of a write that is zero
+            stream = stream[None] if stream.ndim == 2 else stream
+            found.append(_Trial(block, name, stream, read, write, quantised[block.module]))
+    return found
 
 
-def _watched(
-    model: nn.Module, run: Callable[[], Any], places: list[Place], turn: tuple[list[Place], torch.Size] | None = None
-) -> list[Tensor | None]:
-    """What passes some places in one forward pass; `turn`: where even tokens are turned round, and their shape."""
-    seen: list[Tensor | None] = [None] * len(places)
+def _quantised(block: nn.Module) -> bool:
+    """Whether a block holds weights that are packed, so that its activations may be quantised with one step for all."""
+    if any(callable(getattr(m, "weight", None)) for m in block.modules()):  # torch.ao
+        return True
+    weights = [*block.named_parameters(), *block.named_buffers()]
+    return any(
+        "weight" in name and t.ndim > 1 and (not t.is_floating_point() or type(t.data) is not Tensor)
+        for name, t in weights
+    )
 
-    def keep(i: int) -> Callable[[Tensor], None]:
-        def see(h: Tensor) -> None:
-            seen[i] = h.detach().clone()
 
-        return see
+def _turns(n_sequences: int, n_tokens: int, device: torch.device) -> Iterator[Tensor]:
+    """Which tokens to turn (B, T), in each pass: of any two tokens each is turned once while the other is not.
 
-    def turned_round(h: Tensor) -> Tensor | None:
-        if turn is None or h.numel() != turn[1].numel():
-            return None
-        turned = h.detach().reshape(turn[1]).clone()
-        # Of the first sequence only, so that the others tell whether sequences are mixed. Features are moved rather
-        # than negated: gated convolutions and linear attention keep products of two features, where signs cancel.
-        turned[0, ::2] = turned[0, ::2].roll(1, dims=-1)
-        return turned.reshape(h.shape)
+    First every second token of the first sequence only, so that the others tell whether sequences are mixed.
+    """
+    pos_T = torch.arange(n_tokens, device=device)
+    first = torch.zeros(n_sequences, n_tokens, dtype=torch.bool, device=device)
+    first[0] = pos_T % 2 == 0
+    yield first
+    for bit in range(max(n_tokens - 1, 0).bit_length()):
+        on_T = (pos_T >> bit) % 2 == 1
+        if n_sequences > 1:
+            yield torch.stack([on_T if i % 2 == 0 else ~on_T for i in range(n_sequences)])
+        else:
+            yield from (on_T[None], ~on_T[None])
 
-    taps = [(place, keep(i)) for i, place in enumerate(places)]
-    if turn is not None:
-        taps = [(place, turned_round) for place in turn[0]] + taps  # type: ignore[misc]
+
+def _tried(model: nn.Module, run: Callable[[], Any], same: Same, trials: Sequence[_Trial], turn_BT: Tensor) -> bool:
+    """One pass with tokens turned in what some writes read; False where the model objects to such a tensor."""
+    taps: dict[Place, Tap] = {}
+
+    def put(tensor: Tensor) -> Tap:
+        return lambda h: tensor.clone() if h.numel() == tensor.numel() else None  # cloned: it may be written in place
+
+    def see(trial: _Trial) -> Tap:
+        def look(h: Tensor) -> Tensor | None:
+            trial.seen.append(h.detach().clone())
+            return trial.write.clone() if trial.place.scale == 1.0 else None  # a scale of 0 cannot be undone
+
+        return look
+
+    for trial in trials:
+        for place in same(trial.source):
+            taps[place] = put(trial.turned(turn_BT))
+    for trial in trials:
+        taps[trial.place] = see(trial)
+        before = trial.block.places["resid_pre"]
+        taps.setdefault(before, put(trial.stream_BTD))
+    try:
+        _run(model, run, list(taps.items()))
+    except Exception:
+        for trial in trials:
+            trial.seen.clear()
+            trial.broken = trial.broken or len(trials) == 1
+        return False
+    for trial in trials:
+        if trial.seen:
+            trial.look(turn_BT)
+    return True
+
+
+def _run(model: nn.Module, run: Callable[[], Any], taps: list[tuple[Place, Tap]]) -> None:
+    """One forward pass with taps, up to the last of them."""
     try:
         with torch.no_grad(), tapped(model, taps, stop=True) as state:
             state.begin()
             run()
     except AllSeen:
         pass
-    except Exception:
-        if turn is None:
-            raise
-        return [None] * len(places)  # the model objects to such a tensor (a check for NaN): no experiment
-    return seen
-
-
-def _compare(still: Tensor, moved: Tensor) -> tuple[bool, bool] | None:
-    """Whether tokens that were not turned changed: in the same sequence, in others. None: cannot be told."""
-    size = still.double().abs().amax(-1)
-    change = (moved.double() - still.double()).abs().amax(-1)
-    if not bool(size.any()) or not bool(change.isfinite().all()):
-        return None
-    # Experts see groups of other sizes when a token moves and round in another order, and dynamic quantisation
-    # takes one step for all tokens. Mixing changes a token by much more, since half of what it reads is another.
-    changed = change > max(0.02, 4.0 * torch.finfo(still.dtype).eps) * size
-    tokens, sequences = bool(changed[0, 1::2].any()), bool(changed[1:].any())
-    return None if still.shape[1] < 2 and not sequences else (tokens, sequences)
