@@ -161,7 +161,12 @@ class _Job:
         measured = self.measure(coordinates)
         result = self.tables(info, measured)
         if coordinates:
-            result.writers, info.closure = writers_table(self.stacks, coordinates, measured)
+            tolerance = self.model.proof.tolerance
+            result.writers, info.closure, missed = writers_table(self.stacks, coordinates, measured, tolerance)
+            info.notes += missed + [
+                f"The writes{f' in {stack}' * bool(stack)} add up to the measured values within {off:.1g} of the peak."
+                for stack, off in info.closure.items()
+            ]
             result.neurons, notes = neurons_table(self.model, self.corpus, coordinates, result.writers)
             info.notes += notes
         dims = {s: {c.dim for c in coordinates if c.stack == s} for s in self.stacks}
