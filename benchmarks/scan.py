@@ -177,7 +177,7 @@ def transformer_lens(model: Any) -> Scan:
         hf_model=build("gpt2" if name == "gpt2" else "llama", device_of(model)),
         device=device_of(model),
         dtype=next(model.parameters()).dtype,
-        tokenizer=AutoTokenizer.from_pretrained(folder, add_bos_token=True),
+        tokenizer=AutoTokenizer.from_pretrained(folder, add_bos_token=True, trust_remote_code=False),
     )
     names = [f"blocks.{i}.hook_resid_post" for i in range(12)]
 

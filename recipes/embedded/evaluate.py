@@ -136,8 +136,10 @@ def main() -> None:
     a = p.parse_args()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(a.model)
-    model = AutoModelForCausalLM.from_pretrained(a.model, attn_implementation="eager", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(a.model, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        a.model, attn_implementation="eager", dtype=torch.float32, trust_remote_code=False
+    )
     model.eval()
     length = model.config.max_position_embeddings
     x = windows(tokenizer, a.text, a.sequences, length, a.seed)

@@ -55,7 +55,7 @@ def evaluate_tasks(
     with _as_it_is(model.module):
         harness = HFLM(
             pretrained=model.module, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size,
-            prefix_token_id=_prefix(model),
+            prefix_token_id=_prefix(model), trust_remote_code=False,
         )  # fmt: skip
     manager = lm_eval.tasks.TaskManager(include_path=str(folder) if folder is not None else None)
     unknown = [t for t in tasks if t not in manager.all_tasks]

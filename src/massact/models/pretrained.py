@@ -15,6 +15,17 @@ from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from massact.models.own_code import (
+    PROCESSOR_FILES,
+    TOKENIZER_FILES,
+    TRUST,
+    architectures,
+    check_code,
+    check_parts,
+    needs_code,
+    own_class,
+    read_with,
+)
 from massact.records.errors import UserError
 from massact.records.readers import READERS
 
@@ -44,17 +55,40 @@ def read_pretrained(
     """
     allow_pickle = bool(options.pop("allow_pickle", False))
     path = Path(spec)
-    looks_local = path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") > 1
-    if looks_local:
+    if looks_local(spec):
         _check_folder(path, allow_pickle)
     common = {"revision": revision, **options} if revision else dict(options)
-    try:
-        config = transformers.AutoConfig.from_pretrained(spec, **common)
-    except Exception as error:
-        raise _explained(spec, error, looks_local) from error
+    config = read_config(spec, common)
+    check_parts(spec, common, *TOKENIZER_FILES)  # before the weights are read
     _check_layers(path, config.to_dict())
     read = _changed if getattr(config, "massact", None) else read_module
     return read(spec, config, dtype, common | {"use_safetensors": not allow_pickle}), _tokenizer(spec, config, common)
+
+
+def read_config(spec: str | os.PathLike[str], options: dict[str, Any]) -> Any:
+    """The configuration of a model.
+
+    Args:
+        spec: path of a folder, or a Hub id.
+        options: for `from_pretrained`.
+
+    Raises:
+        UserError: there is none, it cannot be read, or the model needs code of its own, which was not allowed.
+    """
+    name = os.fspath(spec)
+    try:
+        config = read_with(transformers.AutoConfig, name, options)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _explained(name, error, looks_local(name)) from error
+    check_code(name, config, options)
+    return config
+
+
+def looks_local(spec: str) -> bool:
+    """Whether a name can only be meant as a folder."""
+    return Path(spec).exists() or spec.startswith((".", "/", "~")) or spec.count("/") > 1
 
 
 def read_tokenizer(spec: str, revision: str | None, options: dict[str, Any]) -> Any:
@@ -65,7 +99,7 @@ def read_tokenizer(spec: str, revision: str | None, options: dict[str, Any]) -> 
     """
     common = {k: v for k, v in options.items() if k != "allow_pickle"} | ({"revision": revision} if revision else {})
     try:
-        config = transformers.AutoConfig.from_pretrained(spec, **common)
+        config = read_config(spec, common)
     except Exception:  # whoever reads the model itself says why it cannot be read
         return None
     return _tokenizer(spec, config, common)
@@ -83,12 +117,15 @@ def read_module(spec: str, config: Any, dtype: torch.dtype | str, options: dict[
     Raises:
         UserError: it cannot be read, or weights are missing.
     """
-    cls = model_class(config)
+    cls = model_class(config, bool(options.get(TRUST)))
     # A changed model has weights that the plain architecture does not know: no warning about what is filled in later.
     quiet = _without_warnings() if getattr(config, "massact", None) else nullcontext()
     try:
         with _without_bars(), quiet:
-            module, report = cls.from_pretrained(spec, config=config, dtype=dtype, output_loading_info=True, **options)
+            loading = {"config": config, "dtype": dtype, "output_loading_info": True}
+            module, report = read_with(cls, spec, options, **loading)
+    except UserError:
+        raise
     except Exception as error:
         raise _explained(spec, error, Path(spec).exists()) from error
     _check_report(spec, report)
@@ -183,11 +220,12 @@ def _layers(config: Any) -> Iterator[int]:
         yield from _layers(value)
 
 
-def model_class(config: Any) -> Any:
-    """The class that the checkpoint was saved from, else the bare model of its type."""
-    names = getattr(config, "architectures", None)
-    for name in names if isinstance(names, list) else ():
-        if isinstance(name, str) and hasattr(transformers, name):
+def model_class(config: Any, trusted: bool = False) -> Any:
+    """The class that a checkpoint was saved from, its own code where that may run, else the bare model of its type."""
+    if trusted and (own := own_class(config)) is not None:
+        return own
+    for name in architectures(config):
+        if hasattr(transformers, name):
             return getattr(transformers, name)
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
         if type(config) in auto._model_mapping:
@@ -226,11 +264,7 @@ def _explained(spec: str, error: Exception, looks_local: bool) -> UserError:
             "Install a newer transformers; for a model with its own code pass --trust-remote-code.",
         )
     if "trust_remote_code" in everything:
-        return UserError(
-            f"Model {spec!r} needs code of its own to run.",
-            text,
-            "Read that code; if you trust it, pass --trust-remote-code.",
-        )
+        return needs_code(spec, "", error)
     no_safetensors = "safetensors" in everything and (
         "does not appear to have" in everything or "use_safetensors" in everything
     )
@@ -288,15 +322,20 @@ def read_processor(spec: str, revision: str | None, options: dict[str, Any]) -> 
         spec, revision, options: as for `read_pretrained`.
     """
     common = {"revision": revision} if revision else {}
-    common |= {"trust_remote_code": True} if options.get("trust_remote_code") else {}
+    asked = common | {TRUST: options.get(TRUST, False)}
+    check_parts(spec, asked, *PROCESSOR_FILES)
     try:
-        both = transformers.AutoProcessor.from_pretrained(spec, backend="pil", **common)
+        both = read_with(transformers.AutoProcessor, spec, asked, backend="pil")
         if hasattr(both, "image_processor") and hasattr(both, "tokenizer"):
             return both
+    except UserError:
+        raise
     except Exception:  # only images, or parts that need torchvision
         pass
     try:
-        return transformers.AutoImageProcessor.from_pretrained(spec, backend="pil", **common)
+        return read_with(transformers.AutoImageProcessor, spec, asked, backend="pil")
+    except UserError:
+        raise
     except Exception:  # no file, no network, no such class: what its file says is tried next
         pass
     try:
@@ -313,10 +352,12 @@ def read_extractor(spec: str, revision: str | None, options: dict[str, Any]) -> 
     Args:
         spec, revision, options: as for `read_pretrained`.
     """
-    common = {"revision": revision} if revision else {}
-    common |= {"trust_remote_code": True} if options.get("trust_remote_code") else {}
+    asked = ({"revision": revision} if revision else {}) | {TRUST: options.get(TRUST, False)}
+    check_parts(spec, asked, *PROCESSOR_FILES)
     try:
-        return transformers.AutoFeatureExtractor.from_pretrained(spec, **common)
+        return read_with(transformers.AutoFeatureExtractor, spec, asked)
+    except UserError:
+        raise
     except Exception:  # no file, no network, no such class: a corpus of recordings says what is missing
         return None
 
@@ -328,7 +369,9 @@ def _tokenizer(spec: str, config: Any, common: dict[str, Any]) -> Any:
     any text into unknown tokens: that one is not taken. A text corpus then says that there is no tokenizer.
     """
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(spec, **common)
+        tokenizer = read_with(transformers.AutoTokenizer, spec, common)
+    except UserError:
+        raise
     except Exception:
         return None
     words = getattr(config, "vocab_size", None) or getattr(getattr(config, "text_config", None), "vocab_size", 0)

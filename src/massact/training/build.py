@@ -24,10 +24,14 @@ def tokenizer_of(config: TrainConfig) -> Any:
     from transformers import AutoTokenizer
 
     from massact.models.loading import EMBEDDED, _folder
+    from massact.models.own_code import TOKENIZER_FILES, check_parts, read_with
 
     name = _folder(EMBEDDED) if config.tokenizer == EMBEDDED else config.tokenizer
+    check_parts(name, {}, *TOKENIZER_FILES)
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return read_with(AutoTokenizer, name, {})
+    except UserError:
+        raise
     except Exception as error:  # the Hub's packages raise many kinds
         raise UserError(
             f"The tokenizer {config.tokenizer!r} cannot be loaded.",
@@ -58,7 +62,7 @@ def build_model(config: TrainConfig) -> nn.Module:
         raise UserError(f"{config.architecture!r} has no option {unknown[0]!r}.", do=near(unknown[0], options))
     torch.manual_seed(config.seed)
     try:
-        model = head.from_config(made, attn_implementation="sdpa")
+        model = head.from_config(made, attn_implementation="sdpa", trust_remote_code=False)
     except ValueError as error:
         raise UserError(f"The model {config.architecture!r} cannot be built.",
                         (str(error).splitlines() or [""])[0]) from error  # fmt: skip

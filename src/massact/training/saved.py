@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from massact.models.pretrained import model_class, read_module
+from massact.models.own_code import TRUST
+from massact.models.pretrained import model_class, read_config, read_module
 from massact.records.errors import UserError, near
 from massact.training.applied import apply_variant
 from massact.training.changes import PREFIX, changeable, changes_of
@@ -42,8 +42,8 @@ def from_pretrained(path: str | os.PathLike[str], dtype: torch.dtype | str = "au
     Raises:
         UserError: no such model, or its files do not hold what its configuration tells of.
     """
-    known = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir")}
-    config = transformers.AutoConfig.from_pretrained(path, **known)
+    known = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", TRUST)}
+    config = read_config(path, known)
     read = read_changed if getattr(config, "massact", None) else read_module
     return read(os.fspath(path), config, dtype, options)
 
@@ -53,9 +53,11 @@ def read_changed(spec: str, config: Any, dtype: torch.dtype | str, options: dict
     if all(change.get("change") == apply_variant.__name__ for change in _told(config)):
         return load_variant(read_module(spec, config, dtype, options), spec)
     # Other norms have other names in the files, which the plain architecture would not find.
-    cls = model_class(config)
+    trusted = bool(options.get(TRUST))
+    cls = model_class(config, trusted)
     wanted = (getattr(config, "dtype", None) or torch.float32) if dtype == "auto" else dtype
-    model = cls(config) if isinstance(cls, type) and issubclass(cls, nn.Module) else cls.from_config(config)
+    plain = isinstance(cls, type) and issubclass(cls, nn.Module)
+    model = cls(config) if plain else cls.from_config(config, trust_remote_code=trusted)
     return load_variant(model.to(wanted).eval(), spec)
 
 
