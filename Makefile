@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 VISION := .venv-vision
 STAMP := $(VENV)/.installed
 
-.PHONY: demo docs test test-vision lint clean
+.PHONY: demo docs test test-real test-vision lint clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("massact needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Use: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
@@ -18,8 +18,10 @@ demo: $(STAMP)
 	rm -rf runs/demo
 	$(BIN)/massact scan --out runs/demo
 
+# Tests on a real language model are skipped where it cannot be fetched, and say so.
 test: $(STAMP)
 	$(BIN)/ruff check .
+	@$(BIN)/python recipes/fetch_smollm2.py || true
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # timm needs torchvision, whose build must be that of torch: an environment of its own, without pinned versions.
