@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from massact.explanations.job import _check_parts
 from massact.models import attention, load, with_attention
 from massact.records.anatomy import AttentionPlace
+from massact.records.errors import WorkError
+from massact.records.sites import Site
+from massact.stats import Where
 from massact.stats.attended import rounding_allowed
+from massact.stats.heads import HeadOptions, HeadStats, Targets
 
 SMALL: dict[str, Any] = dict(
     vocab_size=120, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
@@ -102,3 +108,21 @@ def test_the_allowance_grows_with_the_scores_alone() -> None:
     assert rounding_allowed([torch.float32], 0.5) == 16 * eps
     assert rounding_allowed([torch.float32], 877.0) == pytest.approx(16 * 877 * eps)
     assert rounding_allowed([torch.bfloat16, torch.float32], 877.0) == 16 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("size", [1.0, 16.0, 60.0])
+def test_parts_of_large_scores(size: float) -> None:
+    """What the tokens with findings add, and the rest: off by rounding alone, by more than 1e-4 of it at last."""
+    net = sharp("sdpa", torch.float32, size)
+    event = events(net)[0]
+    call = event.call
+    stats = HeadStats(Targets({0: [0]}, {}, {}), HeadOptions())
+    guess = AttentionPlace(*event.key, call.via, call.shape[1], 2, True, True, False, None)
+    stats.update(call.of(0, guess), Where(0))
+    r = stats.result()
+    assert r.score_size[0] > (500 if size > 10 else 0)
+    assert (r.residual[0] > 1e-4) == (size > 50)
+    site, allowed = Site("", 1, "attention"), rounding_allowed([torch.float32], float(r.score_size[0]))
+    _check_parts({site: r}, load(net))
+    with pytest.raises(WorkError, match="not the sum of its parts"):
+        _check_parts({site: replace(r, residual=np.array([max(2e-4, 2 * allowed)]))}, load(net))

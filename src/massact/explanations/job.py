@@ -34,6 +34,7 @@ from massact.records.sites import Site
 from massact.scans import check_text, check_weights, layout_of, scanned_corpus, tokens_of
 from massact.scans.maps import massive_patches
 from massact.stats import TokenMax
+from massact.stats.attended import rounding_allowed
 from massact.stats.groups import GroupStats
 from massact.stats.heads import HeadOptions, HeadResult, HeadStats, Targets
 from massact.trace import Measurements, Probe, measure
@@ -114,10 +115,12 @@ def measured_tables(model: Model, corpus: Corpus, scan: ScanResult, config: Expl
 
 
 def _check_parts(heads: Mapping[Site, HeadResult], model: Model) -> None:
-    """Refuse a decomposition whose two parts are not the output: 1e-4 of it in float32."""
-    allowed = 1e-4 * max(1.0, torch.finfo(model.dtype).eps / torch.finfo(torch.float32).eps) ** 0.5
+    """Refuse a decomposition whose two parts are not the output: 1e-4 of it in float32, more where scores are large."""
+    least = 1e-4 * max(1.0, torch.finfo(model.dtype).eps / torch.finfo(torch.float32).eps) ** 0.5
     for site, r in heads.items():
-        worst = float(np.nanmax(r.residual, initial=0.0))
+        known = ~np.isnan(r.residual)
+        worst = float(r.residual[known].max(initial=0.0))
+        allowed = max(least, rounding_allowed([model.dtype], float(r.score_size[known].max(initial=0.0))))
         if worst > allowed:
             raise WorkError(
                 f"Attention of {site} is not the sum of its parts: off by {worst:.2g} of it (allowed {allowed:.1g}).",

@@ -77,6 +77,7 @@ class HeadResult:
             heads with alpha_k > eps. Empty without columns.
         parts: (part, set, name of `PER_PART`) -> (N,).
         residual: (N,) greatest |U_C + U_rest - output| over |output|, of sampled queries, U_rest on its own.
+        score_size: (N,) of these queries, see `rounding_allowed`: how much of it may be rounding.
         between: set -> mean cosine of the sequences' mean projected updates.
         groups: "q", "k", "v" -> group -> `GroupResult`.
     """
@@ -89,6 +90,7 @@ class HeadResult:
     sinks: list[np.ndarray]
     parts: dict[tuple[str, str, str], np.ndarray]
     residual: np.ndarray
+    score_size: np.ndarray
     between: dict[str, float]
     groups: dict[str, dict[str, GroupResult]]
 
@@ -98,7 +100,7 @@ class _Row:
     sequence: int
     per_head: Tensor  # (len(PER_HEAD), H)
     parts: Tensor  # (PARTS, SETS, PER_PART)
-    residual: Tensor  # ()
+    residual: Tensor  # (2,) and the size of its scores
     columns: Tensor | None  # (3, S)
 
 
@@ -157,7 +159,7 @@ class HeadStats:
             self._add_gram(a.out_HTF, sorted(set(range(T)) - set(counted)))
         bias = _Bias(a, keys, p_HTC, chosen, self.options.project) if self.options.bias else None
         parts = torch.full((len(PARTS), len(SETS), len(PER_PART)), float("nan"), device=a.device)
-        residual = torch.full((), float("nan"), device=a.device)
+        residual = torch.full((2,), float("nan"), device=a.device)
         if bias is not None and bias.available and T == S:
             parts, residual = bias.parts(), bias.residual()
             for name, mean_D in bias.means.items():
@@ -232,7 +234,8 @@ class HeadStats:
                 for j, of in enumerate(SETS)
                 for k, name in enumerate(PER_PART)
             },
-            residual=np.array([float(r.residual) for r in rows]),
+            residual=np.array([float(r.residual[0]) for r in rows]),
+            score_size=np.array([float(r.residual[1]) for r in rows]),
             between={name: _mean_cosine(np.stack([to_numpy(m) for m in means])) for name, means in self._means.items()},
             groups={name: groups.result() for name, groups in self._groups.items()},
         )
@@ -318,19 +321,23 @@ class _Bias:
         return table
 
     def residual(self) -> Tensor:
-        """How far the two parts are from the output where the rest is computed on its own, over |output|."""
+        """How far the two parts are from the output where the rest is computed on its own, over |output|; score size.
+
+        (2,), of a few queries.
+        """
         a, name = self.a, "findings"
         if name not in self.p:
-            return torch.full((), float("nan"), device=a.device)
+            return torch.full((2,), float("nan"), device=a.device)
         assert a.out_HTF is not None
         every = max(1, len(self.queries[name]) // CHECKED_QUERIES)
         at_R = torch.tensor(self.queries[name][::every], device=a.device)
         all_S = torch.arange(a.shape[2], device=a.device)
         p_HRS = (a.logits(at_R) - a.norm_HT[:, at_R, None]).exp()
+        size = a.score_size(p_HRS, at_R)
         p_HRS[:, :, self.chosen[name]] = 0
         whole = self.update(name)[:, ::every] + torch.matmul(p_HRS, a.values(all_S)) + a.slot_update(at_R)
         out = a.out_HTF[:, at_R].float()
-        return (whole - out).abs().max() / out.abs().max()
+        return torch.stack([(whole - out).abs().max() / out.abs().max(), size])
 
 
 def _joined(x_HRF: Tensor) -> Tensor:
