@@ -116,3 +116,21 @@ def test_a_model_that_writes_its_own_buffers_and_fails_is_as_before() -> None:
     with pytest.raises((RuntimeError, MassactError)), unchanged(module, values=True):
         module(torch.randn(1, 40, 16))
     assert float(module.calls) == 0 and module.last is None and all(m.training for m in module.modules())
+
+
+def test_effects_and_attention_of_a_model_in_training_mode_are_those_in_evaluation_mode() -> None:
+    """Dropout must not reach a measurement, whatever mode the user's model is in."""
+    ids = torch.randint(5, 90, (4, 20), generator=torch.Generator().manual_seed(0))
+    found = []
+    for training in (True, False):
+        module = build("gpt2").train(training)
+        assert any(isinstance(m, nn.Dropout) and m.p > 0 for m in module.modules())
+        model = ma.load(module)
+        scan = ma.scan(model, ma.corpus(ids), null=False, thresholds={"magnitude": 0.1, "ratio": 1})
+        effects = ma.intervene(model, ma.corpus(ids), scan).effects
+        heads = ma.explain(model, ma.corpus(ids), scan).heads
+        found.append((effects[effects.metric.astype(str).str.contains("perplexity|nats")], heads))
+        assert module.training is training
+    for one, other in zip(*found, strict=True):
+        assert len(one)
+        assert one.select_dtypes("number").equals(other.select_dtypes("number"))

@@ -25,7 +25,7 @@ from massact.models import Model
 from massact.records.anatomy import AttentionPlace
 from massact.records.errors import UserError
 from massact.records.sites import Site
-from massact.trace import Together, WeightEdit, edited
+from massact.trace import Together, WeightEdit, edited, unchanged
 from massact.trace.attention import AttentionCall, attending
 from massact.trace.bias_roles import ROLES, bias_roles
 
@@ -290,7 +290,8 @@ def _identity_errors(
         for see, edits in ((keep, ()), (compare, (without,))):
             with edited(model, *edits), attending(model.module, {p: see(s) for s, p in places.items()}) as heads:
                 heads.begin()
-                model.module(**model.example)
+                with unchanged(model.module):
+                    model.module(**model.example)
     return errors
 
 

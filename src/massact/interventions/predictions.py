@@ -16,6 +16,7 @@ from massact.corpora import Batch, Corpus
 from massact.interventions.labels import n_classes
 from massact.models import Model
 from massact.records.errors import UserError
+from massact.trace import unchanged
 
 ROWS = 256  # of logits turned into probabilities at once
 MOST_KEPT_BYTES = 1 << 28  # of probabilities without an edit, of one sequence; beyond it they are made again
@@ -115,8 +116,11 @@ def logits_of(model: Model, batch: Batch) -> Tensor:
             do="Classify by the names of classes: --zero-shot (in Python head=ZeroShot(...)).",
         )
     place = [model.anatomy.logits] if model.anatomy.logits is not None else []
-    out = model.run(inputs, places=place) if place else model.module(
-        **{k: v.to(model.device) for k, v in inputs.items()}, **model.arguments)  # fmt: skip
+    if place:
+        out = model.run(inputs, places=place)
+    else:
+        with unchanged(model.module):
+            out = model.module(**{k: v.to(model.device) for k, v in inputs.items()}, **model.arguments)
     logits = getattr(out, "logits", None)
     if isinstance(out, Tensor) and out.ndim == 2 and out.shape[1] == n_classes(model):  # a classifier of timm
         return out

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from massact.models import Model
 from massact.models.inputs import to_device
 from massact.records.errors import UserError
+from massact.trace import unchanged
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -181,7 +182,7 @@ def _prove(model: Model, tokens: dict[str, Tensor], head: ZeroShotHead) -> None:
     """Compare with the model's own logits, for images of noise and the first prompts."""
     name = str(model.image_input)
     images = {name: model.example[name]}
-    with torch.no_grad():
+    with torch.no_grad(), unchanged(model.module):
         theirs = getattr(model.module(**images, **tokens), "logits_per_image", None)
         ours = head(model, images)
     most = _ROUNDINGS * torch.finfo(model.dtype).eps * head.scale
