@@ -342,3 +342,16 @@ def test_real_piqa_questions(tmp_path: Path) -> None:
             # Two answers whose sums differ by less than a rounding may fall either way.
             assert np.abs(got[name] - wanted[name]).sum() <= (wanted["margin"] < 1e-4), name
     assert (paired.baseline["acc"] != paired.edited[edit.name]["acc"]).any()
+
+
+def test_git_is_not_asked(model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside a checkout git says "fatal: not a git repository" on stderr; what it says is kept nowhere."""
+    import subprocess
+
+    from lm_eval import evaluator
+
+    asked: list[object] = []
+    monkeypatch.setattr(subprocess, "check_output", lambda *given, **_: asked.append(given) or b"")
+    before = evaluator.get_git_commit_hash
+    evaluate_tasks(model, ["two_answers"], [], folder=folder, limit=1)
+    assert not asked and evaluator.get_git_commit_hash is before

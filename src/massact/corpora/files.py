@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from massact.records.errors import UserError, near
+from massact.records.given_files import read_given, refuse_special
+
+MOST_BYTES = 2 << 30  # of one text: it is held in memory, several times over
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
@@ -58,6 +61,7 @@ def named_file(kind: str, path: Path, where: str) -> Path:
         UserError: there is none.
     """
     path = at_home(path)
+    refuse_special(path)
     if not os.path.isfile(path):
         raise UserError(f"There is no {kind} {str(path)!r}.", f"It is {where}.", "Check the path.")
     return path
@@ -129,10 +133,10 @@ def read_text(file: Path) -> str:
     """Read one UTF-8 file, with every line ending as a newline.
 
     Raises:
-        UserError: unreadable, binary, or not UTF-8 (with the offset of the first bad byte).
+        UserError: unreadable, a pipe, too large, binary, or not UTF-8 (with the offset of the first bad byte).
     """
     try:
-        data = file.read_bytes()
+        data = read_given(file, MOST_BYTES)
     except OSError as error:
         why = error.strerror or type(error).__name__
         raise UserError(f"The file {str(file)!r} cannot be read.", f"{why}.", "Check its permissions.") from error

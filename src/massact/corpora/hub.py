@@ -151,9 +151,11 @@ def _default_split(dataset: str, config: str | None) -> str:
 def _load(dataset: str, options: dict[str, Any]) -> Iterable[Mapping[str, Any]]:
     datasets = _datasets(dataset)
     try:
-        return datasets.load_dataset(dataset, **options)
+        rows = datasets.load_dataset(dataset, **options)
     except Exception as error:  # as above
         raise _refused(dataset, error) from error
+    # Columns of images and sound stay undecoded: only text is read, and their decoders open any format.
+    return rows.decode(False) if hasattr(rows, "decode") else rows
 
 
 def _guarded(rows: Iterable[Mapping[str, Any]], dataset: str) -> Iterator[Mapping[str, Any]]:
@@ -188,7 +190,15 @@ def _datasets(dataset: str) -> Any:
             + ("." if known else " (and no file, folder or built-in corpus has that name)."),
             f'pip install "massact[data]", or give a file.{hint}',
         )
+    no_code_asked(module)
     return module
+
+
+def no_code_asked(datasets: Any) -> None:
+    """Of versions that ask on stdin whether the code of a data set may run: no. An answer in the environment stands."""
+    config = getattr(datasets, "config", None)
+    if getattr(config, "HF_DATASETS_TRUST_REMOTE_CODE", False) is None:
+        config.HF_DATASETS_TRUST_REMOTE_CODE = False  # type: ignore[union-attr]
 
 
 def _refused(dataset: str, error: Exception) -> UserError:

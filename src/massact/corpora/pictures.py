@@ -13,6 +13,9 @@ from massact.records.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image")
+# What Pillow may decode, whatever a file is called: raster formats that it reads by itself. EPS, for one, it hands to
+# ghostscript, which runs the program in the file; other formats are refused because nobody photographs in them.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 LABEL_COLUMNS = ("label", "labels", "class", "target")
 LABEL_ENDINGS = ("_label", "_class")
 
@@ -188,7 +191,9 @@ def opened(image: Any, name: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = image if is_image(image) else Image.open(image)
+            picture = image if is_image(image) else _of_known_format(image, name)
+            if getattr(picture, "format", None) not in (None, "MPO", *FORMATS):  # MPO: JPEGs of several views
+                raise _other_format(name, f"It is {picture.format}.")
             try:
                 turned = ImageOps.exif_transpose(picture)
                 if turned.mode in ("I", "F") or turned.mode.startswith("I;"):
@@ -210,3 +215,23 @@ def opened(image: Any, name: str) -> Any:
         raise UserError(
             f"The image {name!r} cannot be read.", f"{type(error).__name__}: {text}", "Copy it again, or leave it out."
         ) from error
+
+
+def _of_known_format(path: Any, name: str) -> Any:
+    """An image file of one of `FORMATS`, opened; nothing of it is decoded yet."""
+    from PIL import Image, UnidentifiedImageError
+
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start in (b"%!PS", b"\xc5\xd0\xd3\xc6"):
+        raise _other_format(name, "It is PostScript (EPS), a program that would be run to draw the image.")
+    Image.init()  # not every Pillow has all of them
+    try:
+        return Image.open(path, formats=[one for one in FORMATS if one in Image.OPEN])
+    except UnidentifiedImageError:
+        raise _other_format(name, "Its first bytes are of none of them, or it is damaged.") from None
+
+
+def _other_format(name: str, why: str) -> UserError:
+    return UserError(f"The image {name!r} cannot be read.", f"{why} Formats that are read: {', '.join(FORMATS)}.",
+                     "Save it as PNG or JPEG, or leave it out.")  # fmt: skip

@@ -17,6 +17,8 @@ from massact.corpora.pictures import is_image_name
 from massact.records.errors import UserError
 
 AUDIO_SUFFIXES = (".wav", ".flac")
+FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC")  # as libsndfile calls what these endings mean; it starts no programs
+MOST_BYTES = 4 << 30  # of one recording as float32: a few bytes of flac can say that they are hours
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "audio")
 TEXT_COLUMNS = ("text", "transcript", "sentence")
 INSTALL = "Install what reads and resamples audio: pip install 'massact[audio]'"
@@ -210,8 +212,21 @@ def _read(path: Path, name: str) -> tuple[np.ndarray, int]:
         raise UserError(f"The recording {name!r} cannot be read.", "soundfile is not installed.", INSTALL) from error
     try:
         with open(path, "rb") as file:  # libsndfile itself opens only paths that are Unicode
-            samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
+            with soundfile.SoundFile(file) as sound:
+                if sound.format not in FORMATS:
+                    raise UserError(
+                        f"The recording {name!r} is {sound.format}, whatever it is called.",
+                        f"Formats that are read: {', '.join(FORMATS)}.", "Save it as wav or flac.",
+                    )  # fmt: skip
+                if (size := sound.frames * sound.channels * 4) > MOST_BYTES:
+                    raise UserError(
+                        f"The recording {name!r} is {sound.frames:,} samples of {sound.channels} channels long.",
+                        f"They would take {size / 2**30:,.1f} GiB; {MOST_BYTES >> 30} are allowed.", "Cut it.",
+                    )  # fmt: skip
+                samples, rate = sound.read(dtype="float32", always_2d=True), sound.samplerate
+    except UserError:
+        raise
+    except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"The recording {name!r} cannot be read.", f"{type(error).__name__}: {text}",

@@ -19,6 +19,7 @@ from massact.models import Model
 from massact.models.inputs import to_device
 from massact.records.anatomy import Place
 from massact.records.errors import UserError
+from massact.records.given_files import refuse_special
 from massact.records.sites import Site
 from massact.scans.patches import place_names
 from massact.stats import Keep
@@ -149,6 +150,7 @@ def _after_a_norm(model: Model, corpus: Corpus, at: tuple[Site, Place], n_tokens
 
 def _read(file: Path) -> tuple[Tensor, Tensor]:
     """Weight (C, D) and bias (C,), float32; the bias is 0 where there is none."""
+    refuse_special(file)
     if not file.is_file():
         raise UserError(f"There is no file {str(file)!r}.", do=_WANTED)
     try:

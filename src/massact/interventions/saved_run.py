@@ -10,6 +10,7 @@ from typing import Any
 
 from massact.interventions.job import intervene
 from massact.records.errors import UserError, near
+from massact.records.given_files import read_given
 from massact.records.intervention import Intervention
 from massact.records.results import ScanResult
 from massact.scans import reopen, scanned_corpus
@@ -81,7 +82,9 @@ def _rows(file: Path, column: str) -> tuple[Any, list[str]]:
         UserError: it cannot be read, or a row lacks the column or its text.
     """
     try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [json.loads(line) for line in read_given(file).decode("utf-8").splitlines() if line.strip()]
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as JSONL.", str(error)) from None
     for i, row in enumerate(rows, 1):

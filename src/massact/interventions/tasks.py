@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from massact.corpora.hub import no_code_asked
 from massact.interventions.effects import Paired
 from massact.models import Model
 from massact.records.errors import UserError, WorkError
@@ -52,6 +54,7 @@ def evaluate_tasks(
         raise UserError("Tasks are text, and the model has no tokenizer.", do="Give one: load(..., tokenizer=...).")
     lm_eval, HFLM = _lm_eval()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    no_code_asked(sys.modules.get("datasets"))
     with _as_it_is(model.module):
         harness = HFLM(
             pretrained=model.module, tokenizer=copy.deepcopy(model.tokenizer), batch_size=batch_size,
@@ -63,7 +66,7 @@ def evaluate_tasks(
         raise UserError(f"lm-eval knows no task {unknown[0]!r}.", do="List them: lm-eval ls tasks")
 
     def run(edit: AnyEdit | None) -> tuple[dict[str, dict[str, np.ndarray]], Fired | None]:
-        with edited(model, edit) if edit is not None else nullcontext([None]) as fired:
+        with edited(model, edit) if edit is not None else nullcontext([None]) as fired, _no_questions(lm_eval):
             try:
                 out = lm_eval.simple_evaluate(
                     model=harness, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=True,
@@ -102,6 +105,20 @@ def _as_it_is(module: Any) -> Iterator[None]:
         del module.tie_weights
 
 
+@contextmanager
+def _no_questions(lm_eval: Any) -> Iterator[None]:
+    """lm-eval asks git and a dozen other programs where it runs; what they say goes into a record that nobody keeps."""
+    evaluator, names = lm_eval.evaluator, ("get_git_commit_hash", "add_env_info")
+    before = {name: getattr(evaluator, name) for name in names if hasattr(evaluator, name)}
+    for name in before:
+        setattr(evaluator, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(evaluator, name, function)
+
+
 def _prefix(model: Model) -> int | None:
     """What stands before a text without a context: None for the tokenizer's own start, a newline where it has none."""
     has = [getattr(model.tokenizer, f"{name}_token_id", None) for name in ("bos", "eos")]
@@ -111,6 +128,7 @@ def _prefix(model: Model) -> int | None:
 def _lm_eval() -> tuple[Any, Any]:
     try:
         import lm_eval
+        import lm_eval.evaluator
         import lm_eval.tasks
         from lm_eval.models.huggingface import HFLM
     except ImportError as error:

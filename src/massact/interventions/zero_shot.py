@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from massact.models import Model
 from massact.models.inputs import to_device
 from massact.records.errors import UserError
+from massact.records.given_files import read_given
 from massact.trace import unchanged
 
 TEMPLATES = (
@@ -63,7 +64,7 @@ class ZeroShot:
 
 def _lines(file: Path) -> tuple[str, ...]:
     try:
-        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").strip().splitlines()]
+        lines = [line.strip() for line in read_given(file).decode("utf-8-sig").strip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{str(file)!r} cannot be read.", str(error), "Give a text file, one entry a line.") from None
     if not all(lines):

@@ -16,6 +16,7 @@ import transformers
 from transformers.utils import cached_file
 
 from massact.records.errors import UserError
+from massact.records.given_files import refuse_special_in
 
 TRUST = "trust_remote_code"
 FLAG = "--trust-remote-code"
@@ -32,9 +33,10 @@ def read_with(cls: Any, spec: Any, options: Mapping[str, Any], **more: Any) -> A
         options, more: for `from_pretrained`.
 
     Raises:
-        UserError: it needs code of its own, and this was not allowed.
+        UserError: it needs code of its own, and this was not allowed, or the folder holds a pipe or device.
     """
     trusted = bool(options.get(TRUST, False))
+    refuse_special_in(spec)
     try:
         return cls.from_pretrained(spec, **(dict(options) | more | {TRUST: trusted}))
     except ValueError as error:

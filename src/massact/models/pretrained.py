@@ -27,6 +27,7 @@ from massact.models.own_code import (
     read_with,
 )
 from massact.records.errors import UserError
+from massact.records.given_files import read_given, refuse_special_in
 from massact.records.readers import READERS
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf")
@@ -170,6 +171,7 @@ def _check_folder(path: Path, allow_pickle: bool) -> None:
         raise UserError(
             f"No such model folder: {path}", do="Give a Hub id, a local folder, or nothing (embedded model)."
         )
+    refuse_special_in(path)
     if not path.is_dir():
         raise UserError(f"{path} is a file, not a model folder.", do="Give the folder that holds config.json.")
     config = path / "config.json"
@@ -178,7 +180,9 @@ def _check_folder(path: Path, allow_pickle: bool) -> None:
             f"{path} is no model folder: it has no config.json.", do="Save the model there with save_pretrained()."
         )
     try:
-        parsed = json.loads(config.read_text(encoding="utf-8"))
+        parsed = json.loads(read_given(config).decode("utf-8"))
+    except UserError:
+        raise
     except (OSError, ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise UserError(f"{config} is not valid JSON.", str(error), "Copy or download it again.") from None
     if isinstance(parsed, dict) and "architecture" in parsed and "model_type" not in parsed:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from massact.records.errors import UserError, near
+from massact.records.given_files import refuse_special_in
 
 TIMM = "timm:"
 INSTALL = "Install both: pip install 'massact[vision]'"
@@ -60,6 +61,7 @@ def read_timm(spec: str, dtype: torch.dtype | str, revision: str | None, options
         close = get_close_matches(name, timm.list_models(), 5)
         do = near(name, close) if close else "See timm.list_models()."
         raise UserError(f"timm {timm.__version__} has no model {name!r}.", do=do)
+    refuse_special_in(name.removeprefix("local-dir:"))
     try:
         module = timm.create_model(name, **({"pretrained": True} | given))
     except Exception as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from massact.records.errors import UserError
+from massact.records.given_files import refuse_special
 from massact.records.tables import load_arrays
 
 # Name -> a letter for each axis, the same length wherever the letter is the same; "?": it may be missing.
@@ -28,6 +29,7 @@ def read_arrays(path: Path, shapes: Mapping[str, str]) -> dict[str, np.ndarray]:
     Raises:
         UserError: it is damaged, or holds arrays of other shapes or kinds.
     """
+    refuse_special(path)
     if not path.is_file():
         return {}
     arrays = load_arrays(path)

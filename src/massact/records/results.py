@@ -11,6 +11,7 @@ import pandas as pd
 
 from massact.records.arrays import IMAGES, PORTRAIT, read_arrays
 from massact.records.errors import UserError
+from massact.records.given_files import read_given, refuse_special
 from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import RunInfo, jsonable
 from massact.records.tables import frame, leftovers, read_table, save_arrays, write_atomic, write_table
@@ -113,12 +114,13 @@ def read_info(directory: str | Path) -> RunInfo:
     if not is_folder(path):
         raise UserError(f"No such run directory: {path}", do="Make one with: massact scan MODEL --out DIR")
     file = path / "run.json"
+    refuse_special(file)
     if not file.is_file():
         raise UserError(
             f"{path} is no run directory: it has no run.json.", do="Make one with: massact scan MODEL --out DIR"
         )
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_given(file).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read.", str(error)) from None
     return RunInfo.from_json(text, str(file))

@@ -14,6 +14,7 @@ import pandas as pd
 
 from massact.records.answer import read_as
 from massact.records.errors import UserError
+from massact.records.given_files import read_given, refuse_special
 from massact.records.runinfo import jsonable, versions
 from massact.records.tables import leftovers, save_arrays, write_atomic, write_table
 
@@ -90,10 +91,11 @@ def read_sidecar(file: Path, kind: type[Info], version: int, again: str) -> Info
     Raises:
         UserError: it is damaged, or written by a newer massact.
     """
+    refuse_special(file)
     if not file.is_file():
         return None
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(read_given(file).decode("utf-8"))
         found = data["schema_version"]
         if not isinstance(found, int) or not 1 <= found <= version:
             raise UserError(f"{file} has schema version {found!r}; this massact reads up to {version}.", do=again)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from massact.records.errors import UserError
+from massact.records.given_files import refuse_special
 from massact.records.patch_tables import PATCH_TABLES
 from massact.records.shape_tables import SHAPE_TABLES
 
@@ -446,6 +447,7 @@ def read_table(directory: Path, table: str) -> pd.DataFrame:
         UserError: the file is missing, is not parquet, lacks a column, or holds another type in one.
     """
     path = directory / f"{table}.parquet"
+    refuse_special(path)
     if not path.is_file():
         raise UserError(f"{directory} has no {path.name}.", do="The run did not finish: scan again with --resume.")
     try:
@@ -486,6 +488,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is damaged.
     """
+    refuse_special(path)
     try:
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}

@@ -25,6 +25,7 @@ from massact.corpora.files import at_home, looks_like_path, named, read_path, te
 from massact.corpora.hub import read_rows
 from massact.corpora.packing import token_ids
 from massact.records.errors import UserError, WorkError
+from massact.records.given_files import refuse_special
 
 FORMAT = 1
 PIECE = 1 << 20  # characters that are tokenised at once
@@ -192,6 +193,7 @@ def _text_of(source: Any, text_column: str | None, split: str | None) -> _Text:
     if isinstance(source, Path) or looks_like_path(str(source)) or path.exists():
         if not path.exists():
             read_path(path)  # says what is missing
+        refuse_special(path)
         files = text_files(path) if path.is_dir() else [path]
         column = text_column if any(f.suffix.lower() in (".jsonl", ".ndjson") for f in files) else None
 
@@ -378,6 +380,7 @@ def read_pictures(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         UserError: it cannot be read, or lacks one of them.
     """
+    refuse_special(path)
     try:
         with np.load(Path(path), allow_pickle=False) as data:
             return data["images"], data["labels"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from massact.records.comparison import Comparison, labels_of, open_compared
 from massact.records.errors import UserError, near
+from massact.records.given_files import refuse_special
 from massact.records.tables import write_atomic
 from massact.reports.compare_figures import draw_comparison
 from massact.reports.comparison import compare
@@ -54,6 +55,7 @@ def report(runs: Any, out: str | Path | None = None, kind: str = "html", figures
     comparison = _compared(given) if len(held) > 1 else None
     path = _place(held, out, FORMATS[kind][0])
     said = _said(held, comparison, kind)
+    refuse_special(path)  # renaming a file over a device would take its place
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lambda p: p.write_text(said, encoding="utf-8", errors="backslashreplace", newline="\n"))
