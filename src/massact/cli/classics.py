@@ -12,6 +12,7 @@ from massact.cli.options import (
     AllowPickle,
     CorpusNow,
     Device,
+    GgufFile,
     Json,
     Preprocess,
     Quiet,
@@ -47,6 +48,7 @@ def classics(
     seed: Annotated[int, typer.Option(help="Seed of pairs, random controls and bootstraps.")] = 0,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
+    gguf_file: GgufFile = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -69,7 +71,7 @@ def classics(
     options = {"which": tuple(which or ()), "batch_size": batch_size, "seed": seed}
     options |= {"n_sequences": n_sequences} if is_run else {}
     ClassicsConfig.of(options)  # before minutes are spent on loading
-    load_options = load_options_of(trust_remote_code, allow_pickle)
+    load_options = load_options_of(trust_remote_code, allow_pickle, gguf_file)
     if out is not None:
         check_out(out, resume=False)
     with progress_bar(quiet or json) as progress:

@@ -40,6 +40,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights, with weights_only=True.")]
 
+GgufFile = Annotated[
+    str | None, typer.Option("--gguf-file", help="Name of a GGUF file in the folder or repository that MODEL names.")
+]
+
 
 def printed(result: Any, json: bool, quiet: bool) -> None:
     """Print a result: as JSON, or readable unless it must be quiet."""
@@ -88,10 +92,10 @@ def added(done: Any, run: Path, what: str, json: bool, quiet: bool) -> None:
         typer.echo(f"\nAdded to {run}: {what}, figures/. Print it again: massact show {run}")
 
 
-def load_options_of(trust_remote_code: bool, allow_pickle: bool) -> dict[str, Any]:
+def load_options_of(trust_remote_code: bool, allow_pickle: bool, gguf_file: str | None = None) -> dict[str, Any]:
     """The options of `load` that were asked for."""
-    asked = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    return {name: True for name, on in asked.items() if on}
+    asked = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "gguf_file": gguf_file}
+    return {name: value for name, value in asked.items() if value}
 
 
 def pair_of(text: str, option: str, example: str) -> tuple[str, str]:

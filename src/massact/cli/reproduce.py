@@ -15,6 +15,7 @@ from massact.cli.options import (
     AllowPickle,
     BatchSize,
     Device,
+    GgufFile,
     Json,
     Preprocess,
     Quiet,
@@ -94,6 +95,7 @@ def reproduce(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
+    gguf_file: GgufFile = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what is in --out; it does so by itself.")
     ] = False,
@@ -128,7 +130,7 @@ def reproduce(
     from massact.reproductions import reproduce as run_all
 
     compared = compare(open_compared(trained)) if trained else None
-    loading = {"device": device, "options": load_options_of(trust_remote_code, allow_pickle)}
+    loading = {"device": device, "options": load_options_of(trust_remote_code, allow_pickle, gguf_file)}
 
     def keep(result: Any, folder: Path) -> None:
         if isinstance(result, Comparison):

@@ -13,6 +13,7 @@ from massact.cli.options import (
     AllowPickle,
     BatchSize,
     Device,
+    GgufFile,
     Json,
     Preprocess,
     Quiet,
@@ -31,7 +32,7 @@ from massact.records.errors import UserError, WorkError
 
 def scan(
     model: Annotated[
-        str | None, typer.Argument(help="Hub id, local folder or timm:NAME; nothing: the embedded model.")
+        str | None, typer.Argument(help="Hub id, local folder, GGUF file or timm:NAME; nothing: the embedded model.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory for tables and figures.")] = None,
     corpus: Annotated[
@@ -86,6 +87,7 @@ def scan(
     ] = False,
     trust_remote_code: TrustRemoteCode = False,
     allow_pickle: AllowPickle = False,
+    gguf_file: GgufFile = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted scan in --out.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -108,7 +110,7 @@ def scan(
     from massact.scans import scan as run_scan
 
     criterion_named(criterion).resolved(options["thresholds"])  # before minutes are spent on loading
-    load_options = load_options_of(trust_remote_code, allow_pickle)
+    load_options = load_options_of(trust_remote_code, allow_pickle, gguf_file)
     if revisions is not None or checkpoints:
         if revision is not None or (revisions is not None and checkpoints):
             raise UserError("--revision, --revisions and --checkpoints exclude each other.", do="Give one of them.")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from massact.models.discovery import discover, run_example
+from massact.models.gguf_header import in_folder, is_gguf
 from massact.models.inputs import (
     example_variants,
     fixed_arguments,
@@ -216,7 +217,7 @@ class Model:
         stacks = self.anatomy.stacks
         return ModelInfo(
             id=self.name,
-            name=os.path.basename(os.path.normpath(self.name)) if os.path.isdir(self.name) else self.name,
+            name=_short(self.name),
             revision=self.revision,
             architecture=type(self.module).__name__,
             model_type=getattr(config, "model_type", None),
@@ -229,7 +230,13 @@ class Model:
             weights_sha256=weights_hash(self.module),
             proof=self.proof.as_dict(),
             attention=getattr(config, "_attn_implementation", None),
+            gguf=self.gguf,
         )
+
+    @property
+    def gguf(self) -> dict[str, Any] | None:
+        """What a run keeps of the GGUF file that the model was read from, see `massact.models.gguf_models`."""
+        return getattr(self.module, "massact_gguf", None)
 
 
 def load(
@@ -247,16 +254,17 @@ def load(
     """Load a model, find its anatomy and prove it.
 
     Args:
-        spec: a Hub id, a local folder, a name of timm ("timm:vit_tiny_patch16_224", see
-            `massact.models.timm_models.read_timm`), a live module, or None for the embedded model.
+        spec: a Hub id, a local folder, a GGUF file (a path, or owner/name/file.gguf of the Hub), a name of timm
+            ("timm:vit_tiny_patch16_224", see `massact.models.timm_models.read_timm`), a live module, or None for the
+            embedded model.
         tokenizer: of a live module; loaded beside the weights otherwise.
         blocks: dotted path(s) of the list(s) of blocks, where the search does not find them.
         inputs: one short example input (name -> tensor) for a module that is not from transformers or timm.
         device: "auto" (CUDA where there is one), or any torch device.
-        dtype: "auto" (as stored), "float32", "float16", "bfloat16".
+        dtype: "auto" (as stored; of GGUF float32, which holds all of its values), "float32", "float16", "bfloat16".
         revision: of a Hub model; an error for a local folder, which has none.
-        options: more keyword arguments for `from_pretrained` (for example trust_remote_code=True, or
-            allow_pickle=True to read `.bin` weights with weights_only=True).
+        options: more keyword arguments for `from_pretrained` (for example trust_remote_code=True,
+            allow_pickle=True to read `.bin` weights with weights_only=True, or gguf_file="NAME.gguf").
         processor: of images or sound, for a live module; read beside the weights otherwise.
 
     Raises:
@@ -267,8 +275,9 @@ def load(
         module, name = spec, type(spec).__name__
     else:
         where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else _device(device)
-        name = EMBEDDED if spec is None else os.fspath(spec)
-        module, found, known = _read(name, _dtype(dtype), revision, dict(options or {}))
+        asked = dict(options or {})
+        name = in_folder(EMBEDDED if spec is None else os.fspath(spec), asked.pop("gguf_file", None))
+        module, found, known = _read(name, _dtype(dtype), revision, asked)
         module = module.to(where).eval()
         tokenizer, processor = tokenizer or found, known if processor is None else processor
     processor = timm_cfg(module) if processor is None else processor
@@ -309,6 +318,11 @@ def _proved(
     raise refused
 
 
+def _short(name: str) -> str:
+    """What people call a model: the last part of its path."""
+    return os.path.basename(os.path.normpath(name)) if os.path.isdir(name) or is_gguf(name) else name
+
+
 def _read(
     name: str, dtype: torch.dtype | str, revision: str | None, options: dict[str, Any]
 ) -> tuple[nn.Module, Any, Any]:
@@ -316,6 +330,10 @@ def _read(
     if name.startswith(TIMM):
         return read_timm(name, dtype, revision, options), None, None
     # transformers is slow to import
+    if is_gguf(name):
+        from massact.models.gguf_models import read_gguf
+
+        return (*read_gguf(name, dtype, revision, options), None)
     from massact.models.pretrained import read_extractor, read_pretrained, read_processor
 
     folder = _folder(name)

@@ -173,8 +173,16 @@ def _check_folder(path: Path, allow_pickle: bool) -> None:
         )
     refuse_special_in(path)
     if not path.is_dir():
-        raise UserError(f"{path} is a file, not a model folder.", do="Give the folder that holds config.json.")
+        raise UserError(
+            f"{path} is a file, not a model folder.", do="Give the folder that holds config.json, or a .gguf file."
+        )
     config = path / "config.json"
+    packed = sorted(f.name for f in path.glob("*.gguf"))
+    if packed and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise UserError(
+            f"{path} holds GGUF files: {', '.join(packed[:6])}{', ...' if len(packed) > 6 else ''}.",
+            do=f"Name one: --gguf-file {packed[0]}",
+        )
     if not config.is_file():
         raise UserError(
             f"{path} is no model folder: it has no config.json.", do="Save the model there with save_pretrained()."
@@ -231,7 +239,7 @@ def model_class(config: Any, trusted: bool = False) -> Any:
     for name in architectures(config):
         if hasattr(transformers, name):
             return getattr(transformers, name)
-    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModel):
+    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM, transformers.AutoModel):
         if type(config) in auto._model_mapping:
             return auto
     return transformers.AutoModel

@@ -30,6 +30,8 @@ class ModelInfo:
         dtype: of the weights; attention: implementation in use.
         weights_sha256: over names, dtypes, shapes and bytes of all weights.
         proof: numbers of the closure proof.
+        gguf: of a model from a GGUF file: its name, SHA-256, architecture, number of tensors of each type, that they
+            were unpacked (dequantised), settings put right (settled), notes.
     """
 
     id: str
@@ -46,6 +48,7 @@ class ModelInfo:
     weights_sha256: str
     proof: dict[str, Any]
     attention: str | None = None
+    gguf: dict[str, Any] | None = None
 
 
 @dataclass

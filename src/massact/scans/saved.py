@@ -151,8 +151,13 @@ def _locked(path: Path) -> int | None:
 
 
 def _same_everywhere(record: Any) -> Any:
-    """A record without the rounding errors of the proof and the name of the corpus, which differ between machines."""
-    return {k: v for k, v in record.items() if k not in ("proof", "corpus")} if isinstance(record, dict) else record
+    """A record without the rounding errors of the proof and the name of the corpus, which differ between machines.
+
+    Nor what is None, so that the record of an earlier version, which lacks a newer field, is the same.
+    """
+    if not isinstance(record, dict):
+        return record
+    return {k: v for k, v in record.items() if k not in ("proof", "corpus") and v is not None}
 
 
 def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:

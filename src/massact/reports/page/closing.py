@@ -122,6 +122,7 @@ def _record(verb: str, info: Any) -> list[tuple[str, str]]:
         ("Architecture", ", ".join(x for x in (architecture, shape) if x)),
         ("Parameters", f"{model['n_parameters']:,}" if isinstance(model.get("n_parameters"), int) else None),
         ("Weights, SHA-256", model.get("weights_sha256")), ("Weights are", model.get("dtype")),
+        ("GGUF", _gguf(model.get("gguf"))),
         ("Attention", model.get("attention")), ("Proof", _proof(model.get("proof"))),
         ("Corpus", _corpus(corpus)), ("Corpus, SHA-256", corpus.get("sha256") or corpus.get("tokens_sha256")),
         ("Seed", info.config.get("seed", getattr(info, "seed", None))), ("Device", getattr(info, "device", None)),
@@ -141,6 +142,14 @@ def _proof(proof: Any) -> str:
     same = "bit-identical" if proof.get("outputs_identical") else "not identical"
     return (f"the residual stream adds up within {number(proof['closure'])} (tolerance {number(proof.get('tolerance'))}"
             f", {proof.get('n_sums', '?')} sums); outputs with taps installed are {same}")  # fmt: skip
+
+
+def _gguf(gguf: Any) -> str:
+    if not isinstance(gguf, Mapping):
+        return ""
+    types = gguf.get("types")
+    counts = ", ".join(f"{n} {name}" for name, n in types.items()) if isinstance(types, Mapping) else "not recorded"
+    return f"unpacked from {gguf.get('file')} (SHA-256 {gguf.get('sha256')}); tensors: {counts}"
 
 
 def _corpus(corpus: Mapping[str, Any]) -> str:
