@@ -136,6 +136,19 @@ def read_header(path: Path) -> GgufHeader:
     return header
 
 
+def gguf_notes(gguf: dict[str, Any] | None) -> list[str]:
+    """What is said of a model whose weights lay in a GGUF file."""
+    if gguf is None:
+        return []
+    types = ", ".join(f"{n:,} {name}" for name, n in gguf["types"].items())
+    said = [f"The weights were unpacked from {gguf['file']} (tensors: {types}): measured is the model as it was "
+            "quantised there, computed in floating point."]  # fmt: skip
+    if gguf["settled"]:
+        named = ", ".join(f"{k} = {v}" for k, v in gguf["settled"].items() if not isinstance(v, list))
+        said.append(f"Taken from the file where transformers had another value: {named}.")
+    return said + gguf["notes"]
+
+
 def need_package() -> None:
     """Refuse to go on without the packages that GGUF needs.
 

@@ -464,19 +464,6 @@ class _Job:
         self.progress("portrait", 1, 1)
 
 
-def _unpacked(gguf: dict[str, Any] | None) -> list[str]:
-    """What is said of a model whose weights lay in a GGUF file."""
-    if gguf is None:
-        return []
-    types = ", ".join(f"{n:,} {name}" for name, n in gguf["types"].items())
-    said = [f"The weights were unpacked from {gguf['file']} (tensors: {types}): measured is the model as it was "
-            "quantised there, computed in floating point."]  # fmt: skip
-    if gguf["settled"]:
-        named = ", ".join(f"{k} = {v}" for k, v in gguf["settled"].items() if not isinstance(v, list))
-        said.append(f"Taken from the file where transformers had another value: {named}.")
-    return said + gguf["notes"]
-
-
 def _unmasked(mask: torch.Tensor, seen: Evidence) -> list[str]:
     """What is said of stacks that the mask of a corpus of tensors is not about."""
     counted, last = int(mask.any(0).nonzero().max()), seen.norms.groupby("stack").pos.max()
