@@ -14,9 +14,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
+# The real language model is left out where it cannot be fetched, and the script says so.
+SMOLLM2 := .cache/smollm2-135m-instruct.gguf
 demo: $(STAMP)
-	rm -rf runs/demo
+	rm -rf runs/demo runs/demo-smollm2
 	$(BIN)/massact scan --out runs/demo
+	@if $(BIN)/python recipes/fetch_smollm2.py; then set -ex; \
+	  $(BIN)/massact scan $(SMOLLM2) --seq-len 256 --n-sequences 8 --out runs/demo-smollm2; \
+	  $(BIN)/massact explain runs/demo-smollm2; \
+	  $(BIN)/massact report runs/demo-smollm2; fi
 
 # Tests on a real language model are skipped where it cannot be fetched, and say so.
 test: $(STAMP)
@@ -37,4 +43,4 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 
 clean:
-	rm -rf $(VENV) $(VISION) runs/demo
+	rm -rf $(VENV) $(VISION) runs/demo runs/demo-smollm2

@@ -14,6 +14,7 @@ import torch
 from massact.corpora import AnySource, AudioSource, Corpus, ImageSource, PairSource, Source
 from massact.corpora import corpus as make_corpus
 from massact.models import Model, load, random_twin, token_types
+from massact.models.gguf_header import gguf_notes
 from massact.records.answer import Answer
 from massact.records.errors import MassactError, UserError, WorkError, check_options, near
 from massact.records.results import ScanResult, open_run
@@ -437,7 +438,7 @@ class _Job:
 
     def notes(self, seen: Evidence, rows: Any, near_rows: Any) -> list[str]:
         """What the tables cannot say of themselves: what could not be seen, and where a list was cut."""
-        notes = [*self.model.anatomy.notes, *self.corpus.origin.source.get("notes", ())]
+        notes = [*gguf_notes(self.model.gguf), *self.model.anatomy.notes, *self.corpus.origin.source.get("notes", ())]
         for site, reason in self.model.anatomy.unavailable():
             if "mlp_act" in self.rule.needs and site.point == "mlp_act":
                 notes.append(f"{site} is unavailable: {reason}.")
