@@ -284,7 +284,9 @@ def load(
     check_finite(module)
     with unchanged(module, values=True):
         anatomy, proof, arguments, example = _proved(module, blocks, inputs)
-    return Model(module, anatomy, proof, tokenizer, name, revision, arguments, example, processor)
+    from massact.models.rows import with_proved_rows  # which needs a Model
+
+    return with_proved_rows(Model(module, anatomy, proof, tokenizer, name, revision, arguments, example, processor))
 
 
 def _proved(

@@ -1,0 +1,113 @@
+"""Rows are sequences and positions are tokens: shown on an example with one sequence more, and on a shorter one.
+
+The proof of the sums does not tell: they hold entry by entry, whatever the axes mean.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from massact.models.discovery import run_example
+from massact.models.loading import Model
+from massact.records.anatomy import Stack
+from massact.records.errors import ProofError, UserError
+from massact.trace import tapped, unchanged
+
+CUT = 2  # tokens that the shorter example lacks
+
+Shapes = dict[str, tuple[int, ...]]  # name of a stack -> shape of what its first block takes in
+_DO = "Wrap the model so that its blocks take and give (batch, tokens, width)."
+
+
+def with_proved_rows(model: Model) -> Model:
+    """The same model without the stacks whose rows are not sequences or whose positions are not tokens.
+
+    With one sequence more in the example a stack of (batch, tokens, width) has one row more; with `CUT` tokens less a
+    stack with k positions for each token has k `CUT` less. An example that cannot be changed so shows nothing: then
+    every forward pass of a measurement is still held to its rows (`massact.trace.measure`).
+
+    Raises:
+        ProofError: no stack is left.
+    """
+    example = model.example
+    before = _shapes(model, example)
+    n = _sequences(example)
+    more = _shapes(model, {k: _one_more(x, n) for k, x in example.items()})
+    refused: dict[str, str] = {}
+    for stack in model.anatomy.stacks:
+        why = _rows(before, more, stack.name, n) or _positions(model, stack, before)
+        if why:
+            refused[stack.name] = why
+    if not refused:
+        return model
+    left = tuple(s for s in model.anatomy.stacks if s.name not in refused)
+    if not left:
+        stack = model.anatomy.stacks[0]
+        raise ProofError(f"The blocks in {stack.path!r} are not understood.", f"{refused[stack.name]}.", _DO)
+    out = [f"{s.path} was left out. {refused[s.name]}." for s in model.anatomy.stacks if s.name in refused]
+    return replace(model, anatomy=replace(model.anatomy, stacks=left, left_out=(*model.anatomy.left_out, *out)))
+
+
+def _rows(before: Shapes, more: Shapes, stack: str, n: int) -> str:
+    """What is wrong with the first axis; "" for nothing, or where it was not seen."""
+    was, now = before.get(stack), more.get(stack)
+    if was is None or now is None or len(was) != 3 or was == now:
+        return ""
+    if (was[0], now[0]) == (n, n + 1) and was[1:] == now[1:]:
+        return ""
+    what = f"Its blocks take {was} for {n} sequences and {now} for {n + 1}"
+    if was[0] == now[0]:
+        return f"{what}: the batch is not the first axis"
+    return f"{what}: several rows for each sequence (streams, windows, frames), and none of them is the stream"
+
+
+def _positions(model: Model, stack: Stack, before: Shapes) -> str:
+    """What is wrong with the positions of a stack that reads tokens; "" for nothing, or where it was not seen."""
+    ids = model.example.get(model.reads(stack) or "")
+    was = before.get(stack.name)
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or was is None or len(was) != 3:
+        return ""
+    T = ids.shape[1]
+    if was[1] == T or T <= 2 * CUT:
+        return ""
+    shorter = {k: x[:, : T - CUT] if isinstance(x, Tensor) and x.ndim > 1 and x.shape[1] == T else x
+               for k, x in model.example.items()}  # fmt: skip
+    now = _shapes(model, shorter).get(stack.name)
+    if now is None or was[1] < T or was[1] * (T - CUT) != now[1] * T:
+        return ""  # tokens that are always there (prompts, a sink, padding), or tokens that are joined
+    return f"Its blocks have {was[1]} positions for {T} tokens and {now[1]} for {T - CUT}: several for each token"
+
+
+def _sequences(example: dict[str, Any]) -> int:
+    """Length of the axis that most inputs begin with."""
+    return Counter(x.shape[0] for x in example.values() if isinstance(x, Tensor) and x.ndim).most_common(1)[0][0]
+
+
+def _one_more(x: Any, n: int) -> Any:
+    return torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.ndim and x.shape[0] == n else x
+
+
+def _shapes(model: Model, inputs: dict[str, Any]) -> Shapes:
+    """Shapes of what the first block of each stack takes in; {} where the model does not run on these inputs."""
+    seen: Shapes = {}
+
+    def keep(name: str) -> Callable[[Tensor], None]:
+        def see(h: Tensor) -> None:
+            seen[name] = tuple(h.shape)
+
+        return see
+
+    taps = [(stack.blocks[0].places["resid_pre"], keep(stack.name)) for stack in model.anatomy.stacks]
+    with torch.inference_mode(), unchanged(model.module, values=True), tapped(model.module, taps) as state:
+        state.begin()
+        try:
+            run_example(model.module, inputs)
+        except UserError:
+            return {}
+    return seen
