@@ -27,8 +27,7 @@ class _Dense:
     def update(self, a: Attended, where: Where) -> None:
         """Take the attention call of one sequence."""
         s_HTS, p_HTS = a.dense()
-        hidden = torch.isneginf(s_HTS) | (s_HTS < -1e4)
-        logits = torch.where(hidden, float("nan"), s_HTS).nanmean(0)
+        logits = torch.where(a.sees(), s_HTS, float("nan")).nanmean(0)
         self.maps.append((logits.cpu().numpy(), p_HTS.mean(0).cpu().numpy()))
 
     def merge(self, other: _Dense) -> None:

@@ -21,8 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from massact.stats.dims import sum_dtype
+
 _ROW_VALUES = 1 << 20  # logits of one block of rows
-_LEAST = -1e4  # an additive mask, or a masked logit, of this or less hides a key
+HIDES = -9e3  # an additive mask of this or less hides a key: -10,000 is 9,984 in bfloat16, or has a bias added to it
+_FAR = 5e3  # a logit so far below the greatest of its row is masked, where masks are finite and small: -10,000
+_SURELY = -1e8  # a logit of this or less is masked
+_UNSURE_NATS = 0.01  # an entropy from 16-bit tensors that may be off by more is computed from logits in float32
 _ROUNDINGS = 16  # of eps; twice as many of the unit roundoff
 
 
@@ -112,26 +117,42 @@ class Attended:
             rows: the queries; keys_C: the keys, None for all.
         """
         _, T, S = self.shape
-        if self.scores_HTS is not None:
+        if self._masked_below_HT1 is not None:
+            assert self.scores_HTS is not None
             s_HRS = self.scores_HTS[:, rows]
-            return (s_HRS if keys_C is None else s_HRS.index_select(2, keys_C)) > _LEAST
+            s_HRC = s_HRS if keys_C is None else s_HRS.index_select(2, keys_C)
+            return s_HRC > self._masked_below_HT1[:, rows]
         row_R = torch.arange(T, device=self.device)[rows]
         key_C = torch.arange(S, device=self.device) if keys_C is None else keys_C
         seen = (row_R[:, None] >= key_C) if self.causal else row_R[:, None] >= key_C.new_zeros(len(key_C))
         seen = seen[None]
         if self.mask_HTS is not None:
             mask = self.mask_HTS if self.mask_HTS.shape[1] == 1 else self.mask_HTS[:, rows]
-            seen = seen & ((mask if keys_C is None else mask.index_select(2, keys_C)) > _LEAST)
+            seen = seen & ((mask if keys_C is None else mask.index_select(2, keys_C)) > HIDES)
         return seen
+
+    @cached_property
+    def _masked_below_HT1(self) -> Tensor | None:
+        """The greatest logit of a row that is still a masked one; None where queries, keys and mask were seen.
+
+        The logits of a written-out attention hold what the mask added to them. Where it is -inf or of its size, that
+        tells masked keys whatever the scores are. Else (-10,000, as BERT had it) a masked logit is a score plus that:
+        it is known by its distance from the greatest of its row.
+        """
+        if self.scores_HTS is None:
+            return None
+        s_HTS = self.scores_HTS
+        far_HT1 = s_HTS.amax(-1, keepdim=True).float() - _FAR
+        return torch.where(s_HTS.amin() <= _SURELY, torch.full_like(far_HT1, _SURELY), far_HT1)
 
     @cached_property
     def viewers_HS(self) -> Tensor:
         """How many queries can see each key: int64 (H or 1, S); 0 where none can."""
         H, T, S = self.shape
-        if self.scores_HTS is None and (self.mask_HTS is None or self.mask_HTS.shape[1] == 1):
+        if self._masked_below_HT1 is None and (self.mask_HTS is None or self.mask_HTS.shape[1] == 1):
             key_S = torch.arange(S, device=self.device)
             n_S = (T - key_S).clamp(min=0) if self.causal else torch.full_like(key_S, T)
-            return n_S[None] if self.mask_HTS is None else n_S * (self.mask_HTS[:, 0] > _LEAST)
+            return n_S[None] if self.mask_HTS is None else n_S * (self.mask_HTS[:, 0] > HIDES)
         rows = max(1, _ROW_VALUES // S)
         return sum(self.sees(slice(i, i + rows)).sum(1) for i in range(0, T, rows))  # type: ignore[return-value]
 
@@ -188,18 +209,25 @@ class Attended:
         """Mass on every key, summed over the queries (H, S), and the entropy in nats, mean over the queries (H,).
 
         One more call of the fused kernel where it can (2x attention alone, O(T) memory), else rows in blocks.
-        With a slot the entropy counts it as one more outcome.
+        With a slot the entropy counts it as one more outcome. It is the difference of two numbers of the size of the
+        logits, so it may be off by their rounding; never below 0.
         """
         swapped = self._columns_swapped() if self._fusable else None
-        mass_HS, score_H = swapped if swapped is not None else self._columns_blocked()
-        H, T, _ = self.shape
+        if swapped is None:
+            mass_HS, score_H = self._columns_blocked()
+        else:
+            mass_HS, score_H, off_H = swapped
+            if off_H is not None and bool((off_H > _UNSURE_NATS).any()):
+                score_H = self._columns_blocked()[1]
+        T = self.shape[1]
+        norm_HT = self.norm_HT.to(score_H.dtype)
         if self.slot_HT is None:
-            return mass_HS, self.norm_HT.mean(-1) - score_H / T
+            return mass_HS, (norm_HT.mean(-1) - score_H / T).clamp(min=0).float()
         slot = self._slot_logit
         assert slot is not None
         kept_HT = 1 - self.slot_HT
         slot_HT = self.slot_HT * (slot - self.norm_HT)
-        return mass_HS, (kept_HT * self.norm_HT - slot_HT).mean(-1) - score_H / T
+        return mass_HS, ((kept_HT * norm_HT - slot_HT).mean(-1) - score_H / T).clamp(min=0).float()
 
     @property
     def _fusable(self) -> bool:
@@ -224,15 +252,18 @@ class Attended:
 
     def _columns_blocked(self) -> tuple[Tensor, Tensor]:
         H, _, S = self.shape
-        mass_HS, score_H = (torch.zeros(shape, device=self.device) for shape in ((H, S), (H,)))
+        mass_HS = torch.zeros(H, S, device=self.device)
+        score_H = torch.zeros(H, device=self.device, dtype=sum_dtype(self.device))
         for rows, s_HRS in self.blocks():
             p_HRS = (s_HRS - self.norm_HT[:, rows, None]).exp_()
             mass_HS += p_HRS.sum(1)
-            score_H += torch.where(p_HRS > 0, p_HRS * s_HRS, 0.0).sum((1, 2))
+            score_H += torch.where(p_HRS > 0, p_HRS * s_HRS, 0.0).sum((1, 2), dtype=score_H.dtype)
         return mass_HS, score_H
 
-    def _columns_swapped(self) -> tuple[Tensor, Tensor] | None:
-        """log sum_q exp(s[q, k] - norm[q]) by the fused kernel, with keys as queries and queries as keys.
+    def _columns_swapped(self) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Mass (H, S), sum of p s (H,), and in 16 bits the error of its mean over the queries (H,), else None.
+
+        log sum_q exp(s[q, k] - norm[q]) by the fused kernel, with keys as queries and queries as keys.
 
         -norm rides on extra feature dims (in 16 bits split into three pieces that add up to its float32 value). The
         queries are the values too, so that the output is the mean query of each key, which gives the mean logit
@@ -262,8 +293,15 @@ class Attended:
             return None
         mean_HSE, log_HS = given[0][0].float(), given[1][0].float()
         mass_HS = torch.where(mean_HSE[..., E + n] > 0.5, log_HS.exp(), 0.0)
-        score_H = (queries[0, ..., :E].float() * mean_HSE[..., :E]).sum(-1).mul_(mass_HS).sum(-1) * self.scale
-        return flipped(mass_HS), score_H
+        terms_HSE = queries[0, ..., :E].float() * mean_HSE[..., :E]
+        score_HS = terms_HSE.sum(-1)
+        score_H = (score_HS * mass_HS).sum(-1, dtype=sum_dtype(self.device)) * self.scale
+        if n == 1:
+            return flipped(mass_HS), score_H, None
+        # The mean query is rounded, and so is each p in it: of one key, of 1 / sqrt(mass) where it has many queries.
+        off_HS = terms_HSE.square().sum(-1) + score_HS.square() / mass_HS.clamp(min=1)
+        off_H = (off_HS.sqrt() * mass_HS).square().sum(-1).sqrt() * (torch.finfo(q_HTE.dtype).eps * self.scale / T)
+        return flipped(mass_HS), score_H, off_H
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """Logits and probabilities (H, T, S), float32: for a prompt, never for a corpus."""
@@ -356,4 +394,4 @@ def rounding_allowed(dtypes: Iterable[torch.dtype], score_size: float) -> float:
 
 def hides_only(mask: Tensor) -> bool:
     """Whether an additive mask does nothing but hide keys."""
-    return bool(((mask == 0) | (mask <= _LEAST)).all())
+    return bool(((mask == 0) | (mask <= HIDES)).all())

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from massact.records.errors import UserError, check_options
+from massact.stats.attended import HIDES
 from massact.training.slotted import additive, slotted
 
-_LEAST = -1e4  # an additive mask below this hides a key
 Given = tuple[Tensor, Tensor | None]
 Params = Mapping[str, Tensor]
 
@@ -75,7 +75,7 @@ class Call:
             if mask.dtype == torch.bool:
                 seen = seen & mask
             else:
-                seen, z = seen & (mask > _LEAST), z + mask.clamp(min=_LEAST)
+                seen, z = seen & (mask > HIDES), z + mask.clamp(min=HIDES)
         return z, seen
 
     def weighted(self, p_BHTS: Tensor) -> Tensor:

@@ -20,9 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from massact.stats.attended import fused_attention
-
-_LEAST = -1e4  # an additive mask below this hides a key
+from massact.stats.attended import HIDES, fused_attention
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -45,7 +43,7 @@ class _Slotted(torch.autograd.Function):
         assert fused is not None  # `slotted` asks before it calls
         out, lse_BHT = fused
         if mask is not None:  # the kernel says 0 of a row that sees no key: the slot has it all
-            lse_BHT = lse_BHT.masked_fill((mask < _LEAST).all(-1), -torch.inf)
+            lse_BHT = lse_BHT.masked_fill((mask < HIDES).all(-1), -torch.inf)
         norm_BHT = torch.logaddexp(lse_BHT, slot_BHT.to(lse_BHT.dtype))
         out = out * (lse_BHT - norm_BHT).exp_().to(out.dtype)[..., None]
         if value_HF is not None:
