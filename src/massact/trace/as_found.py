@@ -6,14 +6,13 @@ embedding grows its tables, a module in training mode counts batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-_Kept = list[tuple[MutableMapping[Any, Any], dict[Any, Any]]]
 
 
 @contextmanager
@@ -28,50 +27,74 @@ def unchanged(root: nn.Module, values: bool = False) -> Iterator[None]:
         values: also the generators, and the values of buffers and of other tensors that are no parameters, which a
             pass may write in place; for this they are copied.
     """
-    kept = [(holder, dict(holder)) for holder in _holders(root)]
-    modes = {module: module.training for module in root.modules()}
+    kept = _Kept(root)
     copies = [(x, x.detach().clone()) for x in _own_tensors(root)] if values else []
-    devices = sorted({p.device.index or 0 for p in root.parameters() if p.device.type == "cuda"})
+    devices = sorted({p.device.index or 0 for p in root.parameters() if p.device.type == "cuda"}) if values else []
     with torch.random.fork_rng(devices=devices, enabled=values):
         try:
-            if any(modes.values()):
+            if kept.training:
                 root.eval()
             yield
         finally:
-            _put_back(kept)
-            for module, training in modes.items():
-                module.training = training
+            kept.put_back()
             with torch.inference_mode():
                 for tensor, copy in copies:
                     if not torch.equal(tensor, copy):
                         tensor.copy_(copy)
 
 
-def _holders(root: nn.Module) -> Iterator[MutableMapping[Any, Any]]:
-    """Every dictionary in which a module or a configuration keeps something under a name."""
-    seen: set[int] = set()
-    for module in root.modules():
-        own = vars(module)
-        yield own
-        # Children, parameters, buffers, hooks, and caches of the module's own.
-        yield from (held for held in own.values() if isinstance(held, MutableMapping))
-        config = own.get("config")
-        todo = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
-        for one in todo:
-            if hasattr(one, "__dict__") and id(one) not in seen:
-                seen.add(id(one))
-                yield vars(one)
+class _Kept:
+    """What every dictionary of a model holds in which a module or a configuration keeps something under a name.
+
+    Every pass is run inside one of these: a few milliseconds for some hundred modules. Most of the dictionaries are
+    empty (hooks), and are looked at all at once.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.full: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self.empty: list[dict[Any, Any]] = []
+        self.training = False  # of any module; the mode is an attribute like others
+        configs: dict[int, dict[Any, Any]] = {}
+        for module in _modules(root):
+            own = module.__dict__
+            self.training = self.training or bool(own.get("training"))
+            self.full.append((own, own.copy()))
+            for held in own.values():  # children, parameters, buffers, hooks, and caches of the module's own
+                if isinstance(held, dict):
+                    if held:
+                        self.full.append((held, held.copy()))
+                    else:
+                        self.empty.append(held)
+            config = own.get("config")
+            if config is not None and id(config) not in configs:
+                parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", {}))]
+                configs |= {id(part): vars(part) for part in parts if hasattr(part, "__dict__")}
+        self.full += [(held, held.copy()) for held in configs.values()]
+
+    def put_back(self) -> None:
+        """Give every dictionary what it held, in its order, where it holds something else now."""
+        if any(self.empty):
+            for holder in self.empty:
+                holder.clear()
+        for holder, before in self.full:
+            if (
+                len(holder) != len(before)
+                or not all(map(is_, holder.values(), before.values()))
+                or list(holder) != list(before)
+            ):
+                holder.clear()
+                holder.update(before)
 
 
-def _put_back(kept: _Kept) -> None:
-    """Give every dictionary what it held, in its order, where it holds something else now."""
-    for holder, before in kept:
-        same = len(holder) == len(before) and all(
-            a == b and holder[a] is before[b] for a, b in zip(holder, before, strict=True)
-        )
-        if not same:
-            holder.clear()
-            holder.update(before)
+def _modules(root: nn.Module) -> list[nn.Module]:
+    """Every module of a model, as `root.modules()` gives them, which makes all their names for it."""
+    found, todo = {id(root): root}, [root]
+    while todo:
+        for child in todo.pop()._modules.values():
+            if child is not None and id(child) not in found:
+                found[id(child)] = child
+                todo.append(child)
+    return list(found.values())
 
 
 def _own_tensors(root: nn.Module) -> list[Tensor]:
