@@ -75,7 +75,7 @@ def intervention(names: list[str]) -> Intervention:
         "edit": names, "stack": [""] * n, "layer": [2] * n, "metric": ["perplexity"] * n, "group": ["all"] * n,
         "baseline": [r[0] for r in rows], "edited": [r[1] for r in rows], "delta": [r[1] - r[0] for r in rows],
         "ci_low": [r[2] for r in rows], "ci_high": [r[3] for r in rows], "n_calls": [8] * n, "n_elements": [8] * n,
-        "n_sequences": [8] * n,
+        "n_sequences": [8] * n, "n_targets": [64.0] * n,
     }  # fmt: skip
     info = InterveneInfo(target={"site": "2.resid_post", "dims": [2533, 1415]}, estimated_on="sequences 0 to 3")
     return Intervention(info, frame("effects", columns))

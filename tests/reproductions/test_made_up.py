@@ -38,7 +38,8 @@ def effects(metrics: dict[str, tuple[float, float, float]], text: str = "embedde
     """metric -> original, at zero, at the mean."""
     rows = [
         {"edit": edit, "stack": "", "layer": 2, "metric": metric, "group": "all", "baseline": cells[0], "edited": x,
-         "delta": x - cells[0], "ci_low": -1.0, "ci_high": 1.0, "n_calls": 1, "n_elements": 4, "n_sequences": 1}
+         "delta": x - cells[0], "ci_low": -1.0, "ci_high": 1.0, "n_calls": 1, "n_elements": 4, "n_sequences": 1,
+         "n_targets": 9.0}
         for metric, cells in metrics.items() for edit, x in (("zero", cells[1]), ("mean", cells[2]))
     ]  # fmt: skip
     return Intervention(InterveneInfo(corpus={"name": text}), frame("effects", rows))

@@ -120,7 +120,7 @@ def effect_rows(
                     "edit": name, "stack": stack, "layer": layer, "metric": e.metric, "group": "all",
                     "baseline": e.baseline, "edited": e.edited, "delta": e.delta, "ci_low": e.ci_low,
                     "ci_high": e.ci_high, "n_calls": fired.n_calls, "n_elements": int(fired.n_elements),
-                    "n_sequences": e.n_sequences,
+                    "n_sequences": e.n_sequences, "n_targets": e.n_targets,
                 }
             )  # fmt: skip
     return rows

@@ -24,6 +24,7 @@ from massact.records.sites import Site
 from massact.stats.attended import Attended
 from massact.trace import AttentionEdit, Edit, InputEdit, WeightEdit
 from massact.trace.edits import past_of
+from massact.trace.text_rows import TEXT_POSITIONS
 
 CUT = 0.5  # of the smallest finding at a dim
 
@@ -215,7 +216,7 @@ def remove_direction(direction_D: Tensor, site: str) -> Edit:
     return Edit("direction removed", site, apply)
 
 
-_OF_TOKENS = ("input_ids", "position_ids", "token_type_ids", "labels")
+_OF_TOKENS = ("input_ids", "position_ids", "token_type_ids", "labels", TEXT_POSITIONS)
 
 
 def drop_first(n: int = 1) -> InputEdit:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from massact.corpora import Batch, Corpus
-from massact.interventions.predictions import Asked, ask, befores, logits_of, measured, task_of
+from massact.interventions.predictions import Asked, Predicted, Task, arrays, ask, logits_of, predicted, task_of
 from massact.interventions.sinks import SINK_METRICS, Sinks, finding_tokens, watching_sinks
 from massact.models import Model
 from massact.records.anatomy import Stack
@@ -24,8 +24,10 @@ from massact.records.sites import Site
 from massact.trace import Edit, Fired, Together
 from massact.trace.edits import AnyEdit, check_fired, edited
 from massact.trace.replay import Prefix
+from massact.trace.text_rows import TextRows
 
 # One number of every sequence; all but `perplexity` are means over sequences.
+_PERPLEXITIES = ("perplexity", "perplexity_windowed")
 METRICS = ("nll", "kl", "top1_agreement", "top1_probability", "accuracy")
 
 
@@ -39,7 +41,10 @@ class Paired:
         baseline: metric -> (N,).
         edited: name of the edit -> metric -> (N,).
         fired: what each edit did.
-        baseline_of: name of the edit -> metric -> (N,), for metrics that are of the layers behind the edit.
+        baseline_of: name of the edit -> metric -> (N,): metrics that are of the layers behind the edit; all of them
+            where the edit takes targets away, over those that are left.
+        n_targets_of: name of the edit -> (N,), where it takes targets away: those of both runs, by their position in
+            the text.
     """
 
     sequences: np.ndarray
@@ -48,6 +53,7 @@ class Paired:
     edited: dict[str, dict[str, np.ndarray]]
     fired: dict[str, Fired] = field(default_factory=dict)
     baseline_of: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    n_targets_of: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def evaluate(
@@ -64,7 +70,8 @@ def evaluate(
 ) -> Paired:
     """Run a corpus without edits and with each of them.
 
-    The blocks before the layer of an edit are run once for all edits at that layer.
+    Both sides of an effect are of the same targets: those positions of the text that both runs predict. The blocks
+    before the layer of an edit are run once for all edits at that layer.
 
     Args:
         model: with a language-model head (loss of the next or of hidden tokens) or a classifier (with labels).
@@ -99,39 +106,64 @@ def evaluate(
             tokens = stack.enter_context(finding_tokens(model, batch, None if sinks is None else sinks.target))
             first = stack.enter_context(watching_sinks(model, batch, sinks, tokens))
             logits = logits_of(model, asked.batch)
-        base.append(measured(logits, None, asked, truth, task))
-        before = befores(logits, batch) if edits else []
+        before = predicted(logits, asked, truth, task)
+        base.append(arrays([p.numbers() for p in before]))
         for edit in edits:
-            where = _layer_of(model, edit)
-            with torch.inference_mode(), _silently(model, edit, fired[edit.name], batch):
+            where, rows = _layer_of(model, edit), list[TextRows]()
+            with torch.inference_mode(), _silently(model, edit, fired[edit.name], batch, rows):
                 with prefixes[where].skipping() if where in prefixes else nullcontext():  # type: ignore[index]
-                    with watching_sinks(model, batch, sinks, tokens, _width(asked)) as now:
+                    with watching_sinks(model, batch, sinks, tokens, rows) as now:
                         changed = logits_of(model, asked.batch)
-            after[edit.name].append(measured(changed, before, asked, truth, task) | now.behind(where))
-            own[edit.name].append(first.behind(where))
+            moved = rows[-1] if rows and _reads_text(asked, task) else None
+            said = predicted(changed, asked, truth, task, moved=moved, among=before)
+            new, old = _alike(before, said)
+            after[edit.name].append(new | now.behind(where))
+            own[edit.name].append(old | first.behind(where))
         done += len(batch.sequences)
         if progress is not None:
             progress(done, corpus.n_sequences)
     check_fired(list(fired.values()))
-    joined = _joined(base)
+    return _paired(_joined(base), {n: _joined(r) for n, r in after.items()}, {n: _joined(r) for n, r in own.items()},
+                   fired)  # fmt: skip
+
+
+def _alike(before: list[Predicted], after: list[Predicted]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Numbers of each sequence with an edit, and those without it over the same targets."""
+    new = [a.numbers() | b.compared(a) for b, a in zip(before, after, strict=True)]
+    old = []
+    for b, a in zip(before, after, strict=True):
+        lost = len(b.targets.at_N) - len(a.targets.at_N)  # these are among those: as many are the same ones
+        old.append(b.numbers(a.targets.at_N if lost else None) | {"lost": float(lost)})
+    return arrays(new), arrays(old)
+
+
+_Numbers = dict[str, np.ndarray]
+
+
+def _paired(base: _Numbers, after: dict[str, _Numbers], own: dict[str, _Numbers], fired: dict[str, Fired]) -> Paired:
+    """All batches together; what is without an edit once more, where an edit takes targets away."""
+    n_targets = base.pop("n_targets")
+    left = {n: rows["n_targets"] for n, rows in own.items() if rows["lost"].any()}
+    of = {n: {k: v for k, v in rows.items() if k in SINK_METRICS or (n in left and k in base)}
+          for n, rows in own.items()}  # fmt: skip
     return Paired(
-        np.arange(corpus.n_sequences), joined.pop("n_targets"), joined,
-        {n: {k: v for k, v in _joined(rows).items() if k != "n_targets"} for n, rows in after.items()}, fired,
-        {n: known for n, rows in own.items() if (known := _joined(rows))},
+        np.arange(len(n_targets)), n_targets, base,
+        {n: {k: v for k, v in rows.items() if k != "n_targets"} for n, rows in after.items()}, fired,
+        {n: rows for n, rows in of.items() if rows}, left,
     )  # fmt: skip
 
 
-def _width(asked: Asked) -> int:
-    ids = asked.batch.inputs.get("input_ids")  # a decoder's own ids lose nothing by any edit
-    return 0 if ids is None else ids.shape[1]
+def _reads_text(asked: Asked, task: Task) -> bool:
+    """Whether the predictions are of the tokens that an edit of the inputs moves; a decoder's own ids stay."""
+    return task.ahead != 0 and "decoder_input_ids" not in asked.batch.inputs
 
 
 @contextmanager
-def _silently(model: Model, edit: AnyEdit, total: Fired, batch: Batch) -> Iterator[None]:
+def _silently(model: Model, edit: AnyEdit, total: Fired, batch: Batch, rows: list[TextRows]) -> Iterator[None]:
     """One batch under an edit: it may leave a batch alone, but not all of them."""
     counts: list[Fired] = []
     try:
-        with edited(model, edit, sequences=batch.sequences) as counts:
+        with edited(model, edit, sequences=batch.sequences, rows=rows) as counts:
             yield
     except WorkError:
         if not counts or any(c.n_calls == 0 for c in counts):
@@ -173,7 +205,10 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Effect:
-    """One metric of one edit over some sequences: without, with, the difference and its interval."""
+    """One metric of one edit over some sequences: without, with, the difference and its interval.
+
+    `n_targets`: targets of these sequences, the same ones on both sides; NaN for metrics that have none.
+    """
 
     metric: str
     baseline: float
@@ -181,6 +216,7 @@ class Effect:
     ci_low: float
     ci_high: float
     n_sequences: int
+    n_targets: float = float("nan")
 
     @property
     def delta(self) -> float:
@@ -199,8 +235,9 @@ def effects_of(paired: Paired, name: str, chosen: np.ndarray, seed: int = 0, res
         name: of the edit.
         chosen: (N,) bool.
     """
-    chosen = chosen & (paired.n_targets > 0)
-    n, after = paired.n_targets[chosen], paired.edited[name]
+    n_targets = paired.n_targets_of.get(name, paired.n_targets)
+    chosen = chosen & (n_targets > 0)
+    n, after = n_targets[chosen], paired.edited[name]
     base = paired.baseline | paired.baseline_of.get(name, {})
     found: list[Effect] = []
 
@@ -218,13 +255,15 @@ def effects_of(paired: Paired, name: str, chosen: np.ndarray, seed: int = 0, res
         # An order statistic, not a weighted mean of two: some may be infinite. NaN: nothing is known (one sequence).
         unknown = len(w) < 2 or np.isnan(deltas).any()
         low, high = (np.nan, np.nan) if unknown else np.quantile(deltas, [0.025, 0.975], method="inverted_cdf")
-        found.append(Effect(metric, float(a), float(b), float(low), float(high), len(w)))
+        targets = float(w.sum()) if metric in (*METRICS, *_PERPLEXITIES) else float("nan")
+        found.append(Effect(metric, float(a), float(b), float(low), float(high), len(w), targets))
 
     zeros, ones = np.zeros(len(n)), np.ones(len(n))
     if "nll" in base and (n > 1).any():
         old, new = base["nll"][chosen], after["nll"][chosen]
-        add("perplexity", old, new, lambda x, w: np.exp((x * w).sum(1) / w.sum(1)))
-        add("perplexity_windowed", old, new, lambda x, w: np.exp(x.mean(1)))
+        pooled, windowed = _PERPLEXITIES
+        add(pooled, old, new, lambda x, w: np.exp((x * w).sum(1) / w.sum(1)))
+        add(windowed, old, new, lambda x, w: np.exp(x.mean(1)))
     for metric in (*METRICS, *(m for m in after if m not in METRICS)):
         if metric in after:
             start = base[metric][chosen] if metric in base else ones if metric == "top1_agreement" else zeros

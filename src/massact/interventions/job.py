@@ -245,7 +245,7 @@ def _rows(paired: Paired, target: Massive, groups: Mapping[str, np.ndarray], see
                         "edit": name, "stack": target.site.stack, "layer": target.site.layer, "metric": e.metric,
                         "group": group, "baseline": e.baseline, "edited": e.edited, "delta": e.delta,
                         "ci_low": e.ci_low, "ci_high": e.ci_high, "n_calls": fired.n_calls,
-                        "n_elements": int(fired.n_elements), "n_sequences": e.n_sequences,
+                        "n_elements": int(fired.n_elements), "n_sequences": e.n_sequences, "n_targets": e.n_targets,
                     }
                 )  # fmt: skip
     return rows

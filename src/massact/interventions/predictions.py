@@ -6,17 +6,18 @@ Shapes: B batch, T tokens, V vocabulary or classes, N targets, R rows.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from massact.corpora import Batch, Corpus
+from massact.corpora.batch import Positions
 from massact.interventions.labels import n_classes
 from massact.models import Model
-from massact.records.errors import UserError
+from massact.records.errors import UserError, WorkError
 from massact.trace import unchanged
+from massact.trace.text_rows import TextRows
 
 ROWS = 256  # of logits turned into probabilities at once
 MOST_KEPT_BYTES = 1 << 28  # of probabilities without an edit, of one sequence; beyond it they are made again
@@ -71,7 +72,8 @@ def task_of(model: Model, since: int = 0, seed: int = 0, corpus: Corpus | None =
         spoken = recordings.texts is not None and bool(recordings.prompt)
         return Task(1, max(since, len(recordings.prompt))) if spoken else Task(None, since)
     if getattr(getattr(model.module, "config", None), "is_encoder_decoder", False):
-        return Task(0, since, placeholders=frozenset(model.placeholders))
+        own = corpus is not None and "decoder_input_ids" in corpus.inputs  # a text of its own: its next tokens
+        return Task(int(own), since, placeholders=frozenset(model.placeholders))
     generates = getattr(model.module, "can_generate", None)
     if generates is None or generates():
         return Task(1, since, placeholders=frozenset(model.placeholders))
@@ -82,7 +84,7 @@ def task_of(model: Model, since: int = 0, seed: int = 0, corpus: Corpus | None =
 
 def ask(batch: Batch, task: Task) -> Asked:
     """Hide what is to be predicted; the same positions whenever a sequence comes."""
-    ids_BT = batch.inputs.get("input_ids", batch.inputs.get("decoder_input_ids"))
+    ids_BT = batch.inputs.get("decoder_input_ids", batch.inputs.get("input_ids"))
     if ids_BT is None or task.mask_id is None:
         return Asked(batch, ids_BT)
     new_BT, hidden = ids_BT.clone(), []
@@ -132,155 +134,195 @@ def logits_of(model: Model, batch: Batch) -> Tensor:
     return logits
 
 
-class Before:
-    """What the model gave for one sequence without an edit, ready to be compared with: log p, and p where it fits.
-
-    With l the logits, p = softmax(l_before): KL = sum p l_before - lse_before - sum p l_after + lse_after.
-    """
-
-    def __init__(self, logits_TV: Tensor, rows: Any) -> None:
-        self.logits_TV = logits_TV if rows is None else logits_TV[rows]
-        self.lse_T = torch.cat([x.float().logsumexp(-1) for x in self.logits_TV.split(ROWS)])
-        self.top_T = self.logits_TV.argmax(-1)
-        fits = self.logits_TV.numel() * 4 <= MOST_KEPT_BYTES
-        self.p_TV = (self.logits_TV.float() - self.lse_T[:, None]).exp_() if fits else None
-        self.own_T = self._against(self.logits_TV, slice(0, len(self.logits_TV)))
-
-    def _against(self, logits_TV: Tensor, rows: slice) -> Tensor:
-        """sum over the vocabulary of p l, for rows of it."""
-        parts = []
-        for start in range(rows.start, rows.stop, ROWS):
-            part = slice(start, min(start + ROWS, rows.stop))
-            p_RV = self.p_TV[part] if self.p_TV is not None else (
-                self.logits_TV[part].float() - self.lse_T[part, None]).exp_()  # fmt: skip
-            shifted = slice(part.start - rows.start, part.stop - rows.start)
-            parts.append(torch.einsum("rv,rv->r", p_RV, logits_TV[shifted].float()))
-        return torch.cat(parts) if parts else self.lse_T[:0]
-
-    def kl(self, logits_RV: Tensor, lse_R: Tensor, first: int) -> Tensor:
-        """KL(before || after) of each row; `first` is the row here that is row 0 there."""
-        rows = slice(first, first + len(logits_RV))
-        kl_R = self.own_T[rows] - self.lse_T[rows] - self._against(logits_RV, rows) + lse_R
-        return kl_R.clamp(min=0)  # rounding alone takes it below
-
-
-def befores(logits: Tensor, batch: Batch) -> list[Before]:
-    """What every sequence of a batch is compared with."""
-    if logits.ndim == 2:
-        return [Before(logits[b : b + 1], None) for b in range(len(logits))]
-    return [Before(logits[b], rows) for b, rows in enumerate(_rows_of(batch, logits))]
-
-
-def measured(
-    logits: Tensor, before: list[Before] | None, asked: Asked, labels: Tensor | None, task: Task
-) -> dict[str, np.ndarray]:
-    """Metrics of each sequence of a batch: name -> (B,).
+@dataclass(frozen=True)
+class Targets:
+    """What is predicted of one sequence: each target is a position of the text, which no edit renames.
 
     Args:
-        logits: with the edit, or without one.
-        before: what was without the edit; None for the baseline itself.
-        labels: (B,) classes.
+        at_N: their positions, ascending.
+        rows_N: rows of the logits that predict them.
+        loss_N: which of them have a loss; None where no loss is asked for.
     """
-    rows, counted = [], _rows_of(asked.batch, logits)
+
+    at_N: Tensor
+    rows_N: Tensor
+    loss_N: Tensor | None
+
+    def of(self, chosen_N: Tensor) -> Targets:
+        """Some of them, by mask or by index."""
+        loss_N = None if self.loss_N is None else self.loss_N[chosen_N]
+        return Targets(self.at_N[chosen_N], self.rows_N[chosen_N], loss_N)
+
+
+def targets_of(asked: Asked, b: int, logits: Tensor, task: Task, moved: TextRows | None = None) -> Targets:
+    """What the rows of the logits (B, T, V) predict of sequence b.
+
+    A row predicts the next one that counts, so behind a hole the first token behind it. A target that an edit has taken
+    away, masked or added is none; one that it has moved is still the same one.
+
+    Args:
+        moved: where an edit has put the tokens; None where they are.
+
+    Raises:
+        WorkError: there are as many rows neither as tokens nor as the edit says.
+    """
+    T = logits.shape[1] if asked.ids_BT is None else asked.ids_BT.shape[1]
+    if moved is None:
+        counted = _counted(asked, T)[b]
+        positions_R, rows = torch.arange(T), torch.arange(T)[counted if counted is not None else slice(None)]
+    else:
+        positions_R = moved.positions_BR[b]
+        rows = torch.arange(len(positions_R)) if moved.counted_BR is None else moved.counted_BR[b].nonzero().flatten()
+    if len(positions_R) != logits.shape[1]:
+        raise WorkError(
+            f"The model gives {logits.shape[1]} predictions for {len(positions_R)} tokens.",
+            "Which token each of them is about is not known, so no two can be compared.",
+        )
+    ahead = task.ahead or 0
+    at_N, rows_N = positions_R[rows[ahead:]], rows[: len(rows) - ahead]
+    loss_N = torch.ones_like(at_N, dtype=torch.bool) if task.ahead is not None else None
+    if asked.hidden:
+        loss_N = torch.isin(at_N, asked.hidden[b])
+    kept_N = (at_N >= task.since) & (at_N >= 0)
+    if task.placeholders and asked.ids_BT is not None:
+        ids_N = asked.ids_BT[b].cpu()[at_N.clamp(min=0)]
+        kept_N &= ~torch.isin(ids_N, torch.tensor(sorted(task.placeholders)))
+    found = Targets(at_N, rows_N, loss_N).of(kept_N)
+    return found.of(found.at_N.argsort())
+
+
+class Predicted:
+    """What a model says of chosen targets of one sequence: N numbers each.
+
+    With l the logits, p = softmax(l): KL = sum p l - sum p l_after + lse_after - lse, p of the run without an edit.
+
+    Args:
+        logits_RV: all rows.
+        targets: of them.
+        ids_N: the true token (or class) of each; None where no loss is asked for.
+        kept: also keep p, where it fits, to be compared with.
+        label: the one target is a class.
+    """
+
+    def __init__(
+        self, logits_RV: Tensor, targets: Targets, ids_N: Tensor | None, *, kept: bool = False, label: bool = False
+    ) -> None:
+        self.label = label
+        self.targets, self.logits_NV = targets, _picked(logits_RV, targets.rows_N)
+        none = self.logits_NV.new_zeros(0, dtype=torch.float32)
+        parts = [x.float().logsumexp(-1) for x in self.logits_NV.split(ROWS)]
+        self.lse_N = torch.cat(parts) if len(self.logits_NV) else none
+        self.top_N = self.logits_NV.argmax(-1)
+        self.top1_N = (self._at(self.top_N) - self.lse_N).exp()
+        V = self.logits_NV.shape[-1]
+        # A head of few classes predicts no tokens.
+        self.ids_N = None if ids_N is None or int(ids_N.max() if len(ids_N) else 0) >= V else ids_N.to(logits_RV.device)
+        self.nll_N = None if self.ids_N is None else self.lse_N - self._at(self.ids_N)
+        self.p_NV: Tensor | None = None
+        if kept and self.logits_NV.numel() * 4 <= MOST_KEPT_BYTES:
+            self.p_NV = (self.logits_NV.float() - self.lse_N[:, None]).exp_()
+        self.own_N = self._against(self.logits_NV, torch.arange(len(self.logits_NV))) if kept else none
+
+    def _at(self, ids_N: Tensor) -> Tensor:
+        return self.logits_NV.gather(1, ids_N[:, None])[:, 0].float()
+
+    def _against(self, other_MV: Tensor, rows_M: Tensor) -> Tensor:
+        """sum over the vocabulary of p l, p of chosen rows of this one."""
+        parts = []
+        for at, x_RV in zip(rows_M.split(ROWS), other_MV.split(ROWS), strict=True):
+            p_RV = _picked(self.p_NV, at) if self.p_NV is not None else (
+                _picked(self.logits_NV, at).float() - _picked(self.lse_N, at)[:, None]).exp_()  # fmt: skip
+            parts.append(torch.einsum("rv,rv->r", p_RV, x_RV.float()))
+        return torch.cat(parts) if len(rows_M) else self.lse_N[:0]
+
+    def numbers(self, at_M: Tensor | None = None) -> dict[str, float]:
+        """Means over the targets (over those at some positions), and how many count; NaN where there are none."""
+        at_N, loss_N = self.targets.at_N, self.targets.loss_N
+        kept_N = torch.ones_like(at_N, dtype=torch.bool) if at_M is None else torch.isin(at_N, at_M)
+        known = {"n_targets": float(kept_N.sum()), "top1_probability": _mean(self.top1_N, kept_N)}
+        if loss_N is None:
+            return known
+        nll = float("nan") if self.nll_N is None else _mean(self.nll_N, kept_N & loss_N)
+        known |= {"n_targets": float((kept_N & loss_N).sum()), "nll": nll}
+        if self.label:
+            known["accuracy"] = float(self.top_N[0] == self.ids_N[0])  # type: ignore[index]
+        return known
+
+    def compared(self, after: Predicted) -> dict[str, float]:
+        """KL(this || after) and agreement over the targets of `after`, which are all among these.
+
+        Raises:
+            WorkError: one of them is not.
+        """
+        rows_M = torch.searchsorted(self.targets.at_N, after.targets.at_N)
+        found = self.targets.at_N[rows_M.clamp(max=max(0, len(self.targets.at_N) - 1))]
+        if not torch.equal(found, after.targets.at_N):
+            raise WorkError("Predictions of different tokens were about to be compared.",
+                            f"Positions {found.tolist()[:8]} and {after.targets.at_N.tolist()[:8]}.")  # fmt: skip
+        kl_M = _picked(self.own_N, rows_M) - self._against(after.logits_NV, rows_M)
+        kl_M = (kl_M + (after.lse_N - _picked(self.lse_N, rows_M))).clamp(min=0)  # rounding alone takes it below
+        return {"kl": _mean(kl_M), "top1_agreement": _mean(_picked(self.top_N, rows_M) == after.top_N)}
+
+
+def _picked(x_N: Tensor, rows_M: Tensor) -> Tensor:
+    """Some rows, without a copy where they lie side by side."""
+    n = len(rows_M)
+    if n and int(rows_M[-1]) - int(rows_M[0]) == n - 1 and bool((rows_M.diff() == 1).all()):
+        return x_N[int(rows_M[0]) : int(rows_M[0]) + n]
+    return x_N[rows_M.to(x_N.device)]
+
+
+def _mean(x_N: Tensor, kept_N: Tensor | None = None) -> float:
+    x_N = x_N if kept_N is None else x_N[kept_N.to(x_N.device)]
+    return float(x_N.double().mean()) if len(x_N) else float("nan")
+
+
+def predicted(
+    logits: Tensor, asked: Asked, labels: Tensor | None, task: Task, *, moved: TextRows | None = None,
+    among: list[Predicted] | None = None,
+) -> list[Predicted]:
+    """What a model says of each sequence of a batch.
+
+    Args:
+        logits: with an edit, or without one.
+        labels: (B,) classes.
+        moved: where the edit has put the tokens; None where they are.
+        among: what it says without an edit: of these targets only; None: of all, and ready to be compared with.
+    """  # fmt: skip
+    if logits.ndim == 2:
+        one = torch.zeros(1, dtype=torch.long)
+        loss = None if labels is None else torch.ones(1, dtype=torch.bool)
+        return [
+            Predicted(logits[b : b + 1], Targets(one, one, loss), None if labels is None else labels[b : b + 1],
+                      kept=among is None, label=labels is not None)
+            for b in range(len(logits))
+        ]  # fmt: skip
+    if asked.ids_BT is None and not set(asked.batch.inputs) & {"input_values", "input_features"}:
+        raise UserError(
+            f"The model gives outputs of shape {tuple(logits.shape)} for inputs that are no tokens.",
+            "They are no classes of an image, and there is no text that they predict.",
+            "Load it with a classification head.",
+        )
+    if asked.ids_BT is None:
+        task = Task(None)  # frames of sound: nothing is their target
+    said = []
     for b in range(len(logits)):
-        old = None if before is None else before[b]
-        if logits.ndim == 2:
-            rows.append(_classified(logits[b], old, None if labels is None else int(labels[b])))
-            continue
-        if asked.ids_BT is None and set(asked.batch.inputs) & {"input_values", "input_features"}:
-            kept_TV, _ = _counted(logits[b], counted[b], logits.shape[1])  # frames of sound: nothing is their target
-            rows.append(_predicted(kept_TV, 0, old, kept_TV, (Task(None), torch.arange(len(kept_TV)))))
-            continue
-        if asked.ids_BT is None:
-            raise UserError(
-                f"The model gives outputs of shape {tuple(logits.shape)} for inputs that are no tokens.",
-                "They are no classes of an image, and there is no text that they predict.",
-                "Load it with a classification head.",
-            )
-        valid = slice(None) if counted[b] is None else counted[b]
-        at_T = torch.arange(asked.ids_BT.shape[1])[valid]
-        kept_TV, gone = _counted(logits[b], counted[b], asked.ids_BT.shape[1])
-        known = _predicted(kept_TV, gone, old, asked.ids_BT[b][valid].to(logits.device), (task, at_T))
-        if asked.hidden:
-            known |= _filled_in(logits[b], asked.ids_BT[b], asked.hidden[b])
-        rows.append(known)
+        targets = targets_of(asked, b, logits, task, moved)
+        if among is not None:
+            targets = targets.of(torch.isin(targets.at_N, among[b].targets.at_N))
+        ids_N = None if targets.loss_N is None or asked.ids_BT is None else asked.ids_BT[b].cpu()[targets.at_N]
+        said.append(Predicted(logits[b], targets, ids_N, kept=among is None))
+    return said
+
+
+def arrays(rows: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    """Numbers of each sequence of a batch: name -> (B,)."""
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
-def _rows_of(batch: Batch, logits: Tensor) -> tuple[Any, ...]:
-    """Which positions of each sequence's predictions count: those of the text, or of the decoder or frames."""
-    return batch.rows if "input_ids" in batch.inputs else batch.rows_of(logits.shape[1])
-
-
-def _classified(logits_V: Tensor, before: Before | None, label: int | None) -> dict[str, float]:
-    logits_1V = logits_V[None]
-    lse_1 = logits_1V.float().logsumexp(-1)
-    known = {"n_targets": 1.0, "top1_probability": float((logits_V.max().float() - lse_1).exp())}
-    if label is not None:
-        known |= {"nll": float(lse_1 - logits_V[label].float()), "accuracy": float(logits_V.argmax() == label)}
-    if before is not None:
-        known["kl"] = float(before.kl(logits_1V, lse_1, 0))
-        known["top1_agreement"] = float(before.top_T[0] == logits_V.argmax())
-    return known
-
-
-def _counted(logits_TV: Tensor, rows: Any, width: int) -> tuple[Tensor, int]:
-    """The logits at positions that count, and how many of these the edit has taken away at the start.
-
-    `rows`: which of the `width` positions of the batch count; None for all.
-    """
-    gone = width - len(logits_TV)
-    if rows is None:
-        return logits_TV, gone
-    if not gone:
-        return logits_TV[rows], 0
-    at = torch.arange(width, device=logits_TV.device)[rows]
-    return logits_TV[at[gone:] - gone], min(gone, len(at))
-
-
-def _predicted(
-    logits_TV: Tensor, gone: int, before: Before | None, ids_T: Tensor, asked: tuple[Task, Tensor]
-) -> dict[str, float]:
-    """Mean loss over the targets of one window (paper.md 2.1); mean KL, agreement, probability over its positions.
-
-    Targets that are placeholders count in none of them. A window without a target (one token) has no numbers: NaN.
-    """
-    task, at_T = asked
-    ahead = task.ahead or 0
-    left = int((at_T[gone:] + ahead < task.since).sum())  # predictions of targets before `since`
-    logits_NV, gone = logits_TV[left:], gone + left
-    targets_N = ids_T[gone + ahead :]
-    n = min(len(targets_N), len(logits_NV))
-    logits_NV = logits_NV[:n]
-    lse_N = torch.cat([x.float().logsumexp(-1) for x in logits_NV.split(ROWS)]) if n else logits_NV.new_zeros(0)
-
-    text_N = torch.ones(n, dtype=torch.bool, device=logits_TV.device)
-    if task.placeholders:
-        text_N = ~torch.isin(targets_N[:n], torch.tensor(sorted(task.placeholders), device=targets_N.device))
-    n_text = int(text_N.sum())
-
-    def mean(x_N: Tensor) -> float:
-        return float(x_N[text_N].double().mean()) if n_text else float("nan")
-
-    top_N = logits_NV.argmax(-1)
-    known = {"n_targets": float(n_text)}
-    known["top1_probability"] = mean((logits_NV.gather(1, top_N[:, None])[:, 0].float() - lse_N).exp())
-    if task.ahead is not None:
-        known["nll"] = mean(lse_N - logits_NV.gather(1, targets_N[:n, None])[:, 0].float())
-    if before is not None:
-        known["kl"] = mean(before.kl(logits_NV, lse_N, gone))
-        known["top1_agreement"] = mean(before.top_T[gone : gone + n] == top_N)
-    return known
-
-
-def _filled_in(logits_TV: Tensor, ids_T: Tensor, hidden_N: Tensor) -> dict[str, float]:
-    """Mean loss of the hidden tokens that are still there; NaN where nothing is hidden."""
-    gone = len(ids_T) - len(logits_TV)  # positions that an edit has taken away at the start
-    hidden_N = hidden_N[hidden_N >= gone]
-    n = len(hidden_N)
-    if not n or int(ids_T.max()) >= logits_TV.shape[-1]:  # a head of few classes predicts no tokens
-        return {"n_targets": float(n), "nll": float("nan")}
-    rows_NV = logits_TV[(hidden_N - gone).to(logits_TV.device)].float()
-    targets_N = ids_T[hidden_N].to(logits_TV.device)
-    nll_N = rows_NV.logsumexp(-1) - rows_NV.gather(1, targets_N[:, None])[:, 0]
-    return {"n_targets": float(n), "nll": float(nll_N.double().mean())}
+def _counted(asked: Asked, width: int) -> tuple[Positions, ...]:
+    """Which positions of each sequence's predictions count: those of the text, of the decoder or of frames."""
+    batch = asked.batch
+    if "decoder_input_ids" in batch.inputs:
+        return batch.counts.get(width, (None,) * len(batch.rows))
+    return batch.rows if "input_ids" in batch.inputs else batch.rows_of(width)

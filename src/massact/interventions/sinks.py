@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
 
 from massact.corpora import Batch
+from massact.corpora.batch import counted
 from massact.interventions.catalogue import Massive
 from massact.models import Model
 from massact.records.anatomy import AttentionPlace
@@ -21,6 +22,7 @@ from massact.stats.heads import HeadOptions, HeadStats, Targets
 from massact.trace.attention import AttentionCall, attending
 from massact.trace.hooks import tapped
 from massact.trace.measurements import attended_sequences
+from massact.trace.text_rows import TextRows
 
 # metric -> the statistic of `HeadStats` that it is the mean of, over heads and layers.
 METRICS = {
@@ -83,7 +85,7 @@ def finding_tokens(model: Model, batch: Batch, target: Massive | None) -> Iterat
 
 @contextmanager
 def watching_sinks(
-    model: Model, batch: Batch, wanted: Sinks | None, tokens: dict[int, list[int]], width: int = 0
+    model: Model, batch: Batch, wanted: Sinks | None, tokens: dict[int, list[int]], rows: Sequence[TextRows] = ()
 ) -> Iterator[Masses]:
     """Inside, one forward pass of a batch; afterwards, its sink statistics.
 
@@ -92,16 +94,16 @@ def watching_sinks(
 
     Args:
         tokens: sequence -> positions with massive activations.
-        width: positions of the text; an edit that drops some at the start moves all others.
+        rows: filled in that pass: where an edit of the inputs has put the tokens.
     """
     masses, made = Masses(), list[tuple[Site, HeadStats]]()
 
     def see(site: Site, place: AttentionPlace) -> Callable[[AttentionCall], None]:
         def look(call: AttentionCall) -> None:
-            gone = max(0, width - call.shape[2]) if width else 0
             known = wanted is not None and wanted.finds(site)
-            moved = {s: [p - gone for p in at if p >= gone] for s, at in tokens.items()} if known else {}
-            for a, where in attended_sequences(call, place, batch):
+            moved, now = (tokens, batch) if not rows else _moved(tokens, batch, rows[-1], call.shape[2])
+            moved = moved if known else {}
+            for a, where in attended_sequences(call, place, now):
                 options = HeadOptions(wanted.all_keys, wanted.eps, bias=False)  # type: ignore[union-attr]
                 made.append((site, HeadStats(Targets(moved, {}, {}), options)))
                 made[-1][1].update(a, where)
@@ -116,6 +118,22 @@ def watching_sinks(
         assert wanted is not None
         rows = [_numbers(h, wanted) for s, h in made if s == site]
         masses.layers[site] = {name: np.array([row[name] for row in rows]) for name in SINK_METRICS}
+
+
+def _moved(
+    tokens: dict[int, list[int]], batch: Batch, rows: TextRows, width: int
+) -> tuple[dict[int, list[int]], Batch]:
+    """Where the tokens are that were massive, and which rows count, in a pass that an edit has moved tokens in."""
+    at_BR = rows.positions_BR
+    if at_BR.shape[1] != width:  # a decoder's own ids stay where they are
+        return tokens, batch
+    found = {
+        s: [r for r, p in enumerate(at_BR[b].tolist()) if p in set(tokens.get(s, ()))]
+        for b, s in enumerate(batch.sequences)
+    }
+    mask = rows.counted_BR
+    kept = (None,) * len(at_BR) if mask is None else tuple(counted(m) if bool(m.any()) else slice(0, 0) for m in mask)
+    return found, replace(batch, inputs={"input_ids": at_BR}, rows=kept)
 
 
 def _numbers(stats: HeadStats, wanted: Sinks) -> dict[str, float]:

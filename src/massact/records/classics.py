@@ -13,7 +13,7 @@ from massact.records.runinfo import jsonable
 from massact.records.sidecars import Sidecar, read_sidecar, save_beside
 from massact.records.tables import frame, read_table
 
-CLASSICS_VERSION = 1
+CLASSICS_VERSION = 2  # 2: number of targets of its effects
 CLASSICS_TABLES = ("classics", "classic_effects")
 
 

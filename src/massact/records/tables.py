@@ -5,6 +5,7 @@ Every file is written under a temporary name and renamed, so that a reader never
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -238,6 +239,7 @@ TABLES |= {
         "n_calls": ("int64", "how often the edit ran"),
         "n_elements": ("int64", "elements that it changed"),
         "n_sequences": ("int64", "sequences evaluated"),
+        "n_targets": ("float64", "predictions of the same tokens that both runs make; NaN: not of predictions"),
     },
     "norm_weights": {
         **_LAYER,
@@ -397,7 +399,7 @@ TABLES |= {
 
 
 # Columns that older runs do not have, with what stands there when they are opened: not known, never made up.
-ADDED_LATER = {"modality": ""}
+ADDED_LATER = {"modality": "", "n_targets": math.nan}
 
 
 def frame(table: str, rows: pd.DataFrame | dict[str, object] | list[dict[str, object]] | None = None) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from massact.stats.attended import Attended
 from massact.trace.added_tokens import tokens_added
 from massact.trace.attention import AttentionCall, attending
 from massact.trace.hooks import tapped
+from massact.trace.text_rows import TEXT_POSITIONS, TextRows, positions_like, text_rows
 
 
 @dataclass(frozen=True)
@@ -145,25 +146,29 @@ class Editable(Protocol):
 
 
 @contextmanager
-def edited(model: Editable, *edits: AnyEdit, sequences: Sequence[int] = ()) -> Iterator[list[Fired]]:
+def edited(
+    model: Editable, *edits: AnyEdit, sequences: Sequence[int] = (), rows: list[TextRows] | None = None
+) -> Iterator[list[Fired]]:
     """Patch a live model for the length of a `with`.
 
     Args:
         model: a loaded model; its `module` is what other libraries run.
         edits: applied in this order where several are at one place.
         sequences: index in the corpus of every row, for edits that draw at random; nothing: the rows are counted.
+        rows: gets, of every forward pass of tokens, which positions of the text its rows are.
 
     Yields:
         What each edit did so far.
 
     Raises:
-        UserError: a selector or a parameter name matches nothing.
+        UserError: a selector or a parameter name matches nothing; with `rows`, an edit moves tokens and does not say
+            where to.
         WorkError: on leaving, an edit did not fire or changed nothing (not if the body raised).
     """
     fired = [Fired(e.name) for e in edits]
     several = [e.edits if isinstance(e, Together) else (e,) for e in edits]
     parts = [(one, done) for group, done in zip(several, fired, strict=True) for one in group]
-    live = _Live(tuple(sequences))
+    live = _Live(tuple(sequences), rows)
     with ExitStack() as stack:
         taps: list[Any] = []
         calls: dict[Any, Any] = {}
@@ -202,8 +207,8 @@ def edited(model: Editable, *edits: AnyEdit, sequences: Sequence[int] = ()) -> I
 class _Live:
     """What is known of the forward pass that goes on: the batch that edits are told about."""
 
-    def __init__(self, sequences: tuple[int, ...] = ()) -> None:
-        self.batch, self.sequences = Batch({}, (), ()), sequences
+    def __init__(self, sequences: tuple[int, ...] = (), rows: list[TextRows] | None = None) -> None:
+        self.batch, self.sequences, self.rows = Batch({}, (), ()), sequences, rows
         self.inputs: list[tuple[InputEdit, Fired]] = []
         self.begin: Callable[[], Any] = lambda: None
         self.depth = 0
@@ -215,15 +220,20 @@ class _Live:
             return None
         self.begin()
         given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
-        changed = dict(given)
+        changed, known = dict(given), {} if self.rows is None else positions_like(given)
+        moved = known.get(TEXT_POSITIONS)
         for edit, done in self.inputs:
             before = changed
-            changed = edit.apply(dict(changed))
+            changed = edit.apply(changed | ({TEXT_POSITIONS: moved} if moved is not None else {}))
+            moved = changed.pop(TEXT_POSITIONS, None)
             done.n_calls += 1
             done.n_elements += sum(_differ(before.get(k), v) for k, v in changed.items())
+        if self.rows is not None and known:
+            name = ", ".join(edit.name for edit, _ in self.inputs)
+            self.rows += [r for r in [text_rows(given, changed, moved, name)] if r is not None]
         batch = _batch(changed)
-        known = len(self.sequences) == len(batch.sequences)
-        self.batch = replace(batch, sequences=self.sequences) if known else batch
+        same = len(self.sequences) == len(batch.sequences)
+        self.batch = replace(batch, sequences=self.sequences) if same else batch
         return ((), changed) if self.inputs else None
 
     def leave(self, *_: Any) -> None:
