@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 
 from massact.records.errors import UserError
+from massact.records.lab_tables import LAB_TABLES
 from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import jsonable
 from massact.records.sidecars import Sidecar, read_sidecar, write_sidecar
 from massact.records.tables import frame, read_table, write_table
 
 LAB_VERSION = 1
-LAB_TABLES = ("lab", "lab_effects")
 
 
 @dataclass
