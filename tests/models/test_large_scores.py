@@ -125,4 +125,4 @@ def test_parts_of_large_scores(size: float) -> None:
     site, allowed = Site("", 1, "attention"), rounding_allowed([torch.float32], float(r.score_size[0]))
     _check_parts({site: r}, load(net))
     with pytest.raises(WorkError, match="not the sum of its parts"):
-        _check_parts({site: replace(r, residual=np.array([max(2e-4, 2 * allowed)]))}, load(net))
+        _check_parts({site: replace(r, off=np.array([max(2e-4, 2 * allowed)]))}, load(net))

@@ -115,11 +115,14 @@ def measured_tables(model: Model, corpus: Corpus, scan: ScanResult, config: Expl
 
 
 def _check_parts(heads: Mapping[Site, HeadResult], model: Model) -> None:
-    """Refuse a decomposition whose two parts are not the output: 1e-4 of it in float32, more where scores are large."""
+    """Refuse attention that is not what it was proved to be: on this corpus, at this length, P V is the output.
+
+    Of a few queries of every sequence, to 1e-4 of it in float32, or to more where scores are large.
+    """
     least = 1e-4 * max(1.0, torch.finfo(model.dtype).eps / torch.finfo(torch.float32).eps) ** 0.5
     for site, r in heads.items():
-        known = ~np.isnan(r.residual)
-        worst = float(r.residual[known].max(initial=0.0))
+        known = ~np.isnan(r.off)
+        worst = float(r.off[known].max(initial=0.0))
         allowed = max(least, rounding_allowed([model.dtype], float(r.score_size[known].max(initial=0.0))))
         if worst > allowed:
             raise WorkError(

@@ -77,7 +77,8 @@ class HeadResult:
             heads with alpha_k > eps. Empty without columns.
         parts: (part, set, name of `PER_PART`) -> (N,).
         residual: (N,) greatest |U_C + U_rest - output| over |output|, of sampled queries, U_rest on its own.
-        score_size: (N,) of these queries, see `rounding_allowed`: how much of it may be rounding.
+        off: (N,) the same of every sequence, with the whole row on its own where nothing was chosen.
+        score_size: (N,) of these queries, see `rounding_allowed`: how much of `off` may be rounding.
         between: set -> mean cosine of the sequences' mean projected updates.
         groups: "q", "k", "v" -> group -> `GroupResult`.
     """
@@ -90,6 +91,7 @@ class HeadResult:
     sinks: list[np.ndarray]
     parts: dict[tuple[str, str, str], np.ndarray]
     residual: np.ndarray
+    off: np.ndarray
     score_size: np.ndarray
     between: dict[str, float]
     groups: dict[str, dict[str, GroupResult]]
@@ -100,7 +102,7 @@ class _Row:
     sequence: int
     per_head: Tensor  # (len(PER_HEAD), H)
     parts: Tensor  # (PARTS, SETS, PER_PART)
-    residual: Tensor  # (2,) and the size of its scores
+    residual: Tensor  # (3,): of the parts, of the whole, and the size of the scores
     columns: Tensor | None  # (3, S)
 
 
@@ -159,9 +161,11 @@ class HeadStats:
             self._add_gram(a.out_HTF, sorted(set(range(T)) - set(counted)))
         bias = _Bias(a, keys, p_HTC, chosen, self.options.project) if self.options.bias else None
         parts = torch.full((len(PARTS), len(SETS), len(PER_PART)), float("nan"), device=a.device)
-        residual = torch.full((2,), float("nan"), device=a.device)
+        residual = torch.full((3,), float("nan"), device=a.device)
+        if bias is not None and bias.available:
+            residual = bias.residual()
         if bias is not None and bias.available and T == S:
-            parts, residual = bias.parts(), bias.residual()
+            parts = bias.parts()
             for name, mean_D in bias.means.items():
                 self._means.setdefault(name, []).append(mean_D)
         self._rows.append(_Row(where.sequence, torch.stack([head[n] for n in PER_HEAD]), parts, residual, columns))
@@ -235,7 +239,8 @@ class HeadStats:
                 for k, name in enumerate(PER_PART)
             },
             residual=np.array([float(r.residual[0]) for r in rows]),
-            score_size=np.array([float(r.residual[1]) for r in rows]),
+            off=np.array([float(r.residual[1]) for r in rows]),
+            score_size=np.array([float(r.residual[2]) for r in rows]),
             between={name: _mean_cosine(np.stack([to_numpy(m) for m in means])) for name, means in self._means.items()},
             groups={name: groups.result() for name, groups in self._groups.items()},
         )
@@ -321,23 +326,25 @@ class _Bias:
         return table
 
     def residual(self) -> Tensor:
-        """How far the two parts are from the output where the rest is computed on its own, over |output|; score size.
+        """How far what is written out is from the output, over |output|, of a few queries, and their score size: (3,).
 
-        (2,), of a few queries.
+        First of the update from the tokens with findings and the rest, computed on its own (NaN where no query sees
+        them), then of whichever of the two there is: these parts, or the whole row.
         """
-        a, name = self.a, "findings"
-        if name not in self.p:
-            return torch.full((2,), float("nan"), device=a.device)
+        a, known = self.a, "findings" in self.p
         assert a.out_HTF is not None
-        every = max(1, len(self.queries[name]) // CHECKED_QUERIES)
-        at_R = torch.tensor(self.queries[name][::every], device=a.device)
-        all_S = torch.arange(a.shape[2], device=a.device)
+        queries = self.queries["findings"] if known else list(range(a.shape[1]))
+        every = max(1, len(queries) // CHECKED_QUERIES)
+        at_R = torch.tensor(queries[::every], device=a.device)
         p_HRS = (a.logits(at_R) - a.norm_HT[:, at_R, None]).exp()
         size = a.score_size(p_HRS, at_R)
-        p_HRS[:, :, self.chosen[name]] = 0
-        whole = self.update(name)[:, ::every] + torch.matmul(p_HRS, a.values(all_S)) + a.slot_update(at_R)
+        if known:
+            p_HRS[:, :, self.chosen["findings"]] = 0
+        whole = torch.matmul(p_HRS, a.values(torch.arange(a.shape[2], device=a.device))) + a.slot_update(at_R)
+        whole = whole + self.update("findings")[:, ::every] if known else whole
         out = a.out_HTF[:, at_R].float()
-        return torch.stack([(whole - out).abs().max() / out.abs().max(), size])
+        off = (whole - out).abs().max() / out.abs().max()
+        return torch.stack([off if known else torch.full_like(off, float("nan")), off, size])
 
 
 def _joined(x_HRF: Tensor) -> Tensor:
@@ -346,13 +353,24 @@ def _joined(x_HRF: Tensor) -> Tensor:
 
 
 def _sampled(a: Attended, rows: list[int]) -> list[int]:
-    """Evenly spaced queries behind the last chosen key, or among all others where few lie behind it."""
-    T = a.shape[1]
-    behind = list(range(max(rows, default=0) + 1, T)) if a.forward else []
-    if len(behind) < min(LEAST_QUERIES, T // 2):
-        left = set(rows)
-        behind = [t for t in range(int(a.forward), T) if t not in left]
-    return behind[:: -(-len(behind) // SAMPLED_QUERIES)] if behind else []
+    """Evenly spaced queries that can see all chosen keys, or one of them where few see all; they are none of these."""
+    T, left = a.shape[1], set(rows)
+    if not rows:
+        return []
+    # Which keys a mask leaves is known on the device alone; of a flag it is known here.
+    masked = a.mask_HTS is not None or a.scores_HTS is not None
+    sees_TC = a.sees(keys_C=torch.tensor(rows, device=a.device)).any(0).cpu() if masked or not a.causal else None
+
+    def behind(key: int, whole: bool) -> list[int]:
+        if sees_TC is None:
+            return [t for t in range(key + 1, T) if t not in left]
+        enough_T = sees_TC.all(1) if whole else sees_TC.any(1)
+        return [t for t, enough in enumerate(enough_T.tolist()) if enough and t not in left]
+
+    found = behind(max(rows), whole=True)
+    if len(found) < min(LEAST_QUERIES, T // 2):
+        found = behind(min(rows), whole=False)
+    return found[:: -(-len(found) // SAMPLED_QUERIES)] if found else []
 
 
 def _scaled(project: Callable[[Tensor], Tensor], u_RX: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class AttentionShares:
     """Probability that each group of queries gives to each group of keys, mean over heads and queries, then images.
 
     The keys of the patches that are not massive are not looked at: they have what the others leave. A slot that is no
-    key (a learned sink) is a group of its own.
+    key (a learned sink) is a group of its own. Queries whose mask hides a whole group of keys do not count for it.
 
     Args:
         groups: name -> positions, the same in every image; empty ones are missing.
@@ -57,9 +57,22 @@ class AttentionShares:
             mass["slot"] = a.slot_HT.mean(0).double()
         if "patches" in groups:
             mass["patches"] = torch.stack([torch.ones_like(mass_TC[:, :0].sum(1)), *(-m for m in mass.values())]).sum(0)
+        seen = self._seen(a, groups)
         for query, rows in groups.items():
             for key, mass_T in mass.items():
-                self._add((query, key), [mass_T[rows].mean(), 1, len(groups.get(key, "1"))])
+                if key not in seen:
+                    self._add((query, key), [mass_T[rows].mean(), 1, len(groups.get(key, "1"))])
+                    continue
+                seen_R = seen[key][rows]
+                total, n = (mass_T[rows] * seen_R).sum(), seen_R.sum()
+                self._add((query, key), [total / n.clamp(min=1), (n > 0).long(), (n > 0) * len(groups[key])])
+
+    def _seen(self, a: Attended, groups: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        """Which queries can see a key of each group (T,); {} where every query sees every key."""
+        if a.mask_HTS is None and a.scores_HTS is None and not a.causal:
+            return {}
+        keys = {name: torch.tensor(list(at), device=a.device) for name, at in groups.items()}
+        return {name: a.sees(keys_C=keys_C).any(0).any(-1) for name, keys_C in keys.items()}
 
     def _add(self, pair: Pair, seen: list[Tensor | int]) -> None:
         held = self._sums.get(pair)
@@ -73,7 +86,7 @@ class AttentionShares:
     def result(self) -> list[tuple[str, str, float, int, float]]:
         """(group of queries, group of keys, mass, images that have both, mean number of keys)."""
         return [(*pair, float(mass) / int(n), int(n), int(keys) / int(n))
-                for pair, (mass, n, keys) in sorted(self._sums.items())]  # fmt: skip
+                for pair, (mass, n, keys) in sorted(self._sums.items()) if int(n)]  # fmt: skip
 
     def state(self) -> dict[str, np.ndarray]:
         """Attention statistics are not resumed: an interrupted pass begins again."""

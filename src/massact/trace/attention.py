@@ -281,19 +281,42 @@ def _interface_call(
     named |= dict(zip(names, args, strict=False))
     scale = named.get("scaling")
     eager = not any(word in getattr(own, "__name__", "") for word in ("flash", "flex"))
-    if not isinstance(mask, Tensor) or mask.ndim != 4:
-        mask = None
-    mask, bias = _additive(mask, query.dtype), named.get("position_bias")
+    said = named.get("is_causal")
+    said = bool(getattr(module, "is_causal", False) if said is None else said)
+    windowed = None if eager or isinstance(mask, Tensor) and mask.ndim == 4 else named.get("sliding_window")
+    mask, bias = _additive(_mask_of(mask, query, key, windowed, said), query.dtype), named.get("position_bias")
     if isinstance(bias, Tensor):
         mask = bias if mask is None else mask + bias
-    said = named.get("is_causal", getattr(module, "is_causal", False))
-    causal = bool(said) and mask is None and not eager and query.shape[2] > 1
+    causal = said and mask is None and not eager and query.shape[2] > 1
     sinks = named.get("s_aux", getattr(module, "sinks", None))
     cap = named.get("softcap")
     return AttentionCall(
         "interface", query, key, value, out.transpose(1, 2), None, query.shape[-1] ** -0.5 if scale is None else scale,
         mask, causal, cap, sinks if isinstance(sinks, Tensor) else None,
     )  # fmt: skip
+
+
+def _mask_of(mask: Any, query: Tensor, key: Tensor, window: int | None, causal: bool) -> Tensor | None:
+    """The mask that an implementation lays over its logits, (B or 1, 1, T, S), however it was told of it.
+
+    Eager attention is given it; flex attention a function of positions; flash attention the width of a window, which
+    has so many keys on each side of the query, itself among them. (Padding, which flash attention leaves out, is left
+    out of what is measured.)
+    """
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        return mask
+    T, S = query.shape[2], key.shape[2]
+    if hasattr(mask, "mask_mod"):
+        from torch.nn.attention.flex_attention import create_mask
+
+        with torch._C.DisableTorchFunction():
+            return create_mask(mask.mask_mod, len(query), 1, T, S, device=str(query.device))
+    if window is None or window >= S:
+        return None
+    # Flash attention counts queries from the end of the keys.
+    behind_TS = torch.arange(S - T, S, device=query.device)[:, None] - torch.arange(S, device=query.device)
+    seen_TS = behind_TS.abs() < window
+    return (seen_TS & (behind_TS >= 0) if causal else seen_TS)[None, None]
 
 
 def _with_scores(call: AttentionCall, given: Tensor) -> AttentionCall:
