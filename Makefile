@@ -30,6 +30,11 @@ test: $(STAMP)
 	@$(BIN)/python recipes/fetch_smollm2.py || true
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
+# Golden values on real models and data that may not be redistributed: what is missing is an error that says what to set.
+test-real: $(STAMP)
+	@$(BIN)/python recipes/fetch_smollm2.py || true
+	MASSACT_TEST_REAL=1 $(BIN)/python -m pytest -m real
+
 # timm needs torchvision, whose build must be that of torch: an environment of its own, without pinned versions.
 test-vision:
 	$(PYTHON) -m venv $(VISION)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -20,11 +21,63 @@ if _BESIDE.is_dir():
     os.environ.setdefault("MASSACT_TEST_DATA", str(_BESIDE))
 torch.set_num_threads(1)  # many tiny operations: more threads only wait for each other
 
+REAL = {"real_data", "real_text", "smollm2", "gemma3"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`-m real` chooses the tests on real models and data: `make test-real`."""
+    config.addinivalue_line("markers", "real: needs a real model, text or picture; by its fixtures or name")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what takes a fixture of real things, or is named so."""
+    for item in items:
+        if REAL & set(getattr(item, "fixturenames", ())) or item.name.startswith("test_real_"):
+            item.add_marker("real")
+
+
+def _missing(what: str, do: str) -> NoReturn:
+    """Skip; in `make test-real`, which is there to run them all, fail."""
+    message = f"no {what}: {do} (see tests/SKIPS.md)"
+    if os.environ.get("MASSACT_TEST_REAL"):
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+def _test_data(folder: str) -> Path:
+    path = Path(os.environ.get("MASSACT_TEST_DATA", "nowhere"))
+    if not (path / folder).is_dir():
+        _missing(f"real {folder}", f"set MASSACT_TEST_DATA to a folder that has {folder}/")
+    return path
+
 
 @pytest.fixture
 def real_data() -> Path:
     """Folder with real models, texts and images: `models/`, `text/`, `images/`. Not part of the repository."""
-    path = Path(os.environ.get("MASSACT_TEST_DATA", "nowhere"))
-    if not (path / "models").is_dir():
-        pytest.skip("no real models: set MASSACT_TEST_DATA to a folder that has them (see tests/SKIPS.md)")
+    return _test_data("models")
+
+
+@pytest.fixture(scope="session")
+def real_text() -> Path:
+    """The folder `text/` of the same: WikiText-2 and others."""
+    return _test_data("text") / "text"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct, which `make test` fetches."""
+    path = Path(__file__).parents[1] / ".cache" / "smollm2-135m-instruct.gguf"
+    if not path.is_file():
+        _missing("SmolLM2", "python recipes/fetch_smollm2.py fetches it")
     return path
+
+
+@pytest.fixture(scope="session")
+def gemma3() -> Path:
+    """Gemma 3 270M: its GGUF file or a folder of Hugging Face, in `MASSACT_REAL_MODELS`; may not be redistributed."""
+    folder = Path(os.environ.get("MASSACT_REAL_MODELS", "nowhere"))
+    for path in (folder / "gemma-3-270m.gguf", folder / "gemma-3-270m"):
+        if path.exists():
+            return path
+    _missing("Gemma 3", "set MASSACT_REAL_MODELS to a folder with gemma-3-270m.gguf or the model folder gemma-3-270m/")
