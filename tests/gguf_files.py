@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 # What llama.cpp calls a family; Mistral is stored as a Llama.
-ARCHITECTURES = {"mistral": "llama"}
+ARCHITECTURES = {"mistral": "llama", "qwen3_moe": "qwen3moe"}
 ZERO_CENTRED = ("gemma2", "gemma3")  # norms are stored as 1 + weight
 WORDS = ["<unk>", "<s>", "</s>", "\u0120", "\u0120a", "\u0120b", *(chr(c) for c in range(33, 127))]
 
@@ -40,6 +40,12 @@ def settings_of(config: Any) -> dict[str, Any]:
         found["rope.dimension_count"] = int(head * rotary.get("partial_rotary_factor", 1.0))
     if hasattr(config, "rms_norm_eps"):
         found["attention.layer_norm_rms_epsilon"] = float(config.rms_norm_eps)
+    if getattr(config, "num_experts", None):
+        found |= {"expert_count": config.num_experts, "expert_used_count": config.num_experts_per_tok,
+                  "expert_feed_forward_length": config.moe_intermediate_size}  # fmt: skip
+    if config.model_type == "lfm2":
+        found["attention.layer_norm_rms_epsilon"], found["shortconv.l_cache"] = config.norm_eps, config.conv_L_cache
+        found["attention.head_count_kv"] = [2 * (kind == "full_attention") for kind in config.layer_types]
     for name in ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"):
         if hasattr(config, name):
             found["attention.layer_norm_epsilon"] = float(getattr(config, name))
@@ -62,8 +68,15 @@ def stored_tensors(module: nn.Module) -> dict[str, np.ndarray]:
     tied = config.tie_word_embeddings
     found = {}
     for name, tensor in module.state_dict().items():
+        block, _, experts = name.partition(".mlp.experts.")
+        if experts:  # three tensors of all experts; gate and up are one in transformers
+            halves = tensor.chunk(2, 1)
+            parts = {"gate": halves[0], "up": halves[1]} if "gate" in experts else {"down": tensor}
+            found |= {f"blk.{block.split('.')[2]}.ffn_{part}_exps.weight": value.contiguous().numpy()
+                      for part, value in parts.items()}  # fmt: skip
+            continue
         stem, _, suffix = name.rpartition(".")
-        stored = names.get_name(stem)
+        stored = names.get_name(stem) or names.get_name(stem.removeprefix("transformer."))
         if tied and name == "lm_head.weight":
             continue
         assert stored is not None, name
@@ -72,6 +85,11 @@ def stored_tensors(module: nn.Module) -> dict[str, np.ndarray]:
             value = permuted(value, config.num_attention_heads)
         elif arch == "llama" and ".attn_k" in stored:
             value = permuted(value, config.num_key_value_heads)
+        elif arch == "lfm2" and "shortconv.conv" in stored:
+            value = value[:, 0]
+        elif arch == "bloom" and "attn_qkv" in stored:  # all queries, all keys, all values; there head by head
+            heads = value.reshape(config.num_attention_heads, 3, -1, *value.shape[1:])
+            value = heads.swapaxes(0, 1).reshape(value.shape)
         elif arch in ZERO_CENTRED and "norm" in stored:
             value = value + 1
         elif arch == "gpt2" and suffix == "weight" and any(s in stored for s in ("attn_qkv", "attn_output", "ffn")) \
@@ -112,6 +130,8 @@ def write_gguf(
             writer.add_string(key, value)
         elif isinstance(value, float):
             writer.add_float32(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
         elif value is not None:
             writer.add_uint32(key, value)
     _add_words(writer, WORDS if words is None else words, config.vocab_size)

@@ -14,6 +14,7 @@ _SAID = {
     "attention.layer_norm_rms_epsilon": _EPS,
     "attention.layer_norm_epsilon": _EPS,
     "attention.key_length": ("head_dim",),
+    "expert_feed_forward_length": ("moe_intermediate_size",),
     "attention.sliding_window": ("sliding_window",),
     "attn_logit_softcapping": ("attn_logit_softcapping",),
     "final_logit_softcapping": ("final_logit_softcapping",),
