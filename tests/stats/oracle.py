@@ -41,6 +41,36 @@ def hard_stream(seed: int, lengths: list[int], D: int, dtype: torch.dtype) -> li
     return stream
 
 
+def wide_stream(kind: str, seed: int, dtype: torch.dtype = torch.float32) -> Seen:
+    """One sequence in which tiny values lie beside ordinary ones: what float32 squares and fourth powers lose."""
+    rng, (T, D) = np.random.default_rng(seed), (64, 48)
+    h_TD = rng.standard_normal((T, D))
+    match kind:
+        case "one of 1e4":
+            h_TD *= 1e-11
+            h_TD[3, 5] = 1e4
+        case "tokens of 1e-11" | "tokens of 1e-25":
+            h_TD[10:20] *= float(kind.split()[-1])
+        case "dims of 1e-11" | "dims of 1e-25":
+            h_TD[:, 10:20] *= float(kind.split()[-1])
+        case "a dim of 1e4":
+            h_TD *= 1e-11
+            h_TD[:, 0] = 1e4
+        case "a token of 1e4":
+            h_TD *= 1e-7
+            h_TD[0] = 3e4 * rng.standard_normal(D)
+        case "subnormal":
+            h_TD[5] *= 1e-42
+            h_TD[:, 7] *= 1e-41
+        case "heavy tails":
+            h_TD = rng.standard_cauchy((T, D)) * np.exp(rng.uniform(-60, 15, (T, D)))
+    return Seen(0, torch.from_numpy(h_TD).to(dtype), np.arange(T))
+
+
+WIDE = ("one of 1e4", "tokens of 1e-11", "tokens of 1e-25", "dims of 1e-11", "dims of 1e-25", "a dim of 1e4",
+        "a token of 1e4", "subnormal", "heavy tails")  # fmt: skip
+
+
 def _lower_median(v: np.ndarray) -> float:
     return np.sort(v)[(len(v) - 1) // 2] if len(v) else np.nan
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from massact.stats import DimMoments, HiddenStats, Where, blocks, select
-from tests.stats.oracle import DTYPES, Seen, check_hidden, hard_stream, hidden_oracle
+from tests.stats.oracle import DTYPES, WIDE, Seen, check_hidden, hard_stream, hidden_oracle, wide_stream
 
 PATHS = {"cpu": None, "accelerator": False}
 
@@ -260,3 +260,34 @@ def test_nothing_and_an_empty_sequence():
     result = stats.result()
     assert result.n_tokens.tolist() == [0, 2] and np.isnan(result.median[0]) and result.n_nan.tolist() == [0, 0]
     assert result.top_pos[0].tolist() == [-1, -1, -1] and result.n_tokens_total == 2
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kind", WIDE)
+def test_tiny_values_beside_ordinary_ones(block_size, path, kind):
+    """No square or fourth power of theirs is lost: norms, stds and kurtosis of single tokens and dims are right."""
+    for seed in range(3):
+        seen = wide_stream(kind, seed)
+        result = check([seen], blocked=PATHS[path])
+        wanted = hidden_oracle([seen], 5, 6.0, True)
+        for name in ("token_norm", "dim_std", "dim_mean_abs"):  # each relative to itself, however small
+            np.testing.assert_allclose(getattr(result, name), wanted[name], rtol=2e-5, atol=0, err_msg=name)
+    moments = DimMoments()
+    moments.update(seen.h_TD, Where(0))
+    np.testing.assert_allclose(moments.result().std, wanted["dim_std"], rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_tokens_dims_and_sequences_without_a_finite_value(path, value):
+    """None of their statistics is known; those beside them are as if they were not there."""
+    h_TD = torch.randn(20, 12, generator=torch.Generator().manual_seed(0))
+    h_TD[4], h_TD[:, 7], h_TD[0, 0] = value, value, value
+    whole = Seen(1, torch.full((6, 12), value), np.arange(6))
+    result = check([*one(h_TD), whole], blocked=PATHS[path])
+    assert np.isnan(result.token_norm[4]) and np.isnan(result.token_max[4]) and np.isnan(result.dim_std[7])
+    assert np.isnan(result.dim_max[7]) and result.dim_n[7] == 0
+    for name in ("median", "mad", "mean", "std", "rms", "mean_abs", "max", "kurtosis", "osp_kurtosis"):
+        assert np.isfinite(getattr(result, name)[0]) and np.isnan(getattr(result, name)[1]), name
+    assert np.isnan(result.top_value[1]).all() and (result.top_pos[1] == -1).all()
+    assert (result.n_nan + result.n_inf).tolist() == [12 + 19 + 1, 72]

@@ -167,6 +167,10 @@ class StackView:
         """One column of the layers table as floats."""
         return self.layers[name].to_numpy(float, na_value=np.nan)
 
+    def layers_without_values(self) -> list[int]:
+        """Layers at which no value is finite, so that no statistic is known."""
+        return [int(x) for x in self.layers.loc[(self.layers["nonfinite"] > 0) & self.layers["max"].isna(), "layer"]]
+
     def nonfinite_layers(self) -> list[int]:
         return [int(x) for x in self.layers.loc[self.layers["nonfinite"] > 0, "layer"]]
 

@@ -241,14 +241,15 @@ def _ratio_place(peak: Peak) -> str:
 
 def _range(view: StackView) -> str:
     """How close each number format is to overflow, and at which layers it would."""
-    said = []
+    said, none = [], view.layers_without_values()
     for column, name, limit in FORMATS:
         factors = view.column(f"headroom_{column}")
         if not len(factors) or all(math.isnan(f) for f in factors):
             continue
         tight = min((f, int(x)) for f, x in zip(factors, view.layers["layer"], strict=True) if not math.isnan(f))
         over = view.layers_below_one(column)
-        verdict = f"overflows at {counted(len(over), 'layer')} ({ranges(over)})" if over else "holds every layer"
+        every = "every layer" if not none else "every layer that has a finite value"
+        verdict = f"overflows at {counted(len(over), 'layer')} ({ranges(over)})" if over else f"holds {every}"
         most = (
             f"its maximum of {number(limit, 5)} being {number(tight[0])} times the largest |h|"
             if tight[0]
@@ -264,7 +265,9 @@ def _nonfinite(view: StackView) -> str:
         return ""
     layers = view.nonfinite_layers()
     where = f", at {'layers' if len(layers) > 1 else 'layer'} {ranges(layers)}" if layers else ""
-    return f"{counted(count, 'value')} {'is' if count == 1 else 'are'} NaN or Inf{where}."
+    none = view.layers_without_values()
+    whole = f" {'Layers' if len(none) > 1 else 'Layer'} {ranges(none)}: no value is finite, so nothing is known there."
+    return f"{counted(count, 'value')} {'is' if count == 1 else 'are'} NaN or Inf{where}.{whole if none else ''}"
 
 
 def _null(null: dict[str, Any]) -> list[str]:

@@ -101,7 +101,8 @@ def _max(x: np.ndarray) -> float:
 def _rms_kurtosis(r: HiddenResult) -> float:
     """Kurtosis of the per-dim RMS s_j: mean(s^4) / mean(s^2)^2, 1 when all dims are alike, D when one holds all."""
     squares = r.dim_mean**2 + r.dim_std**2
-    total = float(np.mean(squares))
+    squares = squares[~np.isnan(squares)]  # of the dims that have a finite value
+    total = float(np.mean(squares)) if len(squares) else 0.0
     return float(np.mean(squares**2) / total**2) if total > 0 else float("nan")
 
 
@@ -124,7 +125,8 @@ def dims_table(results: Results) -> pd.DataFrame:
     columns = {
         site: {
             "dim": np.arange(len(r.dim_max)), "max": r.dim_max, "mean_abs": r.dim_mean_abs, "mean": r.dim_mean,
-            "std": r.dim_std, "hit_rate": r.dim_hits / max(r.n_tokens_total, 1),
+            "std": r.dim_std,
+            "hit_rate": np.where(r.dim_n > 0, r.dim_hits / max(r.n_tokens_total, 1), np.nan),
         }
         for site, r in results.items()
     }  # fmt: skip

@@ -16,6 +16,8 @@ from torch import Tensor
 from massact.stats.blocks import Block, block_rows, blocks_of, scratch
 from massact.stats.protocol import Where, check_2d, to_numpy
 
+# Squares of deviations, a millionth of a value among them, are normal in float32 from here on.
+_TINY = 1e-12
 _JOIN_VALUES = 1 << 15  # float64 values of one step of the join: its few temporaries stay in L2
 
 
@@ -143,7 +145,8 @@ def columns_whole(v_TD: Tensor, finite_TD: Tensor, scale: Tensor, hit: float | N
     first_D = v_TD.sum(0, dtype=A) / safe_D
     d_TD = (v_TD - first_D.to(v_TD.dtype)).mul_(finite_TD)
     off_D = d_TD.sum(0, dtype=A) / safe_D
-    m2_D = ((d_TD * d_TD).sum(0, dtype=A) - n_D * off_D * off_D).clamp(min=0)
+    square_D = torch.linalg.vector_norm(d_TD, dim=0, dtype=A).square()  # float32 squares of tiny values would be 0
+    m2_D = (square_D - n_D * off_D * off_D).clamp(min=0)
     mag_TD, s = v_TD.abs(), scale.to(A)
     hits_D = torch.zeros_like(n_D, dtype=torch.int64)
     if hit is not None:
@@ -275,9 +278,19 @@ def columns_of(h_TD: Tensor) -> Columns:
         columns = sums.total()
         # A square overflows above 1.8e19; NaN and Inf fail the comparison too.
         if bool((columns.max < 1e18).all()):
-            return columns
+            return with_tiny_dims(columns, h_TD)
     v_TD, finite_TD, scale = scaled(h_TD, torch.float64 if h_TD.device.type == "cpu" else compute_dtype(h_TD))
     return columns_whole(v_TD, finite_TD, scale, hit=None)
+
+
+def with_tiny_dims(columns: Columns, h_TD: Tensor) -> Columns:
+    """The same, with mean and m2 in float64 for dims so small that squares in float32 lose digits, or are 0."""
+    tiny_D = (columns.max < _TINY) & (columns.max > 0)
+    if bool(tiny_D.any()):
+        x_TD = h_TD[:, tiny_D].double()
+        columns.mean[tiny_D] = x_TD.mean(0)
+        columns.m2[tiny_D] = x_TD.var(0, correction=0) * len(x_TD)
+    return columns
 
 
 def compute_dtype(h_TD: Tensor) -> torch.dtype:
@@ -286,9 +299,10 @@ def compute_dtype(h_TD: Tensor) -> torch.dtype:
 
 
 def scaled(h_TD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """(v, finite, scale) with h = scale * v where h is finite, v = 0 elsewhere, and |v| < 2.
+    """(v, finite, scale) with h = scale * v where h is finite, v = 0 elsewhere, and |v| < 2^31.
 
-    The scale is a power of two (the bits of max|h| without the mantissa), so the division is exact.
+    The scale is a power of two (the bits of max|h| without the mantissa), so the division is exact. It is 1 between 1
+    and 2^30, whose fourth powers are finite, so that no value beside them is lost.
     """
     finite_TD = torch.isfinite(h_TD)
     x_TD = torch.where(finite_TD, h_TD, 0).to(dtype)
@@ -296,4 +310,5 @@ def scaled(h_TD: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     integer, exponent = (torch.int32, 0x7F800000) if dtype == torch.float32 else (torch.int64, 0x7FF << 52)
     scale = (top.view(integer) & exponent).view(dtype)[0]
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = torch.where(scale > 1, (scale * 2.0**-30).clamp(min=1), scale)
     return x_TD.div_(scale), finite_TD, scale

@@ -25,6 +25,7 @@ from massact.stats.dims import (
     compute_dtype,
     scaled,
     sum_dtype,
+    with_tiny_dims,
 )
 
 # One number per sequence each, in the order of `Measured.scalars`.
@@ -122,7 +123,8 @@ def blocked_pass(h_TD: Tensor, ask: Ask) -> Measured | None:
     median = bracket.median()
     if median is None:
         median = _median_of_all(h_TD)
-    columns = sums.total()
+    columns = with_tiny_dims(sums.total(), h_TD)
+    tiny_T = torch.nonzero((tokens.max_T < _LEAST) & (tokens.max_T > 0)).flatten()  # their powers leave float32
     mean, std, rms, kurtosis = _moments(h_TD, columns, tokens)
     scalars = {
         "median": median,
@@ -133,7 +135,7 @@ def blocked_pass(h_TD: Tensor, ask: Ask) -> Measured | None:
         "mean_abs": columns.abs_sum.sum().item() / (T * D),
         "max": top,
         "kurtosis": kurtosis,
-        "osp_kurtosis": _osp_blocked(h_TD, tokens),
+        "osp_kurtosis": _osp_blocked(h_TD, tokens, tiny_T),
         "n_nan": 0.0,
         "n_inf": 0.0,
     }
@@ -144,7 +146,7 @@ def blocked_pass(h_TD: Tensor, ask: Ask) -> Measured | None:
         top_value_K=h_TD[rows_K, dims_K],
         top_row_K=rows_K,
         top_dim_K=dims_K,
-        token_norm_T=tokens.two_T.sqrt(),
+        token_norm_T=_norms(h_TD, tokens, tiny_T),
         token_max_T=tokens.max_T.clone(),  # a view would keep the other three sums alive
     )
 
@@ -173,10 +175,23 @@ def _moments(h_TD: Tensor, columns: Columns, tokens: _TokenSums) -> tuple[float,
     return mean, math.sqrt(m2), rms, m4 / m2**2
 
 
-def _osp_blocked(h_TD: Tensor, tokens: _TokenSums) -> float:
+def _norms(h_TD: Tensor, tokens: _TokenSums, tiny_T: Tensor) -> Tensor:
+    """L2 norm of each token; in float64 where its squares leave float32."""
+    norm_T = tokens.two_T.sqrt()
+    if len(tiny_T):
+        norm_T = norm_T.double()
+        norm_T[tiny_T] = torch.linalg.vector_norm(h_TD[tiny_T].double(), dim=1)
+    return norm_T
+
+
+def _osp_blocked(h_TD: Tensor, tokens: _TokenSums, tiny_T: Tensor) -> float:
     """Mean over tokens of relu(mean(x^4) / std(x)^4 - 3), from the sums of the pass."""
     D = h_TD.shape[1]
     one_T, two_T, four_T = (s.numpy().astype(np.float64) for s in (tokens.one_T, tokens.two_T, tokens.four_T))
+    if len(tiny_T):
+        x_RD, at_R = h_TD[tiny_T].double(), tiny_T.numpy()
+        one_T[at_R], two_T[at_R] = x_RD.sum(1).numpy(), x_RD.square().sum(1).numpy()
+        four_T[at_R] = torch.linalg.vector_norm(x_RD.square_(), dim=1).numpy()
     variance_T, square_T = two_T / D - (one_T / D) ** 2, two_T / D
     # Where the mean of a token dwarfs its std the difference has lost digits: these few again, in float64.
     lost_T = np.flatnonzero(variance_T < 0.02 * square_T)
@@ -226,7 +241,8 @@ def whole_pass(h_TD: Tensor, ask: Ask, exact: bool) -> Measured:
     columns = columns_whole(v_TD, finite_TD, scale, ask.hit)
     n_T = finite_TD.sum(1)
     n = n_T.sum()
-    mean, std, rms, kurtosis, osp = _moments_whole(v_TD, finite_TD, n_T.to(A))
+    norm_T = torch.linalg.vector_norm(v_TD, dim=1, dtype=A)
+    mean, std, rms, kurtosis, osp = _moments_whole(v_TD, finite_TD, n_T.to(A), norm_T)
 
     order_TD = torch.where(finite_TD, h_TD.abs(), -1)  # what is not finite sorts last
     max_T = order_TD.amax(1)
@@ -262,13 +278,16 @@ def whole_pass(h_TD: Tensor, ask: Ask, exact: bool) -> Measured:
         top_value_K=torch.where(real_K, top_value_K, math.nan),
         top_row_K=torch.where(real_K, top_row_K, -1),
         top_dim_K=torch.where(real_K, top_dim_K, -1),
-        token_norm_T=torch.where(n_T > 0, torch.linalg.vector_norm(v_TD, dim=1).to(A) * s, none),
+        token_norm_T=torch.where(n_T > 0, norm_T * s, none),
         token_max_T=torch.where(n_T > 0, max_T.to(A), none),
     )
 
 
-def _moments_whole(v_TD: Tensor, finite_TD: Tensor, n_T: Tensor) -> tuple[Tensor, ...]:
-    """Mean, std, rms, kurtosis and OSP's number of the finite v: two passes, so that nothing cancels."""
+def _moments_whole(v_TD: Tensor, finite_TD: Tensor, n_T: Tensor, norm_T: Tensor) -> tuple[Tensor, ...]:
+    """Mean, std, rms, kurtosis and OSP's number of the finite v: two passes, so that nothing cancels.
+
+    Powers of one token are taken of v over its norm: beside a great token they would leave float32.
+    """
     A, C = n_T.dtype, v_TD.dtype
     n, safe_T = n_T.sum(), n_T.clamp(min=1)
     mean_T = v_TD.sum(1, dtype=A) / safe_T
@@ -284,11 +303,13 @@ def _moments_whole(v_TD: Tensor, finite_TD: Tensor, n_T: Tensor) -> tuple[Tensor
     none = torch.full_like(m2, math.nan)
     kurtosis = torch.where(m2 > _CONSTANT * rms * rms, m4 / (m2 * m2), none)
 
-    variance_T = (v_TD - mean_T.to(C)[:, None]).mul_(finite_TD).square_().sum(1, dtype=A) / safe_T
-    variance_T = variance_T - (mean_T - mean_T.to(C).to(A)) ** 2
-    square_TD = v_TD.square()
-    second_T = square_TD.sum(1, dtype=A) / safe_T
-    fourth_T = square_TD.square_().sum(1, dtype=A) / safe_T
+    unit_T = torch.where(norm_T > 0, norm_T, 1.0).to(C).to(A)  # as it divides below
+    off_TD = (v_TD - mean_T.to(C)[:, None]).mul_(finite_TD)
+    variance_T = torch.linalg.vector_norm(off_TD, dim=1, dtype=A).square() / safe_T
+    variance_T = (variance_T - (mean_T - mean_T.to(C).to(A)) ** 2) / unit_T.square()
+    second_T = (norm_T / unit_T).square() / safe_T
+    square_TD = (v_TD / unit_T.to(C)[:, None]).square_()
+    fourth_T = torch.linalg.vector_norm(square_TD, dim=1, dtype=A).square() / safe_T
     kept_T = variance_T > _CONSTANT * second_T
     excess_T = torch.where(kept_T, fourth_T / (variance_T * variance_T) - 3, torch.zeros_like(second_T))
     osp = excess_T.clamp(min=0).sum() / kept_T.sum()  # 0 / 0 = NaN where no token varies
