@@ -10,7 +10,6 @@ from transformers import ProphetNetConfig, ProphetNetForConditionalGeneration
 
 import massact as ma
 from massact.records.errors import ProofError
-from tests.families import FAMILIES, STACKS, build
 
 D = 24
 
@@ -90,8 +89,3 @@ def test_several_positions_for_each_token_are_left_out_and_said() -> None:
         h = net.prophetnet.encoder(input_ids=ids).last_hidden_state
     last = scan.layers[scan.layers["layer"] == 2]["max"].iloc[0]
     np.testing.assert_allclose(last, float(h.abs().max()), rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_no_family_loses_a_stack(name: str) -> None:
-    assert sorted(s.name for s in ma.load(build(name)).anatomy.stacks) == sorted(STACKS.get(name, [""]))
