@@ -269,3 +269,18 @@ def test_what_transformers_would_read_wrongly_is_refused(
     with pytest.raises(UserError, match=says) as caught:
         ma.load(tmp_path / "model.gguf")
     assert "model.gguf" in caught.value.what and caught.value.do
+
+
+def test_a_file_of_the_hub_is_named_by_its_repository(whole: Path, tmp_path: Path, llama: Any) -> None:
+    """From the cache of the Hub, laid out here; its name and revision are what a run needs to find it again."""
+    place, commit = tmp_path / "models--owner--name", "0" * 40
+    (place / "snapshots" / commit / "parts").mkdir(parents=True)
+    (place / "snapshots" / commit / "parts" / "tiny.gguf").write_bytes(whole.read_bytes())
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    given = {"gguf_file": "parts/tiny.gguf", "cache_dir": str(tmp_path)}
+    model = ma.load("owner/name", revision="main", options=given)
+    assert torch.equal(logits(model.module), logits(llama))
+    info = model.info()
+    assert (info.id, info.name, info.revision) == ("owner/name/parts/tiny.gguf", "tiny.gguf", "main")
+    assert torch.equal(logits(ma.load(info.id, options={"cache_dir": str(tmp_path)}).module), logits(llama))
