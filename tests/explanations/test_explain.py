@@ -407,5 +407,5 @@ def test_layers_whose_attention_is_not_seen_are_named() -> None:
     assert set(e.heads["layer"]) == set(e.axes["layer"]) == set(e.positions["layer"]) == {1, 3}
     assert e.info.attention[""]["unseen_layers"] == [2]
     words = story_in_words(e)
-    assert [s for s in words if "not about layer 2," in s]
+    assert [s for s in words if "about 2 other layers, not about layer 2," in s]
     assert [s for s in words if s.startswith("Note: Attention of layer 2 ") and "its rows sum to 2 (a test)" in s]

@@ -160,6 +160,23 @@ def test_unlike_runs_are_compared_with_a_note(tmp_path: Path) -> None:
     assert "a: its scan" not in notes
 
 
+def test_layers_whose_attention_was_not_seen_are_named(tmp_path: Path) -> None:
+    """Means of attention over some layers are not those of a run in which all were seen."""
+    whole, part, none = (compared.explanation(12, 0.5) for _ in range(3))
+    part.info.attention = {"": {"n_calls": 10, "unseen_layers": [5, 3]}}
+    none.heads = none.heads.iloc[:0]
+    paths = [
+        compared.write(tmp_path / name, None, synthetic.massive(n_layers=12, span=(3, 11)), e)
+        for name, e in (("whole", whole), ("part", part), ("none", none))
+    ]
+    c = compared_runs(paths)
+    told = [note for note in c.notes if "could not be seen" in note]
+    assert told == ["part: its means of attention are not over layers 3, 5, where it could not be seen."]
+    words = comparison_in_words(c)
+    assert [w for w in words if w.startswith("none: ") and "its attention was not seen" in w]
+    assert not [w for w in words if "NaN" in w]
+
+
 def test_nan_and_infinity_are_shown_as_they_are(tmp_path: Path) -> None:
     training = compared.trained(loss=math.nan, weights="x")
     a = compared.write(tmp_path / "a", training, compared.overflowed(), compared.explanation(32, math.nan))

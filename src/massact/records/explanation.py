@@ -38,6 +38,12 @@ class ExplainInfo(Sidecar):
     closure: dict[str, float] = field(default_factory=dict)
     schema_version: int = EXPLAIN_VERSION
 
+    def unseen_layers(self, stack: str) -> list[int]:
+        """Layers whose own attention could not be seen, of a stack in which others' could: no number is about them."""
+        record = self.attention.get(stack)
+        layers = record.get("unseen_layers") if isinstance(record, dict) else None
+        return sorted({x for x in layers if type(x) is int}) if isinstance(layers, list) else []
+
 
 @dataclass(repr=False)
 class Explanation(ShownInNotebooks):

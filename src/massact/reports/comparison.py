@@ -14,7 +14,7 @@ import pandas as pd
 from massact.records.comparison import ComparedRun, Comparison
 from massact.records.results import ScanResult
 from massact.records.tables import frame
-from massact.reports.legible import listed, number, quoted, real, shortened, visible
+from massact.reports.legible import listed, number, quoted, ranges, real, shortened, visible
 from massact.reports.views import rule_of
 
 # Fields of a training's configuration that make it no other training: what it is called and how it is run.
@@ -241,9 +241,21 @@ def _unlike(runs: Sequence[ComparedRun]) -> list[str]:
                              "with.")  # fmt: skip
         if run.scan is not None and run.scan.layers["nonfinite"].sum() > 0:
             notes.append(f"{visible(run.label)}: some values are NaN or Inf; its statistics are over the others.")
+        notes += _unseen(run)
     if any(map(images, runs)):
         notes.append("The loss of an image model is over classes: it has no perplexity.")
     return notes
+
+
+def _unseen(run: ComparedRun) -> list[str]:
+    """Which layers the means of a run's attention are not over."""
+    e = run.explanation
+    found = {} if e is None else {stack: e.info.unseen_layers(stack) for stack in e.info.attention}
+    return [
+        f"{visible(run.label)}: its means of attention are not over layer{'s' * (len(layers) > 1)} {ranges(layers)}"
+        f"{' of ' + visible(stack) if stack else ''}, where it could not be seen."
+        for stack, layers in found.items() if layers
+    ]  # fmt: skip
 
 
 def _shape(model: dict[str, Any]) -> str:

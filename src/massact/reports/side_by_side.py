@@ -65,7 +65,9 @@ def _sentence(row: pd.Series) -> str:
         parts.append(f"massive activations{onset}, max |h| {number(row['max'])}, largest ratio {number(row['ratio'])}")
     else:
         parts.append(f"nothing massive, max |h| {number(row['max'])}, largest ratio {number(row['ratio'])}")
-    if row["explained"]:
+    if row["explained"] and math.isnan(row["mass_first"]):
+        parts.append("its attention was not seen")
+    elif row["explained"]:
         slot = "" if math.isnan(row["slot_mass"]) else f" and {percent(row['slot_mass'])} on a learned slot"
         parts.append(f"heads put {percent(row['mass_first'])} of their attention on position 0{slot}")
     return f"{name}: {'; '.join(parts)}."

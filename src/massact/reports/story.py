@@ -52,13 +52,13 @@ def _mean(table: pd.DataFrame, column: str) -> float:
 
 def _unseen(e: Explanation, stack: str) -> list[str]:
     """Which layers the sentences about attention are not about."""
-    record = e.info.attention.get(stack)
-    unseen = record.get("unseen_layers") if isinstance(record, dict) else None
-    layers = [int(x) for x in unseen if isinstance(x, int)] if isinstance(unseen, list) else []
+    layers = e.info.unseen_layers(stack)
     if not layers:
         return []
-    return [f"What is said of attention is not about layer{'s' * (len(layers) > 1)} {ranges(layers)}, where it could "
-            "not be seen (the notes say why)."]  # fmt: skip
+    rest = counted(e.heads.loc[(e.heads["stack"] == stack) & (e.heads["kind"] == "attention"), "layer"].nunique(),
+                   "other layer")  # fmt: skip
+    return [f"What is said of attention is about {rest}, not about layer{'s' * (len(layers) > 1)} {ranges(layers)}, "
+            "where it could not be seen (the notes say why)."]  # fmt: skip
 
 
 def _concentration(e: Explanation) -> list[str]:
@@ -188,9 +188,7 @@ def _bias(e: Explanation) -> list[str]:
             f"Between sequences these updates have a mean cosine of {number(rows['between'].median())}"
             f"{_beside(rows['null_between'].median(), RANDOM, number)}."
         )
-    told.append(
-        f"The two parts add up to the attention output within {number(rows['residual_error'].max())} of it."
-    )
+    told.append(f"The two parts add up to the attention output within {number(rows['residual_error'].max())} of it.")
     return told
 
 
