@@ -23,6 +23,7 @@ from massact.records.sites import Site
 from massact.scans.criteria import Criterion, Evidence, criterion, sink_dims
 from massact.scans.evidence import evidence
 from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer, with_modalities
+from massact.scans.padding import padding_notes
 from massact.scans.pictured import add_pictures, picture_probe, scanned_layout, scanned_maps
 from massact.scans.portrait import portrait, prompt_corpus, ranks_table
 from massact.scans.saved import Saved
@@ -320,7 +321,7 @@ class _Job:
         answers = [stack_answer(stack, site, seen, found, coordinates, texts[stack]) for stack, site in _pairs(seen)]
         answer = Answer(len(found) > 0, answers, self.null(stacks, info), self.bos(stacks))
         info.answer = jsonable(answer.as_dict())
-        info.notes += self.notes(seen, rows, near_rows)
+        info.notes += [*self.notes(seen, rows, near_rows), *padding_notes(self.model, self.corpus, stacks)]
         if self.corpus.kind == "tensors" and self.corpus.mask is not None and not self.corpus.counts:
             info.notes += _unmasked(self.corpus.mask, seen)
         result = ScanResult(info, layers, found, findings_table(near_rows, self.rule, texts), coordinates, seen.dims)
