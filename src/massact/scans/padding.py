@@ -33,7 +33,9 @@ def padding_notes(model: Model, corpus: Corpus, stacks: Iterable[str]) -> list[s
     if row is None:
         return []
     # Not `corpus.batches`, which cuts the columns of a batch that no row counts.
-    inputs = {k: x.clone() for k, x in corpus.rows(row, row + 1).items()} | {"attention_mask": corpus.mask[row : row + 1].long()}
+    inputs = {k: x.clone() for k, x in corpus.rows(row, row + 1).items()} | {
+        "attention_mask": corpus.mask[row : row + 1].long()
+    }
     batch, width = Batch(inputs, (row,), (kept,)), corpus.mask.shape[1]
     bare = {k: x[:, kept] if x.ndim > 1 and x.shape[1] == width else x for k, x in batch.inputs.items()}
     told = []
