@@ -82,6 +82,16 @@ def after_last(watch: Watch, call: Call, block: Block, params: dict[int, str]) -
     return f"the stream {_Way(watch, call, None, params, (given, taken)).words()}"
 
 
+def other_streams(watch: Watch, calls: Sequence[Call], blocks: Sequence[Block]) -> int:
+    """How many tensors of the stream's shape blocks hand on besides it, made by the one and taken by the next."""
+    most = 0
+    for before, call, block in zip(calls, calls[1:], blocks, strict=False):
+        stream = _seen(before.outputs, block.places["resid_post"].path)
+        made = {watch.canon(s.key) for s in before.outputs if s.shape == stream.shape} - _keys(watch, before.inputs)
+        most = max(most, len(reached(watch, _keys(watch, call.inputs), made) - {watch.canon(stream.key)}))
+    return most
+
+
 def has_skips(watch: Watch, calls: Sequence[Call]) -> bool:
     """Whether the output is made from what a block gives in a way that leads round the next block."""
     top = _keys(watch, watch.calls[0].outputs)

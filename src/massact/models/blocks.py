@@ -234,6 +234,7 @@ class BlockReader:
     def cone(self, key: Key, stop: set[Key]) -> set[Key]:
         """Everything that `key` was computed from, back to the residual stream and the block's other inputs."""
         seen: set[Key] = set()
+        stop = stop | {self.canon(s.key) for s in self.call.inputs}
         todo = [key]
         while todo:
             k = self.canon(todo.pop())
@@ -290,8 +291,18 @@ class BlockReader:
         """
         return any(self.canon(s.key) in cone for s in self._other_sequences(other_length))
 
+    def read_by(self, cone: set[Key], values: list[_Value], before: _Value) -> _Value:
+        """What a sublayer reads: a value of the stream, else another stream that the block takes (reversible ones)."""
+        for value in values:
+            if value.key in cone:
+                return value
+        for seen in self.call.inputs:
+            if seen.shape == self.start.shape and self.canon(seen.key) in cone:
+                return _Value(self.canon(seen.key), "start")
+        return before  # a kernel that nobody can look into
+
     def sublayer_input(self, cone: set[Key], before: _Value) -> Place | None:
-        """Where the sublayer reads the residual stream: behind its norm, or the stream itself."""
+        """Where the sublayer reads what it is given: behind its norm, or the tensor itself."""
         for inner in self.inner:
             if _is_norm(inner.module, self.start.shape[-1]) and inner.inputs and inner.outputs:
                 reads = self.canon(inner.inputs[0].key)
@@ -428,7 +439,7 @@ def _place_writes(
         name = _fresh(f"{kind}_out", places)
         places[name] = place
         names.append(name)
-        source = reader.sublayer_input(cone, next((v for v in values if v.key in cone), before))
+        source = reader.sublayer_input(cone, reader.read_by(cone, values, before))
         if source is not None:
             places[name.replace("_out", "_in")] = source
         if kind == "mlp":

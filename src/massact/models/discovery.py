@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from massact.models.between import after_last, ends_of, has_skips, joined
+from massact.models.between import after_last, ends_of, has_skips, joined, other_streams
 from massact.models.blocks import read_block
 from massact.models.roles import mixing_writes
 from massact.models.stacks import NO_BLOCKS, Listed, find_stacks, layer_counts, lists_inside, no_stack, stack_names
@@ -75,7 +75,7 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
         tuple(
             Stack(
                 n, path, tuple(read), _width(watch, calls[0]), after_last(watch, calls[-1], read[-1], params),
-                has_skips(watch, calls),
+                has_skips(watch, calls), other_streams(watch, calls, read),
             )
             for n, (path, read, calls) in zip(names, stacks, strict=True)
         ),

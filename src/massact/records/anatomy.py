@@ -111,6 +111,7 @@ class Stack:
         after: what happens to the stream behind the last block before a module or the output takes it; "" for nothing.
         skips: whether what a block gives is read by more than the next one (U-Net), so that no block can be left out
             when only the last of them is known.
+        others: tensors of the stream's shape that blocks hand on besides it (reversible blocks); they are not measured.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Stack:
     d_model: int
     after: str = ""
     skips: bool = False
+    others: int = 0
 
     @property
     def n_layers(self) -> int:
@@ -142,6 +144,12 @@ class Stack:
             ways.setdefault(what, []).append(f"{before.layer} and {block.layer}")
         head = f"Stack {self.name!r}, between" if self.name else "Between"
         found = [f"{head} layers {'; '.join(where)}: {what}." for what, where in ways.items()]
+        if self.others:
+            measured = self.blocks[0].places["resid_post"]
+            found.append(
+                f"The blocks of {self.path!r} hand on {self.others + 1} tensors of one shape. Layers are {measured} "
+                "and what goes on from it; of the other" + ("s" if self.others > 1 else "") + " nothing is measured."
+            )
         if self.after:
             found.append(f"Behind the last layer of {self.path!r} {self.after}.")
         return found
