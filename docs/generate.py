@@ -193,7 +193,9 @@ is a `MassactError`. The exit status tells whose turn it is:
 | `UserError` | bad usage or bad input (also a `ValueError`) | 2 |
 | `ProofError` | a `UserError`: the model could not be proved to be understood, so nothing is measured on it | 2 |
 | `WorkError` | the input was fine, the work failed (also a `RuntimeError`) | 1 |
-| - | interrupted with Ctrl-C; what was finished is kept | 130 |
+| - | interrupted with Ctrl-C; the message says what is kept and how to go on | 130 |
+| - | stdout is closed or full, or the disk is; files are whole, or as they were | 1 |
+| - | the reader of a pipe has left (`massact show RUN \\| head -1`): nothing is said | 141 |
 
 Below are all of them by room, with the user's own values in braces. Where a cell is empty the first one says it all.
 """

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 import typer
 
+from massact.cli import output
 from massact.cli.classics import classics
 from massact.cli.compare import compare
 from massact.cli.explain import explain
+from massact.cli.interrupts import AGAIN, told
 from massact.cli.intervene import intervene
 from massact.cli.report import report
 from massact.cli.reproduce import reproduce
 from massact.cli.scan import scan
 from massact.cli.show import show
 from massact.cli.train import train
+from massact.records.disk import disk_full
 from massact.records.errors import MassactError
 
 app = typer.Typer(
@@ -34,42 +38,59 @@ def _root() -> None:
 
 
 for _verb in (scan, explain, intervene, classics, reproduce, train, compare, show, report):
-    app.command()(_verb)
+    app.command()(told(_verb))
 
 
 def main() -> None:
     """Entry point: every error is one message and an exit status, never a traceback."""
     # The click that typer brings is not always the package of that name: ask typer for its error.
     usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what no terminal can show
+    out = output.prepare()
     try:
         status = app(standalone_mode=False)
         if status == 130:  # how typer hands on Ctrl-C
             raise KeyboardInterrupt
         sys.stdout.flush()
-        sys.exit(status if isinstance(status, int) else 0)
+        _end(out, "", status if isinstance(status, int) else 0)
     except MassactError as error:
-        _fail(str(error), error.exit_code)
+        _end(out, str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("Interrupted. What was finished is kept: go on with the same command and --resume.", 130)
+        _end(out, f"Interrupted. {AGAIN}", 130)
     except usage_error as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        with suppress(OSError):
+            error.show()
+        _end(out, "", error.exit_code)
+    except SystemExit as error:  # how typer hands on a broken pipe
+        if isinstance(out.why(), BrokenPipeError):
+            raise SystemExit(output.GONE) from None
+        raise error
     except Exception as error:
         if os.environ.get("MASSACT_TRACEBACK"):
             raise
-        _fail(
-            f"massact failed: {type(error).__name__}: {error}\nThis is a defect of massact, or of a library under it. "
-            "Run again with MASSACT_TRACEBACK=1 and report what it prints.",
-            1,
-        )
+        _end(out, *_of_any(error, out.why()))
 
 
-def _fail(message: str, status: int) -> None:
-    sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr)
+def _of_any(error: Exception, unprinted: OSError | None) -> tuple[str, int]:
+    """Message and exit status of an error that no verb tells: of stdout, of a full disk, or a defect."""
+    if isinstance(error, BrokenPipeError) or isinstance(unprinted, BrokenPipeError):
+        return "", output.GONE
+    if unprinted is not None:
+        return (
+            f"What was to be printed could not be: stdout: {unprinted.strerror or unprinted}.\n"
+            "Files are written before anything is printed: they are whole.\nPrint it to a terminal, or into a file on "
+            "a disk with room.", 1,
+        )  # fmt: skip
+    if disk_full(error):
+        return f"The disk is full: {error}\nMake room, then run the command again.", 1
+    return (
+        f"massact failed: {type(error).__name__}: {error}\nThis is a defect of massact, or of a library under it. "
+        "Run again with MASSACT_TRACEBACK=1 and report what it prints.", 1,
+    )  # fmt: skip
+
+
+def _end(out: output.Stdout, message: str, status: int) -> None:
+    out.why()
+    if message:
+        output.complain(f"error: {message}")
+    sys.stdout = out.stream
     sys.exit(status)

@@ -47,8 +47,7 @@ GgufFile = Annotated[
 
 def printed(result: Any, json: bool, quiet: bool) -> None:
     """Print a result: as JSON, or readable unless it must be quiet."""
-    from rich.console import Console
-
+    from massact.cli.output import Terminal
     from massact.records.classics import Classics
     from massact.records.comparison import Comparison
     from massact.records.explanation import Explanation
@@ -78,7 +77,7 @@ def printed(result: Any, json: bool, quiet: bool) -> None:
         known = {Explanation: show_explanation, Intervention: show_intervention, Classics: show_classics,
                  Trained: show_training, Comparison: show_comparison, Trajectory: show_trajectory,
                  Lab: show_lab, ShapeLab: show_shapes, Reproduction: show_reproduction}  # fmt: skip
-        known.get(type(result), show_result)(result, Console())
+        known.get(type(result), show_result)(result, Terminal())
 
 
 def added(done: Any, run: Path, what: str, json: bool, quiet: bool) -> None:

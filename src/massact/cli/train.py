@@ -116,7 +116,7 @@ def _scan(done: Any, out: Path, config: Any, data: str | None, quiet: bool) -> P
         typer.echo(f"warning: {kept[-1]}\n{again}", err=True)
     if kept != notes:
         done.info.notes = kept
-        with suppress(OSError):  # a full disk may be why; it was said on the screen
+        with suppress(OSError, MassactError):  # a full disk may be why; it was said on the screen
             write_sidecar(out / "train.json", done.info)
     return place
 

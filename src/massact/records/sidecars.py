@@ -16,7 +16,7 @@ from massact.records.answer import read_as
 from massact.records.errors import UserError
 from massact.records.given_files import read_given, refuse_special
 from massact.records.runinfo import jsonable, versions
-from massact.records.tables import leftovers, save_arrays, write_atomic, write_table
+from massact.records.tables import all_or_nothing, leftovers, save_arrays, write_atomic, write_table
 
 Info = TypeVar("Info", bound="Sidecar")
 
@@ -54,7 +54,7 @@ def save_beside(
     tables: Mapping[str, pd.DataFrame],
     arrays: Mapping[str, dict[str, np.ndarray]] | None = None,
 ) -> Path:
-    """Add the files of a verb to a run directory; its record goes first and comes last, so it speaks for the rest.
+    """Add the files of a verb to a run directory: all of them, or none; its record comes last.
 
     Args:
         name: file name of the record.
@@ -63,17 +63,18 @@ def save_beside(
 
     Raises:
         UserError: the directory cannot be written.
+        WorkError: the disk is full; the directory is as it was.
     """
     path = Path(directory)
     try:
-        (path / name).unlink(missing_ok=True)
-        for table, data in tables.items():
-            write_table(path, table, data)
-        for file, held in (arrays or {}).items():
-            save_arrays(path / file, held)
         for left in leftovers(path, (name, *(f"{table}.parquet" for table in tables), *(arrays or {}))):
             left.unlink(missing_ok=True)
-        write_sidecar(path / name, info)
+        with all_or_nothing(path / name):
+            for table, data in tables.items():
+                write_table(path, table, data)
+            for file, held in (arrays or {}).items():
+                save_arrays(path / file, held)
+            write_sidecar(path / name, info)
     except OSError as error:
         raise UserError(f"{path} cannot be written.", error.strerror or str(error)) from None
     return path

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from massact.records.errors import UserError
+from massact.records.errors import UserError, WorkError
 from massact.records.results import claim, read_info, write_info
 from massact.records.runinfo import RunInfo, jsonable
 from massact.records.tables import leftovers, load_arrays, save_arrays
@@ -110,10 +111,13 @@ class Saved:
     def stop(self, status: str, error: str | None, seconds: float) -> None:
         if self.path is None:
             return
-        if self._measured is not None and self._measured.whole:
-            self._write()
         self.info.status, self.info.error, self.info.wall_s = status, error, self.earlier_s + seconds
-        write_info(self.path, self.info)
+        full_disk = suppress(OSError, WorkError)  # it may be why the scan ended, and that is told
+        if self._measured is not None and self._measured.whole:
+            with full_disk:
+                self._write()
+        with full_disk:
+            write_info(self.path, self.info)
 
     def forget(self) -> None:
         """Remove what a finished run no longer needs, and what a killed one left half-written."""

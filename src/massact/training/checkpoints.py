@@ -6,7 +6,6 @@ with a file of another hash, is damaged and is not used.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -15,12 +14,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from massact.records.disk import disk_full
 from massact.records.tables import write_atomic
 
 SEAL = "massact.json"
 SAVING = ".saving"
-# What torch and safetensors say when a write fails; they do not hand on the error of the system.
-_FULL = r"no space left|disk quota|os error 28\b|PytorchStreamWriter failed|inline_container"
 
 
 def seal(folder: Path, more: dict[str, Any]) -> None:
@@ -85,19 +83,6 @@ def tidy(root: Path) -> None:
     """Remove what a killed process left half-written or half-deleted."""
     for left in [root / SAVING, *root.glob(".old-*")]:
         shutil.rmtree(left, ignore_errors=True)
-
-
-def disk_full(error: BaseException | None) -> bool:
-    """Whether an error says that the disk, or a quota, is full; libraries wrap it in errors of their own."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if re.search(_FULL, str(error), re.I):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _remove(folder: Path) -> None:

@@ -25,6 +25,7 @@ import torch
 from torch.utils.data import Dataset
 
 from massact.models import weights_hash
+from massact.records.disk import disk_full
 from massact.records.errors import MassactError, UserError, WorkError
 from massact.records.runinfo import git_state, versions
 from massact.records.sidecars import write_sidecar
@@ -109,7 +110,7 @@ def train(
         raise
     except Exception as error:
         run.end("failed", f"{type(error).__name__}: {error}")
-        if checkpoints.disk_full(error):
+        if disk_full(error):
             raise WorkError(
                 f"The disk is full: step {run.step} could not be saved in {out}.",
                 f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
@@ -172,7 +173,7 @@ class _Run:
             self.out.mkdir(parents=True, exist_ok=True)
             write_sidecar(self.out / "train.json", self.info)
         except OSError as error:
-            kind = WorkError if checkpoints.disk_full(error) else UserError
+            kind = WorkError if disk_full(error) else UserError
             raise kind(f"{self.out} cannot be written.", error.strerror or str(error)) from error
 
     def end(self, status: str, error: str | None = None) -> None:
