@@ -20,8 +20,9 @@ import pytest
 import massact as ma
 from massact.cli import output
 from massact.cli.interrupts import how_to_go_on
+from massact.records.disk import all_or_nothing, write_atomic
 from massact.records.errors import WorkError
-from massact.records.tables import all_or_nothing, save_arrays, write_atomic
+from massact.records.tables import save_arrays
 from tests.cli.test_cli import FAST, run
 
 ROOT = Path(__file__).parents[2]

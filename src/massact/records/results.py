@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from massact.records.arrays import IMAGES, PORTRAIT, read_arrays
+from massact.records.disk import leftovers, write_atomic
 from massact.records.errors import UserError
 from massact.records.given_files import read_given, refuse_special
 from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import RunInfo, jsonable
-from massact.records.tables import frame, leftovers, read_table, save_arrays, write_atomic, write_table
+from massact.records.tables import frame, read_table, save_arrays, write_table
 
 SCAN_TABLES = ("layers", "findings", "near_misses", "coordinates", "dims", "ranks")
 PICTURED_TABLES = ("patch_norms", "patch_cosines")  # of image models only

@@ -6,16 +6,12 @@ Every file is written under a temporary name and renamed, so that a reader never
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from massact.records.disk import disk_full, full
+from massact.records.disk import write_atomic
 from massact.records.errors import UserError
 from massact.records.given_files import refuse_special
 from massact.records.lab_tables import LAB_TABLES
@@ -389,58 +385,6 @@ def frame(table: str, rows: pd.DataFrame | dict[str, object] | list[dict[str, ob
         for c, (dtype, _) in columns.items()
     }
     return pd.DataFrame(made, index=getattr(given, "index", None), copy=False)
-
-
-# Files under their temporary names, and the names that they are to get; None: each gets it at once.
-_waiting: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("waiting", default=None)
-
-
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it.
-
-    Raises:
-        WorkError: the disk is full; what was there before is as it was.
-    """
-    temporary, waiting = path.with_name(f".{path.name}.{os.getpid()}.tmp"), _waiting.get()
-    try:
-        write(temporary)
-        if waiting is None:
-            os.replace(temporary, path)
-        else:
-            waiting.append((temporary, path))
-    except Exception as error:  # pyarrow and matplotlib have errors of their own
-        if disk_full(error):
-            raise full(path, error) from error
-        raise
-    finally:
-        if (temporary, path) not in (waiting or ()):
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def all_or_nothing(record: Path) -> Iterator[None]:
-    """Within it, written files keep their temporary names; they are renamed at its end, and not after an error.
-
-    Args:
-        record: the file that speaks for the others: it goes before any of them is replaced, and comes last.
-    """
-    token = _waiting.set([])
-    try:
-        yield
-        written = _waiting.get() or []
-        if any(path != record for _, path in written):
-            record.unlink(missing_ok=True)
-        for temporary, path in sorted(written, key=lambda pair: pair[1] == record):
-            os.replace(temporary, path)
-    finally:
-        for temporary, _ in _waiting.get() or []:
-            temporary.unlink(missing_ok=True)
-        _waiting.reset(token)
-
-
-def leftovers(directory: Path, of: tuple[str, ...] = ()) -> list[Path]:
-    """Temporary files that a killed process left behind: all, or those of files of these names."""
-    return sorted(p for p in directory.glob(".*.tmp") if not of or p.name.startswith(tuple(f".{x}." for x in of)))
 
 
 def write_table(directory: Path, table: str, data: pd.DataFrame) -> None:

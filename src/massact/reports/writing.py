@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from massact.records.disk import leftovers, write_atomic
 from massact.records.errors import UserError, near
-from massact.records.tables import leftovers, write_atomic
 from massact.reports.lettering import style
 
 DPI = 160

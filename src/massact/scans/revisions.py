@@ -20,10 +20,10 @@ import torch
 from massact.corpora import AnySource, Corpus, Source
 from massact.corpora import corpus as make_corpus
 from massact.models import Model, load
+from massact.records.disk import leftovers
 from massact.records.errors import MassactError, UserError, WorkError
 from massact.records.results import ScanResult, open_run, read_info
 from massact.records.runinfo import git_state, jsonable
-from massact.records.tables import leftovers
 from massact.records.trajectory import SIDECAR, CheckpointRecord, Trajectory, TrajectoryInfo, open_trajectory
 from massact.scans.checkpoints import Checkpoint, in_order
 from massact.scans.criteria import criterion

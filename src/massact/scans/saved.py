@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from massact.records.disk import leftovers
 from massact.records.errors import UserError, WorkError
 from massact.records.results import claim, read_info, write_info
 from massact.records.runinfo import RunInfo, jsonable
-from massact.records.tables import leftovers, load_arrays, save_arrays
+from massact.records.tables import load_arrays, save_arrays
 from massact.trace import Measurements
 
 SAVE_EVERY_S = 30.0

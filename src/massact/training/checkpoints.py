@@ -14,8 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from massact.records.disk import disk_full
-from massact.records.tables import write_atomic
+from massact.records.disk import disk_full, write_atomic
 
 SEAL = "massact.json"
 SAVING = ".saving"

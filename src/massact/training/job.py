@@ -25,11 +25,11 @@ import torch
 from torch.utils.data import Dataset
 
 from massact.models import weights_hash
-from massact.records.disk import disk_full
+from massact.records.disk import disk_full, leftovers
 from massact.records.errors import MassactError, UserError, WorkError
 from massact.records.runinfo import git_state, versions
 from massact.records.sidecars import write_sidecar
-from massact.records.tables import frame, leftovers
+from massact.records.tables import frame
 from massact.records.training import Trained, TrainInfo, open_training
 from massact.training import checkpoints
 from massact.training.build import build_model, n_trained, tokenizer_of

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from massact.records.disk import write_atomic
 from massact.records.errors import UserError
 from massact.records.lab import Lab, LabInfo, open_lab
 from massact.records.runinfo import git_state
-from massact.records.tables import frame, write_atomic
+from massact.records.tables import frame
 from massact.training.backcopy import Backcopy
 from massact.training.lab_looks import N_LOOKED, effects_of, key_scale, look, losses, opened, task_losses, uniform
 from massact.training.toy import FAR, FROM_QUERY, NEXT, ORDINARY, LabConfig, optimiser_of, task_of, toy_model

@@ -19,10 +19,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from massact.models import Model
+from massact.records.disk import write_atomic
 from massact.records.errors import UserError
 from massact.records.runinfo import git_state
 from massact.records.shapes import ShapeLab, ShapesInfo
-from massact.records.tables import frame, write_atomic
+from massact.records.tables import frame
 from massact.training.lab import KEYS, STORY, Progress, Row, _claim, _one_thread, _side_by_side, _silent
 from massact.training.lab_looks import key_scale, opened
 from massact.training.monitor import MASSIVE

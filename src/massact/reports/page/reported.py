@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from massact.records.comparison import Comparison, labels_of, open_compared
+from massact.records.disk import write_atomic
 from massact.records.errors import UserError, near
 from massact.records.given_files import refuse_special
-from massact.records.tables import write_atomic
 from massact.reports.compare_figures import draw_comparison
 from massact.reports.comparison import compare
 from massact.reports.figures import draw
