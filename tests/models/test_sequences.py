@@ -37,6 +37,7 @@ def test_the_example_of_a_decision_transformer(shown: dict[str, Any]) -> None:
     assert len(shown["why"].heads) == 12 and shown["why"].positions.pos.max() == 59
     result = ma.scan(model, corpus, **MANY)
     with torch.no_grad():
+        module.eval()  # as it runs inside massact, which leaves it as it was
         states = module(**corpus.inputs, output_hidden_states=True).hidden_states[:3]  # the last one is normed
     wanted = set()
     for layer, every in enumerate(states):
