@@ -153,6 +153,8 @@ def test_census_counts_the_findings_of_the_peak_layer() -> None:
     assert [t.get_text() for t in dims.get_yticklabels()] == ["1415", "2533"]
     assert [p.get_width() for p in dims.patches] == [16, 16]
     assert [t.get_text() for t in tokens.get_yticklabels()] == ["\u201c.\u201d", "\u201cSummer\u201d"]
+    assert [p.get_width() for p in tokens.patches[:2]] == [8, 8]  # of 8 sequences each: its two dims are one token
+    assert dims.get_xlabel() == "Findings" and tokens.get_xlabel() == "Positions with findings"
 
 
 def test_census_without_findings_says_how_far_the_nearest_is() -> None:

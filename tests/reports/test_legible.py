@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 import pytest
@@ -9,7 +10,20 @@ import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from massact.reports.legible import cell, listed, number, percent, quoted, ranges, signed, token_list, visible
+from massact.reports.legible import (
+    cell,
+    counted,
+    listed,
+    number,
+    numbered,
+    percent,
+    quoted,
+    ranges,
+    signed,
+    spanned,
+    token_list,
+    visible,
+)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +70,7 @@ def test_signs_shares_and_lists() -> None:
     assert signed(3.0) == "+3" and signed(-3.0) == "-3" and signed(float("nan")) == "NaN"
     assert percent(0.055) == "5.5%" and percent(1) == "100%" and percent("nan") == "NaN%"
     assert ranges([4, 2, 3, 3, 9]) == "2-4, 9" and ranges([]) == ""
-    assert listed([]) == "" and listed(["a"]) == "a" and listed(["a", "b", "c"]) == "a, b and c"
+    assert listed([]) == "none" and listed(["a"]) == "a" and listed(["a", "b", "c"]) == "a, b and c"
 
 
 @given(st.floats(allow_nan=False, min_value=1e-300, max_value=1e300))
@@ -100,3 +114,36 @@ def test_a_newline_and_its_spelling_are_two_tokens() -> None:
 def test_token_lists_of_damaged_cells() -> None:
     assert token_list('["a", "\\n"]') == ["a", "\n"]
     assert token_list("not json") == ["not json"] and token_list(None) == [] and token_list("3") == ["3"]
+
+
+# What every sentence about several things is made of: nothing is lost, and its noun has the number of what is said.
+@given(st.lists(st.integers(0, 10**6), max_size=30), st.integers(1, 8), st.integers(0, 50))
+def test_every_number_is_named_or_counted(numbers: list[int], most: int, also: int) -> None:
+    said, total = numbered("dim", numbers, most, also), len(numbers) + also
+    named = [int(x) for x in re.findall(r"\d+", re.sub(r"[\d,]+ more", "", said))]
+    left = sum(int(x.replace(",", "")) for x in re.findall(r"([\d,]+) more", said))
+    assert named == numbers[:most] and len(named) + left == total
+    assert said.split()[:1] == (["no"] if not total else ["dim"] if total == 1 else ["dims"])
+
+
+@given(st.sets(st.integers(0, 200), max_size=30))
+def test_spans_hold_every_number_once(numbers: set[int]) -> None:
+    said, held = spanned("layer", numbers), set()
+    for low, high in re.findall(r"(\d+)(?:-(\d+))?", said):
+        held |= set(range(int(low), int(high or low) + 1))
+    assert held == numbers and said.split()[0] == {0: "no", 1: "layer"}.get(len(numbers), "layers")
+
+
+@given(st.integers(0, 10**9))
+def test_one_is_no_plural(n: int) -> None:
+    assert counted(n, "finding").endswith("findings") == (n != 1)
+    assert int(counted(n, "near miss", "near misses").split()[0].replace(",", "")) == n
+
+
+@given(st.lists(st.from_regex(r"[a-z]{1,8}", fullmatch=True), max_size=20), st.none() | st.integers(0, 20))
+def test_a_list_is_never_empty(items: list[str], most: int | None) -> None:
+    said = listed(items, most)
+    shown = items[:most]
+    assert said.strip() and all(item in said for item in shown)
+    assert (f"{len(items) - len(shown)} more" in said) == (len(items) > len(shown))
+    assert said == "none" or items

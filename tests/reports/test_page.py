@@ -115,11 +115,13 @@ def test_every_number_of_every_table_is_that_of_the_file(hostile: tuple[Path, fl
     }
 
 
-def test_what_is_left_out_is_said(page: read_page.Page) -> None:
-    said = page.root.text
+def test_what_is_left_out_is_said(hostile: tuple[Path, float], page: read_page.Page) -> None:
+    said, findings = page.root.text, read_table(hostile[0], "findings")
+    at_peak = findings[findings["layer"] == 30]
+    tokens = {(s, p): t for s, p, t in zip(at_peak["sequence"], at_peak["pos"], at_peak["token"], strict=True)}
     assert "200 of 928 rows; all are in findings.parquet." in said
     assert "Unavailable in this run: slot_mass." in said  # a column of NaN: neither blank nor zero
-    assert "20 more tokens are not shown." in said
+    assert len(tokens) == 16 < len(at_peak) and f"{len(set(tokens.values())) - 12} more tokens are not shown." in said
 
 
 def test_curves_are_those_of_the_file(hostile: tuple[Path, float], page: read_page.Page) -> None:

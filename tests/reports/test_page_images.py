@@ -133,7 +133,7 @@ def test_modality_and_padding_are_told_where_there_are_any(tmp_path: Path) -> No
     assert f"Findings by modality, layer 30: {peak.sum() - 2} on text tokens and 2 on image tokens." in page.root.text
     assert "modality" in page.tables()["Findings, the largest first"]
     assert "purple: padding" in page.root.text
-    colors = figure(page, "Findings by token")["data"][0]["marker"]["color"]
+    colors = figure(page, "Tokens with findings")["data"][0]["marker"]["color"]
     assert "--s4" in colors
 
 

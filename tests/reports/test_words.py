@@ -122,8 +122,12 @@ def test_positions_are_those_that_there_are() -> None:
         "group": "start, delimiters and others",
         "tokens": [["x", "other", 3]],
     }
-    result.findings["position_class"] = "other"
-    assert "At layer 30 they are at other tokens, 4 per sequence; tokens: 'x' (other, 3)" in answer_in_words(result)[3]
+    result.findings["position_class"], result.findings["token"] = "other", "x"
+    at_peak = result.findings[result.findings["layer"] == 30]
+    tokens = len(set(zip(at_peak["sequence"], at_peak["pos"], strict=True)))  # 2 dims each
+    assert (len(at_peak), tokens) == (32, 16)
+    said = "At layer 30 they are at other tokens: 32 findings on 16 tokens (4 and 2 per sequence): 'x' (other, 16)."
+    assert answer_in_words(result)[3] == said
 
 
 def test_overflow_is_said_as_it_is() -> None:
@@ -144,3 +148,37 @@ def test_every_word_is_one_line_and_names_no_cause(every: ScanResult) -> None:
         assert sentence.isprintable(), sentence
         assert not re.search(r"\b(because|due to|caused?|leads? to|explains?|serves?)\b", sentence)
         assert sentence.endswith(".") or sentence.startswith("Note:")
+
+
+def test_controls_are_counted_over_the_same_sequences() -> None:
+    """The scan has 8 sequences, its controls 2: each count has its own unit, and the model's is of the same two."""
+    result = synthetic.massive()
+    answer = result.info.answer
+    answer["null"] |= {"n_sequences": 2, "n_findings": 1}
+    for side, n in (("with", 7), ("without", 9)):
+        answer["bos"][side] |= {"n_sequences": 2, "n_findings": n}
+    ours = int((result.findings["sequence"] < 2).sum())
+    words = answer_in_words(result)
+    twin = next(w for w in words if "random-init twin" in w)
+    assert "1 finding (0.5 per sequence) in the first 2 sequences" in twin
+    assert f"the model has {ours} findings ({number(ours / 2)} per sequence)" in twin and ours < len(result.findings)
+    with_, without = (next(w for w in words if w.startswith(side)) for side in ("With BOS", "Without BOS"))
+    assert "7 findings (3.5 per sequence) in the first 2 sequences" in with_
+    assert "9 findings (4.5 per sequence) in the first 2 sequences" in without
+
+
+def test_findings_of_no_sequence_are_not_counted_in_some() -> None:
+    result = synthetic.massive()
+    result.info.answer["null"] |= {"n_sequences": 2}
+    result.findings["sequence"] = -1
+    assert not any("the model has" in w for w in answer_in_words(result))
+
+
+def test_a_wide_format_is_told_by_its_step() -> None:
+    """2 ** 11 <= 2,760 < 2 ** 12, and bf16 has 7 bits behind the point: 2 ** (11 - 7)."""
+    words = next(w for w in answer_in_words(synthetic.massive()) if w.startswith("Without scaling"))
+    fp16, bf16, fp8 = words.split("; ")
+    largest = synthetic.massive().layers["max"].max()
+    assert 2048 <= largest < 4096 and f"steps of 16 at the largest |h|, {number(largest)}" in bf16
+    assert "times" not in bf16 and "e3" not in bf16  # no head-room of 1e35
+    assert "steps of 2 there" in fp16 and "steps" not in fp8  # what overflows has none

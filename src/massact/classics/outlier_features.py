@@ -170,7 +170,8 @@ def _told(ground: Ground, stack: str, where: str, found: dict[Site, CountResult]
                           ("layers_affected", f.layers_affected), ("tokens_affected", f.tokens_affected)):  # fmt: skip
         outcome.rows.append(row(metric, value, f.n_sequences, **at))
     outcome.numbers[stack]["at"][where] = {
-        "n": len(f.dims), "dims": f.dims.tolist(), "massive": both, "n_massive": len(ground.massive_dims(stack)),
+        "n": len(f.dims), "n_dims": ground.model.anatomy.stack(stack).d_model,
+        "dims": f.dims.tolist(), "massive": both, "n_massive": len(ground.massive_dims(stack)),
         "layers_affected": f.layers_affected, "tokens_affected": f.tokens_affected, "n_layers": f.n_layers,
         "n_sequences": f.n_sequences,
     }  # fmt: skip

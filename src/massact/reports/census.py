@@ -16,7 +16,7 @@ from massact.records.results import ScanResult
 from massact.reports.curves import titled, unmeasured
 from massact.reports.legible import counted, number
 from massact.reports.lettering import CLASSES, LIMIT, MEDIAN, PLAIN, lettered, quoted_label, says
-from massact.reports.views import Rule, StackView, rule_of, views
+from massact.reports.views import Rule, StackView, census, rule_of, views
 
 MOST_DIMS, MOST_TOKENS, MOST_NEAR_MISSES = 10, 12, 8
 
@@ -62,12 +62,11 @@ def _by_dim(axes: Axes, findings: pd.DataFrame, slots: int) -> None:
     labels = [str(d) if d >= 0 else "whole token" for d in counts.index[:MOST_DIMS]]
     _bar_panel(axes, labels, counts.to_numpy()[:MOST_DIMS], [PLAIN] * len(labels), slots)
     axes.set_ylabel("Dim")
-    _how_many_left(axes, len(counts) - len(labels), "dims")
+    _counts(axes, "Findings", len(counts) - len(labels), "dims")
 
 
 def _by_token(axes: Axes, findings: pd.DataFrame, slots: int) -> None:
-    keyed = findings.fillna({"token": "", "position_class": "other"})
-    counts = keyed.groupby(["token", "position_class"]).size().sort_values(ascending=False, kind="stable")
+    counts = census(findings)
     top = counts.iloc[:MOST_TOKENS]
     classes = [str(c) for _, c in top.index]
     _bar_panel(
@@ -78,7 +77,7 @@ def _by_token(axes: Axes, findings: pd.DataFrame, slots: int) -> None:
         slots,
     )
     axes.set_ylabel("Token")
-    _how_many_left(axes, len(counts) - len(top), "tokens")
+    _counts(axes, "Positions with findings", len(counts) - len(top), "tokens")
     present = [c for c in CLASSES if c in classes]
     # Above the bars: inside, it would cover the last of twelve equal ones.
     axes.legend(
@@ -114,12 +113,11 @@ def _bar_panel(axes: Axes, labels: list[str], counts: np.ndarray, colours: list[
             fontsize=8,
             color="#444444",
         )
-    axes.set_xlabel("Findings")
 
 
-def _how_many_left(axes: Axes, left: int, noun: str) -> None:
-    if left > 0:
-        axes.set_xlabel(f"Findings ({left:,} more {noun} not shown)")
+def _counts(axes: Axes, unit: str, left: int, noun: str) -> None:
+    """What the bars count, and how many more there are."""
+    axes.set_xlabel(unit + (f" ({left:,} more {noun} not shown)" if left > 0 else ""))
 
 
 def _nearest(axes: Axes, view: StackView, rule: Rule) -> None:

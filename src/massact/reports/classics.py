@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from massact.records.classics import Classics
-from massact.reports.legible import counted, listed, number, percent, ranges, real, signed, visible
+from massact.reports.legible import counted, listed, number, numbered, percent, real, signed, spanned, visible
 from massact.reports.lettering import STACKS, TOP_1, TOP_2, WARNING, layer_axis, lettered, log_axis
 
 Numbers = Mapping[str, Any]
@@ -43,9 +43,8 @@ def classics_in_words(c: Classics) -> list[str]:
 
 
 def _dims(dims: Any) -> str:
-    known = [str(int(d)) for d in (dims or [])]
-    left = len(known) - MOST_DIMS
-    return ", ".join(known[:MOST_DIMS]) + (f" and {left} more" if left > 0 else "")
+    """'dims 3 and 7'."""
+    return numbered("dim", dims or [], MOST_DIMS)
 
 
 def _norm_growth(n: Numbers) -> list[str]:
@@ -55,25 +54,45 @@ def _norm_growth(n: Numbers) -> list[str]:
     )
     if math.isnan(real(n["factor"])):
         growth = f"a log-linear fit of the norms is unavailable ({counted(int(n['layers']), 'layer')})"
-    return [f"{growth}; position 0 is up to {number(n['first_over_rest'])} times as long."]
+    return [f"{growth}; the hidden state at position 0 is up to {number(n['first_over_rest'])} times as long."]
 
 
 def _outlier_features(n: Numbers) -> list[str]:
     told = []
     for where, at in n["at"].items():
         place = "at the inputs of linear layers" if where == "inputs" else f"in the hidden state ({visible(where)})"
-        dims = f" (dims {_dims(at['dims'])})" if at["n"] else ""
-        told.append(f"{counted(int(at['n']), 'outlier feature')} {place}{dims}, {len(at['massive'])} of them among "
-                    f"{counted(int(at['n_massive']), 'massive dim')}.")  # fmt: skip
+        told.append(f"{_features(at, place)}.")
     zeroed = n.get("zeroed") or {}
-    if "unavailable" not in zeroed:
-        told += [f"{visible(edit)}: {_changes(by)}." for edit, by in zeroed.items() if isinstance(by, Mapping)]
+    told += [f"{visible(edit)}: {_changes(by)}." for edit, by in zeroed.items() if isinstance(by, Mapping) and by]
     return told
 
 
+def _features(at: Numbers, place: str) -> str:
+    """How many dims the rule of outlier features picks at one kind of site, of how many, and whether it picks any out.
+
+    More than half of all dims are no outliers: the limit of the rule is below what is ordinary there.
+    """
+    n, of, massive = int(at["n"]), int(at.get("n_dims") or 0), int(at["n_massive"])
+    both = f"{len(at['massive'])} of {counted(massive, 'massive dim')}" if massive else "no massive dims"
+    if of and 2 * n > of:
+        return (f"{n:,} of {of:,} dims pass the rule {place}, {both} among them: its limit of |x| >= 6 is below what "
+                "is ordinary there, so it does not tell outliers")  # fmt: skip
+    among = f" of {of:,} dims" if of else ""
+    which = f" ({_dims(at['dims'])}), with {both} among them" if n else ""
+    return f"{counted(n, 'outlier feature')}{among} {place}{which}"
+
+
 def _changes(by: Numbers) -> str:
-    """'perplexity +3, kl 0.2' of numbers by metric, whatever they are."""
-    return ", ".join(f"{visible(m).replace('_', ' ')} {signed(v)}" for m, v in by.items() if isinstance(v, int | float))
+    """'perplexity 22 to 25 (+3), kl +0.2' of what each metric was and is, or of its change alone."""
+    said = []
+    for metric, value in by.items():
+        name = visible(metric).replace("_", " ")
+        if isinstance(value, list | tuple) and len(value) == 2:
+            before, after = (real(v) for v in value)
+            said.append(f"{name} {number(before)} to {number(after)} ({signed(after - before)})")
+        else:
+            said.append(f"{name} {signed(value)}")
+    return ", ".join(said)
 
 
 def _outlier_metrics(n: Numbers) -> list[str]:
@@ -92,7 +111,7 @@ def _streaming(n: Numbers) -> list[str]:
     return [
         f"perplexity with a window of {n['width']} keys of which k are initial tokens, {told}; on all keys "
         f"{number(n['dense'])} ({n['n_targets']:,} targets).{more}",
-        f"From k = {near} on it is within 1% of the best." if near is not None else "",
+        f"k = {near} is the least within 1% of the best." if near is not None else "",
     ]
 
 
@@ -113,11 +132,12 @@ def _attention_biases(n: Numbers) -> list[str]:
 
 def _rogue_dims(n: Numbers) -> list[str]:
     shares = [f"{dim} ({percent(s)})" for dim, s in zip(n["rogue_dims"], n["shares"], strict=False) if real(s) >= 0.01]
-    kl = n.get("kl") or {}
+    kl, r2 = n.get("kl") or {}, (n.get("r2") or {}).get("1")
+    known = len(n["rogue_dims"]) and not math.isnan(real(r2))
+    without = f"; without dim {n['rogue_dims'][0]} r^2 with the full cosine is {number(r2)}" if known else ""
     told = [
         f"mean cosine of random token pairs {number(n['mean_anisotropy'])} over layers, {number(n['anisotropy'])} at "
-        f"layer {n['layer']}, of which dims {', '.join(shares) or 'none alone'} make up these shares; without the "
-        f"first of them r^2 with the full cosine is {number((n.get('r2') or {}).get('1'))}."
+        f"layer {n['layer']}{_parts(shares)}{without}."
     ]
     fixed = n.get("fixed") or {}
     if fixed:
@@ -128,19 +148,24 @@ def _rogue_dims(n: Numbers) -> list[str]:
     return told
 
 
+def _parts(shares: list[str]) -> str:
+    """', of which dim 17 makes up 88 %'."""
+    if not shares:
+        return ", of which no single dim makes up 1%"
+    return f", of which dim{'s' * (len(shares) > 1)} {listed(shares)} make{'s' * (len(shares) == 1)} up these shares"
+
+
 def _norm_weights(n: Numbers) -> list[str]:
-    which = f" ({_dims(n['outlier_dims'])})" if n["outlier_dims"] else ""
-    told = [
-        f"{counted(len(n['outlier_dims']), 'dim')} beyond 3 sigma in half of the layers{which}, "
-        f"{len(n['outlier_and_massive'])} of them massive."
-    ]
+    dims = n["outlier_dims"]
+    which = f" ({_dims(dims)}), {len(n['outlier_and_massive'])} of them massive" if dims else ""
+    told = [f"{counted(len(dims), 'dim')} beyond 3 sigma in half of the layers{which}."]
     harm = n.get("harm") or {}
     metric = next((m for m in ("perplexity", "nll", "kl") if m in harm), None)
     if metric:
         h = harm[metric]
         beside = "".join(f", {words} {signed(h[k])}" for k, words in (("random", "random dims"), ("random_worst", "the "
                          "worst of them"), ("largest", "the largest other scales")) if k in h)  # fmt: skip
-        told.append(f"Scale and bias to zero at dims {_dims(n['dims'])}: {metric} {signed(h['subject'])}{beside}.")
+        told.append(f"Scale and bias to zero at {_dims(n['dims'])}: {metric} {signed(h['subject'])}{beside}.")
     return told
 
 
@@ -148,8 +173,8 @@ def _token_classes(n: Numbers) -> list[str]:
     chance = n["chance"]
     shares = [f"{visible(c).replace('_', '/')} {percent(v)} (chance {percent(chance.get(c))})"
               for c, v in n["attention"].items() if c != "other"]  # fmt: skip
-    over = [f"{visible(c).replace('_', '/')} in layers {ranges(layers)}" for c, layers in n["layers_over_half"].items()
-            if layers and c != "other"]  # fmt: skip
+    over = [f"{visible(c).replace('_', '/')} in {spanned('layer', at)}" for c, at in n["layers_over_half"].items()
+            if at and c != "other"]  # fmt: skip
     told = [f"attention on {listed(shares)}." if shares else "no class of tokens but other ones."]
     if over:
         told.append(f"More than half of it goes to {listed(over)}.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from massact.records.intervention import Intervention
-from massact.reports.legible import counted, listed, number, percent, real, signed, visible
+from massact.reports.legible import counted, number, numbered, percent, real, signed, spanned, visible
 from massact.reports.lettering import PLAIN, TOP_1, WARNING, lettered
 
 HARM = 0.01  # relative change of perplexity, change of accuracy: within it nothing has happened
@@ -51,9 +53,8 @@ def effects_in_words(e: Intervention) -> list[str]:
     """
     metric, target = main_metric(e.effects), e.info.target
     rows = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] == "all")]
-    dims = listed([str(d) for d in target.get("dims", [])][:6])
     said = [
-        f"Edited: the massive activations at {visible(str(target.get('site', '?')))}, dim{'s' * (',' in dims)} {dims}; "
+        f"Edited: the massive activations at {_where(target)}; "
         f"effects on {visible(e.info.evaluated_on)}, values estimated on {visible(e.info.estimated_on)}."
     ]
     for _, row in rows.iterrows():
@@ -63,6 +64,15 @@ def effects_in_words(e: Intervention) -> list[str]:
         worst = mine.loc[(mine["delta"] * (1 if metric == "perplexity" else -1)).idxmax()]
         said.append(f"{visible(str(name))} hurts {visible(worst['group'])} most: {_change(worst)}.")
     return said + [f"Note: {visible(str(n))}" for n in e.info.notes]
+
+
+def _where(target: Mapping[str, Any]) -> str:
+    """'12.resid_post, dims 247 and 507', of several layers 'resid_post of layers 12-13, dims ... (at layer 12)'."""
+    site, dims = visible(str(target.get("site", "?"))), numbered("dim", target.get("dims") or [])
+    layers = [int(x) for x in target.get("layers") or []]
+    if len(layers) < 2:
+        return f"{site}, {dims}"
+    return f"{site.rpartition('.')[2]} of {spanned('layer', layers)}, {dims} (those of layer {layers[0]})"
 
 
 def _sentence(row: pd.Series) -> str:

@@ -83,9 +83,37 @@ def counted(n: int, noun: str, nouns: str = "") -> str:
     return f"{n:,} {noun if n == 1 else nouns or noun + 's'}"
 
 
-def listed(items: Sequence[str]) -> str:
-    """'a', 'a and b', 'a, b and c'."""
-    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
+def listed(items: Sequence[str], most: int | None = None) -> str:
+    """'a', 'a and b', 'a, b and c'; 'none' of nothing, so that no sentence loses its object.
+
+    Args:
+        most: how many are named; of more the rest is counted: 'a, b and 3 more'.
+    """
+    shown = list(items[:most])
+    if len(items) > len(shown):
+        shown.append(f"{len(items) - len(shown):,} more")
+    return ", ".join(shown[:-1]) + " and " + shown[-1] if len(shown) > 1 else shown[0] if shown else "none"
+
+
+def numbered(noun: str, numbers: Iterable[int], most: int = 6, also: int = 0) -> str:
+    """'no dims', 'dim 3', 'dims 3 and 7', 'dims 3, 7 and 12 more', in the order given.
+
+    Args:
+        most: how many are named.
+        also: how many more there are than are given.
+    """
+    names = [str(int(n)) for n in numbers]
+    total = len(names) + also
+    if not total:
+        return f"no {noun}s"
+    named = names[:most] + [f"{total - len(names[:most]):,} more"] * (total > len(names[:most]))
+    return f"{noun}{'s' * (total > 1)} {listed(named)}"
+
+
+def spanned(noun: str, numbers: Iterable[int]) -> str:
+    """'no layers', 'layer 3', 'layers 2-4, 6' of whole numbers in any order."""
+    found = set(numbers)
+    return f"{noun}{'s' * (len(found) > 1)} {ranges(found)}" if found else f"no {noun}s"
 
 
 def visible(text: Any, encoding: str = "utf-8") -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from massact.records.explanation import Explanation
-from massact.reports.legible import counted, listed, number, percent, quoted, ranges, real, signed, visible
+from massact.reports.legible import counted, listed, number, numbered, percent, quoted, real, signed, spanned, visible
 
 MOST_COORDINATES = 4  # told one by one
 RANDOM = " (random tokens: {})"
@@ -98,7 +98,7 @@ def _concentration(e: Explanation) -> list[str]:
 
 def _layers_of(rows: pd.DataFrame) -> str:
     """'layer 3', 'layers 2-4, 6'."""
-    return f"layer{'s' * (rows['layer'].nunique() > 1)} {ranges(int(x) for x in rows['layer'])}"
+    return spanned("layer", [int(x) for x in rows["layer"]])
 
 
 def _beside(value: float, words: str, spell: Callable[[float], str] = percent) -> str:
@@ -113,17 +113,17 @@ def _sinks(e: Explanation) -> list[str]:
     if len(heads) and heads["sink_rate"].notna().any():
         always = int((heads["sink_rate"] > 0.5).sum())
         told.append(
-            f"{always} of {counted(len(heads), 'head')} have position 0 as a sink in most sequences "
-            f"(alpha_0 > {number(eps)}, Gu 2025)."
+            f"{always:,} of {counted(len(heads), 'head')} {'has' if always == 1 else 'have'} position 0 as a sink in "
+            f"most sequences (alpha_0 > {number(eps)}, Gu 2025)."
         )
         later = e.sinks[(e.sinks["pos"] > 0) & (e.sinks["heads"] > 0)]
         if len(later):
             tokens = later.groupby(["token", "position_class"]).size().sort_values(ascending=False, kind="stable")
             named = [f"{quoted(t)} ({visible(c)}, {n:,})" for (t, c), n in list(tokens.items())[:5]]
             more = len(tokens) - len(named)
-            at = ranges(int(x) for x in later["layer"].unique())
+            at = _layers_of(later)
             told.append(
-                f"Secondary sinks, not at position 0: {counted(len(later), 'time')} at layers {at}, on "
+                f"Secondary sinks, not at position 0: {counted(len(later), 'time')} at {at}, on "
                 f"{listed(named + [f'{more:,} more'] * (more > 0))}; {percent((later['finding']).mean())} of them are "
                 "on tokens with findings."
             )
@@ -178,7 +178,7 @@ def _bias(e: Explanation) -> list[str]:
         return []
     spread, null = rows["constancy"].median(), rows["null_constancy"].median()
     told = [
-        f"What these tokens add to the others ({where}, layers {ranges(int(x) for x in rows['layer'])}, medians): it "
+        f"What these tokens add to the others ({where}, {_layers_of(rows)}, medians): it "
         f"differs between queries by {percent(spread)} of its mean{_beside(null, RANDOM)}, has a mean cosine "
         f"of {number(rows['cosine'].median())} between queries and makes up {percent(rows['energy_share'].median())} "
         f"of the energy of the attention output{_beside(rows['null_energy_share'].median(), RANDOM)}."
@@ -241,8 +241,8 @@ def _weights(e: Explanation, stack: str) -> list[str]:
         both = sorted(set(outliers) & set(dims))
         rule = "beyond 3 standard deviations in at least half of the layers (Kovaleva 2021)"
         told.append(
-            f"Norm weights {rule}: {_dims(outliers)}"
-            + (f"; of the dims of the findings, {_dims(both)}." if dims else ".")
+            f"Norm weights {rule}: {numbered('dim', outliers)}"
+            + (f"; of the dims of the findings, {numbered('dim', both)}." if dims else ".")
         )
     s = e.info.spectrum.get(stack, {})
     if "findings" in s and "others" in s:
@@ -251,10 +251,3 @@ def _weights(e: Explanation, stack: str) -> list[str]:
             f"in the weakest {percent(s['bottom'])} of the unembedding's directions (others: {percent(s['others'])})."
         )
     return told
-
-
-def _dims(dims: list[int]) -> str:
-    if not dims:
-        return "none"
-    shown = [str(d) for d in dims[:6]] + [f"{len(dims) - 6:,} more"] * (len(dims) > 6)
-    return f"dim{'s' * (len(dims) > 1)} {listed(shown)}"

@@ -11,9 +11,9 @@ import pandas as pd
 
 from massact.records.answer import Answer, Peak, StackAnswer
 from massact.records.results import ScanResult
-from massact.records.tables import MAXIMA
+from massact.records.tables import MAXIMA, step_at
 from massact.records.trajectory import Trajectory
-from massact.reports.legible import number, ranges, real, visible
+from massact.reports.legible import number, real, spanned, visible
 
 # What formats can hold: their name in the tables, their name in words, their largest finite value.
 FORMATS = tuple(
@@ -171,6 +171,11 @@ class StackView:
         """Layers at which no value is finite, so that no statistic is known."""
         return [int(x) for x in self.layers.loc[(self.layers["nonfinite"] > 0) & self.layers["max"].isna(), "layer"]]
 
+    def step(self, format_name: str, layer: int) -> float:
+        """Distance between neighbouring numbers of a format at the largest |h| of a layer; NaN if it overflows."""
+        most = self.layers.loc[self.layers["layer"] == layer, "max"].to_numpy(float, na_value=np.nan)
+        return step_at(format_name, float(most[0])) if len(most) else math.nan
+
     def nonfinite_layers(self) -> list[int]:
         return [int(x) for x in self.layers.loc[self.layers["nonfinite"] > 0, "layer"]]
 
@@ -250,4 +255,14 @@ def _rows(table: pd.DataFrame, stack: str, site: str) -> pd.DataFrame:
 def nonfinite_note(view: StackView) -> str:
     """Which layers hold NaN or Inf; "" when none does."""
     layers = view.nonfinite_layers()
-    return f"NaN or Inf at layer{'s' * (len(layers) > 1)} {ranges(layers)}" if layers else ""
+    return f"NaN or Inf at {spanned('layer', layers)}" if layers else ""
+
+
+def census(findings: pd.DataFrame) -> pd.Series:
+    """How many tokens, each counted once whatever its dims, by text and class of position; the most frequent first.
+
+    Args:
+        findings: rows of one layer of one stack.
+    """
+    once = findings.drop_duplicates(["sequence", "pos"]).fillna({"token": "", "position_class": "other"})
+    return once.groupby(["token", "position_class"]).size().sort_values(ascending=False, kind="stable")

@@ -11,8 +11,20 @@ from typing import Any
 
 from massact.records.answer import Peak
 from massact.records.results import ScanResult
-from massact.reports.legible import counted, listed, number, percent, quoted, ranges, real, signed, visible
-from massact.reports.views import FORMATS, Rule, StackView, answer_of, rule_of, views
+from massact.reports.legible import (
+    counted,
+    listed,
+    number,
+    numbered,
+    percent,
+    quoted,
+    ranges,
+    real,
+    signed,
+    spanned,
+    visible,
+)
+from massact.reports.views import FORMATS, Rule, StackView, answer_of, census, rule_of, views
 
 # Two of the groups of models of Sun 2024, section 2.2; of all others the classes of positions are listed.
 GROUPS = {
@@ -22,6 +34,7 @@ GROUPS = {
 CLASSES = {"start": "at the start of the sequence", "delimiter": "at delimiters", "padding": "in padding",
            "other": "at other tokens"}  # fmt: skip
 MOST_DIMS, MOST_TOKENS = 6, 6
+WIDE = 1e6  # formats that hold more: no |h| of a model comes near, what they lack is precision
 
 
 def answer_in_words(result: ScanResult) -> list[str]:
@@ -42,7 +55,7 @@ def answer_in_words(result: ScanResult) -> list[str]:
         said += [f"{view.label}: {s}" if view.label else s for s in sentences]
     if any(v.n_sequences for v in stacks) and not any(_nonfinite(v) for v in stacks):
         said.append("All measured values are finite.")
-    return said + _null(answer.null) + _bos(answer.bos) + _notes(result)
+    return said + _null(answer.null, result) + _bos(answer.bos) + _notes(result)
 
 
 def model_name(result: ScanResult) -> str:
@@ -75,7 +88,8 @@ def _found(view: StackView) -> list[str]:
         dims = [f"{d} ({share}{'' if i else ' of the findings'})" for i, (d, share) in enumerate(shares)]
         more = max(len(view.answer.dims), view.findings["dim"].nunique()) - len(dims)  # the answer keeps ten
         if dims:
-            said.append(f"They sit in dim{'s' * (len(dims) > 1)} {listed(dims + [f'{more:,} more'] * (more > 0))}.")
+            plural = "s" * (len(dims) + more > 1)
+            said.append(f"They sit in dim{plural} {listed(dims + [f'{more:,} more'] * (more > 0))}.")
         said += _tokens(view)
     said += _padding(view)
     if view.answer and view.answer.peak:
@@ -98,23 +112,26 @@ def _layers(view: StackView) -> str:
     sentence = f"They appear at {first.rstrip(',')}{jump}, and are last seen at layer {span[1]}"
     held = {int(x) for x in (answer.layers if answer else view.findings["layer"])}
     gaps = [int(x) for x in view.layers["layer"] if span[0] < x < span[1] and int(x) not in held] if held else []
-    missing = f", but not at {'layers' if len(gaps) > 1 else 'layer'} {ranges(gaps)}" if gaps else ""
+    missing = f", but not at {spanned('layer', gaps)}" if gaps else ""
     return f"{sentence}{missing}."
 
 
 def _tokens(view: StackView) -> list[str]:
+    """Where the findings of the peak layer are: a token with several of them counts once."""
     answer = view.answer
-    if answer is None or not answer.tokens or view.peak_layer is None or answer.group == "none":
+    here = view.findings[view.findings["layer"] == view.peak_layer]
+    here = here[(here["sequence"] >= 0) & (here["pos"] >= 0)]
+    if answer is None or not len(here) or answer.group == "none":
         return []
-    named = [f"{quoted(t)} ({visible(c)}, {n:,})" for t, c, n in answer.tokens[:MOST_TOKENS]]
-    here = view.findings.loc[view.findings["layer"] == view.peak_layer, ["token", "position_class"]]
-    more = max(len(answer.tokens), len(here.drop_duplicates())) - len(named)  # the answer keeps twelve
-    classes = {c for _, c, _ in answer.tokens} | set(here["position_class"])
+    counts = census(here)
+    named = [f"{quoted(t)} ({visible(c)}{f', {n:,}' if n > 1 else ''})" for (t, c), n in counts.items()]
+    classes = set(here["position_class"])
     group = GROUPS.get(answer.group) or listed([said for c, said in CLASSES.items() if c in classes])
-    tokens = listed(named + [f"{more:,} more"] * (more > 0))
-    rate = number(answer.per_sequence)
-    where = f"{group or 'at unnamed positions'}{_modalities(answer.modalities)}"
-    return [f"At layer {view.peak_layer} they are {where}, {rate} per sequence; tokens: {tokens}."]
+    where = f"{'at unnamed positions' if group == 'none' else group}{_modalities(answer.modalities)}"
+    n_tokens, n = int(counts.sum()), max(view.n_sequences, 1)
+    rates = f"{number(len(here) / n)} and {number(n_tokens / n)} per sequence"
+    on = f"{counted(len(here), 'finding')} on {counted(n_tokens, 'token')} ({rates})"
+    return [f"At layer {view.peak_layer} they are {where}: {on}: {listed(named, MOST_TOKENS)}."]
 
 
 def _modalities(counts: list[tuple[str, int]]) -> str:
@@ -184,9 +201,7 @@ def _near_misses(view: StackView) -> list[str]:
     if not len(table):
         return []
     layers, dims = {int(x) for x in table["layer"]}, {int(x) for x in table["dim"]} - {-1}
-    where = f"at layer{'s' * (len(layers) > 1)} {ranges(layers)}"
-    if 0 < len(dims) <= MOST_DIMS:
-        where += f", dim{'s' * (len(dims) > 1)} {listed([str(d) for d in sorted(dims)])}"
+    where = f"at {spanned('layer', layers)}" + (f", {numbered('dim', sorted(dims), MOST_DIMS)}" if dims else "")
     said = "they reach" if len(table) > 1 else "it reaches"
     return [f"{counted(len(table), 'near miss', 'near misses')} {where}: {said} at least half of every threshold."]
 
@@ -240,23 +255,36 @@ def _ratio_place(peak: Peak) -> str:
 
 
 def _range(view: StackView) -> str:
-    """How close each number format is to overflow, and at which layers it would."""
+    """How close each number format is to overflow, at which layers it would, and how fine it is at the largest |h|."""
     said, none = [], view.layers_without_values()
     for column, name, limit in FORMATS:
         factors = view.column(f"headroom_{column}")
-        if not len(factors) or all(math.isnan(f) for f in factors):
+        if all(math.isnan(f) for f in factors):
             continue
-        tight = min((f, int(x)) for f, x in zip(factors, view.layers["layer"], strict=True) if not math.isnan(f))
+        known = [(f, int(x)) for f, x in zip(factors, view.layers["layer"], strict=True) if not math.isnan(f)]
+        factor, layer = min(known)
         over = view.layers_below_one(column)
         every = "every layer" if not none else "every layer that has a finite value"
         verdict = f"overflows at {counted(len(over), 'layer')} ({ranges(over)})" if over else f"holds {every}"
         most = (
-            f"its maximum of {number(limit, 5)} being {number(tight[0])} times the largest |h|"
-            if tight[0]
+            f"its maximum of {number(limit, 5)} being {number(factor)} times the largest |h|"
+            if factor
             else "the largest |h| being Inf"
         )
-        said.append(f"{name} {verdict}, {most} (layer {tight[1]})")
+        step = view.step(column, layer)
+        if limit > WIDE:
+            said.append(f"{name} {verdict}" + ("" if math.isnan(step) else f", with {_step(view, step, layer)}"))
+            continue
+        fine = "" if over or math.isnan(step) else f", with steps of {number(step)} there"
+        said.append(f"{name} {verdict}, {most} (layer {layer}){fine}")
     return "Without scaling, " + "; ".join(said) + "." if said else ""
+
+
+def _step(view: StackView, step: float, layer: int) -> str:
+    """'steps of 128 at the largest |h|, 23,400 (layer 12, where the median |h| is 1.66)'."""
+    row = view.layers[view.layers["layer"] == layer].iloc[0]
+    return (f"steps of {number(step)} at the largest |h|, {number(row['max'])} (layer {layer}, where the median |h| is "
+            f"{number(row['median'])})")  # fmt: skip
 
 
 def _nonfinite(view: StackView) -> str:
@@ -264,24 +292,43 @@ def _nonfinite(view: StackView) -> str:
     if not count:
         return ""
     layers = view.nonfinite_layers()
-    where = f", at {'layers' if len(layers) > 1 else 'layer'} {ranges(layers)}" if layers else ""
+    where = f", at {spanned('layer', layers)}" if layers else ""
     none = view.layers_without_values()
-    whole = f" {'Layers' if len(none) > 1 else 'Layer'} {ranges(none)}: no value is finite, so nothing is known there."
+    whole = f" {spanned('Layer', none)}: no value is finite, so nothing is known there."
     return f"{counted(count, 'value')} {'is' if count == 1 else 'are'} NaN or Inf{where}.{whole if none else ''}"
 
 
-def _null(null: dict[str, Any]) -> list[str]:
+def _null(null: dict[str, Any], result: ScanResult) -> list[str]:
     if not null:
         return []
     if "unavailable" in null:
         return [f"There is no random-init twin to compare with: {_reason(null)}"]
+    n = int(real(null.get("n_sequences", 0)))
     count = int(real(null.get("n_findings", 0)))
-    has = counted(count, "finding") if count else "no findings"
+    ours = _in_first(result, n)
+    beside = "" if ours is None or not n else f"; the model has {_rate(ours, n)} there"
     return [
-        f"A random-init twin of the same architecture has {has} "
-        f"(largest ratio {number(null.get('largest_ratio'))}, "
-        f"largest |h| {number(null.get('largest_magnitude'))})."
+        f"A random-init twin of the same architecture has {_rate(count, n)}{_of_first(n)} (largest ratio "
+        f"{number(null.get('largest_ratio'))}, largest |h| {number(null.get('largest_magnitude'))}){beside}."
     ]
+
+
+def _in_first(result: ScanResult, n: int) -> int | None:
+    """Findings of the scan in its first n sequences; None where they are of no single sequence."""
+    sequence = result.findings["sequence"]
+    return None if (sequence < 0).any() else int((sequence < n).sum())
+
+
+def _of_first(n: int) -> str:
+    """' in the first 4 sequences'; nothing where their number was not recorded."""
+    return f" in the first {counted(n, 'sequence')}" if n > 1 else " in the first sequence" if n else ""
+
+
+def _rate(count: int, n: int) -> str:
+    """'70 findings (17.5 per sequence)'."""
+    if not count:
+        return "no findings"
+    return counted(count, "finding") + (f" ({number(count / n)} per sequence)" if n > 1 else "")
 
 
 def _bos(bos: dict[str, Any]) -> list[str]:
@@ -289,25 +336,24 @@ def _bos(bos: dict[str, Any]) -> list[str]:
         return []
     if "unavailable" in bos:
         return [f"There is no comparison with and without BOS: {_reason(bos)}"]
-    said = []
-    for name, side in bos.items():
-        if not isinstance(side, dict):
-            continue
-        label = f"{visible(name).replace('_', ' ').capitalize()}{'' if 'bos' in name.lower() else ' BOS'}"
-        ratio = f"largest ratio {number(side.get('largest_ratio'))}"
-        count = int(real(side.get("n_findings", 0)))
-        if "unavailable" in side:
-            said.append(f"{label}: not available: {_reason(side)}")
-        elif not count:
-            said.append(f"{label}: no findings; {ratio}.")
-        else:
-            dims = listed([str(d) for d in side.get("dims") or []]) or "none"
-            at = listed([visible(c) for c in side.get("classes") or []]) or "no class"
-            said.append(
-                f"{label}: {counted(count, 'finding')}, onset at layer {side.get('onset')}, "
-                f"dims {dims}, at {at}; {ratio}."
-            )
-    return said
+    sides = {name: side for name, side in bos.items() if isinstance(side, dict)}
+    return [f"{visible(name).replace('_', ' ').capitalize()}{'' if 'bos' in name.lower() else ' BOS'}: {_side(side)}"
+            for name, side in sides.items()]  # fmt: skip
+
+
+def _side(side: dict[str, Any]) -> str:
+    """What one side of the comparison has."""
+    if "unavailable" in side:
+        return f"not available: {_reason(side)}"
+    n, count = int(real(side.get("n_sequences", 0))), int(real(side.get("n_findings", 0)))
+    found, ratio = f"{_rate(count, n)}{_of_first(n)}", f"largest ratio {number(side.get('largest_ratio'))}"
+    if not count:
+        return f"{found}; {ratio}."
+    dims = [d for d in side.get("dims") or [] if int(d) >= 0]
+    where = f", {numbered('dim', dims)}" if dims else ""
+    classes = listed([visible(c) for c in side.get("classes") or []])
+    at = "" if classes == "none" else f", at {classes}"
+    return f"{found}, onset at layer {side.get('onset')}{where}{at}; {ratio}."
 
 
 def _reason(record: dict[str, Any]) -> str:

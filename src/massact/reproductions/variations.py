@@ -44,6 +44,8 @@ def bos(f: Finished) -> list[Row]:
         of = {"place": f"{name} BOS"}
         rows += [row("massive activations", side["n_findings"], unit="count", headline=True, **of),
                  row("largest |h|", side["largest_magnitude"], unit="|h|", headline=True, **of)]  # fmt: skip
+        if "n_sequences" in side:
+            rows.append(row("sequences that these are over", side["n_sequences"], unit="count", **of))
         if side["n_findings"]:
             rows += [row("first layer", side["onset"], unit="layer", **of),
                      row("dims", text=plain(side["dims"]), headline=True, **of),

@@ -25,7 +25,7 @@ from massact.reports.shapes import shapes_in_words
 from massact.reports.story import story_in_words
 from massact.reports.training import training_in_words
 from massact.reports.trajectory import trajectory_in_words
-from massact.reports.views import FORMATS, Rule, StackView, nonfinite_note, rule_of, views
+from massact.reports.views import FORMATS, Rule, StackView, census, nonfinite_note, rule_of, views
 from massact.reports.words import answer_in_words
 
 CURVES = (("top1", "top 1", "--s1", "circle"), ("top2", "top 2", "--s3", "circle"),
@@ -123,6 +123,9 @@ def _headroom(view: StackView) -> Chart:
     drawn = [charts.limit(value, f"{name}: {number(value, 5)}") for name, value in limits]
     layout |= {"shapes": [s for s, _ in drawn], "annotations": [a for _, a in drawn], "showlegend": False}
     said = "A layer above a line overflows in that number format unless it is scaled."
+    known = [(m, int(x)) for m, x in zip(most, view.column("layer"), strict=True) if math.isfinite(m)]
+    if known and not math.isnan(step := view.step("bf16", max(known)[1])):
+        said += f" bf16 holds all of them, in steps of {number(step)} at the largest (layer {max(known)[1]})."
     bad = nonfinite_note(view)
     return Chart(
         _titled(view, "Headroom"), data, layout, f"{said} {bad + '.' if bad else ''}".strip(), 300, width="half"
@@ -164,9 +167,8 @@ def _census(view: StackView) -> list[Part]:
     rows = view.findings[view.findings["layer"] == view.peak_layer]
     of = f"layer {view.peak_layer}"
     by_dim = rows["dim"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
-    by_pos = rows["pos"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
-    keyed = rows.fillna({"token": "", "position_class": "other"})
-    by_token = keyed.groupby(["token", "position_class"]).size().sort_values(ascending=False, kind="stable")
+    once, by_token = rows.drop_duplicates(["sequence", "pos"]), census(rows)
+    by_pos = once["pos"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
     dims = [f"dim {d}" if d >= 0 else "whole token" for d in by_dim.index]
     places = [f"position {p}" if p >= 0 else "no position" for p in by_pos.index]
     tokens = [f"\u201c{shortened(visible(t), 18)}\u201d" if t else "no token" for t, _ in by_token.index]
@@ -176,21 +178,21 @@ def _census(view: StackView) -> list[Part]:
     classes = f" Blue: start; orange: delimiter; {padding}grey: other."
     made: list[Part] = []
     panels = (
-        ("Findings by dim", dims, by_dim, plain, "", "dims"),
-        ("Findings by token", tokens, by_token, colors, classes, "tokens"),
-        ("Findings by position", places, by_pos, plain, "", "positions"),
+        ("Findings by dim", dims, by_dim, plain, "", "dims", "Findings"),
+        ("Tokens with findings", tokens, by_token, colors, f"Each counts once.{classes}", "tokens", "Positions"),
+        ("Positions with findings", places, by_pos, plain, "", "positions", "Sequences"),
     )  # fmt: skip
     kinds = rows["modality"].value_counts()
     if len(kinds) > 1:
         named = [f"{n:,} on {visible(k) + ' tokens' if k else 'tokens of unknown modality'}" for k, n in kinds.items()]
         made.append(Words([f"Findings by modality, {of}: {listed(named)}."]))
     slots = max(4, *(min(len(labels), MOST_BARS) for _, labels, *_ in panels))
-    for title, labels, counts, paint, said, noun in panels:
+    for title, labels, counts, paint, said, noun, unit in panels:
         left = len(labels) - MOST_BARS
         more = f" {left:,} more {noun} are not shown." if left > 0 else ""
         few, values = labels[:MOST_BARS], counts.to_numpy()[:MOST_BARS]
-        made.append(Chart(_titled(view, f"{title}, {of}"), [charts.bars(few, values, paint[: len(few)], "findings")],
-                          charts.bar_layout(few, "Findings", slots), (said + more).strip(),
+        made.append(Chart(_titled(view, f"{title}, {of}"), [charts.bars(few, values, paint[: len(few)], unit.lower())],
+                          charts.bar_layout(few, unit, slots), (said + more).strip(),
                           70 + 19 * slots, width="third"))  # fmt: skip
     return made
 
