@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from massact.records.tables import MAXIMA, step_at
+from massact.records.formats import MAXIMA, step_at
 
 KINDS = {"fp16": (torch.float16, torch.int16), "bf16": (torch.bfloat16, torch.int16),
          "fp8_e4m3": (torch.float8_e4m3fn, torch.int8)}  # fmt: skip

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from massact.records.answer import Answer, Peak, StackAnswer
+from massact.records.formats import MAXIMA, step_at
 from massact.records.results import ScanResult
-from massact.records.tables import MAXIMA, step_at
 from massact.records.trajectory import Trajectory
 from massact.reports.legible import number, real, spanned, visible
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from massact.records.formats import MAXIMA
 from massact.records.sites import Site
-from massact.records.tables import MAXIMA, frame
+from massact.records.tables import frame
 from massact.scans.criteria import Evidence
 from massact.stats import HiddenResult, TokenMaxResult
 

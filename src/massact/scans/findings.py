@@ -14,7 +14,8 @@ import torch
 from massact.corpora import Corpus
 from massact.records.answer import Peak, StackAnswer
 from massact.records.errors import UserError
-from massact.records.tables import MAXIMA, frame
+from massact.records.formats import MAXIMA
+from massact.records.tables import frame
 from massact.scans.criteria import Criterion, Evidence
 
 
