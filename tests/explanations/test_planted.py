@@ -415,13 +415,18 @@ def test_spectrum_of_a_planted_null_direction() -> None:
         n = torch.tensor(null, dtype=torch.float32)
         w -= (w @ n)[:, None] * n
     model = ma.load(module)
-    shares = spectrum(model, {"findings": -50 * null, "others": other})
+    shares = spectrum(model, "", {"findings": -50 * null, "others": other})
     _, _, rows = np.linalg.svd(module.lm_head.weight.detach().double().numpy(), full_matrices=False)
     assert shares["bottom"] == 2 / 32
     assert shares["findings"] == pytest.approx(1, abs=1e-5)
     assert shares["others"] == pytest.approx(((rows[-2:] @ other) ** 2).sum() / (other**2).sum(), rel=1e-3)
-    assert "unavailable" in spectrum(model, {"findings": np.ones(16)})
-    assert "unavailable" in spectrum(ma.load(build("dinov2")), {"findings": null})
+    assert "unavailable" in spectrum(model, "", {"findings": np.ones(16)})
+    assert "unavailable" in spectrum(ma.load(build("dinov2")), "", {"findings": null})
+    both = ma.load(build("t5"))
+    encoder, decoder = (s.name for s in both.anatomy.stacks)
+    h = {"findings": np.ones(both.anatomy.stack(decoder).d_model)}
+    assert "no unembedding reads" in spectrum(both, encoder, h)["unavailable"]
+    assert "findings" in spectrum(both, decoder, h)
 
 
 # --------------------------------------------------------------------------------------------------------- null

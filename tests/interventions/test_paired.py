@@ -11,7 +11,8 @@ from torch import Tensor
 
 import massact as ma
 from massact.interventions import evaluate, intervene, massive, zero
-from massact.interventions.effects import Paired, effects_of
+from massact.interventions.catalogue import super_weights, zero_dims
+from massact.interventions.effects import Paired, effects_of, told_apart
 from massact.models import Model
 from massact.records.errors import UserError, WorkError
 from massact.records.results import ScanResult
@@ -235,11 +236,27 @@ def test_bad_requests_are_refused() -> None:
         intervene(model, ids, scan, sets=("scale=x",))
     with pytest.raises(UserError, match="has no findings"):
         intervene(model, ids, scan, layer=99)
-    with pytest.raises(UserError, match="called alike"):
-        evaluate(model, ma.corpus(ids), [zero(scan.findings), zero(scan.findings)])
+    once = zero(scan.findings)
+    with pytest.raises(UserError, match="given twice"):
+        evaluate(model, ma.corpus(ids), [once, once])
+    with pytest.raises(UserError, match="'zero' is given twice"):
+        intervene(model, ids, scan, sets=("zero", "mean", "zero"))
     with pytest.raises(WorkError, match="changed nothing"):
         evaluate(model, ma.corpus(ids), [Edit("none", "1.resid_post", lambda h, b: h.clone())])
     with pytest.raises(UserError, match="no parameter"):
         evaluate(model, ma.corpus(ids), [WeightEdit("w", "nowhere.weight", lambda w: w)])
     with pytest.raises(UserError, match="no massive activations"):
         massive(scan.findings.iloc[:0])
+
+
+def test_edits_of_one_name_are_numbered() -> None:
+    """Two zeros that are not the same object, and two entries of one matrix: each is evaluated on its own."""
+    edits = told_apart([zero_dims([1, 2, 3, 4, n], "1.resid_post") for n in (5, 6, 7)])
+    assert [e.name for e in edits] == [f"dims 1, 2, 3, 4 ... to zero{n}" for n in ("", " (2)", " (3)")]
+    both = [super_weights("blocks.0.down.weight", [entry]) for entry in ((7, 3), (7, 4))]
+    assert len({e.name for e in both}) == 2 and [e.name for e in told_apart(both)] == [e.name for e in both]
+    weight = torch.ones(8, 8)
+    for edit, column in zip(both, (3, 4), strict=True):
+        changed = edit.apply(weight.clone())
+        assert (changed == 0).nonzero().tolist() == [[7, column]]
+        assert f"[7, {column}]" in edit.name

@@ -205,7 +205,7 @@ def _decoder_ids(
                 do="Take the transcripts away, or give the model its tokenizer.",
             )
         for row, name, text in zip(rows, recordings.names, recordings.texts, strict=True):
-            row += tokenizer(text, add_special_tokens=False)["input_ids"]
+            row += _transcript_ids(tokenizer, text)
             if prompt.context is not None and len(row) > prompt.context:
                 raise UserError(
                     f"The transcript of {name!r} is {len(row):,} tokens long, the prompt included.",
@@ -218,6 +218,17 @@ def _decoder_ids(
     record = {"prompt_ids": list(prompt.ids), "prompt_from": prompt.said_by,
               "then": "transcript" if recordings.texts is not None else None}  # fmt: skip
     return ids, counts, record
+
+
+def _transcript_ids(tokenizer: Any, text: str) -> list[int]:
+    """A transcript as decoders of sound were trained on it: its first word with a space in front, as every other.
+
+    Byte-level tokenizers that add none by themselves (Whisper's) get one; SentencePiece marks words on its own.
+    """
+    text = text.lstrip()
+    plain, spaced = (list(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in (text, f" {text}"))
+    marked = bool(plain) and str(tokenizer.convert_ids_to_tokens(plain[:1])[0]).startswith(("\u2581", "\u0120"))
+    return spaced if not marked and tokenizer.decode(spaced).startswith(" ") else plain
 
 
 def _notes(recordings: Recordings, seconds: Sequence[float], read: Sequence[float], prompt: Prompt | None) -> list[str]:

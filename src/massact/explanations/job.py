@@ -283,7 +283,7 @@ class _Job:
         site = Site(stack, int(layers.max()), "resid_post")
         groups = measured.result("hidden", site)
         states = {name: g.mean for name, g in groups.items() if np.isfinite(g.mean).all()}
-        return spectrum(self.model, states) | ({"layer": site.layer} if states else {})
+        return spectrum(self.model, stack, states) | ({"layer": site.layer} if states else {})
 
     def _notes(self) -> list[str]:
         notes = self.model.anatomy.unseen_attention(self.stacks)

@@ -99,18 +99,26 @@ def _scored(x_D: Tensor) -> tuple[np.ndarray, np.ndarray]:
     return x, (x - x.mean()) / std if std > 0 else np.zeros_like(x)
 
 
-def spectrum(model: Model, states: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def reads_head(model: Model, stack: str) -> bool:
+    """Whether the unembedding reads this stack: of several the last one that runs, never the encoder of a decoder."""
+    return stack == model.anatomy.stacks[-1].name
+
+
+def spectrum(model: Model, stack: str, states: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Share of |h|^2 in the weakest directions of the unembedding W_U, for mean states of groups of tokens.
 
     h is taken as it stands in the residual stream, before the final norm. A random direction has a share of about
     the fraction of directions, 0.05.
 
     Args:
+        stack: whose states they are.
         states: group -> (D,) mean state.
 
     Returns:
         {"bottom": fraction of the directions, group: share, ...}, or {"unavailable": reason}.
     """
+    if not reads_head(model, stack):
+        return {"unavailable": "no unembedding reads this stack"}
     head = getattr(model.module, "get_output_embeddings", lambda: None)()
     weight = getattr(head, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2:

@@ -297,7 +297,9 @@ def super_weights(parameter: str, entries: Sequence[tuple[int, int]], keep_only:
         weight[rows, columns] = 0
         return weight
 
-    what = f"{len(entries)} weight(s) of {parameter}"
+    named = " ".join(f"[{r}, {c}]" for r, c in entries[:3])
+    more = f" and {len(entries) - 3:,} more" if len(entries) > 3 else ""
+    what = f"{parameter} {named}{more}"
     return WeightEdit(f"only {what}" if keep_only else f"{what} to zero", parameter, apply)
 
 

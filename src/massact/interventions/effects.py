@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,25 @@ class Paired:
     n_targets_of: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+def told_apart(edits: Sequence[AnyEdit]) -> list[AnyEdit]:
+    """The same edits under names that differ: the second of one name gets the number 2.
+
+    Raises:
+        UserError: one and the same edit is given twice.
+    """
+    taken: set[str] = set()
+    out: list[AnyEdit] = []
+    for i, edit in enumerate(edits):
+        if any(edit is other for other in edits[:i]):
+            raise UserError(f"The edit {edit.name!r} is given twice.", do="Give it once.")
+        name, n = edit.name, 2
+        while name in taken:
+            name, n = f"{edit.name} ({n})", n + 1
+        taken.add(name)
+        out.append(edit if name == edit.name else replace(edit, name=name))
+    return out
+
+
 def evaluate(
     model: Model,
     corpus: Corpus,
@@ -76,7 +95,7 @@ def evaluate(
     Args:
         model: with a language-model head (loss of the next or of hidden tokens) or a classifier (with labels).
         corpus: what to evaluate on.
-        edits: each evaluated on its own; their names must differ.
+        edits: each evaluated on its own; those of one name are numbered, see `told_apart`.
         batch_size: sequences per forward pass.
         labels: (N,) classes, for accuracy.
         share_prefix: False runs every edit through the whole model (to check that it is the same).
@@ -85,12 +104,11 @@ def evaluate(
         progress: called with sequences done and sequences in all.
 
     Raises:
-        UserError: two edits of one name, or a model without logits.
+        UserError: an edit is given twice, or a model without logits.
         WorkError: an edit changed nothing.
     """
+    edits = told_apart(edits)
     names = [e.name for e in edits]
-    if len(set(names)) < len(names):
-        raise UserError(f"Two edits are called alike: {', '.join(names)}.", do="Name them apart.")
     base: list[dict[str, np.ndarray]] = []
     after: dict[str, list[dict[str, np.ndarray]]] = {n: [] for n in names}
     own: dict[str, list[dict[str, np.ndarray]]] = {n: [] for n in names}

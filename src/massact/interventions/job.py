@@ -14,7 +14,7 @@ import torch
 
 from massact.corpora import PADDING, Corpus
 from massact.interventions.catalogue import QUARTET, Massive, massive, massive_everywhere
-from massact.interventions.effects import Paired, effects_of, evaluate
+from massact.interventions.effects import Paired, effects_of, evaluate, told_apart
 from massact.interventions.heads import head_of
 from massact.interventions.labels import labelled, labels_of
 from massact.interventions.named import Setting, check_name, edit_named
@@ -74,8 +74,10 @@ class InterveneConfig:
         """
         check_options("intervene", options, {f.name for f in fields(cls)})
         config = cls(**options)
-        for name in config.sets:
+        for i, name in enumerate(config.sets):
             check_name(name)
+            if name in config.sets[:i]:
+                raise UserError(f"The edit {name!r} is given twice.", do="Give it once.")
         return config
 
 
@@ -141,7 +143,7 @@ def intervene(
     targets = _targets(findings, config)
     loaded = with_attention(loaded)
     setting = Setting(loaded, targets, ready.head(half) if half else ready, config.seed)
-    edits = [*(edit_named(name, setting) for name in config.sets), *more]
+    edits = told_apart([*(edit_named(name, setting) for name in config.sets), *more])
     held_out = _part(text, half)
     paired = evaluate(
         loaded, held_out, edits, batch_size=config.batch_size, progress=progress,

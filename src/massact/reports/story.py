@@ -193,6 +193,7 @@ def _bias(e: Explanation) -> list[str]:
 
 def _writers(e: Explanation) -> list[str]:
     told: list[str] = []
+    named: set[tuple[str, int, int]] = set()
     groups = list(e.writers.groupby(["dim", "position_class"], sort=False))
     for (dim, where), rows in groups[:MOST_COORDINATES]:
         ups = [_write(r) for r in rows[rows["role"] == "up"].itertuples()]
@@ -201,7 +202,7 @@ def _writers(e: Explanation) -> list[str]:
         up = f"is written by {listed(ups)}" if ups else "is written in no single step of a quarter of its peak"
         down = f"taken away by {listed(downs)}" if downs else "no single step takes a quarter of it away"
         told.append(f"{name} {up}; {down}.")
-        told += _neurons(e, int(dim), str(where))
+        told += _neurons(e, int(dim), str(where), named)
     if len(groups) > MOST_COORDINATES:
         told.append(f"{counted(len(groups) - MOST_COORDINATES, 'more coordinate')} in writers.parquet.")
     return told
@@ -212,7 +213,8 @@ def _write(row: tuple) -> str:
     return f"{row.submodule} of layer {row.layer} ({signed(row.write)}, {share})"  # type: ignore[attr-defined]
 
 
-def _neurons(e: Explanation, dim: int, where: str) -> list[str]:
+def _neurons(e: Explanation, dim: int, where: str, named: set[tuple[str, int, int]]) -> list[str]:
+    """What carries the steps up of one coordinate; a weight in `named` was told of another class of positions."""
     told = []
     mine = e.neurons[(e.neurons["dim"] == dim) & (e.neurons["position_class"] == where) & (e.neurons["rank"] == 1)]
     for row in mine.itertuples():
@@ -220,7 +222,12 @@ def _neurons(e: Explanation, dim: int, where: str) -> list[str]:
         if row.expert >= 0:
             told.append(f"There expert {row.expert} of {module} carries {percent(row.share)} of it.")
             continue
-        shared = f", which leads {row.fan_out} coordinates of that layer" if row.fan_out > 1 else ""
+        if (module, dim, int(row.neuron)) in named:
+            told.append(f"In {module} it is the same weight, [{dim}, {row.neuron}], with {percent(row.share)} of it.")
+            continue
+        named.add((module, dim, int(row.neuron)))
+        leads = f"neuron {row.neuron} leads {row.fan_out} coordinates of that layer"
+        shared = f"; {leads}" if row.fan_out > 1 else ""
         what = (
             f"one weight, [{dim}, {row.neuron}] = {number(row.weight)} (input {number(row.activation)}), carries "
             f"{percent(row.share)} of it: the place of a super weight (Yu 2024){shared}"
