@@ -207,7 +207,7 @@ def _layers_over_seeds(layers: pd.DataFrame, name: str) -> pd.DataFrame:
 def _untrained(runs: Sequence[ComparedRun]) -> list[str]:
     """One note about all runs that are scans alone."""
     alone = [visible(run.label) for run in runs if run.training is None]
-    if not alone:
+    if not alone or len(alone) == len(runs):  # none is a training: nothing is missing
         return []
     what = "is a scan" if len(alone) == 1 else "are scans"
     return [f"{listed(alone)} {what} without the record of a training (train.json), which alone has variant, steps, "

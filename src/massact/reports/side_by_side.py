@@ -12,10 +12,12 @@ from rich.text import Text
 
 from massact.records.comparison import Comparison
 from massact.reports.comparison import EXPLAINED, SCANNED, TRAINED, differing
-from massact.reports.legible import cell, listed, number, percent, shortened, visible
+from massact.reports.legible import cell, listed, number, percent, quoted, shortened, visible
 from massact.reports.terminal import _framed, _plain, _Section, _table
+from massact.reports.views import StackView, census, views
 
 LONGEST_NAME = 28
+MOST_PLACES = 4  # dims, tokens and positions that are named in one cell
 WIDTH_OF_A_RUN = 36  # of its four columns of the table of layers
 _HEADS = {
     "steps": "steps", "tokens": "tokens", "train_loss": "train\nloss", "eval_loss": "held-out\nloss",
@@ -121,8 +123,9 @@ def show_comparison(c: Comparison, console: Console) -> None:
     runs = c.compare[c.compare["row"] == "run"]
     rules = list(dict.fromkeys(x for x in runs["criterion"] if x))
     of = f" (massive by {visible(rules[0], console.encoding)})" if len(rules) == 1 else ""
-    console.print()
-    console.print(_Section("Training; losses in nats", _rows(runs, TRAINED, ("variant",), console.encoding)))
+    if runs["trained"].any():
+        console.print()
+        console.print(_Section("Training; losses in nats", _rows(runs, TRAINED, ("variant",), console.encoding)))
     console.print()
     extra = ("criterion",) if len(rules) > 1 else ()
     table = _rows(runs, (*SCANNED, *EXPLAINED), extra, console.encoding)
@@ -131,7 +134,35 @@ def show_comparison(c: Comparison, console: Console) -> None:
     if len(groups):
         console.print()
         console.print(_Section("Over seeds: mean, and (least to greatest)", _seeds(c, console.encoding)))
+    if any(run.scan is not None for run in c.runs):
+        console.print()
+        console.print(_Section("Where the findings are, at the layer of the largest", _places(c, console.encoding)))
     _show_layers(c, console)
+
+
+def _places(c: Comparison, encoding: str) -> Any:
+    """A row for each run and stack: dims, tokens and positions of its findings, each token counted once."""
+    heads = ("dims", "tokens", "positions")
+    table = _table("run", "layer", "findings", *heads, left=("run", *heads), folding=("run", *heads))
+    for run in c.runs:
+        for view in views(run.scan) if run.scan is not None else []:
+            name = shortened(visible(f"{run.label} {view.label}".strip(), encoding), LONGEST_NAME)
+            table.add_row(Text(name), *map(Text, places_of(view, encoding)))
+    return table
+
+
+def places_of(view: StackView, encoding: str = "utf-8") -> tuple[str, str, str, str, str]:
+    """Layer of the largest finding, findings there, and their dims, tokens and positions, the most frequent first."""
+    here = view.findings[view.findings["layer"] == view.peak_layer]
+    if not len(here):
+        return "-", "0", "-", "-", "-"
+    once = here.drop_duplicates(["sequence", "pos"])
+    dims, positions = (t[t >= 0].value_counts() for t in (here["dim"], once["pos"]))
+    tokens = [f"{quoted(t, 16, encoding)} ({n:,})" for (t, _), n in census(here).items()]
+    return (
+        str(view.peak_layer), f"{len(here):,}", listed([str(d) for d in dims.index], MOST_PLACES),
+        listed(tokens, MOST_PLACES), listed([f"{p} ({n:,})" for p, n in positions.items()], MOST_PLACES),
+    )  # fmt: skip
 
 
 def _rows(runs: pd.DataFrame, columns: Sequence[str], words: Sequence[str], encoding: str) -> Any:

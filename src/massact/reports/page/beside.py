@@ -18,7 +18,7 @@ from massact.reports.page.closing import provenance
 from massact.reports.page.held import Held
 from massact.reports.page.others import effects_chart
 from massact.reports.page.parts import UNAVAILABLE, Chart, Column, Part, Section, Table, Words, parts_of, table_of
-from massact.reports.side_by_side import comparison_in_words, shown
+from massact.reports.side_by_side import comparison_in_words, places_of, shown
 from massact.reports.views import views
 
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -27,7 +27,7 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 def answer(runs: Sequence[Held], c: Comparison) -> Section:
     """What differs, in words, and the numbers of every run."""
     said = [*comparison_in_words(c), *(f"Note: {note}" for note in c.notes)]
-    return Section("answer", "Answer", parts_of(Words(said, True), _rows(c, "run", "Runs side by side"),
+    return Section("answer", "Answer", parts_of(Words(said, True), _rows(c, "run", "Runs side by side"), _places(c),
                                                 _rows(c, "mean", "Over seeds: means")))  # fmt: skip
 
 
@@ -36,17 +36,34 @@ def _rows(c: Comparison, row: str, title: str) -> Table | None:
     if not len(rows):
         return None
     columns, missing = [], []
+    trained = bool(rows["trained"].any())
     for name in ("label", "model", "variant", "criterion", *TRAINED, *SCANNED, *EXPLAINED):
         numeric, meaning = TABLES["compare"][name][0] != "string", TABLES["compare"][name][1]
         values = rows[name].tolist()
         said = [shown(r, name) for _, r in rows.iterrows()] if numeric else [visible(v) or UNAVAILABLE for v in values]
         said = [UNAVAILABLE if s == "-" else s for s in said]
         if set(said) == {UNAVAILABLE}:
-            missing.append(name)
+            missing += [name] * (trained or name not in (*TRAINED, "variant"))
         else:
             columns.append(Column(name, meaning, values, said, numeric))
     notes = [f"Unavailable in all of them: {listed(missing)}."] if missing else []
     return Table(title, columns, len(rows), notes, True)
+
+
+def _places(c: Comparison) -> Table | None:
+    """Dims, tokens and positions of the findings of every run and stack, at the layer of the largest."""
+    rows = [
+        (visible(f"{run.label} {view.label}".strip()), *places_of(view))
+        for run in c.runs if run.scan is not None for view in views(run.scan)
+    ]  # fmt: skip
+    if not rows:
+        return None
+    heads = (("run", "which"), ("layer", "that of the largest finding"), ("findings", "at this layer"),
+             ("dims", "of these, the most frequent first"), ("tokens", "each position counts once"),
+             ("positions", "how many sequences have a finding there"))  # fmt: skip
+    columns = [Column(name, meaning, list(cells), list(cells), False)
+               for (name, meaning), cells in zip(heads, zip(*rows, strict=True), strict=True)]  # fmt: skip
+    return Table("Where the findings are", columns, len(rows), [], True)
 
 
 def layers(runs: Sequence[Held], c: Comparison) -> Section | None:
