@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from massact.models.loading import folder_name
+from massact.models.names import folder_name
 
 
 @pytest.mark.parametrize(("folder", "name"), [

@@ -25,6 +25,7 @@ from massact.models.inputs import (
     to_device,
     whole_images,
 )
+from massact.models.names import short_name
 from massact.models.proof import Proof, prove
 from massact.models.timm_models import TIMM, read_timm, timm_cfg
 from massact.records.anatomy import Anatomy, Place, Stack
@@ -34,7 +35,6 @@ from massact.trace import unchanged
 
 EMBEDDED = "embedded"
 SOUND = ("input_features", "input_values")  # what transformers calls inputs of sound
-SAYS_NOTHING = ("hf", "model")  # folders that tools write one of for each model
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
           "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # fmt: skip
 
@@ -218,7 +218,7 @@ class Model:
         stacks = self.anatomy.stacks
         return ModelInfo(
             id=self.name,
-            name=_short(self.name),
+            name=short_name(self.name),
             revision=self.revision,
             architecture=type(self.module).__name__,
             model_type=getattr(config, "model_type", None),
@@ -319,26 +319,6 @@ def _proved(
         return anatomy, proof, arguments, place(second)
     assert refused is not None  # there is always a first example
     raise refused
-
-
-def _short(name: str) -> str:
-    """What people call a model: the last part of its path."""
-    if os.path.isdir(name):
-        return folder_name(name)
-    return os.path.basename(os.path.normpath(name)) if is_gguf(name) else name
-
-
-def folder_name(folder: str) -> str:
-    """What a model in a folder is called: the last part of its path that says which model it is.
-
-    A snapshot of the Hub's cache (models--ORG--NAME/snapshots/HASH) is ORG/NAME; a folder that says no more than what
-    kind of thing it holds (`SAYS_NOTHING`) is called by its parent; any other has its own name.
-    """
-    parts = [p for p in os.path.abspath(folder).split(os.sep) if p]
-    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
-        return parts[-3].removeprefix("models--").replace("--", "/", 1)
-    own = parts[-1] if parts else folder
-    return parts[-2] if own.lower() in SAYS_NOTHING and len(parts) > 1 else own
 
 
 def _read(
