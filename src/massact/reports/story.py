@@ -57,7 +57,8 @@ def _unseen(e: Explanation, stack: str) -> list[str]:
         return []
     rest = counted(e.heads.loc[(e.heads["stack"] == stack) & (e.heads["kind"] == "attention"), "layer"].nunique(),
                    "other layer")  # fmt: skip
-    return [f"What is said of attention is about {rest}, not about {spanned('layer', layers)}, where it could not be seen (the notes say why)."]  # fmt: skip
+    return [f"What is said of attention is about {rest}, not about {spanned('layer', layers)}, where it "
+            "could not be seen (the notes say why)."]  # fmt: skip
 
 
 def _concentration(e: Explanation) -> list[str]:
