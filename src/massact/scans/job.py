@@ -13,6 +13,7 @@ import torch
 
 from massact.corpora import AnySource, AudioSource, Corpus, ImageSource, PairSource, Source
 from massact.corpora import corpus as make_corpus
+from massact.corpora.first_token import both_ways
 from massact.models import Model, load, random_twin, token_types
 from massact.models.gguf_header import gguf_notes
 from massact.records.answer import Answer
@@ -234,14 +235,15 @@ def ready_corpus(
                 f"The corpus holds {name!r}, which {model.name or 'the model'} does not take.", do=near(name, accepted)
             )
     source.require(model.vocabulary, model.context)
-    return _with_token_types(source, model.placeholders) if "mm_token_type_ids" in accepted else source
+    return _with_types(source, model)
 
 
-def _with_token_types(corpus: Corpus, placeholders: dict[int, str]) -> Corpus:
-    """A corpus with an image grid and what its tokens are, which multimodal rotary positions need beside it."""
-    if "mm_token_type_ids" in corpus.inputs or not corpus.packed or corpus.kind != "tokens":
+def _with_types(corpus: Corpus, model: Model) -> Corpus:
+    """A corpus with an image grid and what its tokens are, where multimodal rotary positions need them beside it."""
+    needed = "mm_token_type_ids" in model.inputs_accepted() and "mm_token_type_ids" not in corpus.inputs
+    if not needed or not corpus.packed or corpus.kind != "tokens":
         return corpus
-    types = token_types(corpus.inputs["input_ids"], placeholders)
+    types = token_types(corpus.inputs["input_ids"], model.placeholders)
     return replace(corpus, inputs={**corpus.inputs, "mm_token_type_ids": types})
 
 
@@ -418,24 +420,23 @@ class _Job:
         return short_answer(found, seen) | {"n_sequences": few.n_sequences}
 
     def bos(self, stacks: list[str]) -> dict[str, Any]:
-        """A few sequences with and without BOS (Sun 2024, App. A.3)."""
+        """The first sequences with and without BOS in front of the same text (Sun 2024, App. A.3)."""
         if not self.config.bos_contrast:
             return {"unavailable": "not asked for"}
         if not isinstance(self.source, Source):
             known = {"images": self.corpus.pictures, "recordings": self.corpus.recordings}
             kind = next((k for k, read in known.items() if read is not None), None)
             return {"unavailable": f"{kind} have none" if kind else "the corpus came as ids or tensors"}
-        tokenizer = self.model.tokenizer
-        if getattr(tokenizer, "bos_token_id", None) is None and getattr(tokenizer, "cls_token_id", None) is None:
+        known = (getattr(self.model.tokenizer, f"{kind}_token_id", None) for kind in ("bos", "cls"))
+        first = next((int(i) for i in known if i is not None), None)
+        if first is None:
             return {"unavailable": "the tokenizer has no BOS token"}
-        both = {}
-        for name, policy in (("with", "always"), ("without", "never")):
-            try:
-                text = ready_corpus(self.model, self.source, self.config, policy)
-            except UserError as error:
-                return {"unavailable": error.what}
-            both[name] = self.short(self.model, text, stacks)
-        return both
+        try:
+            few = self.corpus.head(min(CONTRAST_SEQUENCES, self.corpus.n_sequences))
+            both = both_ways(few, first, self.model.context)
+        except UserError as error:
+            return {"unavailable": error.what}
+        return {name: self.short(self.model, _with_types(text, self.model), stacks) for name, text in both.items()}
 
     def notes(self, seen: Evidence, rows: Any, near_rows: Any) -> list[str]:
         """What the tables cannot say of themselves: what could not be seen, and where a list was cut."""
