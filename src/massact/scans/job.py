@@ -432,8 +432,7 @@ class _Job:
         if first is None:
             return {"unavailable": "the tokenizer has no BOS token"}
         try:
-            few = self.corpus.head(min(CONTRAST_SEQUENCES, self.corpus.n_sequences))
-            both = both_ways(few, first, self.model.context)
+            both = both_ways(self.corpus.head(min(CONTRAST_SEQUENCES, len(self.corpus))), first, self.model.context)
         except UserError as error:
             return {"unavailable": error.what}
         return {name: self.short(self.model, _with_types(text, self.model), stacks) for name, text in both.items()}
