@@ -45,7 +45,7 @@ def test_findings(scan: ScanResult, model: Model, text: Corpus) -> None:
     feature, spike = (f[f.dim == dim].groupby("layer").size().to_dict() for dim in (FEATURE, SPIKE))
     assert feature == {1: 178, 2: 1_759, 3: 1_218, 4: 595, 5: 13, 6: 8, 7: 8}
     assert spike == {layer: 8 for layer in range(4, 15)}
-    assert (f[f.dim == SPIKE].pos == 0).all() and len(f[(f.layer == 2) & (f["sequence"] == 0)]) > 200
+    assert (f[f.dim == SPIKE].pos == 0).all()
 
 
 def test_sizes(scan: ScanResult) -> None:

@@ -36,11 +36,7 @@ DOWN = "model.layers.11.mlp.down_proj"
 
 @pytest.fixture(scope="module")
 def model(smollm2: Path) -> Model:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    where, file = smollm2.parent, smollm2.name
-    module = AutoModelForCausalLM.from_pretrained(where, gguf_file=file, dtype=torch.float32)
-    return ma.load(module, tokenizer=AutoTokenizer.from_pretrained(where, gguf_file=file))
+    return ma.load(smollm2)
 
 
 @pytest.fixture(scope="module")
