@@ -55,6 +55,7 @@ class Model:
         arguments: of every forward pass. example: a short input that it runs on.
         head: what makes logits (B, classes) of the model and inputs, where the module has no head of its own that
             should; see `massact.interventions.heads`.
+        asked: options that it was read with.
     """
 
     module: nn.Module
@@ -67,6 +68,7 @@ class Model:
     example: dict[str, Any] = field(default_factory=dict)
     processor: Any = None
     head: Any = None
+    asked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -232,6 +234,7 @@ class Model:
             proof=self.proof.as_dict(),
             attention=getattr(config, "_attn_implementation", None),
             gguf=self.gguf,
+            asked={k: True for k in ("allow_pickle", "trust_remote_code") if self.asked.get(k)},
         )
 
     @property
@@ -287,7 +290,8 @@ def load(
         anatomy, proof, arguments, example = _proved(module, blocks, inputs)
     from massact.models.rows import with_proved_rows  # which needs a Model
 
-    return with_proved_rows(Model(module, anatomy, proof, tokenizer, name, revision, arguments, example, processor))
+    made = Model(module, anatomy, proof, tokenizer, name, revision, arguments, example, processor, asked=options or {})
+    return with_proved_rows(made)
 
 
 def _proved(

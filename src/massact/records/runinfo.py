@@ -32,6 +32,7 @@ class ModelInfo:
         proof: numbers of the closure proof.
         gguf: of a model from a GGUF file: its name, SHA-256, architecture, number of tensors of each type, that they
             were unpacked (dequantised), settings put right (settled), notes.
+        asked: what it was loaded with where that was asked for: trust_remote_code, allow_pickle.
     """
 
     id: str
@@ -49,6 +50,7 @@ class ModelInfo:
     proof: dict[str, Any]
     attention: str | None = None
     gguf: dict[str, Any] | None = None
+    asked: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -162,7 +162,7 @@ def _same_everywhere(record: Any) -> Any:
     """
     if not isinstance(record, dict):
         return record
-    return {k: v for k, v in record.items() if k not in ("proof", "corpus") and v is not None}
+    return {k: v for k, v in record.items() if k not in ("proof", "corpus", "asked") and v is not None}
 
 
 def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:

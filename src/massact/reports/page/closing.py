@@ -16,6 +16,7 @@ from massact.reports.page.parts import Chart, Code, Facts, Gallery, Part, Sectio
 from massact.reports.views import rule_of
 from massact.reports.words import answer_in_words
 
+COMMAND = "Command, from the recorded options"
 GLOSSARY = (
     ("h", "a hidden state: the residual stream of one sequence, tokens by dims"),
     ("layer", "1 to L: the residual stream after that block; 0: the output of the embedding"),
@@ -50,6 +51,10 @@ SOURCES = {
     "Xiao 2023": "Xiao et al.: Efficient Streaming Language Models with Attention Sinks. arXiv 2309.17453",
     "Yu 2024": "Yu et al.: The Super Weight in Large Language Models. arXiv 2411.07191",
 }
+
+# What a model was loaded with, where that was asked for -> flag of the command line.
+LOADING = {"trust_remote_code": "--trust-remote-code", "allow_pickle": "--allow-pickle"}
+DTYPES = ("float32", "bfloat16", "float16")
 
 # Verb -> option of its record -> flag of the command line.
 FLAGS: dict[str, dict[str, str]] = {
@@ -98,7 +103,7 @@ def provenance(held: Held) -> Section:
     parts: list[Part] = []
     for verb, info in held.records.items():
         name = verb if len(held.records) > 1 else ""
-        parts.append(Facts(_record(verb, info), name))
+        parts.append(Facts(_record(verb, info, held.scan.info.model if held.scan is not None else {}), name))
     parts.append(Code("Snippet for a model card (Markdown)", model_card(held)))
     raw = {verb: jsonable(vars(info)) for verb, info in held.records.items()}
     dumped = json.dumps(raw, indent=1, ensure_ascii=True, default=str)
@@ -106,7 +111,7 @@ def provenance(held: Held) -> Section:
     return Section("provenance", "Provenance", parts)
 
 
-def _record(verb: str, info: Any) -> list[tuple[str, str]]:
+def _record(verb: str, info: Any, scanned: Mapping[str, Any]) -> list[tuple[str, str]]:
     model, corpus = info.model, info.corpus
     architecture = visible(str(model["architecture"])) if model.get("architecture") else ""
     shape = (
@@ -128,12 +133,14 @@ def _record(verb: str, info: Any) -> list[tuple[str, str]]:
         ("Seed", info.config.get("seed", getattr(info, "seed", None))), ("Device", getattr(info, "device", None)),
         ("Status", getattr(info, "status", None)), ("Started", info.started),
         ("Took", f"{number(info.wall_s)} s" if info.wall_s else None),
-        ("Command, from the recorded options", command_of(verb, info)),
+        (COMMAND, command_of(verb, info, scanned)),
         ("Versions", ", ".join(f"{k} {v}" for k, v in info.versions.items())), ("Git", _git(info.git)),
     ]  # fmt: skip
     always = {"Model", "Weights, SHA-256", "Corpus", "Corpus, SHA-256", "Seed", "Versions", "Git"}
-    return [(name, visible(str(value)) if value not in (None, "") else "not recorded") for name, value in pairs
-            if value not in (None, "") or name in always]  # fmt: skip
+    said = [(name, value) for name, value in pairs if value not in (None, "") or name in always]
+    # A command is written for a shell already: an escape more, and it would be another prompt.
+    return [(name, "not recorded" if value in (None, "") else value if name == COMMAND else visible(str(value)))
+            for name, value in said]  # fmt: skip
 
 
 def _proof(proof: Any) -> str:
@@ -168,16 +175,25 @@ def _git(git: Mapping[str, Any]) -> str:
     return f"{git.get('commit')}{' with uncommitted changes' if git.get('modified') else ''}"
 
 
-def command_of(verb: str, info: Any) -> str:
-    """The command line with the options that a record holds; "" for a verb without one."""
+def command_of(verb: str, info: Any, scanned: Mapping[str, Any] | None = None) -> str:
+    """The command line with the options that a record holds; "" for a verb without one.
+
+    Args:
+        verb, info: the verb and its record.
+        scanned: what the scan that it stands on records of the model.
+    """
     if verb not in FLAGS:
         return ""
+    model = {**(scanned or {}), **info.model}
     words = ["massact", verb]
     if verb == "scan":
         words += [str(info.model["id"])] if info.model.get("id") not in (None, "embedded") else []
         words += ["--revision", str(info.model["revision"])] if info.model.get("revision") else []
+        words += ["--dtype", str(model["dtype"])] if model.get("dtype") in DTYPES else []
     else:
         words.append("RUN")
+    asked = model.get("asked")
+    words += [flag for name, flag in LOADING.items() if isinstance(asked, Mapping) and asked.get(name)]
     for option, flag in FLAGS[verb].items():
         value = info.config.get(option)
         if (option, value) == ("pictures", True):
@@ -208,10 +224,13 @@ def _given(value: Any) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word for a shell; newlines and their like as bash and zsh write them."""
-    if plain(word) == word:
+    """A word for a shell; newlines and their like, and spaces that a page would swallow, as bash and zsh write them."""
+    if plain(word) == word and word == word.strip() and "  " not in word:
         return shlex.quote(word)
-    return "$'" + plain(word.replace("\\", "\\\\").replace("'", "\\'")) + "'"
+    slashed = word.replace("\\", "\\\\").replace("'", "\\'")
+    # \x80 is a byte to a shell, not a character.
+    written = "".join(f"\\u{ord(c):04x}" if plain(c) != c and 0x80 <= ord(c) <= 0xFF else plain(c) for c in slashed)
+    return "$'" + re.sub(r"(?<= ) |^ | $", r"\\x20", written) + "'"
 
 
 def model_card(held: Held) -> str:
