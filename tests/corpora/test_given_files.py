@@ -178,6 +178,11 @@ def test_a_pipe_in_a_model_folder_is_refused(name: str, tmp_path: Path) -> None:
         ma.load(tmp_path)
 
 
+def test_a_pipe_is_no_gguf_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a named pipe"):
+        ma.load(pipe(tmp_path / "model.gguf"))
+
+
 @pytest.mark.parametrize("name", ["run.json", "layers.parquet", "portrait.npz", "explain.json"])
 def test_a_pipe_in_a_run_directory_is_refused(name: str, tmp_path: Path) -> None:
     ma.scan(None, n_sequences=2, seq_len=32, null=False, bos_contrast=False, out=tmp_path / "run")

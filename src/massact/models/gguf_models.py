@@ -19,6 +19,7 @@ from massact.models.gguf_config import settle
 from massact.models.gguf_header import GGUF, GgufHeader, need_package, read_header
 from massact.models.pretrained import _explained, model_class
 from massact.records.errors import UserError, near
+from massact.records.given_files import refuse_special
 
 # The first pre-tokenizers of llama.cpp that split a text as GPT-2 does, which is what transformers does by default.
 _AS_GPT2 = {None, "default", "gpt-2"}
@@ -65,8 +66,8 @@ def read_gguf(
 
 def _filled(header: GgufHeader, dtype: torch.dtype | str, options: dict[str, Any]) -> tuple[nn.Module, Any, Any]:
     """The model, what transformers reports of reading it, and what was put right in its configuration."""
-    where: dict[str, Any] = {"gguf_file": header.path.name, "trust_remote_code": False}
-    config = transformers.AutoConfig.from_pretrained(header.path.parent, **where)
+    where: dict[str, Any] = {"gguf_file": header.path.name}
+    config = transformers.AutoConfig.from_pretrained(header.path.parent, trust_remote_code=False, **where)
     settled = settle(config, header)
     ours = {k: v for k, v in options.items() if k not in ("trust_remote_code", "allow_pickle")}
     # Architectures that transformers could run packed are unpacked like the others, with no kernel from the Hub.
@@ -74,7 +75,7 @@ def _filled(header: GgufHeader, dtype: torch.dtype | str, options: dict[str, Any
     unpack = {} if packed is None else {"quantization_config": packed(dequantize=True)}
     asked: dict[str, Any] = {"dtype": torch.float32 if dtype == "auto" else dtype, "output_loading_info": True}
     module, report = model_class(config).from_pretrained(
-        header.path.parent, config=config, **(asked | unpack | where | ours)
+        header.path.parent, config=config, trust_remote_code=False, **(asked | unpack | where | ours)
     )
     return module, report, settled
 
@@ -100,6 +101,7 @@ def _located(spec: str, revision: str | None, options: dict[str, Any]) -> Path:
         UserError: there is none; says which others lie there.
     """
     path = Path(spec).expanduser()
+    refuse_special(path)
     if path.is_file():
         if revision is not None:
             raise UserError(f"The file {spec!r} has no revisions.", f"--revision {revision!r} would change nothing.",
@@ -181,7 +183,7 @@ def _tokenizer(header: GgufHeader) -> tuple[Any, list[str]]:
     try:
         with _once():
             tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(
-                header.path.parent, gguf_file=header.path.name
+                header.path.parent, gguf_file=header.path.name, trust_remote_code=False
             )
     except Exception as error:
         return None, [f"Transformers cannot make the tokenizer of the file ({type(error).__name__}: {error})."]
