@@ -31,7 +31,7 @@ from massact.records.explanation import ExplainInfo, Explanation
 from massact.records.results import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.sites import Site
-from massact.scans import check_text, check_weights, layout_of, scanned_corpus, tokens_of
+from massact.scans import AtLength, check_text, check_weights, layout_of, proved_at, scanned_corpus, tokens_of
 from massact.scans.maps import massive_patches
 from massact.stats import TokenMax
 from massact.stats.attended import rounding_allowed
@@ -103,6 +103,8 @@ def explain(
     check_text(ready, scan)
     few = ready if config.n_sequences is None else ready.head(min(config.n_sequences, ready.n_sequences))
     job = _Job(with_attention(loaded), few, scan, config, progress or (lambda *_: None))
+    if proved_at(scan, ready) is None:  # a run of an older version
+        job.checker = AtLength(loaded, {str(x) for x in scan.layers["stack"]})
     result = job.run()
     result.info.wall_s = time.perf_counter() - began
     return result
@@ -141,6 +143,7 @@ class _Job:
     scan: ScanResult
     config: ExplainConfig
     progress: Progress
+    checker: AtLength | None = None
 
     def prepare(self) -> list[Coordinate]:
         """Choose the tokens to look at; gives the coordinates to account for."""
@@ -165,6 +168,8 @@ class _Job:
             git=git_state(),
         )
         measured = self.measure(coordinates)
+        if self.checker is not None:
+            info.model["proof"] = {"at_length": jsonable(self.checker.record)}
         result = self.tables(info, measured)
         if coordinates:
             tolerance = self.model.proof.tolerance
@@ -189,7 +194,7 @@ class _Job:
         n = self.corpus.n_sequences
         return measure(
             self.model, self.corpus, self._probes(coordinates), batch_size=self.config.batch_size,
-            on_batch=lambda done: self.progress("explain", done.n_sequences, n),
+            on_batch=lambda done: self.progress("explain", done.n_sequences, n), checker=self.checker,
         )  # fmt: skip
 
     def _positions(self, stack: str) -> int:

@@ -28,7 +28,7 @@ from massact.records.intervention import InterveneInfo, Intervention
 from massact.records.results import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.tables import frame
-from massact.scans import check_text, check_weights, scanned_corpus
+from massact.scans import check_text, check_weights, prove_at_length, proved_at, scanned_corpus
 from massact.trace.edits import AnyEdit
 
 LEAST_HELD_OUT = 8  # sequences from which on half of them are kept apart for the means
@@ -141,6 +141,8 @@ def intervene(
             "Use --no-hold-out, or more sequences.",
         )
     targets = _targets(findings, config)
+    # Another text, or a run of an older version: does what the edits rely on hold at its length?
+    at_length = None if proved_at(scan, text) else prove_at_length(loaded, text, [targets[0].site.stack])
     loaded = with_attention(loaded)
     setting = Setting(loaded, targets, ready.head(half) if half else ready, config.seed)
     edits = told_apart([*(edit_named(name, setting) for name in config.sets), *more])
@@ -152,6 +154,8 @@ def intervene(
     )  # fmt: skip
     columns = {column: np.array([str(x) for x in list(values)[half:]]) for column, values in (groups or {}).items()}
     info = _info(config, scan, (ready, text, half), targets)
+    if at_length is not None:
+        info.model["proof"] = {"at_length": jsonable(at_length)}
     info.config["labels"] = labels if isinstance(labels, str | None) else "given"
     info.config["head"] = None if loaded.head is None else loaded.head.record
     if half and classes is not None and (new := set(classes[half:]) - set(classes[:half])):

@@ -6,6 +6,7 @@ transformers are built. Must not know statistics, criteria or corpora.
 
 from massact.models.attention import projection_of, with_attention
 from massact.models.discovery import discover
+from massact.models.equations import Off, equations_of
 from massact.models.inputs import example_inputs, token_types
 from massact.models.loading import EMBEDDED, Model, check_finite, load, random_twin, weights_hash
 from massact.models.norms import norms_of
@@ -15,10 +16,12 @@ from massact.models.speech import decoder_context, first_ids
 __all__ = [
     "EMBEDDED",
     "Model",
+    "Off",
     "Proof",
     "check_finite",
     "decoder_context",
     "discover",
+    "equations_of",
     "example_inputs",
     "first_ids",
     "load",

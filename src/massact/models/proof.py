@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from massact.models.equations import SEEN, equations_of
 from massact.models.inputs import float_dtype
-from massact.records.anatomy import Anatomy, Block, Stack
+from massact.records.anatomy import Anatomy
 from massact.records.errors import ProofError
 from massact.records.sites import Site
 from massact.trace import tapped, tensors_in
@@ -28,6 +29,7 @@ class Proof:
         n_sums, n_sites: how many equations held, how many sites fired.
         outputs_identical: outputs with taps installed equal those without, bit by bit.
         dtype, device: of the weights.
+        calls: "in:module" or "out:module" -> how often that border of a module was passed in one pass; in no run.
     """
 
     closure: float
@@ -38,9 +40,10 @@ class Proof:
     outputs_identical: bool
     dtype: str
     device: str
+    calls: dict[str, int] = field(default_factory=dict, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "calls"}
 
 
 def prove(module: nn.Module, anatomy: Anatomy, inputs: dict[str, Any], run: Callable[[dict[str, Any]], Any]) -> Proof:
@@ -60,38 +63,22 @@ def prove(module: nn.Module, anatomy: Anatomy, inputs: dict[str, Any], run: Call
         ProofError: says which block, by how much, and what to do.
     """
     bare = [t.clone() for _, t in tensors_in(run(inputs))]
-    sites = anatomy.sites()
-    seen: dict[Site, Tensor] = {}
-
-    def keep(site: Site) -> Callable[[Tensor], None]:
-        def see(h: Tensor) -> None:
-            seen[site] = h.detach().clone()  # later blocks may write into it in place
-
-        return see
-
-    with tapped(module, [(place, keep(site)) for site, place in sites.items()]) as taps:
-        taps.begin()
-        tapped_out = [t for _, t in tensors_in(run(inputs))]
-    for site, place in sites.items():
-        if site not in seen:
-            raise ProofError(
-                f"Site {site} does not fire.",
-                f"It was found at {place}, but that call did not happen on a second input.",
-                _WHAT_TO_DO,
-            )
+    seen, calls, tapped_out = _watched(module, anatomy, lambda: run(inputs))
     # Weights may be of other dtypes than what is added up: a stream in float32 over blocks in bfloat16, 8-bit weights.
     tolerance = 4.0 * max(torch.finfo(h.dtype).eps for h in seen.values())
-    worst, where, n_sums = 0.0, "", 0
-    for stack in anatomy.stacks:
-        n_sums += _joined(stack, seen, tolerance)
-        for block in stack.blocks:
-            for i in range(len(block.sums)):
-                off = _mismatch(stack, block, i, seen)
-                n_sums += 1
-                if not off <= tolerance:
-                    raise _refusal(stack, block, i, off, tolerance)
-                if off >= worst:
-                    worst, where = off, f"{block.module}: {_equation(block, i)}"
+    worst, where, equations = 0.0, "", [e for stack in anatomy.stacks for e in equations_of(stack)]
+    for equation in equations:
+        off = equation.off(seen)
+        if int(off.n_skipped):
+            raise ProofError(
+                f"Block {equation.block.module!r} gives NaN or Inf on a short random input.",
+                f"{equation} cannot be checked.",
+                "Check the weights and the dtype: fp16 overflows at 65,504; try bfloat16 or float32.",
+            )
+        if not float(off.relative) <= equation.allowed(tolerance):
+            raise equation.refusal(off, tolerance)
+        if float(off.relative) >= worst:
+            worst, where = float(off.relative), str(equation)
     identical = len(bare) == len(tapped_out) and all(
         torch.equal(a, b) or torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
         for a, b in zip(bare, tapped_out, strict=True)
@@ -103,85 +90,31 @@ def prove(module: nn.Module, anatomy: Anatomy, inputs: dict[str, Any], run: Call
             "Put it in evaluation mode and fix its random numbers.",
         )
     device = next((str(p.device) for p in module.parameters()), "cpu")
-    return Proof(
-        worst, tolerance, where, n_sums, len(seen), True, str(float_dtype(module)).removeprefix("torch."), device
-    )
+    dtype = str(float_dtype(module)).removeprefix("torch.")
+    return Proof(worst, tolerance, where, len(equations), len(seen), True, dtype, device, calls)
 
 
-_WHAT_TO_DO = (
-    "Nothing was measured. If the model is your own, make every write to the residual stream the output of "
-    "a module and give the list of blocks with blocks='path'."
-)
+def _watched(
+    module: nn.Module, anatomy: Anatomy, run: Callable[[], Any]
+) -> tuple[dict[Site, Tensor], dict[str, int], list[Tensor]]:
+    """What every site of a pass holds, how often each of their borders was passed, and what the pass gives."""
+    sites = anatomy.sites()
+    seen: dict[Site, Tensor] = {}
 
+    def keep(site: Site) -> Callable[[Tensor], None]:
+        def see(h: Tensor) -> None:
+            seen[site] = h.detach().clone()  # later blocks may write into it in place
 
-def _joined(stack: Stack, seen: dict[Site, Tensor], tolerance: float) -> int:
-    """Check that every block takes in what the one before gives, plus what is added between; gives how many do.
+        return see
 
-    Without additions the two must be the same bits: nothing has been computed between them.
-    """
-    proved = 0
-    for before, block in zip(stack.blocks, stack.blocks[1:], strict=False):
-        given = seen[Site(stack.name, before.layer, "resid_post")]
-        taken = seen[Site(stack.name, block.layer, "resid_pre")]
-        if block.changed:  # said in the notes; the two are sites of their own
-            continue
-        total, size = given.double().reshape(taken.shape), given.double().abs().reshape(taken.shape)
-        for name in block.between:
-            write = seen[Site(stack.name, block.layer, name)].double().reshape(taken.shape)
-            total, size = total + write, size + write.abs()
-        allowed = tolerance if block.between else 0.0
-        if not block.between:  # a stream that goes on in another dtype is rounded once
-            total = given.to(taken.dtype).double().reshape(taken.shape)
-        off = (total - taken.double()).abs()
-        size = size + taken.double().abs()
-        relative = off / size.clamp_min(torch.finfo(torch.float64).tiny)
-        if not bool((relative <= allowed).all()):
+    with tapped(module, [(place, keep(site)) for site, place in sites.items()]) as taps:
+        taps.begin()
+        out = [t for _, t in tensors_in(run())]
+    for site, place in sites.items():
+        if site not in seen:
             raise ProofError(
-                f"Block {block.module!r} (layer {block.layer}) does not take in what block {before.module!r} "
-                f"(layer {before.layer}) gives: they differ by {float(off.max()):.3g}, {float(relative.max()):.2g} of "
-                f"the terms (allowed: {allowed:.1g}).",
-                f"{before.places['resid_post']} is not {block.places['resid_pre']}"
-                + "".join(f" minus {block.places[n]}" for n in block.between) + ".",
-                "Nothing was measured. What happens to the stream between blocks must be seen: write into no view of "
-                "it, and make what is added there the output of a module.",
+                f"Site {site} does not fire.",
+                f"It was found at {place}, but that call did not happen on a second input.",
+                SEEN,
             )
-        proved += 1
-    return proved
-
-
-def _mismatch(stack: Stack, block: Block, i: int, seen: dict[Site, Tensor]) -> float:
-    """The greatest difference of one sum, relative to the magnitudes of its terms."""
-    terms = block.sums[i]
-
-    def value(point: str) -> Tensor:
-        return seen[Site(stack.name, block.layer, point)].double()
-
-    end = value(terms.end)
-    total = value(terms.start).reshape(end.shape)
-    size = total.abs() + end.abs()
-    for name in terms.writes:
-        write = value(name).reshape(end.shape)
-        total, size = total + write, size + write.abs()
-    off = (total - end).abs() / size.clamp_min(torch.finfo(torch.float64).tiny)
-    return float("nan") if bool(off.isnan().any()) else float(off.max())
-
-
-def _equation(block: Block, i: int) -> str:
-    terms = block.sums[i]
-    return f"{' + '.join((terms.start, *terms.writes))} = {terms.end}"
-
-
-def _refusal(stack: Stack, block: Block, i: int, off: float, tolerance: float) -> ProofError:
-    if off != off:
-        return ProofError(
-            f"Block {block.module!r} gives NaN or Inf on a short random input.",
-            f"{_equation(block, i)} cannot be checked.",
-            "Check the weights and the dtype: fp16 overflows at 65,504; try bfloat16 or float32.",
-        )
-    places = "; ".join(f"{p}: {block.places[p]}" for p in (*block.sums[i].writes, block.sums[i].end))
-    return ProofError(
-        f"Block {block.module!r} (layer {block.layer}) is not understood: {_equation(block, i)} is off by {off:.2g} "
-        f"of its terms (allowed: {tolerance:.1g}).",
-        f"Places: {places}.",
-        _WHAT_TO_DO,
-    )
+    return seen, dict(taps.calls), out

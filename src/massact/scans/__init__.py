@@ -4,6 +4,7 @@ Takes a model and a corpus; gives a `ScanResult`. Knows what counts as massive a
 know how tensors are caught, what a family of models looks like, or how results are drawn.
 """
 
+from massact.scans.at_length import AtLength, prove_at_length, proved_at
 from massact.scans.checkpoints import Checkpoint, checkpoints_in, revisions_of, step_of
 from massact.scans.criteria import CRITERIA, Criterion, Evidence, criterion
 from massact.scans.job import PROMPT, ScanConfig, ready_corpus, scan
@@ -16,6 +17,7 @@ from massact.scans.tokens import tokens_of
 __all__ = [
     "CRITERIA",
     "PROMPT",
+    "AtLength",
     "Checkpoint",
     "Criterion",
     "Evidence",
@@ -29,6 +31,8 @@ __all__ = [
     "image_stack",
     "layout_of",
     "prompt_corpus",
+    "prove_at_length",
+    "proved_at",
     "read_layout",
     "ready_corpus",
     "reopen",

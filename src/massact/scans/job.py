@@ -21,6 +21,7 @@ from massact.records.errors import MassactError, UserError, WorkError, check_opt
 from massact.records.results import ScanResult, open_run
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
+from massact.scans.at_length import AtLength, prove_at_length, skipped_at
 from massact.scans.criteria import Criterion, Evidence, criterion, sink_dims
 from massact.scans.evidence import evidence
 from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer, with_modalities
@@ -314,7 +315,12 @@ class _Job:
         stacks, unreached = self.stacks(self.corpus)
         info.notes += [f"Stack {name!r} was not scanned: this corpus does not reach it." for name in unreached]
         self.layout = scanned_layout(self.model, self.corpus, stacks)
-        seen, rows, measured = self.complete(self.model, self.corpus, stacks, saved)
+        checker = AtLength(self.model, stacks)
+        seen, rows, measured = self.complete(self.model, self.corpus, stacks, saved, checker)
+        # A resumed run may have had nothing left to measure.
+        at_length = checker.record or prove_at_length(self.model, self.corpus, stacks)
+        info.model["proof"]["at_length"] = jsonable(at_length)
+        info.notes += skipped_at(at_length)
         texts = self.texts(self.corpus, seen)
         found = findings_table(rows, self.rule, texts)
         coordinates = coordinates_table(found, self.corpus.n_sequences)
@@ -367,12 +373,13 @@ class _Job:
         return {str(stack): tokens_of(self.model, corpus, str(stack), int(pos)) for stack, pos in last.items()}
 
     def complete(
-        self, model: Model, corpus: Corpus, stacks: list[str], saved: Saved | None
+        self, model: Model, corpus: Corpus, stacks: list[str], saved: Saved | None, checker: AtLength | None = None
     ) -> tuple[Evidence, Any, Measurements]:
         """Measure, with more entries kept wherever all that were kept pass, so that no finding is lost.
 
         Args:
             saved: of the scan itself; None for a control, of which no figures are made.
+            checker: of the scan itself, whether the equations hold at this length.
         """
         top_k, stage = self.config.top_k, "scan" if model is self.model else "null twin"
         while True:
@@ -389,8 +396,9 @@ class _Job:
                 self.progress(stage, done.n_sequences, corpus.n_sequences)
 
             measured = measure(
-                model, corpus, probes, batch_size=self.config.batch_size, resume=start, on_batch=on_batch
-            )
+                model, corpus, probes, batch_size=self.config.batch_size, resume=start, on_batch=on_batch,
+                checker=checker,
+            )  # fmt: skip
             seen = self.evidence(measured, model)
             if "modality" in self.rule.needs:
                 seen = with_modalities(seen, self.texts(corpus, seen))

@@ -5,6 +5,7 @@ how a forward pass is watched. Must not know criteria, findings, files or what a
 """
 
 from massact.trace.as_found import unchanged
+from massact.trace.as_proved import Checker
 from massact.trace.edits import AddedTokens, AttentionEdit, Edit, Fired, InputEdit, Together, WeightEdit, edited
 from massact.trace.hooks import Taps, tapped
 from massact.trace.measurements import Measurements, Probe, feed, measure, plan
@@ -13,6 +14,7 @@ from massact.trace.watch import Watch, follow, tensors_in
 __all__ = [
     "AddedTokens",
     "AttentionEdit",
+    "Checker",
     "Edit",
     "Fired",
     "InputEdit",

@@ -32,7 +32,7 @@ class Taps:
     def __init__(self, n: int, stop: bool = False, until: Callable[[], bool] = lambda: True) -> None:
         self.fired = [0] * n
         self.stop, self.until = stop, until
-        self._calls: dict[str, int] = defaultdict(int)
+        self.calls: dict[str, int] = defaultdict(int)  # of every border, since `begin`
 
     def hit(self, index: int) -> None:
         self.fired[index] += 1
@@ -44,7 +44,7 @@ class Taps:
 
     def begin(self) -> None:
         """To be called before every forward pass."""
-        self._calls.clear()
+        self.calls.clear()
         self.fired = [0] * len(self.fired)
 
 
@@ -115,7 +115,7 @@ def _install(module: nn.Module, name: str, side: str, taps: list[_Tap], state: T
     border = f"{side}:{name}"
 
     def run(value: Any, mine: list[_Tap]) -> tuple[bool, Any]:
-        call, changed = state._calls[border], False
+        call, changed = state.calls[border], False
         for tap in mine:
             if tap.place.call == call:
                 state.hit(tap.index)
@@ -127,7 +127,7 @@ def _install(module: nn.Module, name: str, side: str, taps: list[_Tap], state: T
 
         def after(_: nn.Module, args: tuple, output: Any) -> Any:
             changed, output = run(output, taps)
-            state._calls[border] += 1
+            state.calls[border] += 1
             state.check()
             return output if changed else None
 
@@ -141,7 +141,7 @@ def _install(module: nn.Module, name: str, side: str, taps: list[_Tap], state: T
     def before(_: nn.Module, args: tuple, kwargs: dict) -> Any:
         changed_args, args = run(args, by_position)
         changed_kwargs, kwargs = run(kwargs, by_keyword)
-        state._calls[border] += 1
+        state.calls[border] += 1
         state.check()
         return (args, kwargs) if changed_args or changed_kwargs else None
 

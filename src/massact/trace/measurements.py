@@ -19,6 +19,7 @@ from massact.records.sites import Site
 from massact.stats import Statistic, Where
 from massact.stats.attended import Attended
 from massact.trace.as_found import unchanged
+from massact.trace.as_proved import Checker, Shapes, check_calls
 from massact.trace.attention import AttentionCall, attending
 from massact.trace.edits import Edit, Fired, change_of, check_fired
 from massact.trace.hooks import AllSeen, tapped
@@ -31,6 +32,7 @@ class Traceable(Protocol):
 
     module: nn.Module
     anatomy: Anatomy
+    proof: Any  # its `calls`: how often each border of a module is passed in one pass
 
     @property
     def device(self) -> torch.device: ...
@@ -127,6 +129,7 @@ def measure(
     batch_size: int | str = "auto",
     resume: Measurements | None = None,
     on_batch: Callable[[Measurements], None] | None = None,
+    checker: Checker | None = None,
 ) -> Measurements:
     """Run a model over batches, under edits, and feed what the probes ask for into their statistics.
 
@@ -139,10 +142,12 @@ def measure(
             when memory runs out.
         resume: measurements of an interrupted run over the same corpus; goes on where it stopped.
         on_batch: called after each finished batch, to show progress or to save; its time is not counted.
+        checker: looks at more sites, in the passes that it asks for.
 
     Raises:
         UserError: a selector matches nothing or names an unavailable site.
-        WorkError: a site did not fire, an edit changed nothing, or one sequence does not fit into memory.
+        WorkError: a site did not fire, an edit changed nothing, one sequence does not fit into memory, or the model
+            takes another path than when it was proved.
     """
     planned = plan(model, probes, edits)
     done = resume or Measurements({(n, s): make() for n, s, _, make in planned.all_probes})
@@ -153,7 +158,7 @@ def measure(
         while (batch := queue.take()) is not None:
             began = time.perf_counter()
             try:
-                fresh, fired = _forward(model, planned, batch.to(model.device), edits)
+                fresh, fired = _forward(model, planned, batch.to(model.device), edits, checker)
             except Exception as error:
                 if not _out_of_memory(error):
                     raise
@@ -175,7 +180,9 @@ def measure(
     return done
 
 
-def _forward(model: Traceable, planned: _Plan, batch: Batch, edits: Sequence[Edit]) -> tuple[dict, list[Fired]]:
+def _forward(
+    model: Traceable, planned: _Plan, batch: Batch, edits: Sequence[Edit], checker: Checker | None
+) -> tuple[dict, list[Fired]]:
     """One forward pass into fresh statistics, so that a pass that fails half-way leaves no trace."""
     fresh = {(name, site): make() for name, site, _, make in planned.all_probes}
     fired = [Fired(edit.name) for edit in edits]
@@ -183,31 +190,38 @@ def _forward(model: Traceable, planned: _Plan, batch: Batch, edits: Sequence[Edi
     # Attention is seen by a function mode, which need not look at what the statistics do.
     unseen = torch._C.DisableTorchFunction if planned.attention else nullcontext
 
-    n_tokens: dict[str, tuple[Site, int]] = {}
+    shapes = Shapes(batch, {stack.name: stack.d_model for stack in model.anatomy.stacks})
 
     def seer(statistic: Statistic, site: Site, place: Place) -> Callable[[Tensor], None]:
         def see(h: Tensor) -> None:
             with unseen():
-                _check_shape(h, site, place, batch, n_tokens)
+                shapes.check(h, site, place)
                 feed(statistic, h, batch)
 
         return see
 
     taps = [(place, change_of(edit, fired[i], lambda: batch)) for i, edit, _, place in planned.edits]
     taps += [(place, seer(fresh[name, site], site, place)) for name, site, place, _ in planned.probes]  # type: ignore[misc]
+    watched = checker.places if checker is not None and checker.begin(batch) else {}
+
+    def look(site: Site, h: Tensor) -> None:
+        with unseen():
+            checker.see(site, h)  # type: ignore[union-attr]
+
+    taps += [(place, partial(look, site)) for site, place in watched.items()]
     calls: dict[AttentionPlace, list[Statistic]] = {}
     for name, site, place, _ in planned.attention:
         calls.setdefault(place, []).append(fresh[name, site])
     with (
         attending(model.module, {p: partial(_feed_call, s, p, batch) for p, s in calls.items()}) as heads,
-        tapped(model.module, taps, stop=True, until=lambda: heads.complete) as state,
+        tapped(model.module, taps, stop=not watched, until=lambda: heads.complete) as state,
         suppress(AllSeen),
     ):
         state.begin()
         heads.begin()
-        model.run(batch.inputs, places=planned.places)
+        model.run(batch.inputs, places=[*planned.places, *watched.values()])
     # From here on the device may still be at work; nothing above waited for it.
-    sites = [s for _, _, s, _ in planned.edits] + [s for _, s, _, _ in planned.probes]
+    sites = [s for _, _, s, _ in planned.edits] + [s for _, s, _, _ in planned.probes] + [*watched]
     sites += [next(s for _, s, p, _ in planned.attention if p is place) for place in calls]
     silent = [str(s) for s, n in zip(sites, [*state.fired, *heads.fired], strict=True) if n == 0]
     if silent:
@@ -216,36 +230,10 @@ def _forward(model: Traceable, planned: _Plan, batch: Batch, edits: Sequence[Edi
             "The model took another path than when it was proved.",
             "Choose sites of the part of the model that these inputs run through.",
         )
+    check_calls(state.calls, model.proof.calls, whole=bool(watched))
+    if checker is not None and watched:
+        checker.end()
     return fresh, fired
-
-
-def _check_shape(h: Tensor, site: Site, place: Place, batch: Batch, n_tokens: dict[str, tuple[Site, int]]) -> None:
-    """Refuse a tensor whose rows are not the batch's sequences, or whose tokens are not those of its stack.
-
-    Args:
-        n_tokens: of every stack, the first site of this pass and its tokens.
-
-    Raises:
-        WorkError: rows or tokens would be dropped, or counted under another sequence.
-    """
-    n = len(batch.sequences)
-    if h.ndim not in (2, 3) or (h.ndim == 3 and h.shape[0] != n) or (h.ndim == 2 and h.shape[0] % n):
-        raise WorkError(
-            f"Site {site} has {tuple(h.shape)} for {n} {'sequence' if n == 1 else 'sequences'}: its rows are not the "
-            f"sequences of the batch ({place}).",
-            "The model puts another axis first, runs several streams, or cuts its input into pieces.",
-            "Wrap its blocks so that they take and give (batch, tokens, width), or choose other sites.",
-        )
-    tokens = h.shape[1] if h.ndim == 3 else h.shape[0] // n
-    if site.point == "logits":
-        return
-    other, first = n_tokens.setdefault(site.stack, (site, tokens))
-    if tokens != first and "cross" not in site.point:
-        raise WorkError(
-            f"Site {site} has {tokens} tokens, site {other} of the same pass {first} ({place}).",
-            "The model cuts its input into pieces or joins tokens, which it did not do when it was proved.",
-            "Use shorter sequences (--seq-len), or choose sites that see all tokens.",
-        )
 
 
 def feed(statistic: Statistic, h_BTD: Tensor, batch: Batch) -> None:

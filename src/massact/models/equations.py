@@ -1,0 +1,165 @@
+"""The equations that a proved anatomy obeys: what a block writes adds up, what one gives the next takes in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from massact.records.anatomy import Block, Stack
+from massact.records.errors import ProofError
+from massact.records.sites import Site
+
+ROWS = 64  # tokens looked at together: few enough to stay in the cache of a CPU
+
+
+@dataclass(frozen=True)
+class Off:
+    """How far an equation is from holding; of no dimension and on the device, so that nothing waits for them.
+
+    Args:
+        relative: greatest |sum - end| over the magnitudes of its terms and its end; Inf where the end is NaN or Inf
+            although the terms are not.
+        absolute: greatest |sum - end|.
+        n_skipped: entries left out, whose terms are NaN or Inf or add up to more than the dtype holds.
+    """
+
+    relative: Tensor
+    absolute: Tensor
+    n_skipped: Tensor
+
+
+@dataclass(frozen=True)
+class Equation:
+    """`sum of terms = end`, all of them sites.
+
+    Args:
+        block: whose equation it is.
+        terms, end: its sites.
+        before: of an equation between blocks, the block before; a stream to which nothing is added there goes on bit
+            by bit, or is rounded once to another dtype.
+    """
+
+    block: Block
+    terms: tuple[Site, ...]
+    end: Site
+    before: Block | None = None
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return (*self.terms, self.end)
+
+    def allowed(self, tolerance: float) -> float:
+        """What may be missed of the terms: nothing where nothing was computed."""
+        return tolerance if len(self.terms) > 1 else 0.0
+
+    def __str__(self) -> str:
+        """As it stands in a record: `model.layers.3: resid_pre + attn_out = resid_mid`."""
+        behind = "" if self.before is None else f"{self.before.module} "
+        return f"{self.block.module}: {behind}{self._words()}"
+
+    def _words(self) -> str:
+        return f"{' + '.join(s.point for s in self.terms)} = {self.end.point}"
+
+    def off(self, seen: Mapping[Site, Tensor]) -> Off:
+        """By how much it misses.
+
+        Args:
+            seen: site -> tensor (..., width); the terms may have other shapes than the end, and as many entries.
+
+        Raises:
+            ProofError: a term has another number of entries than the end.
+        """
+        end = seen[self.end]
+        rows = end.reshape(-1, end.shape[-1])
+        for site in self.terms:
+            if seen[site].numel() != end.numel():
+                raise ProofError(
+                    f"Block {self.block.module!r} (layer {self.block.layer}) writes {tuple(seen[site].shape)} at "
+                    f"{site}, where the stream ({self.end}) has {tuple(end.shape)}.",
+                    "The model cuts its input into pieces, which it did not do when it was proved.",
+                    "Nothing was measured. Use shorter sequences (--seq-len).",
+                )
+        terms = [seen[site].reshape(rows.shape) for site in self.terms]
+        if len(terms) == 1:
+            terms = [terms[0].to(rows.dtype)]
+        # The difference of two numbers of one dtype is zero only where they are equal.
+        wide = torch.promote_types(rows.dtype, torch.float32) if len(terms) == 1 else torch.float64
+        parts = [_off([t[i : i + ROWS] for t in terms], rows[i : i + ROWS], wide) for i in range(0, len(rows), ROWS)]
+        relative, absolute, n_skipped = (torch.stack(x) for x in zip(*parts, strict=True))
+        return Off(relative.max(), absolute.max(), n_skipped.sum())
+
+    def refusal(self, off: Off, tolerance: float, tokens: int | None = None) -> ProofError:
+        """What is said where it does not hold.
+
+        Args:
+            tokens: of the sequence of a corpus where it was looked at; None for the short example.
+        """
+        block, relative = self.block, float(off.relative)
+        size = f"{relative:.2g} of its terms (allowed: {self.allowed(tolerance):.1g})"
+        held = "It holds on a short input: on this one the model takes another path. "
+        at, why, do = (" on the short example", "", SEEN) if tokens is None else (f" at {tokens} tokens", held, SHORTER)
+        if self.before is not None:
+            return ProofError(
+                f"Block {block.module!r} (layer {block.layer}) does not take in what block {self.before.module!r} "
+                f"(layer {self.before.layer}) gives{at}: they differ by {float(off.absolute):.3g}, {size}.",
+                f"{why}{self.before.places['resid_post']} is not {block.places['resid_pre']}"
+                + "".join(f" minus {block.places[s.point]}" for s in self.terms[1:])
+                + ".",
+                "Nothing was measured. What happens to the stream between blocks must be seen: write into no view of "
+                "it, and make what is added there the output of a module."
+                if tokens is None
+                else do,
+            )
+        places = "; ".join(f"{s.point}: {block.places[s.point]}" for s in self.sites[1:])
+        return ProofError(
+            f"Block {block.module!r} (layer {block.layer}) is not understood{at}: {self._words()} is off by {size}.",
+            f"{why}Places: {places}.",
+            do,
+        )
+
+
+SEEN = (
+    "Nothing was measured. If the model is your own, make every write to the residual stream the output of "
+    "a module and give the list of blocks with blocks='path'."
+)
+SHORTER = (
+    "Nothing is reported. Use sequences of a length at which it adds up (--seq-len); if the model is your own, make "
+    "every write to the residual stream the output of a module; a model in fp16 that clips needs --dtype float32."
+)
+
+
+def _off(terms: list[Tensor], end: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """`Off` of some rows, computed in a wider dtype."""
+    total = terms[0].to(wide, copy=True)
+    size = total.abs()
+    for term in terms[1:]:
+        term = term.to(wide)
+        total += term
+        size += term.abs()
+    fits = size <= torch.finfo(end.dtype).max
+    tiny, end = torch.finfo(end.dtype).tiny, end.to(wide)
+    size += end.abs()
+    off = total.sub_(end).abs_()
+    # Below the smallest normal number rounding is no longer relative.
+    relative = (off / size.clamp_min_(tiny)).masked_fill_(~fits, 0).nan_to_num_(nan=torch.inf)
+    return relative.max(), off.masked_fill_(~fits, 0).max(), (~fits).sum()
+
+
+def equations_of(stack: Stack) -> list[Equation]:
+    """All equations of a stack: of every block, and between blocks that follow one another unchanged."""
+    found = []
+    for before, block in zip((None, *stack.blocks), stack.blocks, strict=False):
+
+        def site(point: str, block: Block = block) -> Site:
+            return Site(stack.name, block.layer, point)
+
+        # What changes the stream between blocks otherwise is said in the notes; the two are sites of their own.
+        if before is not None and not block.changed:
+            given = Site(stack.name, before.layer, "resid_post")
+            found.append(Equation(block, (given, *map(site, block.between)), site("resid_pre"), before))
+        for s in block.sums:
+            found.append(Equation(block, (site(s.start), *map(site, s.writes)), site(s.end)))
+    return found
