@@ -10,6 +10,7 @@ from transformers import ProphetNetConfig, ProphetNetForConditionalGeneration
 
 import massact as ma
 from massact.records.errors import ProofError
+from tests.families import build
 
 D = 24
 
@@ -89,3 +90,9 @@ def test_several_positions_for_each_token_are_left_out_and_said() -> None:
         h = net.prophetnet.encoder(input_ids=ids).last_hidden_state
     last = scan.layers[scan.layers["layer"] == 2]["max"].iloc[0]
     np.testing.assert_allclose(last, float(h.abs().max()), rtol=1e-5)
+
+
+def test_padding_of_the_models_own_is_said() -> None:
+    """Longformer pads 21 tokens to a multiple of its window of 4."""
+    scan = ma.scan(ma.load(build("longformer")), torch.randint(5, 99, (2, 21)), null=False, bos_contrast=False)
+    assert sum("24 positions for 21 tokens" in note for note in scan.info.notes) == 1

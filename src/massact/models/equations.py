@@ -77,9 +77,9 @@ class Equation:
         for site in self.terms:
             if seen[site].numel() != end.numel():
                 raise ProofError(
-                    f"Block {self.block.module!r} (layer {self.block.layer}) writes {tuple(seen[site].shape)} at "
-                    f"{site}, where the stream ({self.end}) has {tuple(end.shape)}.",
-                    "The model cuts its input into pieces, which it did not do when it was proved.",
+                    f"In block {self.block.module!r} (layer {self.block.layer}) site {site} has "
+                    f"{tuple(seen[site].shape)}, site {self.end} {tuple(end.shape)}: they do not add up.",
+                    "The model cuts its input into pieces or joins tokens on inputs of this length.",
                     "Nothing was measured. Use shorter sequences (--seq-len).",
                 )
         terms = [seen[site].reshape(rows.shape) for site in self.terms]

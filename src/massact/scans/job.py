@@ -30,7 +30,7 @@ from massact.scans.pictured import add_pictures, picture_probe, scanned_layout, 
 from massact.scans.portrait import portrait, prompt_corpus, ranks_table
 from massact.scans.saved import Saved
 from massact.scans.sound import ready_sound, with_decoder
-from massact.scans.tokens import tokens_of
+from massact.scans.tokens import notes_on_positions, tokens_of
 from massact.stats import HiddenStats, TokenMax
 from massact.stats.neighbours import NeighbourCosines
 from massact.trace import Measurements, Probe, measure
@@ -330,8 +330,7 @@ class _Job:
         answer = Answer(len(found) > 0, answers, self.null(stacks, info), self.bos(stacks))
         info.answer = jsonable(answer.as_dict())
         info.notes += [*self.notes(seen, rows, near_rows), *padding_notes(self.model, self.corpus, stacks)]
-        if self.corpus.kind == "tensors" and self.corpus.mask is not None and not self.corpus.counts:
-            info.notes += _unmasked(self.corpus.mask, seen)
+        info.notes += notes_on_positions(self.model, self.corpus, seen.norms.groupby("stack").pos.max())
         result = ScanResult(info, layers, found, findings_table(near_rows, self.rule, texts), coordinates, seen.dims)
         if self.layout is not None:
             try:
@@ -472,16 +471,6 @@ class _Job:
         except MassactError as error:
             result.info.notes.append(f"No portrait: {error.what} {error.why}".strip())
         self.progress("portrait", 1, 1)
-
-
-def _unmasked(mask: torch.Tensor, seen: Evidence) -> list[str]:
-    """What is said of stacks that the mask of a corpus of tensors is not about."""
-    counted, last = int(mask.any(0).nonzero().max()), seen.norms.groupby("stack").pos.max()
-    return [
-        f"The attention_mask has {mask.shape[1]} positions, the stack {name} another number: all of its are counted."
-        for name, pos in last.items()
-        if int(pos) != counted
-    ]
 
 
 def module_of(model: Model, site: Site) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from massact.corpora import Corpus
@@ -52,3 +53,28 @@ def _read(model: Model, corpus: Corpus, stack: str) -> Corpus:
     if corpus.kind == "tokens" and name not in (None, "input_ids"):
         return replace(corpus, kind="tensors", mask=None)
     return corpus
+
+
+def notes_on_positions(model: Model, corpus: Corpus, last: Mapping[str, int]) -> list[str]:
+    """What is said of stacks whose positions are not those that a corpus counts.
+
+    Args:
+        last: of each stack, the greatest position seen in it.
+    """
+    if corpus.kind == "tensors" and corpus.mask is not None and not corpus.counts:
+        return [
+            f"The attention_mask has {corpus.mask.shape[1]} positions, the stack {name} another number: all of its "
+            "are counted."
+            for name, pos in last.items()
+            if int(pos) != int(corpus.mask.any(0).nonzero().max())
+        ]
+    notes = []
+    for name, pos in last.items():
+        read = _read(model, corpus, str(name))
+        n = read.inputs["input_ids"].shape[1] if read.kind == "tokens" else int(pos) + 1
+        if int(pos) + 1 > n:
+            notes.append(
+                f"The blocks{f' of {name}' if name else ''} have {int(pos) + 1} positions for {n} tokens (padding or "
+                "prompts of the model's own): all are counted, and none is given a token."
+            )
+    return notes

@@ -204,11 +204,13 @@ def _forward(
     taps += [(place, seer(fresh[name, site], site, place)) for name, site, place, _ in planned.probes]  # type: ignore[misc]
     watched = checker.places if checker is not None and checker.begin(batch) else {}
 
-    def look(site: Site, h: Tensor) -> None:
+    def look(site: Site, place: Place, h: Tensor) -> None:
         with unseen():
+            if site.point.startswith("resid"):
+                shapes.check(h, site, place)
             checker.see(site, h)  # type: ignore[union-attr]
 
-    taps += [(place, partial(look, site)) for site, place in watched.items()]
+    taps += [(place, partial(look, site, place)) for site, place in watched.items()]
     calls: dict[AttentionPlace, list[Statistic]] = {}
     for name, site, place, _ in planned.attention:
         calls.setdefault(place, []).append(fresh[name, site])
