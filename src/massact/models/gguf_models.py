@@ -128,7 +128,7 @@ def _absent(path: Path) -> UserError:
     if not path.parent.is_dir():
         return UserError(f"No such GGUF file: {path}", do="Give a path, or owner/name/file.gguf of the Hub.")
     here = sorted(f.name for f in path.parent.glob(f"*{GGUF}"))
-    return UserError(f"There is no {path.name} in {path.parent}.",
+    return UserError(f"There is no {path.name!r} in {str(path.parent)!r}.",
                      do=near(path.name, here) if here else "It holds no GGUF files.")  # fmt: skip
 
 

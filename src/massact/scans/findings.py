@@ -124,7 +124,8 @@ def stack_answer(
     before = layers["max"].get(onset - 1) if onset else None
     coords = here(coordinates)
     if peak is not None:
-        coords = coords[coords.layer == peak.layer].sort_values("count", ascending=False, kind="stable")
+        coords = coords[coords.layer == peak.layer].assign(size=coords["mean"].abs())
+        coords = coords.sort_values(["count", "size"], ascending=False, kind="stable")  # of two as frequent the larger
     dims = found.dim.value_counts(sort=True)
     census = at_peak.groupby(["token", "position_class"]).size().sort_values(ascending=False, kind="stable")
     return StackAnswer(
