@@ -196,7 +196,7 @@ def test_show_of_an_intervention_imports_no_torch(done: Path) -> None:
     (["--group", "kind"], ["--group", "--evaluate-on"]), (["--group", "kinds", "--corpus", "ROWS"], ["kinds", "kind"]),
     (["--group", "kind", "--corpus", "./no-such.jsonl"], ["no-such.jsonl"]),
     (["--corpus", "./no-such.txt"], ["no-such.txt"]), (["./no/such/model"], ["no/such/model"]),
-    (["--device", "gpu9"], ["gpu9"]), (["--set", "zero", "--set", "zero"], ["alike"]),
+    (["--device", "gpu9"], ["gpu9"]), (["--set", "zero", "--set", "zero"], ["zero", "twice"]),
 ])  # fmt: skip
 def test_bad_arguments_write_nothing(
     arguments: list[str], says: list[str], copied: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch,

@@ -93,10 +93,10 @@ class TestFileRefusals:
     def test_unreadable(self, tmp_path, refused, monkeypatch):
         (tmp_path / "x.txt").write_text("a")
 
-        def deny(self):
+        def deny(path, most=0):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "read_bytes", deny)  # a mode of 000 does not stop root
+        monkeypatch.setattr("massact.corpora.files.read_given", deny)  # a mode of 000 does not stop root
         assert "Permission denied" in refused(corpus, tmp_path / "x.txt").why
 
     @pytest.mark.parametrize(
