@@ -98,8 +98,9 @@ def bare(model: Any) -> Scan:
 
 
 def massact(model: Any) -> Scan:
-    """measure() with the default probes of a scan, and the tables and findings made of them."""
+    """measure() with the default probes of a scan, the proof at length, and the tables and findings made of them."""
     import massact as ma
+    from massact.scans import AtLength
     from massact.scans.job import ScanConfig, _Job
 
     loaded = ma.load(model)
@@ -108,7 +109,7 @@ def massact(model: Any) -> Scan:
     def run(ids: Any) -> Any:
         corpus = ma.corpus(ids)
         job = _Job(loaded, corpus, corpus, ScanConfig(), rule, rule.resolved(), lambda *_: None)
-        seen, rows, _ = job.complete(loaded, corpus, [""], None)
+        seen, rows, _ = job.complete(loaded, corpus, [""], None, AtLength(loaded, [""]))
         assert len(rows) >= 3, "the planted activations must be found"
         return seen
 

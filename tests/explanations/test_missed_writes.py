@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import massact as ma
+from massact.records.errors import ProofError
 
 
 class _Block(nn.Module):
@@ -42,7 +43,13 @@ def test_writes_that_miss_the_value_are_refused(more: float) -> None:
     torch.manual_seed(0)
     model = ma.load(_Net(more), inputs={"signal": torch.randn(2, 13, 5)})
     corpus = ma.corpus({"signal": torch.randn(3, 20, 5)})
+    if more:  # a scan refuses the model at this length; one of its twin that adds up says where to look
+        with pytest.raises(ProofError, match=r"blocks\.1.*at 20 tokens"):
+            ma.scan(model, corpus, null=False)
+    for block in model.module.blocks:
+        block.more = 0.0
     scan = ma.scan(model, corpus, null=False)
+    model.module.blocks[1].more = more
     assert set(scan.findings.pos) == {3} and set(scan.findings.dim) == {7}
     why = ma.explain(model, corpus, scan)
     refused = [note for note in why.info.notes if "dim 7" in note and "blocks.1" in note]

@@ -85,8 +85,10 @@ class Equation:
         terms = [seen[site].reshape(rows.shape) for site in self.terms]
         if len(terms) == 1:
             terms = [terms[0].to(rows.dtype)]
-        # The difference of two numbers of one dtype is zero only where they are equal.
-        wide = torch.promote_types(rows.dtype, torch.float32) if len(terms) == 1 else torch.float64
+        # The difference of two numbers of one dtype is zero only where they are equal; sums of numbers of 16 bits are
+        # exact in float32 to 2^-16 of what their own rounding allows.
+        short = len(terms) == 1 or all(t.dtype.itemsize < 4 for t in (*terms, rows))
+        wide = torch.promote_types(rows.dtype, torch.float32) if short else torch.float64
         parts = [_off([t[i : i + ROWS] for t in terms], rows[i : i + ROWS], wide) for i in range(0, len(rows), ROWS)]
         relative, absolute, n_skipped = (torch.stack(x) for x in zip(*parts, strict=True))
         return Off(relative.max(), absolute.max(), n_skipped.sum())
@@ -132,20 +134,19 @@ SHORTER = (
 
 
 def _off(terms: list[Tensor], end: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """`Off` of some rows, computed in a wider dtype."""
+    """`Off` of some rows, computed in a wider dtype; in place, since new memory costs more than arithmetic."""
     total = terms[0].to(wide, copy=True)
-    size = total.abs()
+    size, part = total.abs(), torch.empty_like(total)
     for term in terms[1:]:
-        term = term.to(wide)
-        total += term
-        size += term.abs()
-    fits = size <= torch.finfo(end.dtype).max
-    tiny, end = torch.finfo(end.dtype).tiny, end.to(wide)
-    size += end.abs()
-    off = total.sub_(end).abs_()
+        total += part.copy_(term)
+        size += part.abs_()
+    most, tiny = torch.finfo(end.dtype).max, torch.finfo(end.dtype).tiny
+    beyond = ~(size <= most)
+    off = total.sub_(part.copy_(end)).abs_().masked_fill_(beyond, 0)
+    absolute = off.amax()
     # Below the smallest normal number rounding is no longer relative.
-    relative = (off / size.clamp_min_(tiny)).masked_fill_(~fits, 0).nan_to_num_(nan=torch.inf)
-    return relative.max(), off.masked_fill_(~fits, 0).max(), (~fits).sum()
+    relative = off.div_(size.add_(part.abs_()).clamp_min_(tiny)).masked_fill_(beyond, 0).nan_to_num_(nan=torch.inf)
+    return relative.amax(), absolute, torch.count_nonzero(beyond)
 
 
 def equations_of(stack: Stack) -> list[Equation]:
