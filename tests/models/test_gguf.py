@@ -239,7 +239,7 @@ def test_a_missing_package_prints_the_install_line(package: str, whole: Path, mo
 
 @pytest.mark.usefixtures("nothing_read")
 def test_files_that_are_not_there(whole: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no tinny\.gguf in .*") as caught:
+    with pytest.raises(UserError, match=r"no 'tinny\.gguf' in '.*'") as caught:
         ma.load(whole.parent, options={"gguf_file": "tinny.gguf"})
     assert "'tiny.gguf'" in caught.value.do
     with pytest.raises(UserError, match="No such GGUF file"):

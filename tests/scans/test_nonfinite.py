@@ -14,13 +14,13 @@ from tests.planted import Plant, Planted
 
 
 def scanned(value: float) -> ma.ScanResult:
-    """From block 2 of 3 on every value is NaN or Inf."""
+    """The MLP of block 2 of 3 writes NaN or Inf everywhere."""
     torch.manual_seed(0)
     module = Planted(3, 10, 12, [Plant(1, 3, 0, 5, 2500.0)])
     x = 0.02 * torch.randn(3, 10, 12)
     model = ma.load(module, inputs={"x": x})
-    block = module.get_submodule(model.anatomy.stacks[0].blocks[1].module)
-    block.register_forward_hook(lambda m, a, out: torch.full_like(out, value))
+    write = module.get_submodule(model.anatomy.stacks[0].blocks[1].places["mlp_out"].module)
+    write.register_forward_hook(lambda m, a, out: torch.full_like(out, value))
     return ma.scan(model, {"x": x}, null=False, bos_contrast=False)
 
 
