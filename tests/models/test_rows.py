@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,122 @@ def test_rows_that_are_no_sequences(layout: str, shapes: list[str]) -> None:
     with pytest.raises(ProofError) as error:
         ma.load(Net(layout), inputs={"signal": torch.randn(2, 13, 5)})
     assert all(shape in error.value.why for shape in shapes)
+    assert "batch_first=True" in error.value.do
+
+
+class Attending(nn.Module):
+    """Attention of (tokens, batch, width), as torch builds it where nothing is said."""
+
+    def __init__(self, turns: bool) -> None:
+        super().__init__()
+        self.turns, self.attention = turns, nn.MultiheadAttention(D, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1) if self.turns else x
+        y = self.attention(x, x, x, need_weights=False)[0]
+        return y.transpose(0, 1) if self.turns else y
+
+
+class Layer(nn.Module):
+    def __init__(self, turns: bool) -> None:
+        super().__init__()
+        self.attn, self.mlp, self.n, self.k = Attending(turns), nn.Linear(D, D), nn.LayerNorm(D), nn.LayerNorm(D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.n(x))
+        return x + self.mlp(self.k(x))
+
+
+class Encoder(nn.Module):
+    """Three such layers: on (tokens, batch, width), or each turning it inside its attention."""
+
+    def __init__(self, turns: bool) -> None:
+        super().__init__()
+        self.turns, self.inp, self.layers = turns, nn.Linear(5, D), nn.ModuleList(Layer(turns) for _ in range(3))
+
+    def forward(self, signal: Tensor) -> Tensor:
+        x = self.inp(signal) if self.turns else self.inp(signal).transpose(0, 1)
+        for layer in self.layers:
+            x = layer(x)
+        return x if self.turns else x.transpose(0, 1)
+
+
+def torch_encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(D, 4, 48, 0.0, norm_first=True)
+    return nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [(torch_encoder, {"src": (13, 2, D)}), (lambda: Encoder(turns=False), {"signal": (2, 13, 5)})],
+)
+def test_attention_over_the_first_axis(module: Callable[[], nn.Module], inputs: dict[str, tuple[int, ...]]) -> None:
+    with pytest.raises(ProofError, match=r"\(13, 2, 24\).*\(tokens, batch, width\)") as error:
+        ma.load(module(), inputs={k: torch.randn(*shape) for k, shape in inputs.items()})
+    assert "batch_first=True" in error.value.do and "transpose only inside the module that attends" in error.value.do
+
+
+def test_what_the_refusal_says_to_do_works() -> None:
+    """Turned inside its attention the model gives what it gave, and all is read of (batch, tokens, width)."""
+    old, new, x = Encoder(turns=False).eval(), Encoder(turns=True).eval(), torch.randn(3, 20, 5)
+    new.load_state_dict(old.state_dict())
+    scan = ma.scan(ma.load(new, inputs={"signal": torch.randn(2, 13, 5)}), ma.corpus({"signal": x}), null=False,
+                   bos_contrast=False)  # fmt: skip
+    with torch.no_grad():
+        h = old(x)
+    assert scan.layers.set_index("layer")["max"][3] == pytest.approx(float(h.abs().max()), rel=1e-5)
+
+
+class Beside(nn.Module):
+    """What it takes, and a part of what the other sequences of its batch have there."""
+
+    def __init__(self, way: str, part: float) -> None:
+        super().__init__()
+        self.way, self.part, self.norm = way, part, nn.BatchNorm1d(D, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "mean":
+            return self.part * x.mean(0, keepdim=True).expand_as(x)
+        return self.part * self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Mixing(nn.Module):
+    """Blocks with a module between the second and the third that reads the whole batch."""
+
+    def __init__(self, way: str, part: float, added: bool) -> None:
+        super().__init__()
+        self.inp, self.blocks = nn.Linear(5, D), nn.ModuleList(Block() for _ in range(4))
+        self.beside, self.added = Beside(way, part), added
+
+    def forward(self, signal: Tensor) -> Tensor:
+        x = self.inp(signal)
+        for i, block in enumerate(self.blocks):
+            if i == 2:
+                x = x + self.beside(x) if self.added else x * (1 + self.beside(x))
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("way", ["mean", "batch norm"])
+@pytest.mark.parametrize(("part", "dtype"), [(1.0, torch.float32), (0.01, torch.float32), (0.5, torch.bfloat16)])
+def test_sequences_that_change_one_another(way: str, added: bool, part: float, dtype: torch.dtype) -> None:
+    """By how much, beside what the blocks give for a sequence alone among copies of itself."""
+    torch.manual_seed(0)
+    net, x = Mixing(way, part, added).to(dtype).eval(), torch.randn(2, 13, 5).to(dtype)
+    with pytest.raises(ProofError, match="with the other sequences of its batch") as error:
+        ma.load(net, inputs={"signal": x})
+    with torch.no_grad():
+        was, now = net(x)[-1].double().numpy(), net(x[-1:].repeat(2, 1, 1))[-1].double().numpy()
+    off_T = np.median(np.abs(now - was), 1) / np.median(np.abs(was), 1)
+    told = float(error.value.why.split(" by ")[1].split()[0])
+    assert told == pytest.approx(off_T.max() if dtype == torch.float32 else np.median(off_T), rel=0.1)
+
+
+def test_a_batch_norm_that_knows_its_statistics_mixes_nothing() -> None:
+    net = Mixing("batch norm", 0.5, True)
+    net.beside.norm = nn.BatchNorm1d(D).eval()
+    assert ma.load(net.eval(), inputs={"signal": torch.randn(2, 13, 5)}).anatomy.stacks
 
 
 @pytest.mark.parametrize("layout", ["as usual", "three prompts"])

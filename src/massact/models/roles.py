@@ -114,7 +114,8 @@ def _first_axis(trial: _Trial) -> ProofError:
         f"{trial.name} of block {trial.block.module!r} mixes the entries of the first axis, and none of the second: "
         f"its {tuple(trial.stream_BTD.shape)} tensors are (tokens, batch, width).",
         "massact counts positions along the second axis, so every position it reported would be wrong.",
-        "Build the model with batch_first=True, or wrap its blocks so that they take (batch, tokens, width).",
+        "Let its blocks take and give (batch, tokens, width): build it with batch_first=True, or transpose only inside "
+        "the module that attends, on its way in and on its way out.",
     )
 
 
