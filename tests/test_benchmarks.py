@@ -22,7 +22,8 @@ def test_the_scan_that_is_timed_is_a_whole_scan() -> None:
             module.get_input_embeddings().weight[0, dim] = 900.0
     ids = torch.randint(1, 99, (1, 40), generator=torch.Generator().manual_seed(4))
     ids[:, 0] = 0
-    seen = scan.massact(module)(ids)
-    assert len(seen.layers) == module.config.num_hidden_layers + 1 and len(seen.dims)
+    for timed in (scan.massact, scan.massact_first):
+        seen = timed(module)(ids)
+        assert len(seen.layers) == module.config.num_hidden_layers + 1 and len(seen.dims)
     with pytest.raises(AssertionError, match="planted"):
         scan.massact(build("llama", seed=3))(ids)
