@@ -215,8 +215,8 @@ def nnsight(model: Any) -> Scan:
 
 
 APPROACHES: dict[str, Callable[[Any], Scan]] = {
-    "massact": massact, "massact_first": massact_first, "hidden_states": hidden_states, "store_and_sort": store_and_sort,
-    "transformer_lens": transformer_lens, "nnsight": nnsight}  # fmt: skip
+    "massact": massact, "massact_first": massact_first, "hidden_states": hidden_states,
+    "store_and_sort": store_and_sort, "transformer_lens": transformer_lens, "nnsight": nnsight}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ worker
