@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def evaluate_tasks(
 
     Raises:
         UserError: lm-eval is not installed, a task is unknown or cannot be read, or the model has no tokenizer.
-        WorkError: an edit did not fire.
+        WorkError: an edit did not fire, or lm-eval asked other questions with it than without.
     """
     if model.tokenizer is None:
         raise UserError("Tasks are text, and the model has no tokenizer.", do="Give one: load(..., tokenizer=...).")
@@ -65,7 +66,7 @@ def evaluate_tasks(
     if unknown:
         raise UserError(f"lm-eval knows no task {unknown[0]!r}.", do="List them: lm-eval ls tasks")
 
-    def run(edit: AnyEdit | None) -> tuple[dict[str, dict[str, np.ndarray]], Fired | None]:
+    def run(edit: AnyEdit | None) -> tuple[dict[str, _Told], Fired | None]:
         with edited(model, edit) if edit is not None else nullcontext([None]) as fired, _no_questions(lm_eval):
             try:
                 out = lm_eval.simple_evaluate(
@@ -76,22 +77,25 @@ def evaluate_tasks(
                 first = (str(error).strip().splitlines() or ["A question or an answer is longer than the context."])[0]
                 do = "Without a network, give local task files: --task-folder"
                 raise UserError("lm-eval could not run the tasks.", first, do) from error
-        return {t: _scores(t, samples) for t, samples in out["samples"].items()}, fired[0]
+        return {t: _told(t, samples) for t, samples in out["samples"].items()}, fired[0]
 
     baseline, _ = run(None)
-    after: dict[str, tuple[dict[str, dict[str, np.ndarray]], Fired]] = {}
+    after: dict[str, tuple[dict[str, _Told], Fired]] = {}
     for i, edit in enumerate(edits, 1):
-        scores, fired = run(edit)
+        now, fired = run(edit)
         assert fired is not None
-        after[edit.name] = scores, fired
+        for task in baseline | now:
+            _check_paired(task, edit.name, baseline.get(task, _Told({}, {})), now.get(task, _Told({}, {})))
+        after[edit.name] = now, fired
         if progress is not None:
             progress(i, len(edits))
     return {
         task: Paired(
-            np.arange(n := len(next(iter(scores.values())))), np.ones(n), scores,
-            {name: got[task] for name, (got, _) in after.items()}, {name: fired for name, (_, fired) in after.items()},
+            np.arange(n := len(told.questions)), np.ones(n), told.scores,
+            {name: now[task].scores for name, (now, _) in after.items()},
+            {name: fired for name, (_, fired) in after.items()},
         )
-        for task, scores in baseline.items()
+        for task, told in baseline.items()
     }  # fmt: skip
 
 
@@ -136,10 +140,49 @@ def _lm_eval() -> tuple[Any, Any]:
     return lm_eval, HFLM
 
 
-def _scores(task: str, samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """metric -> (questions,), in the order of the questions."""
-    rows = sorted(samples, key=lambda s: s["doc_id"])
-    names = [n for n in rows[0].get("metrics", []) if isinstance(rows[0].get(n), int | float | bool)]
-    if not names:
+@dataclass(frozen=True)
+class _Told:
+    """What lm-eval told of one task.
+
+    Args:
+        questions: id -> hashes of what was asked.
+        scores: metric -> (questions,), in this order.
+    """
+
+    questions: dict[Any, tuple[Any, ...]]
+    scores: dict[str, np.ndarray]
+
+
+def _told(task: str, samples: list[dict[str, Any]]) -> _Told:
+    """Every metric of every question; a task that reads each answer in several ways (filters) has one for each way."""
+    ways: dict[Any, dict[Any, dict[str, Any]]] = {}
+    for sample in samples:
+        ways.setdefault(sample.get("filter"), {})[sample["doc_id"]] = sample
+    scores: dict[str, np.ndarray] = {}
+    questions: dict[Any, tuple[Any, ...]] = {}
+    for way, by_id in ways.items():
+        ids = sorted(by_id)
+        first = by_id[ids[0]]
+        for name in first.get("metrics", []):
+            if isinstance(first.get(name), int | float | bool):
+                # As lm-eval prints it.
+                scores[name if len(ways) == 1 else f"{name},{way}"] = np.array([float(by_id[i][name]) for i in ids])
+        questions |= {i: tuple(by_id[i].get(f"{part}_hash") for part in ("doc", "prompt", "target")) for i in ids}
+    if not scores:
         raise WorkError(f"Task {task!r} gives no number for each question.", do="Choose a task with accuracy.")
-    return {name: np.array([float(row[name]) for row in rows]) for name in names}
+    return _Told(dict(sorted(questions.items())), scores)
+
+
+def _check_paired(task: str, edit: str, before: _Told, after: _Told) -> None:
+    """Refuse two runs that are not of the same questions."""
+    if before.questions == after.questions and set(before.scores) == set(after.scores):
+        return
+    old, new = before.questions.items(), after.questions.items()
+    other = sorted({i for i, _ in old ^ new})
+    raise WorkError(
+        f"lm-eval asked other questions of task {task!r} with the edit {edit!r} than without: {len(new)} against "
+        f"{len(old)}, of which {len(old & new)} are the same"
+        + (f" (question {other[0]} is not)." if other else f" (metrics {[*after.scores]} against {[*before.scores]})."),
+        "Its effect is the difference of the answers to each question.",
+        "Choose a task that asks the same questions in every run: no sampling of its own, no questions left out.",
+    )
