@@ -260,6 +260,57 @@ def test_tasks_are_rows_of_the_effects(model: Model, folder: Path) -> None:
         assert row.ci_low <= row.delta <= row.ci_high and row.group == "all" and row.n_calls > 0
 
 
+def answered(monkeypatch: pytest.MonkeyPatch, *runs: list[dict[str, Any]]) -> None:
+    """What lm-eval gives of the task two_answers in the first run, the second, ..., in place of running it."""
+    left = iter(runs)
+
+    def evaluate(model: Any, **_: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            model.model(torch.arange(5)[None])  # an edit must fire
+        return {"samples": {"two_answers": next(left)}}
+
+    monkeypatch.setattr("lm_eval.simple_evaluate", evaluate)
+
+
+def sample(i: int, acc: float, **more: Any) -> dict[str, Any]:
+    return {"doc_id": i, "acc": acc, "metrics": ["acc"], "filter": "none", "prompt_hash": f"p{i}"} | more
+
+
+def test_answers_are_paired_by_question(model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order in which a run asks them."""
+    answered(monkeypatch, [sample(0, 1), sample(1, 0), sample(7, 1)], [sample(7, 0), sample(0, 1), sample(1, 1)])
+    edit = edits()[1]
+    paired = evaluate_tasks(model, ["two_answers"], [edit], folder=folder)["two_answers"]
+    assert paired.baseline["acc"].tolist() == [1, 0, 1] and paired.edited[edit.name]["acc"].tolist() == [1, 1, 0]
+
+
+def test_an_answer_that_is_read_in_two_ways(model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two metrics of two questions, not one of four."""
+    run = [sample(i, acc, filter=way) for way, accs in {"strict": (0, 0), "flexible": (1, 0)}.items()
+           for i, acc in enumerate(accs)]  # fmt: skip
+    answered(monkeypatch, run, run)
+    edit = edits()[1]
+    paired = evaluate_tasks(model, ["two_answers"], [edit], folder=folder)["two_answers"]
+    assert {k: v.tolist() for k, v in paired.baseline.items()} == {"acc,strict": [0, 0], "acc,flexible": [1, 0]}
+    assert len(paired.sequences) == 2 and set(paired.edited[edit.name]) == set(paired.baseline)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [([sample(0, 1), sample(2, 0)], "question 1"), ([sample(0, 1)], "1 against 2"),
+     ([sample(0, 1), sample(1, 0), sample(2, 0)], "question 2"),
+     ([sample(0, 1), sample(1, 0, prompt_hash="another")], "question 1"),
+     ([sample(i, 1, filter="other") | {"f1": 0.5, "metrics": ["f1"]} for i in range(2)], "f1")],
+)  # fmt: skip
+def test_other_questions_are_never_paired(
+    model: Model, folder: Path, monkeypatch: pytest.MonkeyPatch, other: list[dict[str, Any]], said: str
+) -> None:
+    answered(monkeypatch, [sample(0, 1), sample(1, 0)], other)
+    with pytest.raises(WorkError, match="other questions of task 'two_answers' with the edit 'turned'") as refused:
+        evaluate_tasks(model, ["two_answers"], [edits()[1]], folder=folder)
+    assert said in refused.value.what
+
+
 # -------------------------------------------------------------------------------------------------------- refusals
 def test_an_unknown_task(model: Model, folder: Path) -> None:
     with pytest.raises(UserError, match="'two_answer'"):
