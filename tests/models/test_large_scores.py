@@ -44,7 +44,7 @@ def sharp(how: str, dtype: torch.dtype, size: float, family: str = "llama") -> t
 
 
 def events(net: torch.nn.Module) -> list[Any]:
-    found, reason = attention._events(load(net))
+    found, _, reason = attention._events(load(net))
     assert len(found) == 2, reason
     return found
 

@@ -19,6 +19,7 @@ from massact.models import Model
 from massact.records.anatomy import AttentionPlace
 from massact.records.sites import Site
 from massact.stats.heads import HeadOptions, HeadStats, Targets
+from massact.trace.as_proved import check_calls
 from massact.trace.attention import AttentionCall, attending
 from massact.trace.hooks import tapped
 from massact.trace.measurements import attended_sequences
@@ -114,6 +115,7 @@ def watching_sinks(
     with attending(model.module, {p: see(s, p) for s, p in places.items()}) as heads:
         heads.begin()
         yield masses
+        check_calls(heads.calls, model.proof.calls, whole=False)
     for site in dict.fromkeys(site for site, _ in made):
         assert wanted is not None
         rows = [_numbers(h, wanted) for s, h in made if s == site]

@@ -46,7 +46,7 @@ def with_attention(model: Model) -> Model:
     """
     if model.anatomy.attentions or model.anatomy.no_attention:
         return model
-    events, refused = _events(model)
+    events, calls, refused = _events(model)
     places: dict[Site, AttentionPlace] = {}
     unavailable: dict[Site, str] = {}
     for stack in model.anatomy.stacks:
@@ -64,7 +64,7 @@ def with_attention(model: Model) -> Model:
                 else:
                     unavailable[site] = made
     anatomy = replace(model.anatomy, attentions=places, no_attention=unavailable)
-    return replace(model, anatomy=anatomy)
+    return replace(model, anatomy=anatomy, proof=replace(model.proof, calls=model.proof.calls | calls))
 
 
 def _fresh(stack: str, layer: int, point: str, taken: dict[Site, AttentionPlace]) -> Site:
@@ -72,9 +72,10 @@ def _fresh(stack: str, layer: int, point: str, taken: dict[Site, AttentionPlace]
     return next(site for name in names if (site := Site(stack, layer, name)) not in taken)
 
 
-def _events(model: Model) -> tuple[list[_Event], str]:
-    """Every attention call of one pass over the example; a reason where there is none at all."""
+def _events(model: Model) -> tuple[list[_Event], dict[str, int], str]:
+    """Every attention call of one pass over the example, how many each module makes, a reason where none was seen."""
     module, events = model.module, []
+    calls: dict[str, int] = {}
     current: list[tuple[Stack, Block, tuple[int, ...]] | None] = [None]
 
     def enter(stack: Stack, block: Block) -> Callable[[Tensor], None]:
@@ -87,6 +88,7 @@ def _events(model: Model) -> tuple[list[_Event], str]:
         current[0] = None
 
     def on_call(key: Key, call: AttentionCall) -> None:
+        calls[f"attention:{key[0]}"] = key[1] + 1
         if current[0] is not None:
             events.append(_Event(key, *current[0][:2], call, current[0][2]))
 
@@ -114,14 +116,14 @@ def _events(model: Model) -> tuple[list[_Event], str]:
                 seen = [t.clone() for _, t in tensors_in(module(**model.example))]
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
-            return [], f"the model does not run while its attention is watched ({type(error).__name__}: {first})"
+            return [], {}, f"the model does not run while its attention is watched ({type(error).__name__}: {first})"
     if not all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(bare, seen, strict=True)):
         raise ProofError(
             "The model's outputs change while its attention is watched.",
             "It is not deterministic, or its attention takes another path under a function mode.",
             "Load it with another attention implementation: options={'attn_implementation': 'eager'}.",
         )
-    return events, ""
+    return events, calls, ""
 
 
 def _projections(module: nn.Module, block: str) -> list[str]:

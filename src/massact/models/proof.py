@@ -29,7 +29,8 @@ class Proof:
         n_sums, n_sites: how many equations held, how many sites fired.
         outputs_identical: outputs with taps installed equal those without, bit by bit.
         dtype, device: of the weights.
-        calls: "in:module" or "out:module" -> how often that border of a module was passed in one pass; in no run.
+        calls: "in:module" or "out:module" -> how often that border of a module was passed in one pass;
+            "attention:module" -> how often it attended (of `with_attention`); in no run.
     """
 
     closure: float

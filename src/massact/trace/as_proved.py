@@ -80,7 +80,7 @@ def check_calls(seen: Mapping[str, int], proved: Mapping[str, int], whole: bool)
     """Refuse a pass that runs a module more or less often than the one that was proved.
 
     Args:
-        seen, proved: "in:module" or "out:module" -> calls.
+        seen, proved: "in:module" or "out:module" -> calls; "attention:module" -> attention calls made in it.
         whole: False for a pass that ended at the last site asked for, behind which more calls may come.
 
     Raises:
@@ -89,8 +89,10 @@ def check_calls(seen: Mapping[str, int], proved: Mapping[str, int], whole: bool)
     for border, n in seen.items():
         known = proved.get(border, n)
         if n > known or (whole and n < known):
+            side, _, module = border.partition(":")
             raise WorkError(
-                f"Module {border.partition(':')[2]!r} ran {n} times in one pass, {known} when the model was proved.",
-                "How often its blocks run depends on the input: a call beyond those proved would be left out.",
+                f"Module {module!r} {'attended' if side == 'attention' else 'ran'} {n} times in one pass, {known} when "
+                "the model was proved.",
+                "How often it does depends on the input: a call beyond those proved would be left out.",
                 "Use sequences of a length at which the numbers agree (--seq-len).",
             )

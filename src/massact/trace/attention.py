@@ -100,7 +100,7 @@ class _Taps(TorchFunctionMode):
         super().__init__()
         self.on_call, self.wanted = on_call, wanted
         self.inside: list[str] = []
-        self._counts: dict[str, int] = defaultdict(int)
+        self.counts: dict[str, int] = defaultdict(int)
         self._pending: tuple[Tensor, Tensor] | None = None  # keys and values before they were repeated for GQA
         self._within = False  # inside an attention function of transformers' registry
         self._rounded: Tensor | None = None  # what its softmax was given, in 16 bits
@@ -109,14 +109,14 @@ class _Taps(TorchFunctionMode):
 
     def begin(self) -> None:
         """To be called before every forward pass."""
-        self._counts.clear()
+        self.counts.clear()
         self.inside.clear()
         self._probs = None
 
     def emit(self, call: AttentionCall) -> Tensor | None:
         name = self.inside[-1] if self.inside else ""
-        number = self._counts[name]
-        self._counts[name] += 1
+        number = self.counts[name]
+        self.counts[name] += 1
         self._n_seen += 1
         return self.on_call((name, number), call)
 
@@ -335,8 +335,13 @@ class Attending:
     """Attention calls of the forward passes inside a `with`; `fired` counts the calls of each place since `begin`."""
 
     def __init__(self, taps: _Taps, places: Mapping[Key, int]) -> None:
-        self._taps, self._places = taps, places
+        self._taps, self._modules = taps, dict.fromkeys(module for module, _ in places)
         self.fired = [0] * len(places)
+
+    @property
+    def calls(self) -> dict[str, int]:
+        """"attention:module" -> how often it has attended in this forward pass, of every module with a place."""
+        return {f"attention:{name}": self._taps.counts[name] for name in self._modules}
 
     @property
     def complete(self) -> bool:
@@ -399,7 +404,8 @@ def _installed(root: nn.Module, taps: _Taps) -> Iterator[None]:
 
     try:
         for name, module in root.named_modules():
-            if taps.wanted is None or name in taps.wanted:
+            # Those inside as well: what they attend is not the outer one's, and must not be counted as its.
+            if taps.wanted is None or any(name == w or not w or name.startswith(f"{w}.") for w in taps.wanted):
                 handles.append(module.register_forward_pre_hook(enter(name)))
                 handles.append(module.register_forward_hook(leave, always_call=True))
         with ExitStack() as stack:

@@ -32,7 +32,7 @@ class Traceable(Protocol):
 
     module: nn.Module
     anatomy: Anatomy
-    proof: Any  # its `calls`: how often each border of a module is passed in one pass
+    proof: Any  # its `calls`: how often each border of a module is passed in one pass, and how often it attends
 
     @property
     def device(self) -> torch.device: ...
@@ -232,7 +232,7 @@ def _forward(
             "The model took another path than when it was proved.",
             "Choose sites of the part of the model that these inputs run through.",
         )
-    check_calls(state.calls, model.proof.calls, whole=bool(watched))
+    check_calls(state.calls | heads.calls, model.proof.calls, whole=bool(watched))
     if checker is not None and watched:
         checker.end()
     return fresh, fired
