@@ -177,6 +177,72 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
 }
 
 
+def rounded(dtype: torch.dtype, at: int | None = None, between: Callable[..., Any] = lambda net, x: x) -> Any:
+    def step(net: Net, i: int, x: torch.Tensor) -> torch.Tensor:
+        x = between(net, net.blocks[i](x))
+        return x.to(dtype).to(x.dtype) if at in (None, i) else x
+
+    return one_by_one(step)
+
+
+def step_of(go: Callable[..., Any], layer: int, to: Callable[[torch.Tensor], torch.Tensor]) -> float:
+    """Greatest difference that `to` makes to what a block gives on the example (as with hooks of our own)."""
+    net, seen = Net(go), []
+    net.blocks[layer - 1].register_forward_hook(lambda m, x, y: seen.append(y))
+    with torch.no_grad():
+        net(signal=torch.randn(2, 13, 5))
+    return float((to(seen[0]) - seen[0]).abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layer", [1, LAYER])
+def test_a_stream_that_is_rounded_between_blocks(dtype: torch.dtype, layer: int) -> None:
+    """To which dtype, between which blocks, by how much."""
+    go = rounded(dtype, layer - 1)
+    torch.manual_seed(1)
+    wanted = step_of(go, layer, lambda x: x.to(dtype).float())
+    torch.manual_seed(1)
+    net, signal = Net(go), torch.randn(2, 13, 5)
+    with pytest.raises(ProofError, match=rf"\(layer {layer}\) and .*\(layer {layer + 1}\)") as error:
+        ma.load(net, inputs={"signal": signal})
+    what = error.value.what
+    assert f"rounded to {str(dtype).removeprefix('torch.')}" in what
+    assert float(what.split("by up to ")[1].split(",")[0]) == pytest.approx(wanted, rel=0.01)
+
+
+def test_rounded_beside_an_addition_and_cut() -> None:
+    """Also the sum with what a module adds there; a clamp is none."""
+    torch.manual_seed(0)
+    added = rounded(torch.bfloat16, between=lambda net, x: x + net.side(x))
+    with pytest.raises(ProofError, match="rounded to bfloat16"):
+        ma.load(Net(added), inputs={"signal": torch.randn(2, 13, 5)})
+    cut = one_by_one(lambda net, i, x: net.blocks[i](x).clamp(-10, 10))
+    with pytest.raises(ProofError, match=r"layer 2\).*layer 3\) the stream is cut to at most 10:"):
+        ma.load(Net(cut), inputs={"signal": torch.randn(2, 13, 5)})
+
+
+class Wide(Block):
+    """Takes the stream in any dtype."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x.float())
+
+
+def test_a_stream_that_is_handed_on_in_16_bits() -> None:
+    """What the refusal says to do: `resid_pre` is what the block reads, rounded; `resid_post` what it gives."""
+    torch.manual_seed(0)
+    net, signal = Net(one_by_one(lambda n, i, x: n.blocks[i](x).to(torch.bfloat16))), torch.randn(2, 13, 5)
+    net.blocks, net.out = nn.ModuleList(Wide(lambda mid, new: new) for _ in range(L)), nn.Identity()
+    model = ma.load(net, inputs={"signal": signal})
+    scan = ma.scan(model, ma.corpus({"signal": signal}), null=False, bos_contrast=False)
+    with torch.no_grad():
+        x = net.inp(signal)
+        for layer, block in enumerate(net.blocks, 1):
+            h = block(x)
+            assert scan.layers.set_index("layer")["max"][layer] == pytest.approx(float(h.abs().max()), rel=1e-5)
+            x = h.to(torch.bfloat16)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_with_what_lies_between(name: str) -> None:
     go, why = REFUSED[name]

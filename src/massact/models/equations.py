@@ -12,6 +12,7 @@ from massact.records.anatomy import Block, Stack
 from massact.records.errors import ProofError
 from massact.records.sites import Site
 
+COARSE = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 ROWS = 64  # tokens looked at together: few enough to stay in the cache of a CPU
 
 
@@ -93,16 +94,27 @@ class Equation:
         relative, absolute, n_skipped = (torch.stack(x) for x in zip(*parts, strict=True))
         return Off(relative.max(), absolute.max(), n_skipped.sum())
 
-    def refusal(self, off: Off, tolerance: float, tokens: int | None = None) -> ProofError:
+    def refusal(
+        self, off: Off, tolerance: float, tokens: int | None = None, seen: Mapping[Site, Tensor] | None = None
+    ) -> ProofError:
         """What is said where it does not hold.
 
         Args:
             tokens: of the sequence of a corpus where it was looked at; None for the short example.
+            seen: site -> tensor, where they are still there: what happens to a stream between blocks is read off them.
         """
         block, relative = self.block, float(off.relative)
         size = f"{relative:.2g} of its terms (allowed: {self.allowed(tolerance):.1g})"
         held = "It holds on a short input: on this one the model takes another path. "
         at, why, do = (" on the short example", "", SEEN) if tokens is None else (f" at {tokens} tokens", held, SHORTER)
+        happens = None if self.before is None or seen is None else self._happens(seen)
+        if self.before is not None and happens is not None:
+            return ProofError(
+                f"Between block {self.before.module!r} (layer {self.before.layer}) and block {block.module!r} (layer "
+                f"{block.layer}) the stream is {happens[0]}: by up to {float(off.absolute):.3g}, {size}.",
+                "What is measured behind the one block is not what the next one reads.",
+                f"Nothing was measured. {happens[1]}",
+            )
         if self.before is not None:
             return ProofError(
                 f"Block {block.module!r} (layer {block.layer}) does not take in what block {self.before.module!r} "
@@ -121,6 +133,27 @@ class Equation:
             f"{why}Places: {places}.",
             do,
         )
+
+
+    def _happens(self, seen: Mapping[Site, Tensor]) -> tuple[str, str] | None:
+        """What is done to the stream on its way, and what to do about it; None where it is neither rounded nor cut."""
+        end = seen[self.end]
+        total = sum(seen[site].reshape(end.shape).double() for site in self.terms)
+        assert isinstance(total, Tensor)
+        for dtype in COARSE:
+            info = torch.finfo(dtype)
+            step = info.eps * (end.double().abs() + info.tiny)
+            if info.eps > torch.finfo(end.dtype).eps and torch.equal(end.to(dtype).to(end.dtype), end):
+                if bool(((total - end).abs() <= step).all()):
+                    name = str(dtype).removeprefix("torch.")
+                    do = f"Take the cast out, or hand the stream on in {name} and cast it inside the next block."
+                    return f"rounded to {name}", do
+        low, high = float(end.min()), float(end.max())
+        if len(self.terms) == 1 and torch.equal(total.clamp(low, high).to(end.dtype), end):
+            limits = [f"at least {low:.6g}"] if float(total.min()) < low else []
+            limits += [f"at most {high:.6g}"] if float(total.max()) > high else []
+            return f"cut to {' and '.join(limits)}", "Take out what cuts it, or let it cut nothing here."
+        return None
 
 
 SEEN = (

@@ -77,7 +77,7 @@ def prove(module: nn.Module, anatomy: Anatomy, inputs: dict[str, Any], run: Call
                 "Check the weights and the dtype: fp16 overflows at 65,504; try bfloat16 or float32.",
             )
         if not float(off.relative) <= equation.allowed(tolerance):
-            raise equation.refusal(off, tolerance)
+            raise equation.refusal(off, tolerance, seen=seen)
         if float(off.relative) >= worst:
             worst, where = float(off.relative), str(equation)
     identical = len(bare) == len(tapped_out) and all(
