@@ -45,8 +45,9 @@ EDITS = """
 ## Edits
 
 `massact intervene RUN --set NAME`, as often as wanted; the first four are the default. Massive activations are found
-again in any text by their dims and a cut on |h|, half of the smallest finding at that dim. In Python each is a function
-of `massact.interventions`.
+again in any text by their dims and a cut on |h|, half of the smallest finding at that dim: all that reach it are edited
+(of an outlier feature, more entries than were found), and a note says how many. `--exact` (in Python `exactly(target,
+findings)`) edits the findings alone, in the scanned text. In Python each is a function of `massact.interventions`.
 """
 
 WORKS = """

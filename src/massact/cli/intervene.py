@@ -76,6 +76,9 @@ def intervene(
         Path | None, typer.Option(help="Folder of lm-eval task files of one's own; these work offline.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task.")] = None,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Only the entries that the scan found, not all of half their size or more.")
+    ] = False,
     hold_out: Annotated[
         bool, typer.Option(help="Means of the first half of the sequences, effects on the second.")
     ] = True,
@@ -92,8 +95,8 @@ def intervene(
     from massact.records.results import open_run
 
     result = open_run(run)
-    options = {"layer": layers_of(layer), "hold_out": hold_out, "batch_size": batch_size, "seed": seed, "limit": limit,
-               "all_keys": all_keys, "tasks": tuple(t for t in (tasks or "").split(",") if t),
+    options = {"layer": layers_of(layer), "exact": exact, "hold_out": hold_out, "batch_size": batch_size, "seed": seed,
+               "limit": limit, "all_keys": all_keys, "tasks": tuple(t for t in (tasks or "").split(",") if t),
                "task_folder": None if task_folder is None else str(task_folder)}  # fmt: skip
     options |= {"sets": tuple(sets)} if sets else {}
     quiet_libraries()

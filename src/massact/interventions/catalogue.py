@@ -1,7 +1,8 @@
 """The catalogue of edits: each a small pure function of a hidden state, of weights, of inputs or of attention.
 
 A massive activation is found again in any input by its dims and a cut on |h|: half of the smallest finding at that dim.
-So an edit made from a scan works on other texts, other lengths and other batches.
+So an edit made from a scan works on other texts, other lengths and other batches. It takes all that reach the cut: of
+an outlier feature, which has values of all sizes, more entries than the findings. `exactly` takes the findings alone.
 
 Shapes: B batch, T tokens, D dims, J massive dims.
 """
@@ -39,6 +40,7 @@ class Massive:
         means: position class ("start" or "rest") -> (J,) mean values: the constants of set-to-mean; NaN where a class
             has no finding at a dim (the other class' mean stands in).
         values: the same -> J arrays of all values found: what a shuffle draws from.
+        only: (sequence, position, dim) of the entries that are massive, whatever the cuts say; None: the cuts say it.
     """
 
     site: Site
@@ -46,11 +48,34 @@ class Massive:
     cuts: tuple[float, ...]
     means: Mapping[str, tuple[float, ...]]
     values: Mapping[str, tuple[tuple[float, ...], ...]]
+    only: frozenset[tuple[int, int, int]] | None = None
 
-    def mask(self, h_BTD: Tensor) -> Tensor:
-        """Which entries at the dims are massive: (B, T, J) bool."""
+    def mask(self, h_BTD: Tensor, batch: Batch) -> Tensor:
+        """Which entries at the dims are massive: (B, T, J) bool.
+
+        Raises:
+            UserError: of `only`, when the rows are not the sequences, or one is too short for its entries.
+        """
+        if self.only is not None:
+            return self._placed(h_BTD, batch)
         cuts_J = torch.tensor(self.cuts, device=h_BTD.device, dtype=torch.float32)
         return h_BTD[..., list(self.dims)].abs().float() >= cuts_J
+
+    def _placed(self, h_BTD: Tensor, batch: Batch) -> Tensor:
+        what = f"The findings at {self.site} cannot be edited one by one here."
+        if h_BTD.ndim != 3 or len(h_BTD) != len(batch.sequences):
+            raise UserError(what, f"{tuple(h_BTD.shape)} has not one row for each of {len(batch.sequences)} sequences.",
+                            "Use their cut in place of exactly the findings.")  # fmt: skip
+        row_of, T = {s: b for b, s in enumerate(batch.sequences)}, h_BTD.shape[1]
+        at = [(row_of[s], pos - batch.past, self.dims.index(d)) for s, pos, d in self.only or () if s in row_of]
+        if not batch.past and any(t >= T for _, t, _ in at):
+            raise UserError(what, f"They are at positions up to {max(t for _, t, _ in at)}, of {T} tokens.",
+                            "Run the text that was scanned, or use their cut.")  # fmt: skip
+        mask_BTJ = torch.zeros(len(h_BTD), T, len(self.dims), dtype=torch.bool)
+        for place in at:
+            if 0 <= place[1] < T:  # behind a cache only some positions are here
+                mask_BTJ[place] = True
+        return mask_BTJ.to(h_BTD.device)
 
 
 def massive(findings: pd.DataFrame, layer: int | str = "onset", stack: str | None = None) -> Massive:
@@ -93,6 +118,33 @@ def massive(findings: pd.DataFrame, layer: int | str = "onset", stack: str | Non
         {c: tuple(float(np.mean(v)) if v else float("nan") for v in per_dim) for c, per_dim in values.items()},
         values,
     )
+
+
+def findings_at(findings: pd.DataFrame, at: Site) -> pd.DataFrame:
+    """The findings of single entries at one place."""
+    mine = (findings["stack"] == at.stack) & (findings["layer"] == at.layer) & (findings["site"] == at.point)
+    return findings[mine & (findings["dim"] >= 0)]
+
+
+def exactly(target: Massive, findings: pd.DataFrame) -> Massive:
+    """The same constants, for exactly the entries that a scan found: all findings at that layer, and nothing else.
+
+    For the sequences that were scanned: `edited(..., sequences=)` says which rows these are (nothing: counted from 0).
+
+    Args:
+        target: the layer, and its means and values.
+        findings: the table of the scan, or some sequences of it.
+
+    Raises:
+        UserError: one is at a dim that the target does not have.
+    """
+    here = findings_at(findings, target.site)
+    if strange := sorted(set(here.dim) - set(target.dims)):
+        raise UserError(f"Findings at dims {strange} of {target.site} cannot be edited.",
+                        f"The means are of findings at dims {list(target.dims)} only.",
+                        "Estimate them on all sequences (--no-hold-out).")  # fmt: skip
+    return replace(target, only=frozenset((int(s), int(p), int(d)) for s, p, d in
+                                          zip(here.sequence, here.pos, here.dim, strict=True)))  # fmt: skip
 
 
 # ---- edits of massive entries
@@ -151,7 +203,7 @@ def matched_random(target: Massive | pd.DataFrame) -> Edit:
     known = _known(target)
 
     def apply(h_BTD: Tensor, batch: Batch) -> Tensor:
-        count_B = known.mask(h_BTD).sum((1, 2))
+        count_B = known.mask(h_BTD, batch).sum((1, 2))
         new = h_BTD.clone().reshape(len(h_BTD), -1)
         magnitude = new.abs().float()
         off = (magnitude - magnitude.median(1, keepdim=True).values).abs()
@@ -187,7 +239,7 @@ def _of(given: Massive | pd.DataFrame, name: str, new_values: Callable[[Tensor, 
         old = h_BTD[..., dims]
         value = torch.as_tensor(new_values(h_BTD, batch), device=h_BTD.device).to(h_BTD.dtype)
         new = h_BTD.clone()
-        new[..., dims] = torch.where(target.mask(h_BTD), value.expand_as(old), old)
+        new[..., dims] = torch.where(target.mask(h_BTD, batch), value.expand_as(old), old)
         return new
 
     return Edit(name, str(target.site), apply, target.mask)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from massact.corpora import PADDING, Corpus
-from massact.interventions.catalogue import QUARTET, Massive, massive, massive_everywhere
+from massact.interventions.catalogue import QUARTET, Massive, exactly, findings_at, massive, massive_everywhere
 from massact.interventions.effects import Paired, effects_of, evaluate, told_apart
 from massact.interventions.heads import head_of
 from massact.interventions.labels import labelled, labels_of
@@ -29,6 +29,7 @@ from massact.records.results import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.tables import frame
 from massact.scans import check_text, check_weights, prove_at_length, proved_at, scanned_corpus
+from massact.trace import Edit
 from massact.trace.edits import AnyEdit
 
 LEAST_HELD_OUT = 8  # sequences from which on half of them are kept apart for the means
@@ -44,6 +45,7 @@ class InterveneConfig:
         sinks, repetition: also what sinks do, and greedy samples.
         all_keys: of the sinks, also alpha, sink rate and entropy: one more call of the attention kernel.
         stack: of several, which; None: the one with most findings.
+        exact: edit exactly the entries that the scan found, in place of all that reach half of the smallest finding.
         hold_out: estimate cuts, means and the shuffle's values on the first half of the sequences, and evaluate on
             the second (where there are at least eight).
         tasks: names of lm-eval tasks that are run as well; task_folder: of task files of one's own, which work offline;
@@ -55,6 +57,7 @@ class InterveneConfig:
     sets: tuple[str, ...] = tuple(QUARTET)
     layer: int | str | tuple[int, ...] = "onset"
     stack: str | None = None
+    exact: bool = False
     hold_out: bool = True
     sinks: bool = True
     all_keys: bool = True
@@ -141,6 +144,13 @@ def intervene(
             "Use --no-hold-out, or more sequences.",
         )
     targets = _targets(findings, config)
+    here = scan.findings[scan.findings.sequence >= half] if other is None else None
+    here = None if here is None else here.assign(sequence=here.sequence - half)
+    if config.exact:
+        if here is None:
+            raise UserError("The findings of a scan are not in another text.", "exact edits them one by one.",
+                            "Leave out --exact: massive entries are found again by their size.")  # fmt: skip
+        targets = tuple(exactly(t, here) for t in targets)
     # Another text, or a run of an older version: does what the edits rely on hold at its length?
     at_length = None if proved_at(scan, text) else prove_at_length(loaded, text, [targets[0].site.stack])
     loaded = with_attention(loaded)
@@ -161,6 +171,8 @@ def intervene(
     if half and classes is not None and (new := set(classes[half:]) - set(classes[:half])):
         info.notes.append(f"{len(new)} of the {len(set(classes[half:]))} classes of these images are not among the "
                           "images that cuts and means are of: class folders are read one after another.")  # fmt: skip
+    if here is not None and len(targets) == 1:
+        info.notes += _told(edits[: len(config.sets)], paired, targets[0], here)
     if config.sinks:
         info.notes += loaded.anatomy.unseen_attention([targets[0].site.stack])
     rows = _rows(paired, targets[0], columns, config.seed)
@@ -201,6 +213,20 @@ def _info(
     if not half and not elsewhere:
         info.notes.append("Means and cuts are of the sequences that the effects are of.")
     return info
+
+
+def _told(edits: Sequence[AnyEdit], paired: Paired, target: Massive, findings: pd.DataFrame) -> list[str]:
+    """A note where the entries that are edited are not just the findings of these sequences at that layer."""
+    fired = [paired.fired[e.name] for e in edits if isinstance(e, Edit) and e.writes is not None]
+    if not fired or target.only is not None:
+        return []
+    known, reached = findings_at(findings, target.site), int(fired[0].n_elements)
+    cut = known.dim.map(dict(zip(target.dims, target.cuts, strict=True)))  # NaN, which nothing reaches, at other dims
+    among = int((known.magnitude >= cut).sum())
+    if reached == among == len(known):
+        return []
+    return [f"Edited are all entries of these dims that reach half of the smallest finding: {reached:,}, among them "
+            f"{among:,} of the {len(known):,} findings there; --exact edits the findings alone."]  # fmt: skip
 
 
 def _more_rows(

@@ -75,7 +75,7 @@ def finding_tokens(model: Model, batch: Batch, target: Massive | None) -> Iterat
         assert target is not None
         if h_BTD.ndim == 2:
             h_BTD = h_BTD.reshape(len(batch.sequences), -1, h_BTD.shape[-1])
-        for sequence, mask_TJ in zip(batch.sequences, target.mask(h_BTD), strict=True):
+        for sequence, mask_TJ in zip(batch.sequences, target.mask(h_BTD, batch), strict=True):
             found[sequence] = mask_TJ.any(-1).nonzero().flatten().tolist()
 
     taps = [] if target is None else [(p, look) for p in model.anatomy.select(str(target.site)).values()]

@@ -54,7 +54,7 @@ def effects_in_words(e: Intervention) -> list[str]:
     metric, target = main_metric(e.effects), e.info.target
     rows = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] == "all")]
     said = [
-        f"Edited: the massive activations at {_where(target)}; "
+        f"Edited: the massive activations at {_where(target)}, {_which(e.info.config)}; "
         f"effects on {visible(e.info.evaluated_on)}, values estimated on {visible(e.info.estimated_on)}."
     ]
     for _, row in rows.iterrows():
@@ -73,6 +73,10 @@ def _where(target: Mapping[str, Any]) -> str:
     if len(layers) < 2:
         return f"{site}, {dims}"
     return f"{site.rpartition('.')[2]} of {spanned('layer', layers)}, {dims} (those of layer {layers[0]})"
+
+
+def _which(config: Mapping[str, Any]) -> str:
+    return "exactly the findings" if config.get("exact") else "found again by half the size of the smallest finding"
 
 
 def _sentence(row: pd.Series) -> str:

@@ -41,7 +41,7 @@ class Edit:
     name: str
     site: str
     apply: Callable[[Tensor, Batch], Tensor]
-    writes: Callable[[Tensor], Tensor] | None = None
+    writes: Callable[[Tensor, Batch], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -292,7 +292,7 @@ def change_of(edit: Edit, done: Fired, batch: Callable[[], Batch]) -> Callable[[
             done.count(h, new)
         else:
             done.n_calls += 1
-            done.n_elements = done.n_elements + edit.writes(h).sum()  # type: ignore[assignment]
+            done.n_elements = done.n_elements + edit.writes(h, batch()).sum()  # type: ignore[assignment]
         return new
 
     return change

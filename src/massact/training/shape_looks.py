@@ -261,7 +261,7 @@ def _put(at_BC: Tensor, new_CD: Tensor) -> Any:
 def _written(at_BC: Tensor) -> Any:
     """Which elements `_put` writes, as a mask."""
 
-    def written(h_BTD: Tensor) -> Tensor:
+    def written(h_BTD: Tensor, batch: Any) -> Tensor:
         mask = torch.zeros(h_BTD.shape, dtype=torch.bool)
         mask[torch.arange(len(at_BC))[:, None], at_BC] = True
         return mask
