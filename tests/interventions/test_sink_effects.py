@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,8 @@ from massact.interventions.effects import Paired, effects_of
 from massact.interventions.sinks import SINK_METRICS, Sinks
 from massact.models import with_attention
 from massact.records.sites import Site
-from massact.trace import Edit
+from massact.trace import Edit, InputEdit
+from massact.trace.text_rows import TEXT_POSITIONS
 from tests.families import build
 
 D, LAYERS = 32, 3
@@ -82,39 +83,58 @@ def values_of(block: Any, h_TD: Tensor) -> Tensor:
     return v_TX.reshape(len(h_TD), -1, block.self_attn.head_dim).transpose(0, 1)
 
 
-def one_layer(p_HTT: np.ndarray, v_KTF: np.ndarray, found: Sequence[int], eps: float) -> dict[str, float]:
+def queries_of(T: int, found: Sequence[int]) -> dict[str, set[int]]:
+    """Which rows of a causal pass each statistic is over."""
+    counted = {t for t in range(1, T) if t not in found}
+    seeing = {t for t in counted if found and t > min(found)}
+    return {"all": set(range(T)), "first": set(range(1, T)), "counted": counted, "findings": seeing}
+
+
+def one_layer(
+    p_HTT: np.ndarray, v_KTF: np.ndarray, found: Sequence[int], eps: float, over: dict[str, set[int]] | None = None
+) -> dict[str, float]:
     """Every statistic of one sequence in one layer, in loops; NaN where there is nothing to be told."""
     H, T, _ = p_HTT.shape
-    counted = [t for t in range(1, T) if t not in found]
+    rows_of = {name: sorted(rows) for name, rows in (over or queries_of(T, found)).items()}
+    every = rows_of["all"]
     v_HTF = np.repeat(v_KTF, H // len(v_KTF), axis=0)
     size = np.linalg.norm(v_HTF, axis=-1)
     rows: dict[str, list[float]] = {name: [] for name in SINK_METRICS}
     for h in range(H):
         p = p_HTT[h]
-        alpha = np.array([sum(p[t, k] for t in range(k, T)) / (T - k) for k in range(T)])
-        rows["attention_first"].append(np.mean([p[t, 0] for t in range(1, T)]))
-        rows["slot_mass"].append(np.mean([1 - p[t].sum() for t in range(T)]))
+        seen = [[t for t in every if t >= k] for k in range(T)]
+        alpha = np.array([np.mean([p[t, k] for t in at]) if at else np.nan for k, at in enumerate(seen)])
+        rows["attention_first"].append(np.mean([p[t, 0] for t in rows_of["first"]]))
+        rows["slot_mass"].append(np.mean([1 - p[t].sum() for t in every]))
         rows["alpha_first"].append(alpha[0])
         rows["sink_rate"].append(float(alpha[0] > eps))
-        rows["sink_secondary"].append(max(alpha[k] for k in range(1, T) if T - k >= min(16, T)))
-        rows["entropy_nats"].append(np.mean([-sum(x * np.log(x) for x in p[t] if x > 0) for t in range(T)]))
+        rows["sink_secondary"].append(max(alpha[k] for k in range(1, T) if len(seen[k]) >= min(16, len(every))))
+        rows["entropy_nats"].append(np.mean([-sum(x * np.log(x) for x in p[t] if x > 0) for t in every]))
         rows["value_norm_first"].append(size[h, 0] / size[h, 1:].mean())
-        out = (p @ v_HTF[h])[counted]
+        out = (p @ v_HTF[h])[rows_of["counted"]]
         singular = np.linalg.svd(out, compute_uv=False)
         rows["update_stable_rank"].append((singular**2).sum() / singular[0] ** 2)
         if len(found):
             others = [t for t in range(T) if t not in found]
-            seeing = [t for t in counted if t > min(found)]
-            rows["attention_findings"].append(np.mean([sum(p[t, k] for k in found) for t in seeing]))
+            if rows_of["findings"]:
+                rows["attention_findings"].append(np.mean([sum(p[t, k] for k in found) for t in rows_of["findings"]]))
             rows["value_norm_ratio"].append(size[h, list(found)].mean() / size[h, others].mean())
     return {name: float(np.mean(x)) if x else float("nan") for name, x in rows.items()}
 
 
 @torch.no_grad()
 def naive(
-    eager: Any, sequences: Sequence[Tensor], found: Sequence[Sequence[int]], behind: int, eps: float = 0.3
+    eager: Any,
+    sequences: Sequence[Tensor],
+    found: Sequence[Sequence[int]],
+    behind: int,
+    eps: float = 0.3,
+    over: Callable[[Sequence[int], Sequence[int]], dict[str, set[int]]] = lambda t, at: queries_of(len(t), at),
 ) -> dict[str, np.ndarray]:
-    """metric -> (N,): the mean over the layers behind one, each sequence alone; tokens are known behind layer 1."""
+    """metric -> (N,): the mean over the layers behind one, each sequence alone; tokens are known behind layer 1.
+
+    `over`: from the tokens and those with findings, which rows each statistic is over.
+    """
     told: list[dict[str, float]] = []
     read: dict[int, Tensor] = {}  # what each block reads, after whatever hook was set behind the one before
     handles = [
@@ -126,7 +146,8 @@ def naive(
         layers = []
         for i in range(behind, LAYERS):
             v_KTF = values_of(blocks(eager)[i], read[i][0]).double().numpy()
-            layers.append(one_layer(out.attentions[i][0].double().numpy(), v_KTF, at if i >= 1 else [], eps))
+            mine = at if i >= 1 else []
+            layers.append(one_layer(out.attentions[i][0].double().numpy(), v_KTF, mine, eps, over(tokens, mine)))
         known = {name: [x[name] for x in layers if not np.isnan(x[name])] for name in SINK_METRICS}
         told.append({name: float(np.mean(x)) if x else np.nan for name, x in known.items()})
     for handle in handles:
@@ -291,13 +312,79 @@ def test_dropped_tokens_move_the_findings(n: int) -> None:
     check(paired.edited[edit.name], naive(eager, tokens[:, n:], moved, 0), SEEN)
 
 
-def test_before_and_after_are_of_the_same_layers() -> None:
-    """Of an edit in front of all layers; its run knows the tokens from the start, the one without it must as well."""
-    module, tokens = sharp("llama"), ids(4)
-    eager, edit = eager_copy(module), drop_first(1)
+def reordered(order: Sequence[int]) -> InputEdit:
+    moved = (TEXT_POSITIONS, "input_ids", "attention_mask", "position_ids")
+    return InputEdit("order", lambda x: {k: v[:, order] if k in moved else v for k, v in x.items()})
+
+
+def added(n: int, behind: bool = False) -> InputEdit:
+    """Tokens of its own at an end; of an edit that does not say so."""
+    own = torch.arange(50, 50 + n)
+
+    def apply(x: dict[str, Tensor]) -> dict[str, Tensor]:
+        parts = [own.expand(len(x["input_ids"]), -1), x["input_ids"]]
+        return {"input_ids": torch.cat(parts[::-1] if behind else parts, 1)}
+
+    return InputEdit("added", apply)
+
+
+HOLE = [*range(2, 9), *range(12, 24)]
+ORDER = [0, *range(14, 24), *range(1, 14)]
+# an edit, and of each row behind it the position in the text, -1 for a token that is not of it
+MOVES: dict[str, tuple[Any, list[int]]] = {
+    "drop-first": (drop_first(1), list(range(1, 24))), "drop-first 3": (drop_first(3), list(range(3, 24))),
+    "a hole": (reordered(HOLE), HOLE), "another order": (reordered(ORDER), ORDER),
+    "tokens in front": (added(2), [-1, -1, *range(24)]), "tokens behind": (added(3, True), [*range(24), -1, -1, -1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_before_and_after_are_of_the_same_layers_and_queries(name: str, batch_size: int) -> None:
+    """Of an edit in front of all layers. Both sides: the positions of the text that count in both, by hand."""
+    module, tokens, (edit, at) = sharp("llama"), ids(4), MOVES[name]
+    eager = eager_copy(module)
     target, found = planted(eager, tokens)
-    paired = evaluate(with_attention(ma.load(module)), ma.corpus(tokens), [edit], sinks=Sinks(target))
-    check(paired.baseline_of[edit.name], naive(eager, tokens, found, 0), SEEN)
+    kept = [i for i, mine in enumerate(found) if not mine or set(mine) & set(at)]
+    tokens, found = tokens[kept], [found[i] for i in kept]
+    paired = evaluate(with_attention(ma.load(module)), ma.corpus(tokens), [edit], batch_size=batch_size,
+                      sinks=Sinks(target))  # fmt: skip
+    given = [{"input_ids": t[None], TEXT_POSITIONS: torch.arange(24)[None]} for t in tokens]
+    changed = [edit.apply(one)["input_ids"][0] for one in given]
+    moved = [[r for r, p in enumerate(at) if p in mine] for mine in found]
+    assert any(found)
+
+    def common(in_text: Sequence[int], in_rows: Sequence[int]) -> dict[str, set[int]]:
+        """Positions of the text that count on both sides."""
+        before, after = queries_of(24, in_text), queries_of(len(at), in_rows)
+        return {what: before[what] & {at[r] for r in after[what]} for what in before}
+
+    def there(mine: Sequence[int]) -> list[int]:
+        return [r for r, p in enumerate(at) if p in mine]
+
+    def back(rows: Sequence[int]) -> list[int]:
+        return next(mine for mine in [*found, []] if there(mine) == list(rows))
+
+    def over_rows(_: Sequence[int], rows: Sequence[int]) -> dict[str, set[int]]:
+        return {what: {at.index(p) for p in both} for what, both in common(back(rows), rows).items()}
+
+    before = naive(eager, tokens, found, 0, over=lambda _, mine: common(mine, there(mine)))
+    check(paired.baseline_of[edit.name], before, SEEN)
+    check(paired.edited[edit.name], naive(eager, changed, moved, 0, over=over_rows), SEEN)
+    alone = naive(eager, tokens, found, 0)
+    same = name not in ("drop-first", "drop-first 3", "a hole")  # these take queries away
+    assert np.allclose(before["attention_first"], alone["attention_first"], rtol=1e-3) == same
+
+
+def test_queries_that_stay_are_all_of_them() -> None:
+    """The baseline of an edit that moves nothing is over all queries, beside one that does."""
+    module, tokens = sharp("llama"), ids(4)
+    eager, still = eager_copy(module), Edit("shift", "1.resid_post", lambda h, b: h + SHIFT)
+    target, found = planted(eager, tokens)
+    paired = evaluate(with_attention(ma.load(module)), ma.corpus(tokens), [drop_first(3), still, replace_first(95)],
+                      batch_size=2, sinks=Sinks(target))  # fmt: skip
+    check(paired.baseline_of["shift"], naive(eager, tokens, found, 1), SEEN)
+    check(paired.baseline_of[replace_first(95).name], naive(eager, tokens, found, 0), SEEN)
 
 
 def test_another_first_token_leaves_them_where_they_are() -> None:

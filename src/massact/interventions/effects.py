@@ -16,7 +16,7 @@ from torch import Tensor
 
 from massact.corpora import Batch, Corpus
 from massact.interventions.predictions import Asked, Predicted, Task, arrays, ask, logits_of, predicted, task_of
-from massact.interventions.sinks import SINK_METRICS, Sinks, finding_tokens, watching_sinks
+from massact.interventions.sinks import SINK_METRICS, Masses, Sinks, finding_tokens, watching_sinks
 from massact.models import Model
 from massact.records.anatomy import Stack
 from massact.records.errors import UserError, WorkError
@@ -41,8 +41,8 @@ class Paired:
         baseline: metric -> (N,).
         edited: name of the edit -> metric -> (N,).
         fired: what each edit did.
-        baseline_of: name of the edit -> metric -> (N,): metrics that are of the layers behind the edit; all of them
-            where the edit takes targets away, over those that are left.
+        baseline_of: name of the edit -> metric -> (N,): metrics that are of the layers behind the edit, over queries
+            of both runs; all of them where the edit takes targets away, over those that are left.
         n_targets_of: name of the edit -> (N,), where it takes targets away: those of both runs, by their position in
             the text.
     """
@@ -130,19 +130,28 @@ def evaluate(
             where, rows = _layer_of(model, edit), list[TextRows]()
             with torch.inference_mode(), _silently(model, edit, fired[edit.name], batch, rows):
                 with prefixes[where].skipping() if where in prefixes else nullcontext():  # type: ignore[index]
-                    with watching_sinks(model, batch, sinks, tokens, rows) as now:
+                    with watching_sinks(model, batch, sinks, tokens, rows, first) as now:
                         changed = logits_of(model, asked.batch)
             moved = rows[-1] if rows and _reads_text(asked, task) else None
             said = predicted(changed, asked, truth, task, moved=moved, among=before)
             new, old = _alike(before, said)
             after[edit.name].append(new | now.behind(where))
-            own[edit.name].append(old | first.behind(where))
+            own[edit.name].append(old | _over_the_same(model, asked, first, now).behind(where))
         done += len(batch.sequences)
         if progress is not None:
             progress(done, corpus.n_sequences)
     check_fired(list(fired.values()))
     return _paired(_joined(base), {n: _joined(r) for n, r in after.items()}, {n: _joined(r) for n, r in own.items()},
                    fired)  # fmt: skip
+
+
+def _over_the_same(model: Model, asked: Asked, old: Masses, new: Masses) -> Masses:
+    """Sink statistics without an edit over the queries of those with it; one more pass where these are fewer."""
+    if all(old.queries[site].used == queries.used for site, queries in new.queries.items()):
+        return old
+    with torch.inference_mode(), old.once_more(new) as again:
+        logits_of(model, asked.batch)
+    return again
 
 
 def _alike(before: list[Predicted], after: list[Predicted]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -6,8 +6,9 @@ Shapes: B batch, T tokens, J dims, H heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +19,8 @@ from massact.interventions.catalogue import Massive
 from massact.models import Model
 from massact.records.anatomy import AttentionPlace
 from massact.records.sites import Site
-from massact.stats.heads import HeadOptions, HeadStats, Targets
+from massact.stats.heads import HeadOptions, HeadStats, Queries, Targets
+from massact.stats.protocol import Where
 from massact.trace.as_proved import check_calls
 from massact.trace.attention import AttentionCall, attending
 from massact.trace.hooks import tapped
@@ -56,9 +58,11 @@ class Sinks:
 
 @dataclass
 class Masses:
-    """Sink statistics of one forward pass: layer -> metric -> (B,)."""
+    """Sink statistics of one forward pass: layer -> metric -> (B,); and the queries that they are means over."""
 
     layers: dict[Site, dict[str, np.ndarray]] = field(default_factory=dict)
+    queries: dict[Site, Queries] = field(default_factory=dict)
+    once_more: Callable[[Masses], AbstractContextManager[Masses]] = nullcontext  # this pass, among another's queries
 
     def behind(self, where: tuple[str, int] | None) -> dict[str, np.ndarray]:
         """Means over the layers behind one, or over all: metric -> (B,); NaN where no layer has it."""
@@ -86,7 +90,12 @@ def finding_tokens(model: Model, batch: Batch, target: Massive | None) -> Iterat
 
 @contextmanager
 def watching_sinks(
-    model: Model, batch: Batch, wanted: Sinks | None, tokens: dict[int, list[int]], rows: Sequence[TextRows] = ()
+    model: Model,
+    batch: Batch,
+    wanted: Sinks | None,
+    tokens: dict[int, list[int]],
+    rows: Sequence[TextRows] = (),
+    among: Masses | None = None,
 ) -> Iterator[Masses]:
     """Inside, one forward pass of a batch; afterwards, its sink statistics.
 
@@ -96,17 +105,24 @@ def watching_sinks(
     Args:
         tokens: sequence -> positions with massive activations.
         rows: filled in that pass: where an edit of the inputs has put the tokens.
+        among: of another pass: means are over those of its queries, by their position in the text, that can see the key
+            here as well. Where `rows` stay empty no token has moved, and all count.
     """
     masses, made = Masses(), list[tuple[Site, HeadStats]]()
+    masses.once_more = partial(watching_sinks, model, batch, wanted, tokens, ())
 
     def see(site: Site, place: AttentionPlace) -> Callable[[AttentionCall], None]:
         def look(call: AttentionCall) -> None:
-            known = wanted is not None and wanted.finds(site)
-            moved, now = (tokens, batch) if not rows else _moved(tokens, batch, rows[-1], call.shape[2])
-            moved = moved if known else {}
-            for a, where in attended_sequences(call, place, now):
-                options = HeadOptions(wanted.all_keys, wanted.eps, bias=False)  # type: ignore[union-attr]
-                made.append((site, HeadStats(Targets(moved, {}, {}), options)))
+            assert wanted is not None
+            known = tokens if wanted.finds(site) else {}
+            moved = rows[-1] if rows and rows[-1].positions_BR.shape[1] == call.shape[2] else None
+            others = None if among is None or site not in among.queries else among.queries[site].used
+            queries = masses.queries.setdefault(site, Queries(others))
+            for b, (a, where) in enumerate(attended_sequences(call, place, _moved(batch, moved))):
+                if moved is not None:  # a token is known by its place in the text as it was
+                    where = Where(where.sequence, positions=moved.positions_BR[b][where.rows(a.shape[1]).cpu()])
+                options = HeadOptions(wanted.all_keys, wanted.eps, bias=False, queries=queries)
+                made.append((site, HeadStats(Targets(known, {}, {}), options)))
                 made[-1][1].update(a, where)
 
         return look
@@ -122,20 +138,13 @@ def watching_sinks(
         masses.layers[site] = {name: np.array([row[name] for row in rows]) for name in SINK_METRICS}
 
 
-def _moved(
-    tokens: dict[int, list[int]], batch: Batch, rows: TextRows, width: int
-) -> tuple[dict[int, list[int]], Batch]:
-    """Where the tokens are that were massive, and which rows count, in a pass that an edit has moved tokens in."""
-    at_BR = rows.positions_BR
-    if at_BR.shape[1] != width:  # a decoder's own ids stay where they are
-        return tokens, batch
-    found = {
-        s: [r for r, p in enumerate(at_BR[b].tolist()) if p in set(tokens.get(s, ()))]
-        for b, s in enumerate(batch.sequences)
-    }
-    mask = rows.counted_BR
-    kept = (None,) * len(at_BR) if mask is None else tuple(counted(m) if bool(m.any()) else slice(0, 0) for m in mask)
-    return found, replace(batch, inputs={"input_ids": at_BR}, rows=kept)
+def _moved(batch: Batch, rows: TextRows | None) -> Batch:
+    """The batch of a pass that an edit has moved tokens in: which rows count there."""
+    if rows is None:  # a decoder's own ids stay where they are
+        return batch
+    mask, n = rows.counted_BR, len(rows.positions_BR)
+    kept = (None,) * n if mask is None else tuple(counted(m) if bool(m.any()) else slice(0, 0) for m in mask)
+    return replace(batch, inputs={"input_ids": rows.positions_BR}, rows=kept)
 
 
 def _numbers(stats: HeadStats, wanted: Sinks) -> dict[str, float]:

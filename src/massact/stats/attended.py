@@ -153,15 +153,19 @@ class Attended:
             key_S = torch.arange(S, device=self.device)
             n_S = (T - key_S).clamp(min=0) if self.causal else torch.full_like(key_S, T)
             return n_S[None] if self.mask_HTS is None else n_S * (self.mask_HTS[:, 0] > HIDES)
-        rows = max(1, _ROW_VALUES // S)
-        return sum(self.sees(slice(i, i + rows)).sum(1) for i in range(0, T, rows))  # type: ignore[return-value]
+        return self.viewers_among(torch.arange(T, device=self.device))
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Blocks of rows with their logits (H, R, S), small enough to keep memory O(T)."""
+    def viewers_among(self, rows_R: Tensor) -> Tensor:
+        """How many of some queries can see each key: int64 (H or 1, S)."""
+        rows = max(1, _ROW_VALUES // self.shape[2])
+        return sum(self.sees(part).sum(1) for part in rows_R.split(rows))  # type: ignore[return-value]
+
+    def blocks(self, rows_R: Tensor | None = None) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """Blocks of rows, all or some, with their logits (H, R, S), small enough to keep memory O(T)."""
         H, T, S = self.shape
         rows = max(1, _ROW_VALUES // (H * S))
-        for start in range(0, T, rows):
-            block = slice(start, min(T, start + rows))
+        for start in range(0, T if rows_R is None else len(rows_R), rows):
+            block = slice(start, min(T, start + rows)) if rows_R is None else rows_R[start : start + rows]
             yield block, self.logits(block)
 
     @cached_property
@@ -205,29 +209,32 @@ class Attended:
         assert self.v_KSF is not None
         return self.v_KSF.index_select(1, keys_C).float().repeat_interleave(self.shape[0] // len(self.v_KSF), 0)
 
-    def columns(self) -> tuple[Tensor, Tensor]:
+    def columns(self, rows_R: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mass on every key, summed over the queries (H, S), and the entropy in nats, mean over the queries (H,).
+
+        Of all queries, or of some (in blocks).
 
         One more call of the fused kernel where it can (2x attention alone, O(T) memory), else rows in blocks.
         With a slot the entropy counts it as one more outcome. It is the difference of two numbers of the size of the
         logits, so it may be off by their rounding; never below 0.
         """
-        swapped = self._columns_swapped() if self._fusable else None
+        swapped = self._columns_swapped() if self._fusable and rows_R is None else None
         if swapped is None:
-            mass_HS, score_H = self._columns_blocked()
+            mass_HS, score_H = self._columns_blocked(rows_R)
         else:
             mass_HS, score_H, off_H = swapped
             if off_H is not None and bool((off_H > _UNSURE_NATS).any()):
                 score_H = self._columns_blocked()[1]
-        T = self.shape[1]
+        rows = slice(None) if rows_R is None else rows_R
+        T = self.shape[1] if rows_R is None else len(rows_R)
         norm_HT = self.norm_HT.to(score_H.dtype)
         if self.slot_HT is None:
-            return mass_HS, (norm_HT.mean(-1) - score_H / T).clamp(min=0).float()
+            return mass_HS, (norm_HT[:, rows].mean(-1) - score_H / T).clamp(min=0).float()
         slot = self._slot_logit
         assert slot is not None
         kept_HT = 1 - self.slot_HT
         slot_HT = self.slot_HT * (slot - self.norm_HT)
-        return mass_HS, ((kept_HT * norm_HT - slot_HT).mean(-1) - score_H / T).clamp(min=0).float()
+        return mass_HS, ((kept_HT * norm_HT - slot_HT)[:, rows].mean(-1) - score_H / T).clamp(min=0).float()
 
     @property
     def _fusable(self) -> bool:
@@ -250,11 +257,11 @@ class Attended:
             size_HRS = torch.maximum(size_HRS, terms.logits(rows).abs_())
         return (p_HRS * size_HRS).sum(-1).amax()
 
-    def _columns_blocked(self) -> tuple[Tensor, Tensor]:
+    def _columns_blocked(self, rows_R: Tensor | None = None) -> tuple[Tensor, Tensor]:
         H, _, S = self.shape
         mass_HS = torch.zeros(H, S, device=self.device)
         score_H = torch.zeros(H, device=self.device, dtype=sum_dtype(self.device))
-        for rows, s_HRS in self.blocks():
+        for rows, s_HRS in self.blocks(rows_R):
             p_HRS = (s_HRS - self.norm_HT[:, rows, None]).exp_()
             mass_HS += p_HRS.sum(1)
             score_H += torch.where(p_HRS > 0, p_HRS * s_HRS, 0.0).sum((1, 2), dtype=score_H.dtype)

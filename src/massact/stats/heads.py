@@ -6,8 +6,8 @@ queries, D width of the residual stream, N sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -49,6 +49,28 @@ class Targets:
     others: Chosen
 
 
+@dataclass
+class Queries:
+    """Which queries the means of one layer are over, so that another pass can be over the same ones.
+
+    Args:
+        among: sequence -> name -> positions that may count; None for all.
+        used: the same of those that did, filled as calls are seen. Names: every (entropy, slot, alpha of all keys),
+            counted (rank of the updates), alpha (of the first key), first and findings (mass on them).
+    """
+
+    among: Mapping[int, Mapping[str, Set[int]]] | None = None
+    used: dict[int, dict[str, set[int]]] = field(default_factory=dict)
+
+    def narrowed(self, rows: Mapping[str, Sequence[int]], where: Where, n: int) -> dict[str, list[int]]:
+        """Those of the rows of each name that may count."""
+        at = where.rows(n).tolist()
+        may = None if self.among is None else self.among.get(where.sequence, {})
+        left = {name: [t for t in mine if may is None or at[t] in may.get(name, ())] for name, mine in rows.items()}
+        self.used[where.sequence] = {name: {at[t] for t in mine} for name, mine in left.items()}
+        return left
+
+
 @dataclass(frozen=True)
 class HeadOptions:
     """What is measured.
@@ -57,12 +79,14 @@ class HeadOptions:
         columns: also the mass on every key and the entropy: one more call of the kernel.
         eps: a key is a sink of a head if its mean mass exceeds this (Gu 2025: 0.3).
         bias: the decomposition; project: the output projection W_O without its bias, (R, H * F) -> (R, D), or None.
+        queries: which queries all but the decomposition are over; None: all.
     """
 
     columns: bool = True
     eps: float = 0.3
     bias: bool = True
     project: Callable[[Tensor], Tensor] | None = None
+    queries: Queries | None = None
 
 
 @dataclass(frozen=True)
@@ -146,16 +170,21 @@ class HeadStats:
         none_H = torch.full((H,), float("nan"), device=a.device)
         head = dict.fromkeys(PER_HEAD, none_H)
         sees_HTC = a.sees(keys_C=keys_C)
-        for name, rows in chosen.items():
-            if rows and counted:
-                at = [keys.index(r) for r in rows]
-                head[f"mass_{name}"] = _mean_mass(p_HTC[:, counted][..., at], sees_HTC[:, counted][..., at])
-        if T > 1:
-            first = [keys.index(0)]
-            head["mass_first"] = _mean_mass(p_HTC[:, 1:, first], sees_HTC[:, 1:, first])
+        of = {name: [keys.index(r) for r in rows] for name, rows in {**chosen, "first": [0]}.items()}
+        rows = {"every": range(T), "counted": counted, "alpha": range(T), "first": range(1, T), "findings": counted}
+        if self.options.queries is not None:
+            rows = self._same(rows, sees_HTC, of, where)
+            counted = rows["counted"]
+        rows["random"] = counted
+        for name, at in of.items():
+            if at and len(rows[name]):
+                head[f"mass_{name}"] = _mean_mass(p_HTC[:, rows[name]][..., at], sees_HTC[:, rows[name]][..., at])
         if a.slot_HT is not None:
-            head["slot_mass"] = a.slot_HT.mean(1)
-        columns = self._columns(a, head) if self.options.columns else None
+            head["slot_mass"] = a.slot_HT[:, rows["every"]].mean(1)
+        columns = self._columns(a, head, rows["every"]) if self.options.columns else None
+        if columns is not None and self.options.queries is not None:
+            alpha = rows["alpha"]
+            head["alpha_first"] = _mean_mass(p_HTC[:, alpha][..., of["first"]], sees_HTC[:, alpha][..., of["first"]])
         self._drain(a, chosen["findings"], head)
         if a.out_HTF is not None and counted:
             self._add_gram(a.out_HTF, sorted(set(range(T)) - set(counted)))
@@ -173,11 +202,22 @@ class HeadStats:
             if x is not None and T == S:
                 self._groups[name].update(x.transpose(0, 1).reshape(x.shape[1], -1), where)
 
-    def _columns(self, a: Attended, head: dict[str, Tensor]) -> Tensor:
+    def _same(
+        self, rows: Mapping[str, Sequence[int]], sees_HTC: Tensor, of: Mapping[str, list[int]], where: Where
+    ) -> dict[str, Sequence[int]]:
+        """The rows of each name that can see what it is about and may count."""
+        assert self.options.queries is not None
+        seen = {"alpha": "first", "first": "first", "findings": "findings"}
+        can = {name: sees_HTC[..., of[key]].any(-1).any(0).tolist() for name, key in seen.items()}
+        able = {name: [t for t in mine if name not in can or can[name][t]] for name, mine in rows.items()}
+        return dict(self.options.queries.narrowed(able, where, len(rows["every"])))
+
+    def _columns(self, a: Attended, head: dict[str, Tensor], rows: Sequence[int]) -> Tensor:
         """Gu's alpha_k for all k, sinks, and the entropy."""
         H, T, S = a.shape
-        mass_HS, head["entropy"] = a.columns()
-        viewers_HS = a.viewers_HS.expand(H, S)
+        rows_R = None if len(rows) == T else torch.tensor(rows, device=a.device, dtype=torch.long)
+        mass_HS, head["entropy"] = a.columns(rows_R)
+        viewers_HS = (a.viewers_HS if rows_R is None else a.viewers_among(rows_R)).expand(H, S)
         alpha_HS = mass_HS / viewers_HS  # 0 / 0 = NaN where no query sees the key
         head["alpha_first"] = alpha_HS[:, 0]
         # In a window of few keys every key is seen by few.
