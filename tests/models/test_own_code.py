@@ -84,7 +84,7 @@ def says_yes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_code_runs_where_it_is_trusted_only(name: str, says_yes: Path, tmp_path: Path) -> None:
     folder = own_model(tmp_path / "model", says_yes, name)
     for read in (ma.load, from_pretrained):
-        with pytest.raises(UserError, match=r"Own\w+ in modeling_own|custom code") as refused:
+        with pytest.raises(UserError, match=r"Own\w+ in modeling_own\.py\.") as refused:
             read(folder)
         assert "--trust-remote-code" in refused.value.do
     assert not says_yes.exists() and sys.stdin.read() == "y\n" * 1000, "nothing may be asked"

@@ -41,21 +41,19 @@ def read_with(cls: Any, spec: Any, options: Mapping[str, Any], **more: Any) -> A
         return cls.from_pretrained(spec, **(dict(options) | more | {TRUST: trusted}))
     except ValueError as error:
         if not trusted and TRUST in str(error):
-            raise needs_code(str(spec), "", error) from error
+            raise needs_code(str(spec), named_code(spec, options)) from error
         raise
 
 
-def needs_code(spec: str, code: str, error: Exception | None = None) -> UserError:
+def needs_code(spec: str, code: str) -> UserError:
     """The message of a model that was not allowed to run its code.
 
     Args:
         spec: what it was asked for by.
-        code: which class of which file; "" where only the library's message says it.
-        error: what the library raised.
+        code: which class of which file; "" where that is not known.
     """
-    said = code or (str(error).strip().splitlines() or ["transformers does not say which."])[0]
     return UserError(
-        f"Model {spec!r} needs code of its own to run: {said}",
+        f"Model {spec!r} needs code of its own to run{f': {code}' if code else '; its files do not say which'}.",
         "Code of a model can do anything on this machine, so it runs only where that is asked for.",
         f"Read that code; if you trust it, pass {FLAG}.",
     )
@@ -76,7 +74,8 @@ def check_code(spec: str, config: Any, options: Mapping[str, Any]) -> None:
         return
     saved_by_known = any(_known(name) for name in architectures(config))
     needed = ("AutoConfig", *(() if saved_by_known else ("AutoModel",)))
-    _refuse_unknown(spec, {auto: named for auto, named in entries(config).items() if auto.startswith(needed)})
+    if code := _unknown({auto: named for auto, named in entries(config).items() if auto.startswith(needed)}):
+        raise needs_code(spec, code)
 
 
 def check_parts(spec: str, options: Mapping[str, Any], *files: str) -> None:
@@ -89,13 +88,26 @@ def check_parts(spec: str, options: Mapping[str, Any], *files: str) -> None:
     Raises:
         UserError: names the class and the flag.
     """
+    if not options.get(TRUST) and (code := named_code(spec, options, *files)):
+        raise needs_code(spec, code)
+
+
+def named_code(spec: str, options: Mapping[str, Any], *files: str) -> str:
+    """The first class in auto_map of the files of a model that transformers does not have, and its file; "" for none.
+
+    Args:
+        spec, options: see `check_code`.
+        files: which; nothing: every one that may name code.
+    """
     hub = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir")}
-    for file in files if not options.get(TRUST) else ():
+    for file in files or ("config.json", *TOKENIZER_FILES, *PROCESSOR_FILES):
         try:
             fields = json.loads(Path(str(cached_file(spec, file, **hub))).read_text(encoding="utf-8"))
         except Exception:  # no such file, no network, no JSON: reading the part itself says it
             continue
-        _refuse_unknown(spec, entries(fields))
+        if code := _unknown(entries(fields)):
+            return code
+    return ""
 
 
 def entries(config: Any) -> dict[str, Any]:
@@ -126,15 +138,16 @@ def own_class(config: Any) -> Any:
     return next((getattr(transformers, auto) for auto in order if auto in named), None)
 
 
-def _refuse_unknown(spec: str, auto_map: Mapping[str, Any]) -> None:
-    """Refuse classes that transformers does not have; of a tokenizer two are named, slow and fast."""
+def _unknown(auto_map: Mapping[str, Any]) -> str:
+    """The first class that transformers does not have, and its file; of a tokenizer two are named, slow and fast."""
     named = ((auto, one) for auto, x in auto_map.items() for one in (x if isinstance(x, list) else [x]))
     for auto, one in named:
         repository, _, place = str(one or "").rpartition("--")
         file, _, name = place.rpartition(".")
         if name and not _known(name):
-            where = f" of {repository}" if repository else ""
-            raise needs_code(spec, f"its {auto} is {name} in {file.replace('.', '/')}.py{where}.")
+            where = f" of the repository {repository}" if repository else ""
+            return f"its {auto} is {name} in {file.replace('.', '/')}.py{where}"
+    return ""
 
 
 def _known(name: str) -> bool:

@@ -276,7 +276,7 @@ def _explained(spec: str, error: Exception, looks_local: bool) -> UserError:
             "Install a newer transformers; for a model with its own code pass --trust-remote-code.",
         )
     if "trust_remote_code" in everything:
-        return needs_code(spec, "", error)
+        return needs_code(spec, "")
     no_safetensors = "safetensors" in everything and (
         "does not appear to have" in everything or "use_safetensors" in everything
     )
