@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from massact.corpora import Source, corpus
+from massact.corpora import PRESETS, Source, corpus
 
 
 class TestFiles:
@@ -63,6 +63,17 @@ class TestFileRefusals:
         assert "does not exist either" in refused(corpus, str(tmp_path / "no" / "a.txt")).why
         (tmp_path / "empty").mkdir()
         assert "is empty" in refused(corpus, str(tmp_path / "empty" / "a.txt")).do
+
+    def test_a_missing_file_is_answered_with_what_can_be_a_corpus(self, tmp_path, refused):
+        for name in ("notes.txt", "Makefile", "model.safetensors", ".hidden.txt", "run.json"):
+            (tmp_path / name).write_text("a")
+        (tmp_path / "folder.txt").mkdir()
+        error = refused(corpus, str(tmp_path / "nothing.txt"))
+        there, _, named = error.do.partition("Named corpora: ")
+        assert "notes.txt" in there
+        for name in ("Makefile", "model.safetensors", "hidden", "run.json", "folder"):
+            assert name not in error.do
+        assert all(name in named for name in (*PRESETS, "embedded"))
 
     def test_empty(self, tmp_path, refused):
         (tmp_path / "e.txt").write_text(" \n")

@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from massact.corpora.presets import named_corpora
 from massact.records.errors import UserError, near
 from massact.records.given_files import read_given, refuse_special
 
@@ -16,26 +18,12 @@ MOST_BYTES = 2 << 30  # of one text: it is held in memory, several times over
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
+# How files end that are a corpus of text, images or sound.
+CORPUS_SUFFIXES = (
+    *JSONL_SUFFIXES, *TEXT_SUFFIXES, ".csv", ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".wav", ".flac"
+)  # fmt: skip
 # A name that ends so is a path, also when nothing is there: the message is then about a missing file.
-PATH_SUFFIXES = (
-    *JSONL_SUFFIXES,
-    *TEXT_SUFFIXES,
-    ".json",
-    ".csv",
-    ".tsv",
-    ".parquet",
-    ".gz",
-    ".zst",
-    ".pdf",
-    ".html",
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".wav",
-    ".flac",
-)
+PATH_SUFFIXES = (*CORPUS_SUFFIXES, ".json", ".tsv", ".parquet", ".gz", ".zst", ".pdf", ".html")
 
 
 def at_home(path: Path | str) -> Path:
@@ -231,9 +219,10 @@ def _missing(path: Path) -> UserError:
     what = f"There is no file or folder {str(path)!r}."
     if not parent.is_dir():
         return UserError(what, f"The folder {str(parent)!r} does not exist either.", "Check the path.")
-    try:
-        names = [entry.name for entry in parent.iterdir()]
-    except OSError:
-        names = []
-    hint = near(path.name, names) if names else f"The folder {str(parent)!r} is empty."
-    return UserError(what, "Nothing has that name.", hint)
+    inside: list[Path] = []
+    with suppress(OSError):
+        inside = list(parent.iterdir())
+    fit = [f.name for f in inside if f.suffix.lower() in CORPUS_SUFFIXES and f.is_file() and f.name[0] != "."]
+    none = f"The folder {str(parent)!r} {'holds no text, images or sound' if inside else 'is empty'}."
+    there = near(path.name, fit, "Files there that can be one") if fit else none
+    return UserError(what, f"It was looked for in {os.path.abspath(parent)!r}.", f"{there} {named_corpora()}")

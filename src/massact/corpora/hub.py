@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from massact.corpora.presets import PRESETS, Preset
-from massact.records.errors import UserError, near
+from massact.corpora.presets import PRESETS, Preset, named_corpora
+from massact.records.errors import UserError
 
 # How much of a data set without a protocol is read: its first documents, enough for any scan.
 MAX_DOCUMENTS = 10_000
@@ -183,7 +183,7 @@ def _datasets(dataset: str) -> Any:
     # A folder named `datasets` beside the user's script imports as an empty package.
     if not hasattr(module, "load_dataset"):
         known = dataset in {preset.dataset for preset in PRESETS.values()}
-        hint = "" if known else f" {near(dataset, [*PRESETS, 'embedded'])}"
+        hint = "" if known else f" {named_corpora(dataset)}"
         raise UserError(
             f"The data set {dataset!r} cannot be read.",
             "The package `datasets` is not installed"
@@ -220,14 +220,13 @@ def _refused(dataset: str, error: Exception) -> UserError:
         "ConnectError",
     }
     if kinds & offline or any("Timeout" in kind for kind in kinds):
-        hint = f" {near(dataset, [*PRESETS, 'embedded'])}" if "/" not in dataset else ""
         return UserError(
             f"The data set {dataset!r} cannot be reached.",
             f"There is no network, or offline mode is on ({why}).",
-            f"Go online, or give a local file or folder, or use the built-in corpus 'embedded'.{hint}",
+            f"Go online, or give a local file or folder. {named_corpora(dataset)}",
         )
     if "FileNotFoundError" in kinds:
-        do = f"Check the name. {near(dataset, [*PRESETS, 'embedded'])}"
+        do = f"Check the name. {named_corpora(dataset)}"
         return UserError(f"There is no data set {dataset!r} on the Hub (nor a file or folder of that name).", why, do)
     do = "Check the split and the configuration ('name:configuration'), or give a local file."
     return UserError(f"The data set {dataset!r} cannot be read.", why, do)

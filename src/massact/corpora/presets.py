@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from massact.records.errors import near
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -66,3 +68,9 @@ PRESETS: dict[str, Preset] = {
         files=_REDPAJAMA_FILES,
     ),
 }
+
+
+def named_corpora(name: str = "") -> str:
+    """Say which named corpora resemble `name`, and which there are."""
+    listed = near(name, [*PRESETS, "embedded"], "Named corpora")
+    return f"{listed.removesuffix('.')}; of these, embedded needs no network."

@@ -55,10 +55,14 @@ def check_options(verb: str, given: Iterable[str], known: Iterable[str]) -> None
             raise UserError(f"{verb} has no option {name!r}.", do=near(name, known))
 
 
-def near(name: str, names: Iterable[str]) -> str:
-    """Say which known names resemble `name`, and list them all when they are few."""
+def near(name: str, names: Iterable[str], kind: str = "Known") -> str:
+    """Say which known names resemble `name`, and list them all when they are few.
+
+    Args:
+        kind: what the names are of.
+    """
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     listing = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
-    return f"{hint}Known: {listing}."
+    return f"{hint}{kind}: {listing}."
