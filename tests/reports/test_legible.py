@@ -73,6 +73,21 @@ def test_signs_shares_and_lists() -> None:
     assert listed([]) == "none" and listed(["a"]) == "a" and listed(["a", "b", "c"]) == "a, b and c"
 
 
+@pytest.mark.parametrize(
+    ("value", "spelled", "share"),
+    [
+        (0.9996, "0.9996", "99.96%"),
+        (1.0004, "1.0004", "100.04%"),
+        (-0.99997, "-0.99997", "-99.997%"),
+        (1 - 2**-24, "1", "100%"),  # a float32 cosine of a vector with itself
+        (1.0, "1", "100%"),
+        (0.994, "0.994", "99.4%"),
+    ],
+)
+def test_what_is_not_one_is_not_rounded_to_one(value: float, spelled: str, share: str) -> None:
+    assert number(value) == spelled and percent(value) == share
+
+
 @given(st.floats(allow_nan=False, min_value=1e-300, max_value=1e300))
 def test_the_spelling_is_within_half_a_unit_of_its_last_digit(value: float) -> None:
     assert float(number(value).replace(",", "")) == pytest.approx(value, rel=0.00501)

@@ -141,13 +141,16 @@ def test_the_numbers_of_the_tables_are_told() -> None:
     for part in (
         "get 61% of it", "layers 2-4", "57 times", "12 of 12 heads",
         "'.' (delimiter, 4)", "hidden state 0.93 (0.12)", "by 3.1% of its mean", "Learned sinks take 1.3%",
-        "Dim 5 (start, 2 tokens) is written by mlp_out of layer 1 (+996, 99.6%); taken away by mlp_out of layer 4 (-99",
+        "Dim 5 (start, 2 tokens) is written by mlp_out of layer 1 (+996, 99.6% of the peak)",
+        "taken away by mlp_out of layer 4 (-990, -99% of the peak)",
         "one weight, [9, 7] = 166", "carries 97% of it", "leads 2 coordinates",
         "dim 9; of the dims of the findings, dim 9",
-        "At layer 3 83% of the mean state", "weakest 5%", "others: 4.1%", "Note: One note.",
+        "At layer 3, 83% of the mean state", "weakest 5%", "others: 4.1%", "Note: One note.",
     ):  # fmt: skip
         assert part in text, part
-    assert "100%" in text.split("Secondary sinks")[1].splitlines()[0]
+    assert story_in_words(told())[-1] == CAUSES  # what is said last, also of a run with notes
+    sinks = text.split("Secondary sinks")[1].splitlines()[0]
+    assert "): 4 at layers 2-3" in sinks and "100%" in sinks  # two tokens with sinks behind position 0, in two layers
 
 
 def test_each_stack_tells_its_own() -> None:
@@ -267,3 +270,13 @@ def test_layers_are_whole_and_an_empty_panel_says_so() -> None:
     concentration, _, residual = figure.axes
     assert all(x == round(x) for x in concentration.get_xticks())
     assert [t.get_text() for t in residual.texts] == ["unavailable"] and not residual.axison
+
+
+def test_of_two_coordinates_as_frequent_the_larger_is_told_first() -> None:
+    e = told()
+    e.writers.loc[e.writers["dim"] == 9, "after"] = -4000.0
+    said = [s for s in story_in_words(e) if s.startswith("Dim ")]
+    assert [s.split()[1] for s in said] == ["9", "5"]
+    e.writers.loc[e.writers["dim"] == 5, "n_tokens"] = 3
+    said = [s for s in story_in_words(e) if s.startswith("Dim ")]
+    assert [s.split()[1] for s in said] == ["5", "9"]

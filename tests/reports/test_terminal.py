@@ -58,6 +58,7 @@ def test_coordinates_and_ranks_have_the_numbers_of_the_tables() -> None:
     text = printed(result, 100)
     rows = section(text, "Coordinates at layer 30")
     expected = result.coordinates[result.coordinates["layer"] == 30]
+    expected = expected.assign(size=expected["mean"].abs()).sort_values(["count", "size"], ascending=False)
     for words, (_, row) in zip(rows, expected.iterrows(), strict=True):
         assert words == [
             "30",
@@ -78,7 +79,10 @@ def test_coordinates_and_ranks_have_the_numbers_of_the_tables() -> None:
         ranks = result.ranks[result.ranks["source"] == source]
         for words, (_, row) in zip(section(text, title), ranks.iterrows(), strict=True):
             assert " ".join(words).startswith(f"{row['rank']} {cell(row['magnitude'])} {cell(row['value_mean'])}")
-    assert len(section(text, "Near misses: 5 of 7")) == 5
+    near = result.near_misses.sort_values(["ratio", "magnitude"], ascending=False, kind="stable")
+    title = text.split("Near misses: ", 1)[1].splitlines()[0]
+    assert title == "5 of 7, the highest ratio (|h| / median) first"
+    assert [row[6] for row in section(text, "Near misses: 5 of 7")] == [cell(x) for x in near["ratio"][:5]]
 
 
 def test_ranks_are_printed_in_their_order_however_they_are_stored() -> None:

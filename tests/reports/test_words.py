@@ -126,7 +126,8 @@ def test_positions_are_those_that_there_are() -> None:
     at_peak = result.findings[result.findings["layer"] == 30]
     tokens = len(set(zip(at_peak["sequence"], at_peak["pos"], strict=True)))  # 2 dims each
     assert (len(at_peak), tokens) == (32, 16)
-    said = "At layer 30 they are at other tokens: 32 findings on 16 tokens (4 and 2 per sequence): 'x' (other, 16)."
+    said = ("At layer 30 they are at other tokens: 32 findings (4 per sequence) on 16 tokens (2 per sequence): 'x' "
+            "(other, 16).")  # fmt: skip
     assert answer_in_words(result)[3] == said
 
 

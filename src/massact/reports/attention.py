@@ -176,7 +176,8 @@ def draw_trajectory(e: Explanation) -> Figure | None:
     for row, stack in zip(figure.subplots(len(stacks), 2, squeeze=False), stacks, strict=True):
         layer = int(after.loc[after["stack"] == stack, "layer"].min())
         rows = e.trajectory[(e.trajectory["stack"] == stack) & (e.trajectory["layer"] == layer)]
-        for axes, column, title in ((row[0], "cosine", "Mean cosine of two tokens"), (row[1], "sparsity", "Sparsity")):
+        panels = ((row[0], "cosine", "Mean cosine of two tokens"), (row[1], "sparsity", "Sparsity (1: a single entry)"))
+        for axes, column, title in panels:
             for group, color in (("findings", TOP_1), ("random", WARNING), ("others", PLAIN)):
                 values = rows[rows["group"] == group].set_index("stage")[column].reindex(STAGES).to_numpy(float)
                 if not np.isnan(values).all():

@@ -26,7 +26,10 @@ def real(value: Any) -> float:
         return math.nan
 
 
-def number(value: Any, digits: int = 3, table: bool = False) -> str:
+ROUNDING = 1e-6  # relative; what float32 arithmetic leaves of a one
+
+
+def number(value: Any, digits: int = 3, table: bool = False, whole: float = 1.0) -> str:
     """Spell a number with thousands separators and a given number of significant digits.
 
     Args:
@@ -34,6 +37,7 @@ def number(value: Any, digits: int = 3, table: bool = False) -> str:
         digits: significant digits.
         table: keep all digits before the point, because tables are copied from, and zeros at the end, because
             their columns are read from top to bottom.
+        whole: a value that is not this, but would be rounded to it, gets more digits: a cosine of 0.9996 is not 1.
     """
     if value is None:
         return "n/a"
@@ -44,13 +48,20 @@ def number(value: Any, digits: int = 3, table: bool = False) -> str:
         return "inf" if x > 0 else "-inf"
     if x == 0:
         return "0"
+    while digits < 8 and round(abs(x), _decimals(x, digits)) == whole and abs(abs(x) / whole - 1) > ROUNDING:
+        digits += 1
     if not 1e-3 <= abs(x) < 1e7:
         mantissa, exponent = f"{x:.{digits - 1}e}".split("e")
         return f"{mantissa if table else _trim(mantissa)}e{int(exponent)}"
-    decimals = digits - 1 - math.floor(math.log10(abs(x)))
+    decimals = _decimals(x, digits)
     if table:
         return f"{x:,.{max(decimals, 0)}f}"
     return _trim(f"{round(x, decimals):,.{max(decimals, 0)}f}")
+
+
+def _decimals(x: float, digits: int) -> int:
+    """How many decimals of x its first significant digits are."""
+    return digits - 1 - math.floor(math.log10(abs(x)))
 
 
 def _trim(digits: str) -> str:
@@ -75,7 +86,7 @@ def signed(value: Any) -> str:
 def percent(share: Any, digits: int = 3) -> str:
     """A share as a percentage."""
     x = real(share)
-    return f"{number(100 * x, digits)}%"
+    return f"{number(100 * x, digits, whole=100.0)}%"
 
 
 def counted(n: int, noun: str, nouns: str = "") -> str:

@@ -29,6 +29,11 @@ _HAS = {**dict.fromkeys(TRAINED, "trained"), **dict.fromkeys(SCANNED, "scanned")
         **dict.fromkeys(EXPLAINED, "explained")}  # fmt: skip
 
 
+# What the columns of attention are, of runs that have them.
+ATTENTION = ("; attention, means over heads: sink rate (alpha_0 > eps), share on position 0 and on a learned slot, "
+             "value norm of position 0 over the others")  # fmt: skip
+
+
 def comparison_in_words(c: Comparison) -> list[str]:
     """A sentence or two on each run, then what differs between them."""
     rows = c.compare[c.compare["row"] == "run"]
@@ -64,9 +69,9 @@ def _sentence(row: pd.Series) -> str:
         parts.append("not scanned")
     elif row["massive"]:
         onset = f" from layer {int(row['onset'])} on" if not math.isnan(row["onset"]) else ""
-        parts.append(f"massive activations{onset}, max |h| {number(row['max'])}, largest ratio {number(row['ratio'])}")
+        parts.append(f"massive activations{onset}, {_sizes(row)}")
     else:
-        parts.append(f"nothing massive, max |h| {number(row['max'])}, largest ratio {number(row['ratio'])}")
+        parts.append(f"nothing massive, {_sizes(row)}")
     if row["explained"] and math.isnan(row["mass_first"]):
         parts.append("its attention was not seen")
     elif row["explained"]:
@@ -75,12 +80,16 @@ def _sentence(row: pd.Series) -> str:
     return f"{name}: {'; '.join(parts)}."
 
 
+def _sizes(row: pd.Series) -> str:
+    return f"max |h| {number(row['max'])}, largest |h| / median {number(row['ratio'])}"
+
+
 def _group_sentence(name: str, rows: pd.DataFrame) -> str:
     mean, low, high = rows.loc["mean"], rows.loc["min"], rows.loc["max"]
     text = f"{visible(name)}: mean held-out loss {shown(mean, 'eval_loss')} nats"
     text += f" ({shown(low, 'eval_loss')} to {shown(high, 'eval_loss')})"
     if mean["scanned"]:
-        text += f"; largest ratio {number(low['ratio'])} to {number(high['ratio'])}, massive in {_massive(mean)}"
+        text += f"; largest |h| / median {number(low['ratio'])} to {number(high['ratio'])}, massive in {_massive(mean)}"
     return text + "."
 
 
@@ -128,8 +137,9 @@ def show_comparison(c: Comparison, console: Console) -> None:
         console.print(_Section("Training; losses in nats", _rows(runs, TRAINED, ("variant",), console.encoding)))
     console.print()
     extra = ("criterion",) if len(rules) > 1 else ()
+    told = ATTENTION if runs["explained"].any() else ""
     table = _rows(runs, (*SCANNED, *EXPLAINED), extra, console.encoding)
-    console.print(_Section(f"Activations and attention{of}", table))
+    console.print(_Section(f"Activations and attention{of}; ratio: |h| / median{told}", table))
     groups = c.compare[c.compare["row"] == "mean"]
     if len(groups):
         console.print()

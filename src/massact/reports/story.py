@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ def story_in_words(e: Explanation) -> list[str]:
             *_weights(mine, stack),
         ]  # fmt: skip
         said += [f"{visible(stack)}: {s}" if stack and len(stacks) > 1 else s for s in sentences]
-    return [*said, CAUSES, *(f"Note: {visible(str(n))}" for n in e.info.notes)]
+    return [*said, *(f"Note: {visible(str(n))}" for n in e.info.notes), CAUSES]
 
 
 def _of(e: Explanation, stack: str) -> Explanation:
@@ -90,7 +91,8 @@ def _concentration(e: Explanation) -> list[str]:
     ]
     drain, norm = _mean(after, "value_drain"), _mean(after, "residual_norm")
     if not math.isnan(drain) or not math.isnan(norm):
-        said = [f"their values are {number(drain)} times as long as those of other tokens"] * (not math.isnan(drain))
+        said = [f"their value vectors are {number(drain)} times as long as those of other tokens"]
+        said = [] if math.isnan(drain) else said
         said += [f"their hidden states {number(norm)} times"] * (not math.isnan(norm))
         told.append(f"In the same blocks {listed(said)}.")
     return told
@@ -119,13 +121,12 @@ def _sinks(e: Explanation) -> list[str]:
         later = e.sinks[(e.sinks["pos"] > 0) & (e.sinks["heads"] > 0)]
         if len(later):
             tokens = later.groupby(["token", "position_class"]).size().sort_values(ascending=False, kind="stable")
-            named = [f"{quoted(t)} ({visible(c)}, {n:,})" for (t, c), n in list(tokens.items())[:5]]
-            more = len(tokens) - len(named)
+            named = [f"{quoted(t)} ({visible(c)}, {n:,})" for (t, c), n in tokens.items()]
             at = _layers_of(later)
             told.append(
-                f"Secondary sinks, not at position 0: {counted(len(later), 'time')} at {at}, on "
-                f"{listed(named + [f'{more:,} more'] * (more > 0))}; {percent((later['finding']).mean())} of them are "
-                "on tokens with findings."
+                f"Secondary sinks, not at position 0 (a token that is a sink of at least one head counts once for each "
+                f"layer): {len(later):,} at {at}, on {listed(named, 5)}; {percent(later['finding'].mean())} of them "
+                "are on tokens with findings."
             )
         else:
             told.append("No head has a sink at any later position.")
@@ -158,8 +159,9 @@ def _trajectory(e: Explanation) -> list[str]:
         mine, rest = here.loc[("normed", "findings")], here.loc[("normed", "others")]
         said.append(
             f"After the norm of that layer the tokens with findings have a sparsity of {number(mine['sparsity'])} "
-            f"(others {number(rest['sparsity'])}), with {percent(mine['massive_share'])} of their squared norm in the "
-            f"massive dims (others {percent(rest['massive_share'])})."
+            f"(Hoyer's: 1 where one entry is all, less the more even they are; others {number(rest['sparsity'])}), "
+            f"with {percent(mine['massive_share'])} of their squared norm in the massive dims (others "
+            f"{percent(rest['massive_share'])})."
         )
     return said
 
@@ -188,14 +190,15 @@ def _bias(e: Explanation) -> list[str]:
             f"Between sequences these updates have a mean cosine of {number(rows['between'].median())}"
             f"{_beside(rows['null_between'].median(), RANDOM, number)}."
         )
-    told.append(f"The two parts add up to the attention output within {number(rows['residual_error'].max())} of it.")
+    off = number(rows["residual_error"].max())
+    told.append(f"These updates and what all other tokens add sum to the attention output within {off} of it.")
     return told
 
 
 def _writers(e: Explanation) -> list[str]:
     told: list[str] = []
     named: set[tuple[str, int, int]] = set()
-    groups = list(e.writers.groupby(["dim", "position_class"], sort=False))
+    groups = sorted(e.writers.groupby(["dim", "position_class"], sort=False), key=_size, reverse=True)
     for (dim, where), rows in groups[:MOST_COORDINATES]:
         ups = [_write(r) for r in rows[rows["role"] == "up"].itertuples()]
         downs = [_write(r) for r in rows[rows["role"] == "down"].itertuples()]
@@ -209,8 +212,14 @@ def _writers(e: Explanation) -> list[str]:
     return told
 
 
+def _size(group: tuple[Any, pd.DataFrame]) -> tuple[int, float]:
+    """Tokens of a coordinate, and its peak: that of most tokens is told first, of two as frequent the larger."""
+    rows = group[1]
+    return int(rows["n_tokens"].iloc[0]), real(rows["after"].abs().max()) if rows["after"].notna().any() else 0.0
+
+
 def _write(row: tuple) -> str:
-    share = percent(row.share)  # type: ignore[attr-defined]
+    share = f"{percent(row.share)} of the peak"  # type: ignore[attr-defined]
     return f"{row.submodule} of layer {row.layer} ({signed(row.write)}, {share})"  # type: ignore[attr-defined]
 
 
@@ -254,7 +263,7 @@ def _weights(e: Explanation, stack: str) -> list[str]:
     s = e.info.spectrum.get(stack, {})
     if "findings" in s and "others" in s:
         told.append(
-            f"At layer {int(s['layer'])} {percent(s['findings'])} of the mean state of the tokens with findings lies "
+            f"At layer {int(s['layer'])}, {percent(s['findings'])} of the mean state of the tokens with findings lies "
             f"in the weakest {percent(s['bottom'])} of the unembedding's directions (others: {percent(s['others'])})."
         )
     return told

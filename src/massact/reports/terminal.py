@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich import box
 from rich.console import Console, Group
@@ -42,6 +43,8 @@ def show(result: ScanResult, console: Console) -> None:
     rule = rule_of(result)
     console.print(_headline(result, console.encoding))
     of = "the first sequence" if (result.info.corpus or {}).get("kind") == "tensors" else "the prompt"
+    if of == "the prompt" and (tokens := result.portrait.get("tokens")) is not None:
+        of += f" {quoted(''.join(map(str, tokens)), 40, console.encoding)}"
     for view in views(result):
         sections = [
             _layers(view),
@@ -153,7 +156,8 @@ def _axes(rows: pd.DataFrame, stack: str) -> _Section:
                       style="" if reads else "dim")  # fmt: skip
     name = f"{visible(stack)}: " if stack else ""
     marks = "|: the block reads findings; -: unavailable"
-    return _Section(f"{name}concentration, value drain, residual norm ({marks})", table)
+    what = "Share of attention on the tokens, and norms of those with findings over norms of others"
+    return _Section(f"{name}{what} ({marks})", table)
 
 
 def to_json(result: ScanResult | Explanation | Intervention | Classics | Trajectory) -> str:
@@ -242,8 +246,9 @@ def _layers(view: StackView) -> _Section | None:
             f"{int(row['n_findings']):,}",
             style="red" if overflows else "" if row["n_findings"] else "dim",
         )
-    mean = f", mean over {view.n_sequences:,} sequences" if view.n_sequences > 1 else ""
-    return _Section(f"Largest and median |h| of each layer{mean}", table)
+    mean, of = (f", mean over {view.n_sequences:,} sequences", " of all") if view.n_sequences > 1 else ("", "")
+    columns = f"ratio: top 1 / median; fp16 headroom: 65,504 / the largest |h|{of}"
+    return _Section(f"Largest and median |h| of each layer{mean} ({columns})", table)
 
 
 def _mark(layer: int, span: tuple[int, int] | None, peak: int | None) -> str:
@@ -275,9 +280,9 @@ def kept_rows(view: StackView) -> list[int]:
 
 def _coordinates(view: StackView, encoding: str) -> _Section | None:
     """Where the findings of the peak layer are, and how constant (Sun 2024, section 2.2 and Table 2)."""
-    rows = view.coordinates[view.coordinates["layer"] == view.peak_layer].sort_values(
-        "count", ascending=False, kind="stable"
-    )
+    rows = view.coordinates[view.coordinates["layer"] == view.peak_layer]
+    size = rows["mean"].abs().to_numpy(float, na_value=np.nan)
+    rows = rows.assign(size=size).sort_values(["count", "size"], ascending=False, kind="stable")
     if not len(rows):
         return None
     spread = _spread("mean", "std", encoding)
@@ -307,8 +312,9 @@ def _coordinates(view: StackView, encoding: str) -> _Section | None:
             percent(row["spread"]) if row["count"] > 1 else "-",
             Text(named + (f", {left:,} more" if left > 0 and named else "")),
         )
+    columns = "share: of the sequences; spread: std / |mean|"
     more = f", the {MOST_COORDINATES} most frequent of {len(rows):,}" if len(rows) > MOST_COORDINATES else ""
-    return _Section(f"Coordinates at layer {view.peak_layer}, that of the largest finding{more}", table)
+    return _Section(f"Coordinates at layer {view.peak_layer}, that of the largest finding{more} ({columns})", table)
 
 
 def _spread(mean: str, std: str, encoding: str) -> str:
@@ -386,5 +392,6 @@ def _near_misses(view: StackView, rule: Rule, encoding: str) -> _Section | None:
             missed,
             Text(quoted(row["token"], 20, encoding)),  # all of 'frame 10.56-10.58 s'
         )
-    shown = f"{min(len(rows), MOST_NEAR_MISSES)} of {len(rows):,}, the largest first"
+    order = "largest |h|" if rows["ratio"].isna().all() else "highest ratio (|h| / median)"
+    shown = f"{min(len(rows), MOST_NEAR_MISSES)} of {len(rows):,}, the {order} first"
     return _Section(f"Near misses: {shown}", table)

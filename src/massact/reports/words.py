@@ -69,6 +69,7 @@ def _headline(result: ScanResult, rule: Rule, stacks: list[StackView]) -> str:
     if not sequences:
         return f"Nothing was measured on {name}: no sequences."
     over = f"in {counted(sequences, 'sequence')}"
+    each = ", counted at every layer," if rule.kind != "layer" else ""
     having = [v for v in stacks if v.n_findings]
     total = counted(sum(v.n_findings for v in stacks), "finding")
     if not having:
@@ -77,7 +78,7 @@ def _headline(result: ScanResult, rule: Rule, stacks: list[StackView]) -> str:
     if len(stacks) > 1:
         without = [v.label for v in stacks if not v.n_findings]
         where = f" in {listed([v.label for v in having])}" + (f", not in {listed(without)}" if without else "")
-    return f"Yes: {name} has {rule.noun}{where}: {total} {over} under {rule.in_words()}."
+    return f"Yes: {name} has {rule.noun}{where}: {total} {over}{each} under {rule.in_words()}."
 
 
 def _found(view: StackView) -> list[str]:
@@ -106,7 +107,8 @@ def _layers(view: StackView) -> str:
     first = f"layer {span[0]} of {view.n_layers}{module}" if span[0] else "layer 0, the embedding output,"
     jump = ""
     if answer and not math.isnan(real(answer.onset_jump)):
-        jump = f", where the largest |h| is {number(answer.onset_jump)} times that of the layer before"
+        of = " of all sequences" if view.n_sequences > 1 else ""  # the table of layers has means over them
+        jump = f", where the largest |h|{of} is {number(answer.onset_jump)} times that of the layer before"
     if span[0] == span[1]:
         return f"They are at {first} only{jump}."
     sentence = f"They appear at {first.rstrip(',')}{jump}, and are last seen at layer {span[1]}"
@@ -129,8 +131,10 @@ def _tokens(view: StackView) -> list[str]:
     group = GROUPS.get(answer.group) or listed([said for c, said in CLASSES.items() if c in classes])
     where = f"{'at unnamed positions' if group == 'none' else group}{_modalities(answer.modalities)}"
     n_tokens, n = int(counts.sum()), max(view.n_sequences, 1)
-    rates = f"{number(len(here) / n)} and {number(n_tokens / n)} per sequence"
-    on = f"{counted(len(here), 'finding')} on {counted(n_tokens, 'token')} ({rates})"
+    found, held = counted(len(here), "finding"), counted(n_tokens, "token")
+    if n > 1:
+        found, held = (f"{said} ({number(k / n)} per sequence)" for said, k in ((found, len(here)), (held, n_tokens)))
+    on = f"{found} on {held}"
     return [f"At layer {view.peak_layer} they are {where}: {on}: {listed(named, MOST_TOKENS)}."]
 
 
@@ -308,8 +312,8 @@ def _null(null: dict[str, Any], result: ScanResult) -> list[str]:
     ours = _in_first(result, n)
     beside = "" if ours is None or not n else f"; the model has {_rate(ours, n)} there"
     return [
-        f"A random-init twin of the same architecture has {_rate(count, n)}{_of_first(n)} (largest ratio "
-        f"{number(null.get('largest_ratio'))}, largest |h| {number(null.get('largest_magnitude'))}){beside}."
+        f"A random-init twin of the same architecture has {_rate(count, n)}{_of_first(n)} (largest |h| / "
+        f"median {number(null.get('largest_ratio'))}, largest |h| {number(null.get('largest_magnitude'))}){beside}."
     ]
 
 
@@ -346,13 +350,13 @@ def _side(side: dict[str, Any]) -> str:
     if "unavailable" in side:
         return f"not available: {_reason(side)}"
     n, count = int(real(side.get("n_sequences", 0))), int(real(side.get("n_findings", 0)))
-    found, ratio = f"{_rate(count, n)}{_of_first(n)}", f"largest ratio {number(side.get('largest_ratio'))}"
+    found, ratio = f"{_rate(count, n)}{_of_first(n)}", f"largest |h| / median {number(side.get('largest_ratio'))}"
     if not count:
         return f"{found}; {ratio}."
     dims = [d for d in side.get("dims") or [] if int(d) >= 0]
     where = f", {numbered('dim', dims)}" if dims else ""
-    classes = listed([visible(c) for c in side.get("classes") or []])
-    at = "" if classes == "none" else f", at {classes}"
+    classes = listed([CLASSES.get(c, visible(c)) for c in side.get("classes") or []])
+    at = "" if classes == "none" else f", {classes}"
     return f"{found}, onset at layer {side.get('onset')}{where}{at}; {ratio}."
 
 

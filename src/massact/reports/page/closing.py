@@ -26,6 +26,7 @@ GLOSSARY = (
     ("ratio", "|h| divided by the median |h| of that hidden state, over all its tokens and dims"),
     ("onset, offset", "the first and the last layer with findings"),
     ("headroom", "the largest value that a number format holds, divided by the largest |h|: below 1 it overflows"),
+    ("sparsity", "Hoyer's, of a vector: 0 if all entries are of one size, 1 if a single one is not zero"),
     ("unavailable", "not measured in this run, or not defined there; it never stands for zero"),
 )
 

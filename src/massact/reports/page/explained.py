@@ -152,7 +152,8 @@ def _likeness(e: Explanation) -> list[Part]:
         layer = int(axes["layer"].min())
         rows = e.trajectory[(e.trajectory["stack"].fillna("") == axes["stack"].iloc[0]) & (
             e.trajectory["layer"] == layer)]  # fmt: skip
-        for column, title in (("cosine", "Mean cosine of two tokens"), ("sparsity", "Sparsity of a token")):
+        sparsity = "Sparsity of a token (1: a single entry)"
+        for column, title in (("cosine", "Mean cosine of two tokens"), ("sparsity", sparsity)):
             data = []
             for group, color in (("findings", "--s1"), ("random", "--s2"), ("others", "--s6")):
                 values = rows[rows["group"] == group].set_index("stage")[column].reindex(STAGES)

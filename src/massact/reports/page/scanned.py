@@ -158,7 +158,8 @@ def where(held: Held) -> Section | None:
         table_of("coordinates", coordinates, "Coordinates: findings by layer, dim and class of position",
                  shown_first=True),
         table_of("findings", findings, "Findings, the largest first"),
-        table_of("near_misses", near, "Near misses: at least half of every threshold", most=50),
+        table_of("near_misses", near, "Near misses: at least half of every threshold, the highest ratio "
+                 "first", most=50),
     ]  # fmt: skip
     return Section("where", "Dims, tokens, positions", parts_of(*parts))
 
