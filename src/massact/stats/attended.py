@@ -153,20 +153,18 @@ class Attended:
             key_S = torch.arange(S, device=self.device)
             n_S = (T - key_S).clamp(min=0) if self.causal else torch.full_like(key_S, T)
             return n_S[None] if self.mask_HTS is None else n_S * (self.mask_HTS[:, 0] > HIDES)
-        return self.viewers_among(torch.arange(T, device=self.device))
+        return self.viewers_among(None)
 
-    def viewers_among(self, rows_R: Tensor) -> Tensor:
-        """How many of some queries can see each key: int64 (H or 1, S)."""
-        rows = max(1, _ROW_VALUES // self.shape[2])
-        return sum(self.sees(part).sum(1) for part in rows_R.split(rows))  # type: ignore[return-value]
+    def viewers_among(self, rows_R: Tensor | None) -> Tensor:
+        """How many queries, all or some, can see each key: int64 (H or 1, S)."""
+        parts = _parts(rows_R, self.shape[1], max(1, _ROW_VALUES // self.shape[2]))
+        return sum(self.sees(part).sum(1) for part in parts)  # type: ignore[return-value]
 
     def blocks(self, rows_R: Tensor | None = None) -> Iterator[tuple[slice | Tensor, Tensor]]:
         """Blocks of rows, all or some, with their logits (H, R, S), small enough to keep memory O(T)."""
         H, T, S = self.shape
-        rows = max(1, _ROW_VALUES // (H * S))
-        for start in range(0, T if rows_R is None else len(rows_R), rows):
-            block = slice(start, min(T, start + rows)) if rows_R is None else rows_R[start : start + rows]
-            yield block, self.logits(block)
+        for part in _parts(rows_R, T, max(1, _ROW_VALUES // (H * S))):
+            yield part, self.logits(part)
 
     @cached_property
     def lse_HT(self) -> Tensor:
@@ -331,6 +329,11 @@ class Attended:
             self, q_HTE=cut(self.q_HTE, 1), out_HTF=cut(self.out_HTF, 1), lse_given_HT=cut(self.lse_given_HT, 1),
             mask_HTS=cut(mask, 1), scores_HTS=cut(scores, 1), slot_logit_HT=cut(self.slot_logit_HT, 1), **keys,
         )  # fmt: skip
+
+
+def _parts(rows_R: Tensor | None, T: int, size: int) -> Iterable[slice | Tensor]:
+    """Some rows in parts of a size, or all T of them as slices, which copy nothing."""
+    return [slice(i, min(T, i + size)) for i in range(0, T, size)] if rows_R is None else rows_R.split(size)
 
 
 def fused_attention(
