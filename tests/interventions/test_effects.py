@@ -399,7 +399,7 @@ def test_findings_behind_the_half_that_cuts_are_of() -> None:
     result = ma.scan(model, ids, thresholds={"magnitude": 0.0, "ratio": 2.0}, null=False, bos_contrast=False)
     result.findings = result.findings[result.findings["sequence"] >= 4]
     assert len(result.findings)
-    with pytest.raises(UserError, match="All findings are in sequences 4 to 7") as caught:
+    with pytest.raises(UserError, match="All findings at 0.resid_post are in sequences 4 to 7") as caught:
         intervene(model, ids, result, sets=("zero",), sinks=False)
     assert "--no-hold-out" in caught.value.do
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -128,3 +129,15 @@ def test_not_in_another_text() -> None:
     model, scan, ids = feature()
     with pytest.raises(UserError, match="not in another text"):
         intervene(model, ids, scan, layer=1, exact=True, evaluate_on=ids.flip(0), **QUICK)
+
+
+def test_the_onset_is_that_of_all_sequences() -> None:
+    """Values are of the first half, in which as many sequences as it takes have findings one layer earlier."""
+    model, scan, ids = feature()
+    f = scan.findings
+    scan = replace(scan, findings=f[(f.layer > 1) | ((f.layer == 1) & (f.sequence < 2))])
+    assert massive(scan.findings[scan.findings.sequence < N // 2]).site.layer == 1
+    done = intervene(model, ids, scan, **QUICK)
+    assert done.info.target["site"] == "2.resid_post" == str(massive(scan.findings).site)
+    early = intervene(model, ids, scan, layer=1, **QUICK)
+    assert any("none of them a finding" in note for note in early.info.notes)

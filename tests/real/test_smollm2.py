@@ -17,11 +17,16 @@ import pytest
 import torch
 
 import massact as ma
+from massact.classics.outlier_features import HIT, INPUTS, outlier_features
 from massact.corpora import Corpus
-from massact.models import Model
+from massact.interventions.effects import effects_of, evaluate
+from massact.interventions.window import window
+from massact.models import Model, with_attention
 from massact.records.explanation import Explanation
 from massact.records.intervention import Intervention
 from massact.records.results import ScanResult
+from massact.stats.hits import HitShares
+from massact.trace import Probe, measure
 from tests.real import naive
 from tests.real.golden import last_digit, printed
 from tests.scans import naive as naive_scan
@@ -263,3 +268,38 @@ def test_golden_effects(golden: Golden, model: Model) -> None:
         assert given == pytest.approx(wanted, abs=0.001), second
     assert e.loc["mean", "edited"] == pytest.approx(28.520, abs=0.001)
     assert e.loc["random", "edited"] == pytest.approx(28.413, rel=SOFT)
+
+
+# ------------------------------------------------------------------------------ golden, on a text of another kind
+def test_golden_two_findings_before_the_main_cluster(model: Model, real_text: Path) -> None:
+    """PEPs, 8 x 128: two tokens in the text pass at layer 3. Edited is layer 12, also with values of half of them."""
+    text = ma.corpus(real_text / "technical" / "peps.txt", tokenizer=model.tokenizer, seq_len=128, n_sequences=8)
+    scan = ma.scan(model, text, rank_sequences=0, **OFF)
+    early = scan.findings[scan.findings.layer < ONSET]
+    assert len(scan.findings) == 147 and set(early.layer) == {3} and set(early.dim) == {SPIKE}
+    assert list(zip(early.sequence, early.pos, early.ratio.round(), strict=True)) == [(0, 3, 1_017), (1, 10, 1_091)]
+    assert set(scan.findings[scan.findings.layer >= ONSET].pos) == {0}
+    done = ma.intervene(model, text, scan, sets=("zero", "mean"), sinks=False, repetition=False)
+    e = perplexities(done)
+    assert done.info.target["site"] == f"{ONSET}.resid_post" and (e.n_elements == 8).all()
+    assert list(e.baseline) == pytest.approx([35.8] * 2, abs=0.1)
+    assert e.loc["zero", "edited"] == pytest.approx(9.2e6, abs=0.1e6)
+    assert e.loc["mean", "edited"] == pytest.approx(35.5, abs=0.1)
+
+
+def test_golden_outlier_feature(model: Model, real_text: Path) -> None:
+    """The rule of LLM.int8 at the inputs of linear layers: one feature, and it is a massive dim."""
+    sites = [s for s in model.anatomy.sites() if s.layer >= 1 and s.point in INPUTS]
+    text = ma.corpus(real_text / "wikitext2-valid.txt", tokenizer=model.tokenizer, seq_len=256, n_sequences=8)
+    hits = measure(model, text, [Probe("hits", str(s), lambda: HitShares(HIT)) for s in sites])
+    by_layer = {n: [hits.result("hits", s) for s in sites if s.layer == n] for n in {s.layer for s in sites}}
+    assert list(outlier_features(by_layer).dims) == [SECOND]
+
+
+def test_golden_windows(model: Model, real_text: Path) -> None:
+    """Windows of 64 keys on the first 4 x 256 tokens of WikiText-2, targets from 65 on: nothing kept, one kept, all."""
+    text = ma.corpus(real_text / "wikitext2-valid.txt", tokenizer=model.tokenizer, seq_len=256, n_sequences=4)
+    paired = evaluate(with_attention(model), text, [window(64, k) for k in (0, 1)], since=65)
+    got = [effects_of(paired, f"window 64, first {k} kept", np.ones(4, bool)) for k in (0, 1)]
+    (dense, none), (_, one) = ((e.baseline, e.edited) for effects in got for e in effects if e.metric == "perplexity")
+    assert [none, one, dense] == pytest.approx([68.8, 24.3, 16.7], abs=0.1)

@@ -136,14 +136,7 @@ def intervene(
                 f"{what} has {len(given)} entries for {text.n_sequences} sequences.", do="Give one for each sequence."
             )
     half = ready.n_sequences // 2 if other is None and config.hold_out and ready.n_sequences >= LEAST_HELD_OUT else 0
-    findings = scan.findings[scan.findings.sequence < half] if half else scan.findings
-    if half and not len(findings) and len(scan.findings):
-        raise UserError(
-            f"All findings are in sequences {half} to {ready.n_sequences - 1}, whose effects are measured.",
-            f"Cuts and means are of sequences 0 to {half - 1}, which have none.",
-            "Use --no-hold-out, or more sequences.",
-        )
-    targets = _targets(findings, config)
+    targets = _targets(scan.findings, half, ready.n_sequences, config)
     here = scan.findings[scan.findings.sequence >= half] if other is None else None
     here = None if here is None else here.assign(sequence=here.sequence - half)
     if config.exact:
@@ -181,13 +174,28 @@ def intervene(
     return Intervention(info, frame("effects", rows))
 
 
-def _targets(findings: pd.DataFrame, config: InterveneConfig) -> tuple[Massive, ...]:
-    """The massive activations of every layer that is edited, the first layer first."""
-    if isinstance(config.layer, tuple | list):
-        return tuple(massive(findings, layer, config.stack) for layer in sorted(set(config.layer)))
-    if config.layer != "all":
-        return (massive(findings, config.layer, config.stack),)
-    return massive_everywhere(findings, massive(findings, "onset", config.stack).site.stack)
+def _targets(every: pd.DataFrame, half: int, n: int, config: InterveneConfig) -> tuple[Massive, ...]:
+    """The massive activations of every layer that is edited, the first layer first.
+
+    Cuts and values are of the sequences before `half` (0: of all n). The onset is that of all of them, as the scan has
+    it: half of them may have another one, where some have a few findings earlier.
+    """
+    findings, layer, stack = every[every.sequence < half] if half else every, config.layer, config.stack
+    where = ""
+    if layer == "onset" and (every.dim >= 0).any():
+        at = massive(every, "onset", stack).site
+        layer, stack, findings, where = at.layer, at.stack, findings_at(findings, at), f" at {at}"
+    if half and not len(findings) and len(every):
+        raise UserError(
+            f"All findings{where} are in sequences {half} to {n - 1}, whose effects are measured.",
+            f"Cuts and means are of sequences 0 to {half - 1}, which have none.",
+            "Use --no-hold-out, or more sequences.",
+        )
+    if isinstance(layer, tuple | list):
+        return tuple(massive(findings, one, stack) for one in sorted(set(layer)))
+    if layer != "all":
+        return (massive(findings, layer, stack),)
+    return massive_everywhere(findings, massive(findings, "onset", stack).site.stack)
 
 
 def _info(
@@ -225,8 +233,9 @@ def _told(edits: Sequence[AnyEdit], paired: Paired, target: Massive, findings: p
     among = int((known.magnitude >= cut).sum())
     if reached == among == len(known):
         return []
-    return [f"Edited are all entries of these dims that reach half of the smallest finding: {reached:,}, among them "
-            f"{among:,} of the {len(known):,} findings there; --exact edits the findings alone."]  # fmt: skip
+    found = f"among them {among:,} of the {len(known):,} findings there; --exact edits the findings alone"
+    return [f"Edited are all entries of these dims that reach half of the smallest finding: {reached:,}, "
+            f"{found if len(known) else 'none of them a finding'}."]  # fmt: skip
 
 
 def _more_rows(
