@@ -325,6 +325,7 @@ def test_words_and_figure_of_an_intervention(embedded: Intervention, tmp_path: P
     for name in QUARTET:
         (sentence,) = [s for s in said if s.startswith(f"{name} (")]
         assert "95% interval" in sentence and sentence.endswith(("harmful.", "harmless.", "inconclusive."))
+    assert sum("more than 1% of the perplexity" in s for s in said) == 1  # what the verdicts are by
     assert not CAUSAL.search(" ".join(said)) and "2.resid_post" in said[0] and "sequences 6 to 11" in said[0]
     figure = draw_effects(embedded)
     assert figure is not None and [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(QUARTET)

@@ -59,6 +59,10 @@ def effects_in_words(e: Intervention) -> list[str]:
     ]
     for _, row in rows.iterrows():
         said.append(f"{_sentence(row)}: {verdict(row)}.")
+    if len(rows):
+        margin = f"{percent(HARM)} of the perplexity" if metric == "perplexity" else f"{HARM} in {_spaced(metric)}"
+        said.append(f"An edit is harmful if its whole interval is worse by more than {margin}, harmless if all of it "
+                    f"is within {margin}, else inconclusive.")  # fmt: skip
     groups = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] != "all")]
     for name, mine in groups.groupby("edit", sort=False):
         worst = mine.loc[(mine["delta"] * (1 if metric == "perplexity" else -1)).idxmax()]
@@ -81,7 +85,11 @@ def _which(config: Mapping[str, Any]) -> str:
 
 def _sentence(row: pd.Series) -> str:
     fired = f"{counted(int(row['n_elements']), 'element')} in {counted(int(row['n_calls']), 'call')}"
-    return f"{visible(row['edit'])} ({fired}): {row['metric'].replace('_', ' ')} {_change(row)}"
+    return f"{visible(row['edit'])} ({fired}): {_spaced(row['metric'])} {_change(row)}"
+
+
+def _spaced(metric: str) -> str:
+    return metric.replace("_", " ")
 
 
 def _change(row: pd.Series) -> str:

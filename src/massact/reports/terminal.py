@@ -105,7 +105,8 @@ def _effects(rows: pd.DataFrame, group: str, encoding: str) -> _Section:
         table.add_row(Text(visible(str(metric), encoding).replace("_", " ")), number(before[0]) if same else "varies",
                       *(_starred(by_edit[edit]) if edit in by_edit else "-" for edit in edits))  # fmt: skip
     of = f" of {visible(group, encoding)}" if group else ""
-    return _Section(f"Change by each edit{of} (*: zero is outside of the 95% interval)", table)
+    nats = "; nll and kl in nats" if {"nll", "kl"} & set(rows["metric"]) else ""
+    return _Section(f"Change by each edit{of} (*: zero is outside of the 95% interval{nats})", table)
 
 
 def _starred(row: pd.Series) -> str:
