@@ -102,6 +102,22 @@ def test_what_is_wrong_is_refused_however_large_the_scores_are(size: float, fami
         assert any(isinstance(layer[name], str) for layer in wrong), name
 
 
+def test_what_half_precision_sees() -> None:
+    """16 eps of bfloat16 are 12.5 % of the output: a gross mistake is refused, a scale off by a tenth is not seen.
+
+    In eager attention the softmax's input itself is seen: only what is beside it (a sink) can be read wrongly.
+    """
+    for event in events(sharp("sdpa", torch.bfloat16, 1.0)):
+        right = attention._place(event)
+        assert isinstance(right, AttentionPlace) and right.error < 0.005 and right.allowed == 0.125
+        read = {name: attention._place(replace(event, call=call)) for name, call in mutants(event).items()}
+        near = read.pop("scale off by a tenth")
+        assert isinstance(near, AttentionPlace) and near.error > 5 * right.error
+        assert all(isinstance(one, str) for one in read.values()), read
+    for event in events(sharp("eager", torch.bfloat16, 1.0, "gpt_oss")):
+        assert isinstance(attention._place(replace(event, call=mutants(event)["no sink"])), str)
+
+
 def test_the_allowance_grows_with_the_scores_alone() -> None:
     """16 eps of float32 for each unit of score; of 16 bits 16 eps of their own until the scores outgrow it."""
     eps = torch.finfo(torch.float32).eps

@@ -270,10 +270,11 @@ class _Job:
             here = seen.setdefault(
                 site.stack,
                 {"via": place.via, "n_heads": place.n_heads, "n_kv_heads": place.n_kv_heads, "error": 0.0,
-                 "row_sum": 1.0, "causal": place.forward, "n_calls": 0},
+                 "allowed": 0.0, "row_sum": 1.0, "causal": place.forward, "n_calls": 0},
             )  # fmt: skip
             here["n_calls"] += 1
             here["error"] = max(here["error"], place.error)
+            here["allowed"] = max(here["allowed"], place.allowed)
             here["row_sum"] = min(here["row_sum"], place.row_sum)
         for site in self.model.anatomy.no_attention:
             if site.stack in seen and site.point == "attention":

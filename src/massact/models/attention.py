@@ -170,7 +170,7 @@ def _place(event: _Event) -> AttentionPlace | str:
         )
     if not call.has_slot and abs(row_sum - 1) > tolerance:
         return f"its rows sum to {row_sum:.3g}: it is not normalised over the keys"
-    return replace(guess, forward=forward, binary=binary, error=error, row_sum=row_sum)
+    return replace(guess, forward=forward, binary=binary, error=error, allowed=tolerance, row_sum=row_sum)
 
 
 def _off(a: Attended, p_HTS: Tensor) -> float:

@@ -54,6 +54,7 @@ class AttentionPlace:
         cross: the keys are another sequence.
         projection: what the output projection W_O reads, (B, T, H * F); None where it was not found.
         error: of the formula: greatest |P V - output| over max |output| on a short input.
+        allowed: what of that rounding may explain: a mistake that changes the output by less is not seen.
         row_sum: mean sum of a row of P on a short input: below 1 with a learned sink.
     """
 
@@ -67,6 +68,7 @@ class AttentionPlace:
     cross: bool
     projection: Place | None = None
     error: float = 0.0
+    allowed: float = 0.0
     row_sum: float = 1.0
 
 
