@@ -118,7 +118,7 @@ def _streaming(n: Numbers) -> list[str]:
 def _attention_biases(n: Numbers) -> list[str]:
     effects = n.get("effects") or {}
     told = [
-        f"{visible(edit)}: greatest change of a logit {percent(by['max_delta_logit'])}, KL {number(by.get('kl'))}."
+        f"{visible(edit)}: greatest change of a logit {percent(by['max_delta_logit'])}, KL {_nats(by.get('kl'))}."
         for edit, by in effects.items() if isinstance(by, Mapping) and "max_delta_logit" in by and "zero" in edit
     ]  # fmt: skip
     if "keys_redundant" in n:
@@ -128,6 +128,10 @@ def _attention_biases(n: Numbers) -> list[str]:
         off = number(n["value_bias_identity_error"])
         told.append(f"Value biases are added as they are to every output (off by {off}).")
     return told or ["no bias has an effect to measure; the notes say why."]
+
+
+def _nats(value: Any) -> str:
+    return "n/a" if value is None else f"{number(value)} nats"
 
 
 def _rogue_dims(n: Numbers) -> list[str]:
@@ -144,7 +148,7 @@ def _rogue_dims(n: Numbers) -> list[str]:
         told.append("After the fixes: " + ", ".join(f"{visible(k)} {number(v)}" for k, v in fixed.items()) + ".")
     if "rogue" in kl:
         parts = ", ".join(f"{k} {number(v)}" for k, v in kl.items())
-        told.append(f"KL of the prediction without one dim, by kind of dim: {parts}.")
+        told.append(f"KL of the prediction without one dim, in nats, by kind of dim: {parts}.")
     return told
 
 
