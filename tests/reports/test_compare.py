@@ -295,3 +295,11 @@ def test_a_scan_that_did_not_finish_leaves_the_training(paths: list[Path], tmp_p
     row = c.compare.iloc[0]
     assert shown(row, "eval_loss") == "3.000" and shown(row, "massive") == "-"
     assert any("has not been scanned" in note for note in c.notes)
+
+
+def test_an_onset_is_no_promise_that_they_stay(tmp_path: Path) -> None:
+    """They end at layer 11 of 12 here, and may be missing in between: the sentence names the first layer alone."""
+    for name in ("one", "two"):
+        compared.write(tmp_path / name, None, synthetic.massive(n_layers=12, span=(3, 11)))
+    words = comparison_in_words(compared_runs([tmp_path / "one", tmp_path / "two"]))
+    assert sum("first at layer 3" in line for line in words) == 2 and not any("layer 3 on" in line for line in words)

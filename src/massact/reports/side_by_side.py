@@ -68,7 +68,7 @@ def _sentence(row: pd.Series) -> str:
     if not row["scanned"]:
         parts.append("not scanned")
     elif row["massive"]:
-        onset = f" from layer {int(row['onset'])} on" if not math.isnan(row["onset"]) else ""
+        onset = f", first at layer {int(row['onset'])}" if not math.isnan(row["onset"]) else ""
         parts.append(f"massive activations{onset}, {_sizes(row)}")
     else:
         parts.append(f"nothing massive, {_sizes(row)}")
