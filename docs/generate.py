@@ -14,6 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from massact import trace
 from massact.classics import CLASSICS
 from massact.corpora import PRESETS, Preset
 from massact.interventions.named import NAMES
@@ -221,6 +222,8 @@ def _said(node: ast.expr | None) -> str:
         return _said(node.values[0])
     if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "near":
         return "Did you mean {...}? Known: {...}."
+    if isinstance(node, ast.Name) and isinstance(shared := getattr(trace, node.id, None), str):
+        return shared
     if isinstance(node, ast.Attribute | ast.Name):
         return "{" + (node.attr if isinstance(node, ast.Attribute) else node.id) + "}"
     return "{...}"

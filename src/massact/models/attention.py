@@ -121,7 +121,9 @@ def _events(model: Model) -> tuple[list[_Event], dict[str, int], str]:
         raise ProofError(
             "The model's outputs change while its attention is watched.",
             "It is not deterministic, or its attention takes another path under a function mode.",
-            "Load it with another attention implementation: options={'attn_implementation': 'eager'}.",
+            "Load it with another attention implementation: options={'attn_implementation': 'eager'}."
+            if hasattr(module, "set_attn_implementation")
+            else "Take out what is random in evaluation mode or asks which kernel runs; `scan` needs no attention.",
         )
     return events, calls, ""
 

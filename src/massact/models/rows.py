@@ -18,16 +18,12 @@ from massact.models.discovery import run_example
 from massact.models.loading import Model
 from massact.records.anatomy import Stack
 from massact.records.errors import ProofError, UserError
-from massact.trace import tapped, unchanged
+from massact.trace import BATCH_FIRST, tapped, unchanged
 
 CUT = 2  # tokens that the shorter example lacks
 
 Shapes = dict[str, tuple[int, ...]]  # name of a stack -> shape of what its first block takes in
 Ends = dict[str, Tensor]  # name of a stack -> what its last block gives
-_DO = (
-    "Let its blocks take and give (batch, tokens, width): build it with batch_first=True, or transpose only inside the "
-    "module that attends, on its way in and on its way out."
-)
 _ALONE = "Take out what reads the whole batch: a mean over it, a batch norm without running statistics."
 _MIXED = 1e-3  # of a row's typical entry, or 4 eps: far beyond rounding, since tensors of the same shapes run
 
@@ -52,7 +48,7 @@ def with_proved_rows(model: Model) -> Model:
     for stack in model.anatomy.stacks:
         why = _rows(before, more, stack.name, n) or _positions(model, stack, before)
         if why:
-            refused[stack.name] = why, _DO
+            refused[stack.name] = why, BATCH_FIRST
         elif mixed := _mixed(ends, beside, stack.name, n):
             refused[stack.name] = mixed, _ALONE
     if not refused:

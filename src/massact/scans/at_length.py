@@ -18,7 +18,7 @@ from massact.records.anatomy import Place
 from massact.records.errors import WorkError
 from massact.records.results import ScanResult
 from massact.records.sites import Site
-from massact.trace import measure
+from massact.trace import BATCH_FIRST, measure
 
 
 class AtLength:
@@ -61,7 +61,7 @@ class AtLength:
             raise WorkError(
                 f"Site {site} has {tuple(h.shape)} for {self._rows} sequences: its rows are not those of the batch.",
                 "The model puts another axis first, or cuts its input into pieces.",
-                "Wrap its blocks so that they take and give (batch, tokens, width).",
+                BATCH_FIRST,
             )
         first = h.reshape(self._rows, -1, h.shape[-1])[0].clone()  # later blocks may write into it in place
         self._seen[site] = first

@@ -5,13 +5,14 @@ how a forward pass is watched. Must not know criteria, findings, files or what a
 """
 
 from massact.trace.as_found import unchanged
-from massact.trace.as_proved import Checker
+from massact.trace.as_proved import BATCH_FIRST, Checker
 from massact.trace.edits import AddedTokens, AttentionEdit, Edit, Fired, InputEdit, Together, WeightEdit, edited
 from massact.trace.hooks import Taps, tapped
 from massact.trace.measurements import Measurements, Probe, feed, measure, plan
 from massact.trace.watch import Watch, follow, tensors_in
 
 __all__ = [
+    "BATCH_FIRST",
     "AddedTokens",
     "AttentionEdit",
     "Checker",

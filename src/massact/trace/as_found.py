@@ -30,12 +30,17 @@ def unchanged(root: nn.Module, values: bool = False) -> Iterator[None]:
     kept = _Kept(root)
     copies = [(x, x.detach().clone()) for x in _own_tensors(root)] if values else []
     devices = sorted({p.device.index or 0 for p in root.parameters() if p.device.type == "cuda"}) if values else []
+    # torch's encoder layers have a fused path for inference, which hooks turn off where they sit and a function mode
+    # turns off everywhere: without it every pass rounds alike, whatever is watched.
+    fast = torch.backends.mha.get_fastpath_enabled()
     with torch.random.fork_rng(devices=devices, enabled=values):
         try:
+            torch.backends.mha.set_fastpath_enabled(False)
             if kept.training:
                 root.eval()
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             kept.put_back()
             with torch.inference_mode():
                 for tensor, copy in copies:

@@ -12,6 +12,11 @@ from massact.records.anatomy import Place
 from massact.records.errors import WorkError
 from massact.records.sites import Site
 
+BATCH_FIRST = (
+    "Let its blocks take and give (batch, tokens, width): build it with batch_first=True, or transpose only inside the "
+    "module that attends, on its way in and on its way out."
+)
+
 
 class Checker(Protocol):
     """Looks at more sites in a few passes; `massact.models.AtLength` is one.
@@ -55,7 +60,7 @@ class Shapes:
                 f"Site {site} has {tuple(h.shape)} for {n} {'sequence' if n == 1 else 'sequences'}: its rows are not "
                 f"the sequences of the batch ({place}).",
                 "The model puts another axis first, runs several streams, or cuts its input into pieces.",
-                "Wrap its blocks so that they take and give (batch, tokens, width), or choose other sites.",
+                f"{BATCH_FIRST} Or choose other sites.",
             )
         if site.point == "logits":
             return

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ from massact.stats.attended import Attended, fused_attention
 Seen = Callable[["AttentionCall"], Tensor | None]  # gives None to leave the output, or a new one (B, H, T, F)
 Key = tuple[str, int]  # module, which attention call inside it in one forward pass
 
+# torch hands its own attention layer to a mode as one call, and what it calls is hidden: here it goes on as written.
+_WHOLE = F.multi_head_attention_forward
+_INSIDE = FunctionType(_WHOLE.__code__, {**vars(F), "has_torch_function": lambda _: False}, argdefs=_WHOLE.__defaults__)
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 _PRODUCTS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__}
 
@@ -126,6 +130,9 @@ class _Taps(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._sdpa(*args, **kwargs)
+        if func is _WHOLE:
+            with self:
+                return _INSIDE(*args, **kwargs)
         out = func(*args, **kwargs)
         if self._within:  # an implementation of transformers: of its softmax only rounded scores are looked at
             if func in _SOFTMAX:
@@ -340,7 +347,7 @@ class Attending:
 
     @property
     def calls(self) -> dict[str, int]:
-        """"attention:module" -> how often it has attended in this forward pass, of every module with a place."""
+        """ "attention:module" -> how often it has attended in this forward pass, of every module with a place."""
         return {f"attention:{name}": self._taps.counts[name] for name in self._modules}
 
     @property
