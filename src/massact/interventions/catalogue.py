@@ -317,22 +317,18 @@ def replace_first(token_id: int) -> InputEdit:
 
 
 def cut_attention(positions: Sequence[int], site: str = "*.attention") -> AttentionEdit:
-    """No query attends to some positions: (output - sum over them of p v) / (1 - sum over them of p).
+    """No query attends to some positions: softmax over the other keys that it sees, and over a learned sink.
 
-    A query that sees nothing else gives zero. Positions count from the first one that is not padding.
+    Of every query that saw one of them the logits are written out again, in blocks: what is left of an output after
+    taking p v away is rounding where p is near 1, which is what it is at a sink. The others keep their output. A query
+    that sees nothing else gives zero. Positions count from the first one that is not padding.
     """
     chosen = list(positions)
 
     def apply(a: Attended) -> Tensor:
         at = [p + a.start for p in chosen if p + a.start < a.shape[2]]
-        keys_C = torch.tensor(at, device=a.device, dtype=torch.long)
         assert a.out_HTF is not None
-        if not len(keys_C):
-            return a.out_HTF
-        p_HTC = a.probs(keys_C)
-        left_HT1 = (1 - p_HTC.sum(-1, keepdim=True)).clamp(min=0)
-        rest_HTF = a.out_HTF.float() - torch.matmul(p_HTC, a.values(keys_C))
-        return torch.where(left_HT1 > 1e-6, rest_HTF / left_HT1.clamp(min=1e-6), 0.0)
+        return a.without(torch.tensor(at, device=a.device, dtype=torch.long)) if at else a.out_HTF
 
     return AttentionEdit(f"positions {chosen[:4]} not attended to", site, apply)
 

@@ -207,6 +207,26 @@ class Attended:
         assert self.v_KSF is not None
         return self.v_KSF.index_select(1, keys_C).float().repeat_interleave(self.shape[0] // len(self.v_KSF), 0)
 
+    def without(self, keys_C: Tensor) -> Tensor:
+        """The output if no query could see some keys, float32 (H, T, F); zero where a query sees nothing else."""
+        assert self.out_HTF is not None and self.v_KSF is not None
+        out_HTF, slot = self.out_HTF.float().clone(), self._slot_logit
+        v_HSF = self.values(torch.arange(self.shape[2], device=self.device))
+        for rows, s_HRS in self.blocks():
+            sees_HRS = self.sees(rows).expand_as(s_HRS)
+            loses_HR1 = sees_HRS[..., keys_C].any(-1, keepdim=True)
+            s_HRS = s_HRS.masked_fill(~sees_HRS, -math.inf)
+            s_HRS[..., keys_C] = -math.inf
+            norm_HR1 = s_HRS.logsumexp(-1, keepdim=True)
+            if slot is not None:
+                slot_HR1 = slot.expand(self.shape[:2])[:, rows, None]
+                norm_HR1 = torch.logaddexp(norm_HR1, slot_HR1)
+            new_HRF = torch.matmul((s_HRS - norm_HR1.nan_to_num(neginf=0.0)).exp_(), v_HSF)
+            if slot is not None and self.slot_value_HF is not None:
+                new_HRF += (slot_HR1 - norm_HR1).exp() * self.slot_value_HF.float()[:, None]
+            out_HTF[:, rows] = torch.where(loses_HR1, new_HRF, out_HTF[:, rows])
+        return out_HTF
+
     def columns(self, rows_R: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mass on every key, summed over the queries (H, S), and the entropy in nats, mean over the queries (H,).
 
