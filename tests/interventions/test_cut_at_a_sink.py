@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import massact as ma
 from massact.interventions import cut_attention
+from massact.interventions.sinks import SINK_METRICS
 from massact.models import with_attention
 from massact.stats.attended import Attended
 from massact.trace import edited
@@ -82,3 +83,24 @@ def test_the_embedded_model_without_attention_on_its_first_token(monkeypatch: py
         float(F.kl_div(got.log_softmax(-1), wanted.log_softmax(-1), reduction="none", log_target=True).sum(-1).max())
         < 1e-4
     )
+
+
+def test_attention_under_a_cut_is_unavailable_and_said() -> None:
+    """It is seen before the cut: 0.76 on a key that nobody attends to. Values are what they are; a cut of one layer
+    leaves means over the others, on both sides."""
+    torch.manual_seed(0)
+    model = ma.load()
+    corpus = ma.corpus(torch.randint(5, 200, (4, T)))
+    scan = ma.scan(model, corpus, null=False, bos_contrast=False)
+    done = ma.intervene(model, corpus, scan, sets=("zero", "cut-first"), more=(cut_attention([0], "3.attention"),),
+                        repetition=False)  # fmt: skip
+    metrics = {name: set(rows.metric) for name, rows in done.effects.groupby("edit")}
+    cut, one = (n for n in metrics if "not attended to" in n)
+    of_values = {"value_norm_first", "value_norm_ratio"}
+    assert metrics[cut] & set(SINK_METRICS) == of_values
+    assert metrics[one] == metrics["zero"] >= {"attention_first", "sink_rate"}
+    assert any("not given under" in note and cut in note and "zero" not in note for note in done.info.notes)
+
+    rows = done.effects[(done.effects.edit == one) & (done.effects.metric == "attention_first")]
+    heads = ma.explain(model, corpus, scan).heads
+    assert rows.baseline.item() == pytest.approx(heads[heads.layer != 3].mass_first.mean(), abs=1e-6)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from massact.corpora import Batch, Corpus
 from massact.interventions.predictions import Asked, Predicted, Task, arrays, ask, logits_of, predicted, task_of
-from massact.interventions.sinks import SINK_METRICS, Masses, Sinks, finding_tokens, watching_sinks
+from massact.interventions.sinks import SINK_METRICS, Masses, Sinks, finding_tokens, unseen_attention, watching_sinks
 from massact.models import Model
 from massact.records.anatomy import Stack
 from massact.records.errors import UserError, WorkError
@@ -135,8 +135,9 @@ def evaluate(
             moved = rows[-1] if rows and _reads_text(asked, task) else None
             said = predicted(changed, asked, truth, task, moved=moved, among=before)
             new, old = _alike(before, said)
-            after[edit.name].append(new | now.behind(where))
-            own[edit.name].append(old | _over_the_same(model, asked, first, now).behind(where))
+            unseen = unseen_attention(model, edit)
+            after[edit.name].append(new | now.behind(where, unseen))
+            own[edit.name].append(old | _over_the_same(model, asked, first, now).behind(where, unseen))
         done += len(batch.sequences)
         if progress is not None:
             progress(done, corpus.n_sequences)
@@ -292,7 +293,7 @@ def effects_of(paired: Paired, name: str, chosen: np.ndarray, seed: int = 0, res
         add(pooled, old, new, lambda x, w: np.exp((x * w).sum(1) / w.sum(1)))
         add(windowed, old, new, lambda x, w: np.exp(x.mean(1)))
     for metric in (*METRICS, *(m for m in after if m not in METRICS)):
-        if metric in after:
+        if metric in after and (metric in base or metric not in SINK_METRICS):
             start = base[metric][chosen] if metric in base else ones if metric == "top1_agreement" else zeros
             add(metric, start, after[metric][chosen], lambda x, w: x.mean(1))
     return found

@@ -19,7 +19,7 @@ from massact.interventions.heads import head_of
 from massact.interventions.labels import labelled, labels_of
 from massact.interventions.named import Setting, check_name, edit_named
 from massact.interventions.repetition import evaluate_repetition
-from massact.interventions.sinks import Sinks
+from massact.interventions.sinks import Sinks, unseen_attention
 from massact.interventions.tasks import evaluate_tasks
 from massact.interventions.zero_shot import ZeroShot
 from massact.models import Model, load, with_attention
@@ -168,6 +168,9 @@ def intervene(
         info.notes += _told(edits[: len(config.sets)], paired, targets[0], here)
     if config.sinks:
         info.notes += loaded.anatomy.unseen_attention([targets[0].site.stack])
+        if wrote := [e.name for e in edits if unseen_attention(loaded, e)]:
+            info.notes.append(f"Who attends to what is not given under {', '.join(wrote)}: an edit of what attention "
+                              "gives is made behind its softmax.")  # fmt: skip
     rows = _rows(paired, targets[0], columns, config.seed)
     rows += _more_rows(loaded, held_out, edits, (config, targets[0], info.notes, progress))
     info.wall_s = time.perf_counter() - began

@@ -5,7 +5,7 @@ Shapes: B batch, T tokens, J dims, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,8 +21,10 @@ from massact.records.anatomy import AttentionPlace
 from massact.records.sites import Site
 from massact.stats.heads import HeadOptions, HeadStats, Queries, Targets
 from massact.stats.protocol import Where
+from massact.trace import AttentionEdit, Together
 from massact.trace.as_proved import check_calls
 from massact.trace.attention import AttentionCall, attending
+from massact.trace.edits import AnyEdit
 from massact.trace.hooks import tapped
 from massact.trace.measurements import attended_sequences
 from massact.trace.text_rows import TextRows
@@ -33,6 +35,7 @@ METRICS = {
     "value_norm_first": "value_norm_first", "value_norm_ratio": "value_norm_findings",
     "alpha_first": "alpha_first", "sink_secondary": "secondary", "entropy_nats": "entropy",
 }  # fmt: skip
+_OF_VALUES = ("value_norm_first", "value_norm_ratio")
 SINK_METRICS = (*METRICS, "sink_rate", "update_stable_rank")
 
 
@@ -64,10 +67,23 @@ class Masses:
     queries: dict[Site, Queries] = field(default_factory=dict)
     once_more: Callable[[Masses], AbstractContextManager[Masses]] = nullcontext  # this pass, among another's queries
 
-    def behind(self, where: tuple[str, int] | None) -> dict[str, np.ndarray]:
-        """Means over the layers behind one, or over all: metric -> (B,); NaN where no layer has it."""
-        mine = [m for s, m in self.layers.items() if where is None or (s.stack == where[0] and s.layer > where[1])]
+    def behind(self, where: tuple[str, int] | None, unseen: Collection[Site] = ()) -> dict[str, np.ndarray]:
+        """Means over the layers behind one, or over all: metric -> (B,); NaN where no layer has it.
+
+        Of the calls in `unseen` only their values are known.
+        """
+        mine = [
+            {name: x * np.nan if s in unseen and name not in _OF_VALUES else x for name, x in m.items()}
+            for s, m in self.layers.items()
+            if where is None or (s.stack == where[0] and s.layer > where[1])
+        ]
         return {name: _nanmean([m[name] for m in mine]) for name in SINK_METRICS} if mine else {}
+
+
+def unseen_attention(model: Model, edit: AnyEdit) -> set[Site]:
+    """Calls whose output an edit writes anew: they are seen before it, not with the probabilities that it makes."""
+    parts = edit.edits if isinstance(edit, Together) else (edit,)
+    return {s for e in parts if isinstance(e, AttentionEdit) for s in model.anatomy.select_attention(e.site)}
 
 
 @contextmanager
@@ -164,5 +180,3 @@ def _nanmean(values: np.ndarray | Sequence[float]) -> np.ndarray:
     known = ~np.isnan(x)
     n = known.sum(0)
     return np.where(n > 0, np.where(known, x, 0).sum(0) / np.maximum(n, 1), np.nan)
-
-
