@@ -18,9 +18,9 @@ from massact import trace
 from massact.classics import CLASSICS
 from massact.corpora import PRESETS, Preset
 from massact.interventions.named import NAMES
-from massact.records.reproduction import Reproduction
+from massact.records.kinds import tables
+from massact.records.kinds.reproduction import Reproduction
 from massact.records.sites import POINTS
-from massact.records.tables import TABLES
 from massact.reports import findings_in_words
 from massact.reproductions import ENTRIES, KNOWN, PUBLISHED, reproduce
 from massact.scans import CRITERIA
@@ -118,7 +118,7 @@ def page() -> str:
     out += [SITES]
     out += table(["point", "what it is"], [[f"`{k}`", v] for k, v in POINTS.items()])
     out += ["", "## Tables of a run", ""]
-    for name, columns in TABLES.items():
+    for name, columns in tables().items():
         out += [f"### {name}.parquet", ""]
         out += table(["column", "type", "meaning"], [[f"`{c}`", t, m] for c, (t, m) in columns.items()]) + [""]
     out += ["## Named corpora", ""]

@@ -21,7 +21,7 @@ _ROOMS = {
     "measure": "trace", "Probe": "trace", "Edit": "trace",
     "scan": "scans", "criterion": "scans",
     "explain": "explanations", "intervene": "interventions", "edited": "trace",
-    "ScanResult": "records.results", "open_run": "records.results",
+    "ScanResult": "records.kinds.scan", "open_run": "records.kinds.scan",
     "MassactError": "records.errors",
     "report": "reports",
 }  # fmt: skip

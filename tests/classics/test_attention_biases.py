@@ -12,7 +12,7 @@ from massact.classics import attention_biases
 from massact.classics.job import classics
 from massact.models import with_attention
 from massact.models.loading import weights_hash
-from massact.records.classics import Classics
+from massact.records.kinds.classics import Classics
 from massact.trace.bias_roles import bias_roles
 from tests.families import build
 

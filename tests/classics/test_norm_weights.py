@@ -18,7 +18,7 @@ from massact.classics import classics
 from massact.explanations.weights import layers_beyond, scored_norms
 from massact.interventions.norms import parameters_of, silenced, zero_of
 from massact.models import weights_hash
-from massact.records.classics import Classics
+from massact.records.kinds.classics import Classics
 from massact.trace import edited
 from tests.families import build
 from tests.planted import Plant, Planted

@@ -13,7 +13,7 @@ import massact as ma
 from massact.classics import CLASSICS, Ground, classics
 from massact.classics.outlier_features import OUTLIER_FEATURES, outlier_features
 from massact.models import with_attention
-from massact.records.classics import Classics
+from massact.records.kinds.classics import Classics
 from massact.stats.hits import CountResult
 from tests.families import build
 from tests.planted import Plant, Planted

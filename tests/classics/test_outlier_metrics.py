@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import massact as ma
 from massact.classics import classics
-from massact.records.classics import Classics
+from massact.records.kinds.classics import Classics
 from tests.families import build
 from tests.planted import Plant, Planted
 

@@ -15,7 +15,7 @@ import massact as ma
 from massact.classics import classics, rogue_dims
 from massact.classics.rogue_dims import all_but_the_top, geometry
 from massact.models import weights_hash
-from massact.records.classics import Classics
+from massact.records.kinds.classics import Classics
 from tests.families import build
 
 OFF: dict[str, Any] = {"null": False, "bos_contrast": False}

@@ -11,7 +11,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 import massact as ma
 from massact.classics.job import classics
-from massact.records.classics import Classics
+from massact.records.kinds.classics import Classics
 from tests.families import build
 from tests.interventions.test_window import masked, sees, sharpened
 

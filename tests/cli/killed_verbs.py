@@ -100,15 +100,15 @@ def same(one: dict[str, pd.DataFrame], other: dict[str, pd.DataFrame]) -> bool:
 
 def opened(verb: str, out: Path) -> Any:
     """What a verb has left, opened as a user does; None where it is as before."""
-    from massact.records.classics import open_classics
     from massact.records.errors import UserError
-    from massact.records.explanation import open_explanation
-    from massact.records.intervention import open_intervention
-    from massact.records.results import open_run
+    from massact.records.kinds.classics import Classics
+    from massact.records.kinds.explanation import Explanation
+    from massact.records.kinds.intervention import Intervention
+    from massact.records.kinds.scan import open_run
 
     if verb != "scan":
         open_run(out)
-        return {"explain": open_explanation, "intervene": open_intervention, "classics": open_classics}[verb](out)
+        return {"explain": Explanation.open, "intervene": Intervention.open, "classics": Classics.open}[verb](out)
     try:
         return open_run(out)
     except UserError as error:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import massact as ma
-from massact.records.intervention import open_intervention
+from massact.records.kinds.intervention import Intervention
 from tests.cli.test_images import run
 from tests.sounds import folder, saved_whisper
 
@@ -33,7 +33,7 @@ def test_scan_explain_intervene_on_recordings(
     sinks = pd.read_parquet(out / "sinks.parquet")
     assert "padding" in set(sinks[sinks["stack"] == "encoder"].position_class)
     assert run("intervene", out, "-q", monkeypatch=monkeypatch) == 0
-    saved = open_intervention(out)
+    saved = Intervention.open(out)
     assert saved is not None and {"nll", "kl", "perplexity"} <= set(saved.effects.metric)
     capsys.readouterr()
     assert run("show", out, monkeypatch=monkeypatch) == 0
@@ -53,7 +53,7 @@ def test_one_flac_file_without_a_tokenizer(
     assert run(*asked, monkeypatch=monkeypatch) == 0
     assert run("explain", out, "-q", monkeypatch=monkeypatch) == 0
     assert run("intervene", out, "--set", "zero", "-q", monkeypatch=monkeypatch) == 0
-    saved = open_intervention(out)
+    saved = Intervention.open(out)
     assert saved is not None and "kl" in set(saved.effects.metric) and "nll" not in set(saved.effects.metric)
     (model / "preprocessor_config.json").unlink()
     assert run("scan", model, "--corpus", speech, monkeypatch=monkeypatch) == 2

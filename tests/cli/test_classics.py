@@ -14,8 +14,8 @@ from PIL import Image
 
 import massact as ma
 from massact.classics import CLASSICS, classics
-from massact.records.classics import CLASSICS_TABLES, open_classics
-from massact.records.tables import TABLES
+from massact.records.kinds.classics import Classics
+from massact.records.tables import columns_of
 from massact.reports import classics_in_words
 from massact.reports.classics import SENTENCES, draw_classics
 from tests.cli.test_cli import run
@@ -49,11 +49,11 @@ def test_every_entry_has_an_outcome_and_a_sentence(whole: tuple) -> None:
 def test_saved_and_read_again_it_is_the_same(whole: tuple, tmp_path: Path) -> None:
     scan, done = whole
     done.save(scan.save(tmp_path / "run"))
-    again = open_classics(tmp_path / "run")
+    again = Classics.open(tmp_path / "run")
     assert again is not None and classics_in_words(again) == classics_in_words(done)
-    for table in CLASSICS_TABLES:
+    for table in Classics.TABLES:
         pd.testing.assert_frame_equal(getattr(again, table), getattr(done, table))
-        assert list(getattr(again, table).columns) == list(TABLES[table])
+        assert list(getattr(again, table).columns) == list(columns_of(table))
 
 
 def test_a_run_gets_its_files_and_keeps_those_of_the_scan(
@@ -83,7 +83,7 @@ def test_a_model_is_scanned_first(
                "32", "--json") == 0  # fmt: skip
     printed = json.loads(capsys.readouterr().out)
     assert printed["outcomes"]["norm-growth"][""]["layers"] == 6
-    assert ma.open_run(out).info.status == "ok" and open_classics(out) is not None
+    assert ma.open_run(out).info.status == "ok" and Classics.open(out) is not None
     assert (out / "figures" / "classics.png").is_file() and (out / "figures" / "layers.png").is_file()
     image = Image.open(out / "figures" / "classics.png").convert("L")
     assert image.size[0] > 300 and len(image.getcolors(1 << 20)) > 20

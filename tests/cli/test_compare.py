@@ -12,10 +12,10 @@ import pytest
 
 from massact.cli import closing_scan
 from massact.records.errors import WorkError
-from massact.records.explanation import open_explanation
-from massact.records.results import open_run
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.scan import open_run
+from massact.records.kinds.training import Trained
 from massact.records.tables import read_table
-from massact.records.training import open_training
 from massact.training import TrainConfig
 from massact.training.data import open_tokens
 from tests.cli.test_cli import run
@@ -47,8 +47,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_a_training_ends_with_a_scan_of_held_out_windows(runs: list[Path]) -> None:
-    done, scan = open_training(runs[2]), open_run(runs[2] / "scan")
-    why = open_explanation(runs[2] / "scan")
+    done, scan = Trained.open(runs[2]), open_run(runs[2] / "scan")
+    why = Explanation.open(runs[2] / "scan")
     assert scan.info.corpus["name"] == "held-out text" and scan.info.corpus["n_sequences"] == 8
     assert scan.info.model["weights_sha256"] == done.info.model["weights_sha256"]
     assert why.heads["slot_mass"].notna().all() and len(why.heads) == 2 * 4
@@ -80,7 +80,7 @@ def test_compare_prints_saves_and_draws(
     heads = read_table(runs[2] / "scan", "heads")
     assert table.loc["kv", "slot_mass"] == pytest.approx(heads["slot_mass"].mean())
     assert table.loc["kv", "mass_first"] == pytest.approx(heads["mass_first"].mean())
-    assert table.loc["kv", "eval_loss"] == open_training(runs[2]).info.losses["eval_loss"]
+    assert table.loc["kv", "eval_loss"] == Trained.open(runs[2]).info.losses["eval_loss"]
     assert list(table.loc["plain (2 seeds)", "row"]) == ["mean", "min", "max"]
     names = {p.name for p in (out / "figures").iterdir()}
     assert names == {f"compare_{n}.{k}" for n in ("layers", "magnitudes", "losses", "sinks") for k in ("png", "svg")}
@@ -116,12 +116,12 @@ def test_a_scan_that_fails_does_not_lose_the_training(
     told = capsys.readouterr()
     assert "could not be scanned" in told.err and str(error).split()[0] in told.err and "Traceback" not in told.err
     assert f"massact scan {out / 'model'}" in told.err and "2 steps" in told.out
-    done = open_training(out)
+    done = Trained.open(out)
     assert done.info.status == "ok" and (out / "model" / "config.json").is_file()
     assert sum("could not be scanned" in note for note in done.info.notes) == 1
     assert run(monkeypatch, "train", "--steps", "2", "--out", str(out), "--resume", "--quiet", *SMALL) == 0
-    assert open_explanation(out / "scan") is not None
-    assert not any("could not be scanned" in note for note in open_training(out).info.notes)
+    assert Explanation.open(out / "scan") is not None
+    assert not any("could not be scanned" in note for note in Trained.open(out).info.notes)
 
 
 def test_no_scan_and_a_scan_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_no_scan_and_a_scan_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     moved = out.rename(tmp_path / "moved")  # where the model lay when it was scanned is no part of the result
     monkeypatch.setattr(closing_scan, "held_out", lambda *_: pytest.fail("scanned again"))
     assert run(monkeypatch, *given[:4], str(moved), *given[5:], "--resume") == 0
-    assert not any("could not be scanned" in note for note in open_training(moved).info.notes)
+    assert not any("could not be scanned" in note for note in Trained.open(moved).info.notes)
 
 
 def test_a_context_shorter_than_the_prompt(
@@ -143,7 +143,7 @@ def test_a_context_shorter_than_the_prompt(
         assert run(monkeypatch, "train", *short, "--seed", seed, "--out", str(tmp_path / seed)) == 0
     scan = open_run(tmp_path / "0" / "scan")
     assert scan.portrait == {} and any("No portrait" in note for note in scan.info.notes)
-    assert open_explanation(tmp_path / "0" / "scan") is not None
+    assert Explanation.open(tmp_path / "0" / "scan") is not None
     assert capsys.readouterr().err == ""
     assert run(monkeypatch, "compare", str(tmp_path / "0"), str(tmp_path / "1"), "--out", str(tmp_path / "c")) == 0
     assert "2 seeds" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import massact as ma
 from massact.models.loading import EMBEDDED, _folder
-from massact.records.explanation import EXPLAIN_TABLES, open_explanation
+from massact.records.kinds.explanation import Explanation
 from massact.reports import story_in_words
 from massact.reports.attention import EXPLAIN_FIGURES
 from tests.cli.runs import copied_run, scanned_run
@@ -54,7 +54,7 @@ def explained(scanned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_explain_adds_its_files_and_leaves_those_of_the_scan(scanned: Path, explained: Path) -> None:
     before, after = files(scanned), files(explained)
     assert all(after[name] == data for name, data in before.items())
-    added = {*(f"{t}.parquet" for t in EXPLAIN_TABLES), "explain.json", "attention.npz"}
+    added = {*(f"{t}.parquet" for t in Explanation.TABLES), "explain.json", "attention.npz"}
     assert {n for n in after if "/" not in n} - set(before) == added
     drawn = {Path(n).name for n in set(after) - set(before) if n.startswith("figures")}
     assert drawn == {f"{name}.{kind}" for name in EXPLAIN_FIGURES for kind in ("png", "svg")}
@@ -76,7 +76,7 @@ def test_explain_and_show_print_the_story(
     printed = capsys.readouterr().out
     assert run(monkeypatch, "show", str(copied)) == 0
     shown = capsys.readouterr().out
-    explanation = open_explanation(copied)
+    explanation = Explanation.open(copied)
     assert explanation is not None
     flat_printed, flat_shown = (" ".join(text.replace("│", " ").split()) for text in (printed, shown))
     for sentence in story_in_words(explanation):
@@ -96,7 +96,7 @@ def test_json_is_one_document(
     assert run(monkeypatch, "explain", str(copied), "--json") == 0
     out, err = capsys.readouterr()
     record = strict(out)
-    assert err == "" and set(EXPLAIN_TABLES) <= set(record) and len(record["heads"]) > 0
+    assert err == "" and set(Explanation.TABLES) <= set(record) and len(record["heads"]) > 0
     assert run(monkeypatch, "show", str(copied), "--json") == 0
     shown = strict(capsys.readouterr().out)
     assert shown["verb"] == "scan" and shown["explanation"] == record
@@ -120,7 +120,7 @@ def test_quiet_prints_nothing_and_explaining_again_replaces(
     assert run(monkeypatch, "explain", str(copied), "--quiet", "--n-sequences", "1") == 0
     assert capsys.readouterr().out == ""
     assert run(monkeypatch, "explain", str(copied), "--quiet") == 0
-    e = open_explanation(copied)
+    e = Explanation.open(copied)
     assert e is not None and e.info.corpus["n_sequences"] == 2 and not list(copied.rglob(".*.tmp"))
 
 
@@ -131,11 +131,11 @@ def test_model_and_text_may_lie_elsewhere_now(
     text = tmp_path / "text.txt"
     text.write_text("The boat is old. The sea is cold, and the wind is up!\n" * 100)
     assert run(monkeypatch, "explain", "--quiet", str(copied), str(moved)) == 0
-    for table in EXPLAIN_TABLES:
+    for table in Explanation.TABLES:
         a, b = (pd.read_parquet(folder / f"{table}.parquet") for folder in (copied, explained))
         pd.testing.assert_frame_equal(a, b)
     assert run(monkeypatch, "explain", "--quiet", str(copied), str(moved), "--corpus", str(text)) == 0
-    e = open_explanation(copied)
+    e = Explanation.open(copied)
     assert e is not None and any("scanned anew" in note for note in e.info.notes)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 import massact as ma
 from massact.cli import main
 from massact.records.errors import UserError
-from massact.records.intervention import open_intervention
+from massact.records.kinds.intervention import Intervention
 from tests.families import build
 
 HALF = ["--preprocess", "mean=0.5", "--preprocess", "std=0.5"]
@@ -65,7 +65,7 @@ def test_scan_explain_intervene_on_images(
     resized = np.asarray(first.resize((26, 20), Image.Resampling.BICUBIC))[:, 3:23]
     np.testing.assert_array_equal(pictures[0], resized)
     assert run("intervene", out, "--labels", "auto", "-q", monkeypatch=monkeypatch) == 0
-    first = open_intervention(out)
+    first = Intervention.open(out)
     assert first is not None and "accuracy" in set(first.effects.metric) and first.info.config["labels"] == "auto"
     rows = [f'"{p.name}",{p.parent.name[-1]}' for p in photos.rglob("*.png")]
     (tmp_path / "l.csv").write_text("\n".join(["file,label", *rows[1:]]), encoding="utf-8")
@@ -141,7 +141,7 @@ def test_real_vit_by_the_command_line_alone(
     sets = [x for name in ("zero", "mean", "random") for x in ("--set", name)]
     done = ["intervene", out, "--labels", "auto", "--no-all-keys", "--batch-size", 10, *sets, "-q"]
     assert run(*done, monkeypatch=monkeypatch) == 0
-    saved = open_intervention(out)
+    saved = Intervention.open(out)
     assert saved is not None
     top1 = saved.effects[saved.effects.metric == "accuracy"].set_index("edit")
     assert (top1.baseline > 0.8).all() and top1.delta["zero"] < -0.1 and top1.ci_high["zero"] < 0

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 import massact as ma
 from massact.interventions import QUARTET
 from massact.models.loading import EMBEDDED, _folder
-from massact.records.intervention import open_intervention
-from massact.records.tables import TABLES
+from massact.records.kinds.intervention import Intervention
+from massact.records.tables import columns_of
 from massact.reports import effects_in_words
 from tests.cli.runs import copied_run, scanned_run
 from tests.cli.test_cli import run
@@ -82,7 +82,7 @@ def test_intervene_adds_its_files_and_leaves_those_of_the_scan(scanned: Path, do
     assert record["corpus"]["sha256"] == run_json["corpus"]["sha256"]
     assert (record["estimated_on"], record["evaluated_on"]) == ("sequences 0 to 3", "sequences 4 to 7")
     effects = pd.read_parquet(done / "effects.parquet")
-    assert list(effects) == list(TABLES["effects"]) and list(dict.fromkeys(effects["edit"])) == list(QUARTET)
+    assert list(effects) == list(columns_of("effects")) and list(dict.fromkeys(effects["edit"])) == list(QUARTET)
     assert (effects.n_elements > 0).all() and set(effects.group) == {"all"} and set(effects.n_sequences) == {4}
 
 
@@ -93,7 +93,7 @@ def test_intervene_and_show_print_the_same(
     printed = capsys.readouterr().out
     assert run(monkeypatch, "show", str(copied)) == 0
     shown = capsys.readouterr().out
-    e = open_intervention(copied)
+    e = Intervention.open(copied)
     assert e is not None and list(dict.fromkeys(e.effects["edit"])) == ["zero", "mean"]
     flat_printed, flat_shown = (" ".join(text.replace("│", " ").split()) for text in (printed, shown))
     for sentence in effects_in_words(e):
@@ -107,7 +107,7 @@ def test_json_is_one_document_with_all_that_was_done(
     assert run(monkeypatch, "intervene", str(copied), "--json", "--set", "zero") == 0
     out, err = capsys.readouterr()
     record = strict(out)
-    assert err == "" and len(record["effects"]) > 0 and set(record["effects"][0]) == set(TABLES["effects"])
+    assert err == "" and len(record["effects"]) > 0 and set(record["effects"][0]) == set(columns_of("effects"))
     assert run(monkeypatch, "show", str(copied), "--json") == 0
     shown = strict(capsys.readouterr().out)
     assert shown["intervention"] == record and "explanation" not in shown
@@ -141,7 +141,7 @@ def test_quiet_prints_nothing_and_intervening_again_replaces(
     for name in ("zero", "mean"):
         assert run(monkeypatch, "intervene", str(copied), "--quiet", "--set", name) == 0
         assert capsys.readouterr().out == ""
-        e = open_intervention(copied)
+        e = Intervention.open(copied)
         assert e is not None and set(e.effects["edit"]) == {name} and not list(copied.rglob(".*.tmp"))
 
 
@@ -157,7 +157,7 @@ def test_effects_by_a_column_of_a_jsonl_file(
     options = ["--corpus", str(labelled), "--group", "kind", "--set", "zero"]
     assert run(monkeypatch, "intervene", str(copied), *options) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    e = open_intervention(copied)
+    e = Intervention.open(copied)
     assert e is not None and e.info.evaluated_on == "sequences 6 to 11"
     counts = e.effects[e.effects.metric == "perplexity"].set_index("group").n_sequences.to_dict()
     assert counts == {"all": 6, "kind=home": 3, "kind=sea": 3}

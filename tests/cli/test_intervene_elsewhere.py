@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import massact as ma
-from massact.records.intervention import Intervention, open_intervention
+from massact.records.kinds.intervention import Intervention
 from tests.cli.runs import copied_run, scanned_run
 from tests.cli.test_cli import run
 from tests.cli.test_explain import files, refused
@@ -40,7 +40,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(path: Path) -> Intervention:
-    e = open_intervention(path)
+    e = Intervention.open(path)
     assert e is not None
     return e
 

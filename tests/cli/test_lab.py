@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from massact import cli
-from massact.records.lab import open_lab
+from massact.records.kinds.lab import Lab
 
 SMALL = [f"--set={x}" for x in ("width=16", "mlp=32", "length=20", "layers=2", "batch=8", "every=3")]
 TASK = ["train", "--task", "bigram-backcopy"]
@@ -34,7 +34,7 @@ def test_a_lab_is_shown_saved_and_its_models_are_scanned(
     printed = capsys.readouterr().out
     assert "6 steps of adamw, seed 2; every sequence begins with BOS" in printed and "does not show" in printed
     assert (out / "figures" / "lab.png").is_file() and (out / "figures" / "lab.svg").is_file()
-    lab = open_lab(out)
+    lab = Lab.open(out)
     assert lab.variants == ["softmax", "kv-bias"] and lab.info.config["seed"] == 2
     assert run(monkeypatch, "show", str(out)) == 0
     assert capsys.readouterr().out.strip() in printed

@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from massact.reports import findings_in_words
-from massact.reports.figures import _figures_of
+from massact.reports import READINGS, findings_in_words
 from tests.cli.runs import scanned_run
 from tests.cli.test_cli import run
 from tests.golden.make import TRAINED
@@ -28,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def named(result: Any, folder: Path, *, only: Any = ()) -> None:
         (folder / "figures").mkdir(exist_ok=True)
-        for name in _figures_of(result):
+        for name in READINGS[result.KIND].figures:
             if not only or name in only:
                 (folder / "figures" / f"{name}.png").touch()
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import massact as ma
-from massact.records.trajectory import open_trajectory
+from massact.records.kinds.trajectory import Trajectory
+from massact.reports import READINGS
 from tests import stepped
 from tests.cli.test_cli import refused, run
 
@@ -22,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def no_figures_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures of single runs are tested elsewhere, and take long."""
-    monkeypatch.setattr("massact.reports.figures.FIGURES", {})
+    monkeypatch.setitem(READINGS, "scan", replace(READINGS["scan"], figures={}))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_a_checkpoint_that_fails_is_told_at_the_end(tmp_path: Path, monkeypatch:
     weights.write_bytes(whole)
     assert run(monkeypatch, *arguments, "--quiet", "--resume") == 0
     assert capsys.readouterr() == ("", "")
-    assert len(open_trajectory(tmp_path / "out").info.having("ok")) == 3
+    assert len(Trajectory.open(tmp_path / "out").info.having("ok")) == 3
 
 
 @pytest.mark.usefixtures("no_figures_of_each")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from massact import cli
-from massact.records.results import open_run
-from massact.records.shapes import open_shapes
+from massact.records.kinds.scan import open_run
+from massact.records.kinds.shapes import ShapeLab
 from massact.training import shape_toy
 
 SMALL = [f"--set={x}" for x in ("width=16", "size=16", "patch=4", "layers=2", "batch=8", "every=3")]
@@ -38,7 +38,7 @@ def test_a_lab_is_shown_saved_and_its_models_are_scanned_alike(
     printed = capsys.readouterr().out
     assert "6 steps of adamw, seed 2; background mixed" in printed and "does not show" in printed
     assert (out / "figures" / "shapes.png").is_file() and (out / "figures" / "shapes.svg").is_file()
-    lab = open_shapes(out)
+    lab = ShapeLab.open(out)
     assert lab is not None and lab.arms == ["softmax", "softmax+registers", "kv-bias"]
     assert run(monkeypatch, "show", str(out)) == 0
     assert capsys.readouterr().out.strip() in printed

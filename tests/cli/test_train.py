@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from massact.records.training import open_training
+from massact.records.kinds.training import Trained
 from massact.training import RECIPES, VARIANTS
 from tests.cli.test_cli import hears_ctrl_c, run
 
@@ -31,7 +31,7 @@ def test_train_show_and_scan(
                "--seed", "3", "--out", str(out), *SMALL) == 0  # fmt: skip
     printed = capsys.readouterr().out
     assert "kv-bias" in printed and "8 steps, 512 tokens" in printed and "Layers at step 8" in printed
-    done = open_training(out)
+    done = Trained.open(out)
     config = done.info.config
     assert (config["variant"], config["seed"], config["steps"], config["model"]["n_layer"]) == ("kv-bias", 3, 8, 1)
     assert run(monkeypatch, "show", str(out)) == 0
@@ -91,6 +91,6 @@ def test_interrupted_by_the_user_and_resumed(monkeypatch: pytest.MonkeyPatch, tm
     process.send_signal(signal.SIGINT)
     told = process.communicate(timeout=180)[1]
     assert process.returncode == 130 and "--resume" in told and "Traceback" not in told
-    before = open_training(out)
+    before = Trained.open(out)
     assert before.info.status == "interrupted"
     assert run(monkeypatch, "train", "--out", str(out), "--resume", *options[:1], "2", *options[2:]) == 2

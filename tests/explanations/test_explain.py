@@ -19,11 +19,11 @@ from massact.corpora import Corpus
 from massact.explanations import explain_run
 from massact.models import Model, with_attention
 from massact.records.errors import UserError
-from massact.records.explanation import EXPLAIN_TABLES, Explanation, open_explanation
-from massact.records.results import ScanResult
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import jsonable
 from massact.records.sites import Site
-from massact.records.tables import TABLES
+from massact.records.tables import columns_of
 from massact.reports import story_in_words
 from tests.families import build
 
@@ -59,7 +59,7 @@ def explained(model: Model, text: Corpus, scan: ScanResult) -> Explanation:
 
 
 def same(a: Explanation, b: Explanation) -> None:
-    for table in EXPLAIN_TABLES:
+    for table in Explanation.TABLES:
         pd.testing.assert_frame_equal(getattr(a, table), getattr(b, table))
     assert a.maps.keys() == b.maps.keys()
     for name in a.maps:
@@ -232,10 +232,10 @@ def test_another_corpus_is_refused_or_scanned_anew(model: Model, scan: ScanResul
 def test_a_saved_run_is_explained_alike(explained: Explanation, scan: ScanResult, run_dir: Path) -> None:
     e = explain_run(ma.open_run(run_dir))
     same(explained, e)
-    assert open_explanation(run_dir) is None
+    assert Explanation.open(run_dir) is None
     before = {p.name: p.read_bytes() for p in run_dir.iterdir() if p.is_file()}
     e.save(run_dir)
-    read = open_explanation(run_dir)
+    read = Explanation.open(run_dir)
     assert read is not None
     same(e, read)
     assert jsonable(asdict(read.info)) == jsonable(asdict(e.info))
@@ -267,10 +267,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_files_are_one_clear_message(damage: str, explained: Explanation, tmp_path: Path) -> None:
     explained.save(tmp_path)
-    assert open_explanation(tmp_path) is not None
+    assert Explanation.open(tmp_path) is not None
     DAMAGE[damage](tmp_path)
     with pytest.raises(UserError) as refused:
-        open_explanation(tmp_path)
+        Explanation.open(tmp_path)
     assert str(tmp_path) in str(refused.value) and "Traceback" not in str(refused.value)
 
 
@@ -305,8 +305,8 @@ def forced(name: str) -> tuple[Model, ScanResult, Explanation]:
 @pytest.mark.parametrize("name", FORCED)
 def test_every_table_of_a_random_model(name: str) -> None:
     model, scan, e = forced(name)
-    for table in EXPLAIN_TABLES:
-        assert list(getattr(e, table)) == list(TABLES[table])
+    for table in Explanation.TABLES:
+        assert list(getattr(e, table)) == list(columns_of(table))
     calls = len(e.heads.groupby(["stack", "layer", "kind"]))
     assert len(e.heads) == calls * 4 and calls == sum(a["n_calls"] for a in e.info.attention.values())
     shares = ["mass_first", "mass_findings", "mass_random", "alpha_first", "sink_rate", "secondary", "slot_mass"]

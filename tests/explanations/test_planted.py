@@ -13,7 +13,7 @@ from torch import Tensor
 
 import massact as ma
 from massact.explanations.weights import norm_weights_table, spectrum
-from massact.records.explanation import Explanation
+from massact.records.kinds.explanation import Explanation
 from massact.reports import story_in_words
 from tests import planted_explain as plant
 from tests.families import build

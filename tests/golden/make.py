@@ -13,16 +13,16 @@ import torch
 import massact as ma
 from massact.classics import classics
 from massact.corpora import Corpus
-from massact.records.classics import CLASSICS_VERSION, Classics
-from massact.records.explanation import EXPLAIN_VERSION, Explanation
-from massact.records.intervention import INTERVENE_VERSION, Intervention
-from massact.records.lab import LAB_VERSION, Lab
-from massact.records.reproduction import REPRODUCE_VERSION, Reproduction
-from massact.records.results import ScanResult
+from massact.records.kinds.classics import Classics
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.intervention import Intervention
+from massact.records.kinds.lab import Lab
+from massact.records.kinds.reproduction import Reproduction
+from massact.records.kinds.scan import ScanResult
+from massact.records.kinds.shapes import ShapeLab
+from massact.records.kinds.training import Trained
+from massact.records.kinds.trajectory import Trajectory
 from massact.records.runinfo import SCHEMA_VERSION
-from massact.records.shapes import SHAPES_VERSION, ShapeLab
-from massact.records.training import TRAIN_VERSION, Trained
-from massact.records.trajectory import TRAJECTORY_VERSION, Trajectory
 from massact.reproductions import reproduce
 from massact.scans import checkpoints_in, scan_checkpoints
 from massact.training import train
@@ -33,15 +33,15 @@ from tests.families import build
 from tests.planted import Plant, Planted
 from tests.training.small import small
 
-EXPLAINED = Path(__file__).parent / f"explained_{EXPLAIN_VERSION}"
-CLASSIC = Path(__file__).parent / f"classics_{CLASSICS_VERSION}"
-INTERVENED = Path(__file__).parent / f"intervened_{INTERVENE_VERSION}"
-REPRODUCED = Path(__file__).parent / f"reproduced_{REPRODUCE_VERSION}"
+EXPLAINED = Path(__file__).parent / f"explained_{Explanation.version()}"
+CLASSIC = Path(__file__).parent / f"classics_{Classics.version()}"
+INTERVENED = Path(__file__).parent / f"intervened_{Intervention.version()}"
+REPRODUCED = Path(__file__).parent / f"reproduced_{Reproduction.version()}"
 FOLDER = Path(__file__).parent / f"schema_{SCHEMA_VERSION}"
-TRAINED = Path(__file__).parent / f"trained_{TRAIN_VERSION}"
-STEPPED = Path(__file__).parent / f"stepped_{TRAJECTORY_VERSION}"
-LAB = Path(__file__).parent / f"lab_{LAB_VERSION}"
-SHAPES = Path(__file__).parent / f"shapes_{SHAPES_VERSION}"
+TRAINED = Path(__file__).parent / f"trained_{Trained.version()}"
+STEPPED = Path(__file__).parent / f"stepped_{Trajectory.version()}"
+LAB = Path(__file__).parent / f"lab_{Lab.version()}"
+SHAPES = Path(__file__).parent / f"shapes_{ShapeLab.version()}"
 
 
 def golden_scan() -> ScanResult:

@@ -14,15 +14,15 @@ import pytest
 from rich.console import Console
 
 import massact as ma
-from massact.records.comparison import open_compared
 from massact.records.errors import UserError
-from massact.records.explanation import open_explanation
-from massact.records.lab import open_lab
-from massact.records.shapes import open_shapes
+from massact.records.kinds.comparison import open_compared
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.lab import Lab
+from massact.records.kinds.shapes import ShapeLab
+from massact.records.kinds.training import Trained
 from massact.records.sidecars import Sidecar, save_beside
 from massact.records.tables import frame
-from massact.records.training import open_training
-from massact.reports import show_shapes, show_training
+from massact.reports import show
 from massact.reports.legible import token_list
 from massact.training import apply_variant
 from tests.families import build
@@ -47,7 +47,7 @@ def changed(file: Path, **values: Any) -> None:
 ])  # fmt: skip
 def test_arrays_that_do_not_fit_each_other(tmp_path: Path, name: str, array: Any, says: str) -> None:
     run = copied("explained_2", tmp_path)
-    for file, opened in (("portrait.npz", ma.open_run), ("attention.npz", open_explanation)):
+    for file, opened in (("portrait.npz", ma.open_run), ("attention.npz", Explanation.open)):
         with np.load(run / file) as held:
             arrays = {k: v for k, v in held.items() if k != name} | ({} if array is None else {name: array})
         if name == "magnitude" and file == "attention.npz":
@@ -63,16 +63,16 @@ def test_a_table_with_every_row_twice(tmp_path: Path) -> None:
     run = copied("shapes_1", tmp_path)
     table = pd.read_parquet(run / "shapes_layers.parquet")
     pd.concat([table, table]).to_parquet(run / "shapes_layers.parquet")
-    lab = open_shapes(run)
+    lab = ShapeLab.open(run)
     assert lab is not None and lab.shapes_layers.index.is_unique
-    show_shapes(lab, Console(file=io.StringIO(), width=80))
+    show(lab, Console(file=io.StringIO(), width=80))
 
 
 def test_records_whose_parts_are_of_another_kind(tmp_path: Path) -> None:
     lab, shapes = copied("lab_1", tmp_path / "a"), copied("shapes_1", tmp_path / "b")
     changed(lab / "lab.json", variants={"softmax": []})
     changed(shapes / "shapes.json", arms={"softmax": []})
-    for read, run in ((open_lab, lab), (open_shapes, shapes)):
+    for read, run in ((Lab.open, lab), (ShapeLab.open, shapes)):
         with pytest.raises(UserError, match="is damaged"):
             read(run)
 
@@ -80,13 +80,13 @@ def test_records_whose_parts_are_of_another_kind(tmp_path: Path) -> None:
 def test_a_training_whose_losses_and_alarms_are_lost_is_printed(tmp_path: Path) -> None:
     run, out = copied("trained_1", tmp_path), io.StringIO()
     changed(run / "train.json", losses={"step": None, "tokens": 10**400}, alarms=[{}, {"level": "massive"}])
-    done = open_training(run)
+    done = Trained.open(run)
     assert done is not None
-    show_training(done, Console(file=out, width=300))
+    show(done, Console(file=out, width=300))
     assert "nan steps" in out.getvalue() and "Massive activations" in out.getvalue()
     changed(run / "train.json", wall_s=10**400)
     with pytest.raises(UserError, match="is damaged"):
-        open_training(run)
+        Trained.open(run)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "vit"])

@@ -16,28 +16,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from massact import reports
-from massact.records.classics import open_classics
-from massact.records.comparison import open_compared
 from massact.records.errors import MassactError
-from massact.records.explanation import open_explanation
-from massact.records.intervention import open_intervention
-from massact.records.lab import open_lab
-from massact.records.reproduction import open_reproduction
-from massact.records.results import open_run
-from massact.records.shapes import open_shapes
-from massact.records.training import open_training
-from massact.records.trajectory import open_trajectory
+from massact.records.kinds import kinds
+from massact.records.kinds.comparison import open_compared
 from tests.hostile.damage import cases, damaged, limits
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KINDS = sorted(p.name for p in GOLDEN.iterdir() if p.is_dir() and p.name != "__pycache__")
-OPENED: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = (
-    (open_run, reports.show), (open_explanation, reports.show_explanation),
-    (open_intervention, reports.show_intervention), (open_classics, reports.show_classics),
-    (open_reproduction, reports.show_reproduction),
-    (open_training, reports.show_training), (open_trajectory, reports.show_trajectory),
-    (open_lab, reports.show_lab), (open_shapes, reports.show_shapes),
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +41,10 @@ def refused_or(work: Callable[[], Any]) -> Any:
 
 def printed(directory: Path) -> None:
     """Open whatever is there and print it, as a terminal and as JSON do."""
-    for read, show in OPENED:
-        result = refused_or(lambda read=read: read(directory))
+    for kind in kinds().values():
+        result = refused_or(lambda kind=kind: kind.open(directory))
         if result is not None:
-            refused_or(lambda show=show, result=result: show(result, Console(file=io.StringIO(), width=80)))
+            refused_or(lambda result=result: reports.show(result, Console(file=io.StringIO(), width=80)))
             json.loads(reports.to_json(result))
 
 
@@ -73,7 +58,7 @@ def paged(rng: Random, directory: Path, whole: Path, out: Path) -> None:
     (out / "page").unlink(missing_ok=True)
     compared = refused_or(lambda: reports.compare(open_compared([directory, whole])))
     if compared is not None:
-        reports.show_comparison(compared, Console(file=io.StringIO(), width=80))
+        reports.show(compared, Console(file=io.StringIO(), width=80))
         json.loads(reports.to_json(compared))
 
 

@@ -33,7 +33,7 @@ from massact.interventions import (
 )
 from massact.records.errors import UserError
 from massact.records.sites import Site
-from massact.records.tables import TABLES, frame
+from massact.records.tables import columns_of, frame
 
 # layer, sequence, pos, dim, position class, value
 TABLE = [
@@ -46,7 +46,7 @@ TABLE = [
 
 def table(rows: list[tuple] = TABLE, stack: str = "", site: str = "resid_post") -> pd.DataFrame:
     blank = {"string": "", "float64": 0.0, "int64": 0, "bool": False}
-    full = {c: [blank.get(dtype, 0)] * len(rows) for c, (dtype, _) in TABLES["findings"].items()}
+    full = {c: [blank.get(dtype, 0)] * len(rows) for c, (dtype, _) in columns_of("findings").items()}
     layer, sequence, pos, dim, position_class, value = (list(x) for x in zip(*rows, strict=True))
     return frame("findings", full | {
         "stack": [stack] * len(rows), "site": [site] * len(rows), "layer": layer, "sequence": sequence, "pos": pos,

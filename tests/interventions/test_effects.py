@@ -30,9 +30,9 @@ from massact.interventions import (
 from massact.interventions.effects import Paired, effects_of
 from massact.models import Model, with_attention
 from massact.records.errors import UserError, WorkError
-from massact.records.intervention import InterveneInfo, Intervention, open_intervention
+from massact.records.kinds.intervention import InterveneInfo, Intervention
 from massact.records.sites import Site
-from massact.records.tables import TABLES, frame
+from massact.records.tables import columns_of, frame
 from massact.reports import effects_in_words, verdict
 from massact.reports.effects import draw_effects
 from massact.trace import Edit, WeightEdit, edited
@@ -265,7 +265,7 @@ def test_information_that_the_logits_need_is_harmful_to_lose() -> None:
     assert {name: verdict(row) for name, row in rows.iterrows()} == {
         "zero": "harmful", "mean": "harmless", "random": "harmless", "shuffle": "harmless", "scale 0": "harmful",
         "value 1000": "harmless"}  # fmt: skip
-    assert list(done.effects.columns) == list(TABLES["effects"])
+    assert list(done.effects.columns) == list(columns_of("effects"))
     assert (done.effects.n_sequences == 8).all() and (done.effects.n_calls == 8).all()
     assert (done.effects.n_elements == 8).all()
     np.testing.assert_allclose(done.effects.delta, done.effects.edited - done.effects.baseline)
@@ -334,7 +334,7 @@ def test_words_and_figure_of_an_intervention(embedded: Intervention, tmp_path: P
     with image.open(tmp_path / "effects.png") as picture:
         assert len(picture.convert("RGB").getcolors(2**20)) > 10
     embedded.save(tmp_path)
-    read = open_intervention(tmp_path)
+    read = Intervention.open(tmp_path)
     assert read is not None and effects_in_words(read) == said
     pd.testing.assert_frame_equal(read.effects, embedded.effects)
 
@@ -363,7 +363,7 @@ def test_verdicts(given: pd.Series, says: str) -> None:
 
 
 def test_an_edit_that_breaks_the_model_is_said_and_drawn() -> None:
-    blank = {c: "" if dtype == "string" else 1 for c, (dtype, _) in TABLES["effects"].items()}
+    blank = {c: "" if dtype == "string" else 1 for c, (dtype, _) in columns_of("effects").items()}
     broken = blank | {"edit": "value nan", "metric": "perplexity", "group": "all", "baseline": 9.0}
     bad = {k: math.nan for k in ("edited", "delta", "ci_low", "ci_high")}
     e = Intervention(InterveneInfo(target={"site": "2.resid_post", "dims": [3]}), frame("effects", [broken | bad]))

@@ -18,8 +18,8 @@ from massact.interventions.effects import effects_of
 from massact.interventions.sinks import Sinks
 from massact.models import with_attention
 from massact.records.errors import UserError
-from massact.records.intervention import Intervention
-from massact.records.results import ScanResult
+from massact.records.kinds.intervention import Intervention
+from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import jsonable
 from tests.families import build
 from tests.interventions.test_paired import OFF, planted, tokens

@@ -15,7 +15,7 @@ from massact.corpora import Batch
 from massact.interventions import QUARTET, exactly, intervene, massive, zero
 from massact.models import Model
 from massact.records.errors import UserError
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.reports.effects import effects_in_words
 from tests.families import build
 from tests.interventions.test_catalogue import table

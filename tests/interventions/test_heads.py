@@ -17,7 +17,7 @@ from massact.interventions.heads import linear_head
 from massact.interventions.labels import labels_of
 from massact.models import Model
 from massact.records.errors import UserError
-from massact.records.intervention import open_intervention
+from massact.records.kinds.intervention import Intervention
 from tests.cli.test_cli import run
 from tests.families import V, build
 
@@ -146,7 +146,7 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert run(monkeypatch, *asked) == 2
     assert "--head" in capsys.readouterr().err
     assert run(monkeypatch, *asked, "--head", str(tmp_path / "head.safetensors")) == 0
-    saved = open_intervention(tmp_path / "run")
+    saved = Intervention.open(tmp_path / "run")
     assert saved is not None and "accuracy" in set(saved.effects.metric) and saved.info.config["head"]["n_classes"] == 5
     assert run(monkeypatch, *asked, "--zero-shot", "--head", str(tmp_path / "head.safetensors")) == 2
     assert "exclude" in capsys.readouterr().err

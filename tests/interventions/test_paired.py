@@ -15,7 +15,7 @@ from massact.interventions.catalogue import super_weights, zero_dims
 from massact.interventions.effects import Paired, effects_of, told_apart
 from massact.models import Model
 from massact.records.errors import UserError, WorkError
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.reports import effects_in_words, verdict
 from massact.trace import Edit, WeightEdit
 from tests.families import build

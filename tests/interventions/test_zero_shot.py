@@ -17,7 +17,7 @@ from massact.interventions import ZeroShot, evaluate, intervene, massive, zero
 from massact.interventions.zero_shot import BATCH, TEMPLATES, zero_shot_head
 from massact.models import Model
 from massact.records.errors import UserError
-from massact.records.intervention import open_intervention
+from massact.records.kinds.intervention import Intervention
 from tests.cli.test_cli import run
 from tests.families import build
 
@@ -149,14 +149,14 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "no tokenizer" in capsys.readouterr().err
     tokenizer().save_pretrained(tmp_path / "model")
     assert run(monkeypatch, *asked) == 0
-    saved = open_intervention(tmp_path / "run")
+    saved = Intervention.open(tmp_path / "run")
     assert saved is not None and saved.info.config["head"]["classes"] == ["dog", "red fox"]
     assert "accuracy" in set(saved.effects.metric)
     (tmp_path / "names.txt").write_text("dog\ngrey cat\nred fox\n", encoding="utf-8")
     (tmp_path / "prompts.txt").write_text("a picture of a {}.\n", encoding="utf-8")
     more = ["--classes", str(tmp_path / "names.txt"), "--prompts", str(tmp_path / "prompts.txt")]
     assert run(monkeypatch, *asked, *more) == 0
-    again = open_intervention(tmp_path / "run")
+    again = Intervention.open(tmp_path / "run")
     assert again is not None and again.info.config["head"]["classes"] == ["dog", "grey cat", "red fox"]
     assert again.info.config["head"]["templates"] == ["a picture of a {}."]
     loaded = ma.load(folder)

@@ -21,7 +21,7 @@ from massact.interventions import intervene
 from massact.interventions.heads import linear_head
 from massact.models import with_attention
 from massact.records.errors import MassactError, UserError
-from massact.records.intervention import open_intervention
+from massact.records.kinds.intervention import Intervention
 from massact.scans.patches import place_names
 from tests.cli.test_cli import run
 from tests.photographs import photographs
@@ -194,7 +194,7 @@ def test_by_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     kept = found.info.corpus["source"]["preprocess"]
     assert kept["processor"] == "timm pretrained_cfg" and kept["crop"] == [56, 56]
     assert set(found.findings.token) <= {"[CLS]", *REG, *(f"patch ({r}, {c})" for r in range(4) for c in range(4))}
-    done = open_intervention(tmp_path / "run")
+    done = Intervention.open(tmp_path / "run")
     assert done is not None and "accuracy" in set(done.effects.metric)
     capsys.readouterr()
     assert run(monkeypatch, "scan", str(tmp_path / "model")) == 2

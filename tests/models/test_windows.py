@@ -17,8 +17,8 @@ from transformers.masking_utils import flash_attention_mask
 import massact as ma
 from massact.explanations.targets import found_positions
 from massact.models import load, with_attention
-from massact.records.explanation import Explanation
-from massact.records.results import ScanResult
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.scan import ScanResult
 from massact.trace.attention import _mask_of
 
 T, W, EPS = 30, 8, 0.1

@@ -16,7 +16,7 @@ import massact as ma
 from massact.corpora import Corpus
 from massact.interventions import exactly, massive, zero
 from massact.models import Model
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from tests.real import naive
 from tests.real.golden import last_digit
 

@@ -22,9 +22,9 @@ from massact.corpora import Corpus
 from massact.interventions.effects import effects_of, evaluate
 from massact.interventions.window import window
 from massact.models import Model, with_attention
-from massact.records.explanation import Explanation
-from massact.records.intervention import Intervention
-from massact.records.results import ScanResult
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.intervention import Intervention
+from massact.records.kinds.scan import ScanResult
 from massact.stats.hits import HitShares
 from massact.trace import Probe, measure
 from tests.real import naive

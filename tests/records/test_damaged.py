@@ -17,7 +17,7 @@ from rich.console import Console
 
 from massact.records.answer import Answer
 from massact.records.errors import UserError
-from massact.records.results import open_run
+from massact.records.kinds.scan import open_run
 from massact.reports import show, to_json
 
 RUN = next((Path(__file__).parents[1] / "golden" / "schema_1").rglob("run.json")).parent

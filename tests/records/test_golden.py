@@ -11,29 +11,18 @@ import pytest
 from rich.console import Console
 
 import massact as ma
-from massact.records.classics import CLASSICS_TABLES, CLASSICS_VERSION, open_classics
-from massact.records.explanation import EXPLAIN_TABLES, EXPLAIN_VERSION, open_explanation
-from massact.records.intervention import INTERVENE_VERSION, open_intervention
-from massact.records.lab import LAB_TABLES, LAB_VERSION, open_lab
-from massact.records.reproduction import REPRODUCE_VERSION, open_reproduction
-from massact.records.results import SCAN_TABLES
+from massact.records.kinds.classics import Classics
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.intervention import Intervention
+from massact.records.kinds.lab import Lab
+from massact.records.kinds.reproduction import Reproduction
+from massact.records.kinds.scan import ScanResult
+from massact.records.kinds.shapes import ShapeLab
+from massact.records.kinds.training import Trained
+from massact.records.kinds.trajectory import Trajectory
 from massact.records.runinfo import SCHEMA_VERSION
-from massact.records.shapes import SHAPE_TABLES, SHAPES_VERSION, open_shapes
-from massact.records.tables import TABLES
-from massact.records.training import TRAIN_VERSION, open_training
-from massact.records.trajectory import TRAJECTORY_VERSION, open_trajectory
-from massact.reports import (
-    show,
-    show_classics,
-    show_explanation,
-    show_intervention,
-    show_lab,
-    show_reproduction,
-    show_shapes,
-    show_training,
-    show_trajectory,
-    to_json,
-)
+from massact.records.tables import columns_of
+from massact.reports import show, to_json
 from tests.golden.make import (
     CLASSIC,
     EXPLAINED,
@@ -74,9 +63,9 @@ def test_every_schema_version_has_a_golden_run() -> None:
 def test_todays_scan_equals_the_golden_run() -> None:
     """A change of any number or column needs a new schema version, or an explanation."""
     golden, today = ma.open_run(FOLDER), golden_scan()
-    for table in SCAN_TABLES:
+    for table in ScanResult.TABLES:
         pd.testing.assert_frame_equal(getattr(today, table), getattr(golden, table), rtol=1e-5, atol=1e-8)
-        assert list(getattr(golden, table).columns) == list(TABLES[table])
+        assert list(getattr(golden, table).columns) == list(columns_of(table))
     np.testing.assert_allclose(today.portrait["magnitude"], golden.portrait["magnitude"], rtol=1e-5, atol=1e-7)
     assert today.info.answer["stacks"][0]["dims"] == golden.info.answer["stacks"][0]["dims"]
     assert today.info.model["weights_sha256"] == golden.info.model["weights_sha256"]
@@ -87,21 +76,21 @@ OLD_EXPLANATIONS = sorted(Path(EXPLAINED).parent.glob("explained_*"))
 
 @pytest.mark.parametrize("folder", OLD_EXPLANATIONS, ids=lambda p: p.name)
 def test_old_explanation_opens_and_prints(folder: Path) -> None:
-    explanation, out = open_explanation(folder), io.StringIO()
+    explanation, out = Explanation.open(folder), io.StringIO()
     assert explanation is not None and ma.open_run(folder).found
-    show_explanation(explanation, Console(file=out, width=100))
+    show(explanation, Console(file=out, width=100))
     assert "says what causes what" in " ".join(out.getvalue().replace("│", " ").split()) and to_json(explanation)
 
 
 def test_every_version_of_explanations_has_a_golden_one() -> None:
-    assert [p.name for p in OLD_EXPLANATIONS] == [f"explained_{v}" for v in range(1, EXPLAIN_VERSION + 1)]
+    assert [p.name for p in OLD_EXPLANATIONS] == [f"explained_{v}" for v in range(1, Explanation.version() + 1)]
 
 
 def test_todays_explanation_equals_the_golden_one() -> None:
     """A change of any number or column needs a new version, or an explanation."""
-    golden, (_, today) = open_explanation(EXPLAINED), golden_explanation()
+    golden, (_, today) = Explanation.open(EXPLAINED), golden_explanation()
     assert golden is not None
-    for table in EXPLAIN_TABLES:
+    for table in Explanation.TABLES:
         pd.testing.assert_frame_equal(getattr(today, table), getattr(golden, table), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(today.maps["probs"], golden.maps["probs"], atol=1e-5)
 
@@ -111,19 +100,19 @@ OLD_INTERVENTIONS = sorted(Path(INTERVENED).parent.glob("intervened_*"))
 
 @pytest.mark.parametrize("folder", OLD_INTERVENTIONS, ids=lambda p: p.name)
 def test_old_intervention_opens_and_prints(folder: Path) -> None:
-    done, out = open_intervention(folder), io.StringIO()
+    done, out = Intervention.open(folder), io.StringIO()
     assert done is not None and ma.open_run(folder).found
-    show_intervention(done, Console(file=out, width=100))
+    show(done, Console(file=out, width=100))
     assert "95% interval" in " ".join(out.getvalue().replace("│", " ").split()) and to_json(done)
 
 
 def test_every_version_of_interventions_has_a_golden_one() -> None:
-    assert [p.name for p in OLD_INTERVENTIONS] == [f"intervened_{v}" for v in range(1, INTERVENE_VERSION + 1)]
+    assert [p.name for p in OLD_INTERVENTIONS] == [f"intervened_{v}" for v in range(1, Intervention.version() + 1)]
 
 
 def test_todays_intervention_equals_the_golden_one() -> None:
     """A change of any number or column needs a new version, or an explanation."""
-    golden, (_, today) = open_intervention(INTERVENED), golden_intervention()
+    golden, (_, today) = Intervention.open(INTERVENED), golden_intervention()
     assert golden is not None
     pd.testing.assert_frame_equal(today.effects, golden.effects, rtol=1e-3, atol=1e-5)
     assert today.info.target["dims"] == golden.info.target["dims"]
@@ -134,22 +123,22 @@ OLD_REPRODUCTIONS = sorted(Path(REPRODUCED).parent.glob("reproduced_*"))
 
 @pytest.mark.parametrize("folder", OLD_REPRODUCTIONS, ids=lambda p: p.name)
 def test_old_reproduction_opens_and_prints(folder: Path) -> None:
-    done, out = open_reproduction(folder), io.StringIO()
+    done, out = Reproduction.open(folder), io.StringIO()
     assert done is not None and ma.open_run(folder).found
-    show_reproduction(done, Console(file=out, width=100))
+    show(done, Console(file=out, width=100))
     assert "E5, First and last layer" in out.getvalue() and to_json(done)
 
 
 def test_every_version_of_reproductions_has_a_golden_one() -> None:
-    assert [p.name for p in OLD_REPRODUCTIONS] == [f"reproduced_{v}" for v in range(1, REPRODUCE_VERSION + 1)]
+    assert [p.name for p in OLD_REPRODUCTIONS] == [f"reproduced_{v}" for v in range(1, Reproduction.version() + 1)]
 
 
 def test_todays_reproduction_equals_the_golden_one(tmp_path: Path) -> None:
     """A change of any number or column needs a new version, or an explanation."""
-    golden, today = open_reproduction(REPRODUCED), golden_reproduction(tmp_path / "run")
+    golden, today = Reproduction.open(REPRODUCED), golden_reproduction(tmp_path / "run")
     assert golden is not None and today.info.experiments == golden.info.experiments
     pd.testing.assert_frame_equal(today.reproduced, golden.reproduced, rtol=1e-4, atol=1e-8)
-    assert list(golden.reproduced.columns) == list(TABLES["reproduced"])
+    assert list(golden.reproduced.columns) == list(columns_of("reproduced"))
 
 
 OLD_CLASSICS = sorted(Path(CLASSIC).parent.glob("classics_*"))
@@ -157,29 +146,29 @@ OLD_CLASSICS = sorted(Path(CLASSIC).parent.glob("classics_*"))
 
 @pytest.mark.parametrize("folder", OLD_CLASSICS, ids=lambda p: p.name)
 def test_old_classics_open_and_print(folder: Path) -> None:
-    done, out = open_classics(folder), io.StringIO()
+    done, out = Classics.open(folder), io.StringIO()
     assert done is not None and ma.open_run(folder).found
-    show_classics(done, Console(file=out, width=100))
+    show(done, Console(file=out, width=100))
     assert "norm-growth" in out.getvalue() and to_json(done)
 
 
 def test_every_version_of_classics_has_a_golden_one() -> None:
-    assert [p.name for p in OLD_CLASSICS] == [f"classics_{v}" for v in range(1, CLASSICS_VERSION + 1)]
+    assert [p.name for p in OLD_CLASSICS] == [f"classics_{v}" for v in range(1, Classics.version() + 1)]
 
 
 def test_todays_classics_equal_the_golden_ones() -> None:
     """A change of any number or column needs a new version, or an explanation."""
-    golden, (_, today) = open_classics(CLASSIC), golden_classics()
+    golden, (_, today) = Classics.open(CLASSIC), golden_classics()
     assert golden is not None
-    for table in CLASSICS_TABLES:
+    for table in Classics.TABLES:
         pd.testing.assert_frame_equal(getattr(today, table), getattr(golden, table), rtol=1e-3, atol=1e-5)
 
 
 OPENED = {
-    "trained": (open_training, show_training, "12 steps", TRAIN_VERSION),
-    "stepped": (open_trajectory, show_trajectory, "step100", TRAJECTORY_VERSION),
-    "lab": (open_lab, show_lab, "kv-bias", LAB_VERSION),
-    "shapes": (open_shapes, show_shapes, "softmax+registers", SHAPES_VERSION),
+    "trained": (Trained.open, show, "12 steps", Trained.version()),
+    "stepped": (Trajectory.open, show, "step100", Trajectory.version()),
+    "lab": (Lab.open, show, "kv-bias", Lab.version()),
+    "shapes": (ShapeLab.open, show, "softmax+registers", ShapeLab.version()),
 }
 
 
@@ -198,13 +187,14 @@ def test_old_trainings_trajectories_and_labs_open_and_print(kind: str) -> None:
 def test_todays_training_trajectory_and_lab_equal_the_golden_ones() -> None:
     """A change of any number or column needs a new version, or an explanation."""
     for golden, today, tables in (
-        (open_training(TRAINED), golden_training(), ("training", "monitor")),
-        (open_trajectory(STEPPED), golden_trajectory(), ("revisions",)),
-        (open_lab(LAB), golden_lab(), LAB_TABLES),
-        (open_shapes(SHAPES), golden_shapes(), SHAPE_TABLES),
+        (Trained.open(TRAINED), golden_training(), ("training", "monitor")),
+        (Trajectory.open(STEPPED), golden_trajectory(), ("revisions",)),
+        (Lab.open(LAB), golden_lab(), Lab.TABLES),
+        (ShapeLab.open(SHAPES), golden_shapes(), ShapeLab.TABLES),
     ):
         for table in tables:
-            clockless = [c for c in TABLES[table] if not c.endswith("wall_s") and c not in ("step_s", "tokens_per_s")]
+            timed = ("step_s", "tokens_per_s")
+            clockless = [c for c in columns_of(table) if not c.endswith("wall_s") and c not in timed]
             pd.testing.assert_frame_equal(
                 getattr(today, table)[clockless], getattr(golden, table)[clockless], rtol=1e-2, atol=1e-4
             )

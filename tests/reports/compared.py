@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import synthetic
 
-from massact.records.explanation import ExplainInfo, Explanation
-from massact.records.results import ScanResult
+from massact.records.kinds.explanation import ExplainInfo, Explanation
+from massact.records.kinds.scan import ScanResult
+from massact.records.kinds.training import Trained, TrainInfo
 from massact.records.tables import frame
-from massact.records.training import Trained, TrainInfo
 
 CONFIG = {"name": "tiny", "variant": "softmax", "seed": 0, "steps": 40, "seq_len": 16, "lr": 1e-3, "notes": []}
 

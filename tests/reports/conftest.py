@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import synthetic
 
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 
 
 @pytest.fixture(params=sorted(synthetic.EVERY))

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import synthetic
 
-from massact.records.classics import Classics, ClassicsInfo
-from massact.records.explanation import EXPLAIN_TABLES, ExplainInfo, Explanation
-from massact.records.intervention import InterveneInfo, Intervention
-from massact.records.tables import TABLES, frame
+from massact.records.kinds.classics import Classics, ClassicsInfo
+from massact.records.kinds.explanation import ExplainInfo, Explanation
+from massact.records.kinds.intervention import InterveneInfo, Intervention
+from massact.records.tables import columns_of, frame
 
 EVIL = [
     *synthetic.HOSTILE,
@@ -41,7 +41,7 @@ def explanation(tokens: list[str], n_layers: int = 32, n_heads: int = 32, seed: 
 
     def made(name: str, n: int, **given: Any) -> pd.DataFrame:
         columns: dict[str, Any] = {}
-        for column, (dtype, _) in TABLES[name].items():
+        for column, (dtype, _) in columns_of(name).items():
             columns[column] = {
                 "float64": lambda: rng.lognormal(size=n), "int64": lambda: rng.integers(0, 50, n),
                 "bool": lambda: rng.random(n) < 0.5, "string": lambda: [""] * n,
@@ -50,7 +50,7 @@ def explanation(tokens: list[str], n_layers: int = 32, n_heads: int = 32, seed: 
 
     layers = np.arange(1, n_layers + 1)
     n, heads = len(tokens), np.tile(np.arange(n_heads), n_layers)
-    tables = {name: made(name, 0) for name in EXPLAIN_TABLES}
+    tables = {name: made(name, 0) for name in Explanation.TABLES}
     tables["axes"] = made("axes", n_layers, layer=layers, after_onset=layers > 2)
     tables["heads"] = made("heads", n_layers * n_heads, layer=np.repeat(layers, n_heads), head=heads,
                            kind=["attention"] * n_layers * n_heads, slot_mass=np.full(n_layers * n_heads, np.nan),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from massact.records.lab import Lab, LabInfo
+from massact.records.kinds.lab import Lab, LabInfo
 from massact.records.tables import frame
 
 

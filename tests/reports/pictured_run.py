@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import synthetic
 
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.records.tables import frame
 
 LAYERS = (0, 1, 2, 3)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from massact.records.shape_tables import SHAPE_TABLES
-from massact.records.shapes import ShapeLab, ShapesInfo
+from massact.records.kinds.shapes import ShapeLab, ShapesInfo
 from massact.records.tables import frame
 
 Effects = dict[tuple[str, str], tuple[float, float]]
@@ -33,7 +32,7 @@ def shape_lab(registers: Effects | None = None, layers: int = 4, **greatest: flo
                     "ratio": 5.0, "massive": 0.0, "patch_norm_ratio": 1.4, "outliers": 0.0, "wall_s": 1.0}
                    for step in (0, 50, 100)]  # fmt: skip
         for layer in range(layers + 1):
-            row = dict.fromkeys(list(SHAPE_TABLES["shapes_layers"])[2:], 0.25)
+            row = dict.fromkeys(list(ShapeLab.TABLES["shapes_layers"])[2:], 0.25)
             row |= {"arm": arm, "layer": layer, "top1": 17.0, "ratio": 5.0, "massive": 0.0, "outliers": 0.0,
                     "patch_norm_ratio": 1.2 + 0.1 * layer, "class_norm_ratio": 1.1}  # fmt: skip
             for key, there in (("registers", n), ("slot", attention == "kv-bias")):

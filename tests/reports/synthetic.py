@@ -10,7 +10,7 @@ import numpy as np
 from synthetic_tables import coordinates_rows, finding, findings_rows, layers_rows, portrait, ranks_rows
 
 from massact.records.answer import Answer, Peak, StackAnswer
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import RunInfo, jsonable
 from massact.records.tables import frame
 

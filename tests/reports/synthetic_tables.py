@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from massact.records.tables import TABLES
+from massact.records.tables import columns_of
 
 RANKS = {
     "top 1": 1.0,
@@ -36,7 +36,7 @@ def layers_rows(
         massive = span is not None and span[0] <= layer <= span[1]
         top = height * (1 + 0.002 * layer) if massive else 1.5 + 0.9 * layer
         median = 0.02 + 0.012 * layer
-        row: dict[str, object] = {name: 1.0 for name in TABLES["layers"]}
+        row: dict[str, object] = {name: 1.0 for name in columns_of("layers")}
         row |= {
             "stack": stack,
             "site": "resid_post",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from massact.records.classics import Classics, ClassicsInfo
+from massact.records.kinds.classics import Classics, ClassicsInfo
 from massact.reports import classics_in_words
 from massact.reports.legible import number
 

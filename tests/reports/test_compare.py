@@ -17,10 +17,10 @@ import synthetic
 from PIL import Image
 from rich.console import Console
 
-from massact.records.comparison import Comparison, labels_of, open_compared
 from massact.records.errors import UserError
-from massact.records.tables import TABLES, read_table
-from massact.reports import compare, comparison_in_words, draw_comparison, show_comparison, to_json
+from massact.records.kinds.comparison import Comparison, labels_of, open_compared
+from massact.records.tables import columns_of, read_table
+from massact.reports import compare, comparison_in_words, draw, show, to_json
 from massact.reports.compare_figures import COMPARE_FIGURES, draw_compare_layers, draw_compare_magnitudes
 from massact.reports.legible import cell
 from massact.reports.side_by_side import shown
@@ -32,7 +32,7 @@ def compared_runs(paths: list[Path], labels: tuple[str, ...] = (), by_seed: bool
 
 def printed(c: Comparison, width: int = 120) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    show_comparison(c, console)
+    show(c, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -63,7 +63,7 @@ def test_the_table_shows_what_the_parquet_holds(paths: list[Path], tmp_path: Pat
     table = read_table(tmp_path / "out", "compare")
     pd.testing.assert_frame_equal(table, c.compare)
     pd.testing.assert_frame_equal(read_table(tmp_path / "out", "compare_layers"), c.compare_layers)
-    assert list(table) == list(TABLES["compare"])
+    assert list(table) == list(columns_of("compare"))
     text = printed(c, 160)
     for _, row in table[table["row"] == "run"].iterrows():
         lines = [line.split() for line in text.splitlines() if line.startswith(row["label"])]
@@ -126,7 +126,7 @@ def test_what_is_missing_is_a_dash_with_the_command_that_gets_it(tmp_path: Path)
                           ("unexplained", "slot_mass"), ("scan", "eval_loss"), ("scan", "steps")):  # fmt: skip
         assert math.isnan(rows.loc[label, column]) and shown(rows.loc[label], column) == "-"
     assert "Massive activations in scan; none in unexplained." == comparison_in_words(c)[0]
-    made = {p.stem for p in draw_comparison(c, tmp_path / "out")}
+    made = {p.stem for p in draw(c, tmp_path / "out")}
     assert made == {"compare_layers", "compare_magnitudes", "compare_losses"}  # nothing was explained
 
 
@@ -185,7 +185,7 @@ def test_nan_and_infinity_are_shown_as_they_are(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         c = compared_runs([a, b])
         text = printed(c)
-        draw_comparison(c, tmp_path / "out")
+        draw(c, tmp_path / "out")
     rows = c.compare.set_index("label", drop=False)
     assert rows.loc["a", "max"] == math.inf and shown(rows.loc["a"], "max") == "inf"
     assert shown(rows.loc["a"], "eval_loss") == "NaN" and shown(rows.loc["a"], "mass_first") == "-"
@@ -209,14 +209,14 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     c.save(tmp_path / "out")
     assert list(read_table(tmp_path / "out", "compare")["label"]) == list(labels)
     json.loads(to_json(c))
-    for file in draw_comparison(c, tmp_path / "out"):
+    for file in draw(c, tmp_path / "out"):
         if file.suffix == ".png":
             assert np.asarray(Image.open(file).convert("L")).std() > 1
 
 
 def test_an_encoding_without_the_characters_is_no_error(paths: list[Path]) -> None:
     raw = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    show_comparison(compared_runs(paths, tuple(f"\u4e2d{i}" for i in range(6))), Console(file=raw, width=100))
+    show(compared_runs(paths, tuple(f"\u4e2d{i}" for i in range(6))), Console(file=raw, width=100))
     raw.flush()
 
 
@@ -231,17 +231,17 @@ def test_figures_have_one_axis_for_all_runs(paths: list[Path], tmp_path: Path) -
     both = draw_compare_magnitudes(c)
     assert len(both.axes) == 2 and len({axes.get_zlim() for axes in both.axes}) == 1
     assert "first of 3 seeds" in both.axes[0].get_title()
-    files = draw_comparison(c, tmp_path)
+    files = draw(c, tmp_path)
     assert {f.name for f in files} == {f"{n}.{kind}" for n in COMPARE_FIGURES for kind in ("png", "svg")}
     again = {f.name: f.read_bytes() for f in files}
-    assert all(f.read_bytes() == again[f.name] for f in draw_comparison(c, tmp_path))
+    assert all(f.read_bytes() == again[f.name] for f in draw(c, tmp_path))
 
 
 def test_no_name_is_left_out_of_a_legend(paths: list[Path]) -> None:
     long = "n" * 60
     c = compared_runs([paths[0], paths[3], paths[4]], ("_hidden", f"{long}a", f"{long}b"), by_seed=False)
-    for draw in (COMPARE_FIGURES["compare_sinks"], COMPARE_FIGURES["compare_losses"]):
-        figure = draw(c)
+    for make in (COMPARE_FIGURES["compare_sinks"], COMPARE_FIGURES["compare_losses"]):
+        figure = make(c)
         (legend,) = [*figure.legends, *(x for x in (axes.get_legend() for axes in figure.axes) if x is not None)]
         names = [text.get_text() for text in legend.get_texts()]
         assert names[:3] == [" _hidden", f"{long[:31]}...", f"{long[:31]}..."]

@@ -8,8 +8,8 @@ from pathlib import Path
 import synthetic
 from rich.console import Console
 
-from massact.records.comparison import open_compared
-from massact.reports import compare, show_comparison
+from massact.records.kinds.comparison import open_compared
+from massact.reports import compare, show
 from massact.reports.side_by_side import places_of
 from massact.reports.views import views
 
@@ -29,6 +29,6 @@ def test_runs_that_are_no_trainings_have_no_table_of_trainings(tmp_path: Path) -
         made.save(tmp_path / name)
     both = compare(open_compared([tmp_path / "one", tmp_path / "two"]))
     out = io.StringIO()
-    show_comparison(both, Console(file=out, width=120))
+    show(both, Console(file=out, width=120))
     assert "Training" not in out.getvalue() and "losses" not in out.getvalue()
     assert "2533" in out.getvalue() and not any("train.json" in note for note in both.notes)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from massact.records.errors import UserError
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.reports import draw
 from massact.reports.census import draw_census
 from massact.reports.curves import draw_headroom, draw_layers, draw_norms

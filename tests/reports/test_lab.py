@@ -13,14 +13,14 @@ from PIL import Image
 from rich.console import Console
 
 from massact.records.errors import UserError
-from massact.records.lab import Lab, open_lab
+from massact.records.kinds.lab import Lab
 from massact.records.tables import frame
-from massact.reports import draw_lab, lab_in_words, lab_verdict, show_lab, to_json
+from massact.reports import draw, lab_in_words, lab_verdict, show, to_json
 
 
 def printed(lab: Lab, width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    show_lab(lab, console)
+    show(lab, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -77,21 +77,21 @@ def test_a_model_of_one_block_has_no_effects(tmp_path: Path) -> None:
     lab.lab_effects = frame("lab_effects")
     assert lab_verdict(lab, "softmax") == "unseen" and "not measured" in lab_in_words(lab)[1]
     assert "Change of the loss" not in printed(lab)
-    assert len(draw_lab(lab, tmp_path)) == 2
+    assert len(draw(lab, tmp_path)) == 2
 
 
 def test_saved_opened_and_drawn_alike(tmp_path: Path) -> None:
     lab = labs.lab()
     lab.save(tmp_path / "lab")
-    again = open_lab(tmp_path / "lab")
+    again = Lab.open(tmp_path / "lab")
     pd.testing.assert_frame_equal(again.lab, lab.lab)
     pd.testing.assert_frame_equal(again.lab_effects, lab.lab_effects)
     assert printed(again) == printed(lab) and to_json(again) == to_json(lab)
     assert json.loads(to_json(lab))["lab"][0]["slot_mass"] == "nan"
-    png, svg = draw_lab(again, tmp_path / "lab")
+    png, svg = draw(again, tmp_path / "lab")
     assert Image.open(png).size[0] > 1000 and png.name == "lab.png"
-    assert draw_lab(lab, tmp_path / "other")[1].read_bytes() == svg.read_bytes()
-    assert open_lab(tmp_path / "other") is None
+    assert draw(lab, tmp_path / "other")[1].read_bytes() == svg.read_bytes()
+    assert Lab.open(tmp_path / "other") is None
 
 
 def test_damage_is_one_message(tmp_path: Path) -> None:
@@ -99,20 +99,20 @@ def test_damage_is_one_message(tmp_path: Path) -> None:
     lab.save(tmp_path)
     (tmp_path / "lab.parquet").unlink()
     with pytest.raises(UserError, match="lab.parquet"):
-        open_lab(tmp_path)
+        Lab.open(tmp_path)
     lab.lab = lab.lab[lab.lab["variant"] != "kv-bias"]
     lab.save(tmp_path)
     with pytest.raises(UserError, match="no rows of 'kv-bias'"):
-        open_lab(tmp_path)
+        Lab.open(tmp_path)
     (tmp_path / "lab.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
-        open_lab(tmp_path)
+        Lab.open(tmp_path)
 
 
 def test_at_eighty_columns_names_of_variants_are_whole() -> None:
     console = Console(file=io.StringIO(), width=80)
     lab = labs.lab()
-    show_lab(lab, console)
+    show(lab, console)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert any(line.split()[:1] == ["kv-bias"] for line in lines)
     start = next(i for i, line in enumerate(lines) if line.strip().startswith("set to"))

@@ -26,7 +26,7 @@ from test_trajectory import growing
 from test_trajectory import hostile as hostile_trajectory
 
 from massact.records.errors import UserError
-from massact.records.results import ScanResult, open_run
+from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.sidecars import Sidecar
 from massact.records.tables import read_table
 from massact.reports import report

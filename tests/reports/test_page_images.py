@@ -19,9 +19,9 @@ import synthetic
 from PIL import Image
 from test_page import page_of
 
-from massact.records.comparison import open_compared
 from massact.records.errors import UserError
-from massact.records.results import ScanResult
+from massact.records.kinds.comparison import open_compared
+from massact.records.kinds.scan import ScanResult
 from massact.records.sidecars import Sidecar
 from massact.records.tables import frame
 from massact.reports import report

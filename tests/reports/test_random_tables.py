@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from massact.records.answer import Answer, Peak, StackAnswer
-from massact.records.results import SCAN_TABLES, ScanResult
-from massact.records.tables import TABLES, frame
+from massact.records.kinds.scan import ScanResult
+from massact.records.tables import columns_of, frame
 from massact.reports import answer_in_words, draw, show, to_json
 from massact.reports.page.assembled import page_of
 from massact.reports.page.held import hold
@@ -42,7 +42,7 @@ def rows(draw_: st.DrawFn, table: str) -> list[dict[str, object]]:
         "n_findings": st.integers(0, 9),
     }
     kinds = {"float64": REAL, "int64": WHOLE, "string": TEXT}
-    columns = {c: fixed.get(c, kinds[dtype]) for c, (dtype, _) in TABLES[table].items()}
+    columns = {c: fixed.get(c, kinds[dtype]) for c, (dtype, _) in columns_of(table).items()}
     return draw_(st.lists(st.fixed_dictionaries(columns), max_size=5))
 
 
@@ -88,7 +88,7 @@ ANSWERS = st.builds(
 def results(draw_: st.DrawFn) -> ScanResult:
     stacks = draw_(st.lists(ANSWERS, max_size=2))
     answer = Answer(any(s.n_findings for s in stacks), stacks, draw_(st.sampled_from([{}, {"unavailable": "x"}])))
-    tables = {t: frame(t, draw_(rows(t))) for t in SCAN_TABLES}
+    tables = {t: frame(t, draw_(rows(t))) for t in ScanResult.TABLES}
     info = synthetic.info(answer)
     info.notes = draw_(st.lists(TEXT, max_size=2))
     return ScanResult(info, **tables)
@@ -132,7 +132,7 @@ def test_the_room_does_not_import_torch_or_pyplot() -> None:
 
 
 def test_a_saved_run_reads_the_same(tmp_path: Path) -> None:
-    from massact.records.results import open_run
+    from massact.records.kinds.scan import open_run
 
     for name in ("massive", "quiet", "broken", "hostile", "two stacks"):
         result = synthetic.EVERY[name]()

@@ -13,13 +13,13 @@ from PIL import Image
 from rich.console import Console
 
 from massact.records.errors import UserError
-from massact.records.shapes import ShapeLab, open_shapes
-from massact.reports import draw_shapes_lab, shapes_in_words, shapes_verdict, show_shapes, to_json
+from massact.records.kinds.shapes import ShapeLab
+from massact.reports import draw, shapes_in_words, shapes_verdict, show, to_json
 
 
 def printed(lab: ShapeLab, width: int = 140) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
-    show_shapes(lab, console)
+    show(lab, console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -85,17 +85,17 @@ def test_tables_hold_the_numbers() -> None:
 def test_saved_opened_and_drawn_alike(tmp_path: Path) -> None:
     lab = shape_labs.shape_lab()
     lab.save(tmp_path / "lab")
-    again = open_shapes(tmp_path / "lab")
+    again = ShapeLab.open(tmp_path / "lab")
     assert again is not None
     for name in ("shapes", "shapes_layers", "shapes_effects"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(lab, name))
     assert printed(again) == printed(lab) and to_json(again) == to_json(lab)
     assert json.loads(to_json(lab))["shapes_layers"][0]["class_to_slot"] == "nan"
-    png, svg = draw_shapes_lab(again, tmp_path / "lab")
+    png, svg = draw(again, tmp_path / "lab")
     assert Image.open(png).size[0] > 1000 and png.name == "shapes.png"
-    assert draw_shapes_lab(lab, tmp_path / "other")[1].read_bytes() == svg.read_bytes()
-    assert open_shapes(tmp_path / "other") is None
-    assert len(draw_shapes_lab(shape_labs.shape_lab(layers=1), tmp_path / "one")) == 2
+    assert draw(lab, tmp_path / "other")[1].read_bytes() == svg.read_bytes()
+    assert ShapeLab.open(tmp_path / "other") is None
+    assert len(draw(shape_labs.shape_lab(layers=1), tmp_path / "one")) == 2
 
 
 def test_damage_is_one_message(tmp_path: Path) -> None:
@@ -103,18 +103,18 @@ def test_damage_is_one_message(tmp_path: Path) -> None:
     lab.save(tmp_path)
     (tmp_path / "shapes_layers.parquet").unlink()
     with pytest.raises(UserError, match="shapes_layers.parquet"):
-        open_shapes(tmp_path)
+        ShapeLab.open(tmp_path)
     lab.shapes = lab.shapes[lab.shapes["arm"] != "kv-bias"]
     lab.save(tmp_path)
     with pytest.raises(UserError, match="no rows of 'kv-bias'"):
-        open_shapes(tmp_path)
+        ShapeLab.open(tmp_path)
     (tmp_path / "shapes.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
-        open_shapes(tmp_path)
+        ShapeLab.open(tmp_path)
 
 
 def test_intervals_are_whole_at_eighty_columns() -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
-    show_shapes(shape_labs.shape_lab(), console)
+    show(shape_labs.shape_lab(), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "+0.4000 [+0.3800,+0.4200]" in text and "-20.0%" in text

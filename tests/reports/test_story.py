@@ -16,9 +16,9 @@ from PIL import Image
 from rich.console import Console
 from synthetic import HOSTILE
 
-from massact.records.explanation import EXPLAIN_TABLES, ExplainInfo, Explanation
-from massact.records.tables import TABLES, frame
-from massact.reports import draw, show_explanation, story_in_words, to_json
+from massact.records.kinds.explanation import ExplainInfo, Explanation
+from massact.records.tables import columns_of, frame
+from massact.reports import draw, show, story_in_words, to_json
 from massact.reports.attention import EXPLAIN_FIGURES
 from massact.reports.story import CAUSES
 
@@ -28,7 +28,7 @@ L, H, T = 4, 3, 8
 def _fill(table: str, **given: object) -> dict[str, object]:
     """A row of a table: the given values, and one that is never 0 for all others."""
     plain = {"float64": 0.37, "int64": 2, "string": "", "bool": False}
-    return {column: plain[dtype] for column, (dtype, _) in TABLES[table].items()} | given
+    return {column: plain[dtype] for column, (dtype, _) in columns_of(table).items()} | given
 
 
 def told(stack: str = "", token: str = ".") -> Explanation:
@@ -63,8 +63,8 @@ def told(stack: str = "", token: str = ".") -> Explanation:
             spectrum={stack: {"bottom": 0.05, "findings": 0.83, "others": 0.041, "layer": 3}},
             closure={stack: 1e-7}, notes=["One note."], versions={}, started="2026-01-01T00:00:00+00:00",
         ),
-        *(frame(t, rows) for t, rows in zip(EXPLAIN_TABLES, (heads, positions, sinks, axes, trajectory, decomposition,
-                                                             writers, neurons, norms), strict=True)),
+        *map(frame, Explanation.TABLES, (heads, positions, sinks, axes, trajectory, decomposition, writers, neurons,
+                                         norms)),
         maps={"logits": logits, "probs": np.nan_to_num(np.exp(logits) / 200), "layers": np.array([1, 2, 3]),
               "tokens": np.array([token] * T), "stack": np.array(stack)},
     )  # fmt: skip
@@ -73,8 +73,8 @@ def told(stack: str = "", token: str = ".") -> Explanation:
 def unknown(e: Explanation) -> Explanation:
     """The same with NaN for every number that can be unavailable."""
     e = copy.deepcopy(e)
-    for table in EXPLAIN_TABLES:
-        for column, (dtype, _) in TABLES[table].items():
+    for table in Explanation.TABLES:
+        for column, (dtype, _) in columns_of(table).items():
             if dtype == "float64":
                 getattr(e, table)[column] = np.nan
     e.info.spectrum, e.info.closure = {"": {"unavailable": "no unembedding"}}, {}
@@ -85,7 +85,7 @@ def unknown(e: Explanation) -> Explanation:
 def two_stacks() -> Explanation:
     a, b = told("encoder"), told("decoder")
     b.info.spectrum = {}
-    tables = {t: pd.concat([getattr(a, t), getattr(b, t)], ignore_index=True) for t in EXPLAIN_TABLES}
+    tables = {t: pd.concat([getattr(a, t), getattr(b, t)], ignore_index=True) for t in Explanation.TABLES}
     return Explanation(a.info, **tables, maps=a.maps)
 
 
@@ -127,8 +127,8 @@ def test_nothing_unavailable_is_told_as_zero() -> None:
     """One column of one table after the other becomes unavailable; no sentence gains a zero."""
     assert zeros(["It is 0%."]) and zeros(["0 of 3 heads"]) and not zeros(["0.3 and 10, position 0"])
     assert zeros(story_in_words(told())) == []
-    for table in EXPLAIN_TABLES:
-        for column, (dtype, _) in TABLES[table].items():
+    for table in Explanation.TABLES:
+        for column, (dtype, _) in columns_of(table).items():
             if dtype == "float64":
                 e = told()
                 getattr(e, table)[column] = np.nan
@@ -196,7 +196,7 @@ def test_no_sink_is_said_only_where_all_keys_were_looked_at() -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_terminal_and_json_survive(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     e = EVERY[name]()
-    show_explanation(e, Console(width=80))
+    show(e, Console(width=80))
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and "none of these numbers" in " ".join(printed.replace("│", " ").split())
     assert to_json(e).startswith("{")
@@ -258,7 +258,7 @@ def test_one_layer_is_no_layers_and_what_is_unavailable_is_a_dash() -> None:
     assert "that read them (layer 3)" in words and "in the others (layers 1-2, 4)" in words
     e.axes["concentration"] = np.nan
     console = Console(file=io.StringIO(), width=120)
-    show_explanation(e, console)
+    show(e, console)
     assert "NaN" not in console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -14,7 +14,7 @@ import synthetic_tables
 from rich.cells import cell_len
 from rich.console import Console
 
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import jsonable
 from massact.records.tables import frame
 from massact.reports import show, to_json

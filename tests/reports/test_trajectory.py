@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from massact.records.tables import TABLES, frame
-from massact.records.trajectory import CheckpointRecord, Emergence, StackSummary, Trajectory, TrajectoryInfo
-from massact.reports import draw, show_trajectory, to_json, trajectory_in_words
+from massact.records.kinds.trajectory import CheckpointRecord, Emergence, StackSummary, Trajectory, TrajectoryInfo
+from massact.records.tables import columns_of, frame
+from massact.reports import draw, show, to_json, trajectory_in_words
 from massact.reports.trajectory import MOST_ROWS
 
 RULE = {"name": "sun2024", "formula": "|h| > magnitude and |h| >= ratio x median|h|", "kind": "element",
@@ -35,7 +35,7 @@ def made(names: list[str], steps: list[float], tops: list[float], stacks: tuple[
         for stack in stacks:
             for layer in range(layers + 1):
                 h = top if layer >= 2 else 1.0
-                blank = {c: 1.0 for c, (d, _) in TABLES["revisions"].items() if d == "float64"}
+                blank = {c: 1.0 for c, (d, _) in columns_of("revisions").items() if d == "float64"}
                 rows.append(blank | {
                     "revision": name, "step": step, "stack": stack, "site": "resid_post", "layer": layer, "top1": h,
                     "median": 0.05, "ratio": h / 0.05, "ratio_max": h / 0.04, "n_findings": int(found and layer >= 2),
@@ -88,7 +88,7 @@ def test_words_tables_json_and_figure_of_everything(name: str, tmp_path: Path) -
     t = EVERY[name]()
     for encoding in ("utf-8", "ascii"):
         file = io.TextIOWrapper(io.BytesIO(), encoding)
-        show_trajectory(t, Console(file=file, width=100))
+        show(t, Console(file=file, width=100))
         file.flush()
         printed = file.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
         assert printed.strip() and "\x1b" not in printed and "\u202e" not in printed
@@ -135,7 +135,7 @@ def test_what_failed_and_what_waits_is_said() -> None:
 
 def test_long_tables_are_cut_and_keep_what_matters() -> None:
     file = io.StringIO()
-    show_trajectory(EVERY["many"](), Console(file=file, width=120))
+    show(EVERY["many"](), Console(file=file, width=120))
     lines = [line for line in file.getvalue().splitlines() if line.startswith(("step", "..."))]
     rows = [line.split()[0] for line in lines if line.startswith("step")]
     assert len(rows) <= MOST_ROWS and {"step0", "step153000", "step100000", "step101000"} <= set(rows)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import synthetic
 
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.reports import answer_in_words
 from massact.reports.legible import number, percent
 from massact.reports.views import rule_of

@@ -12,7 +12,7 @@ import torch
 
 from massact.corpora import Corpus
 from massact.models import Model
-from massact.records.reproduction import Reproduction
+from massact.records.kinds.reproduction import Reproduction
 from massact.reproductions import ENTRIES, reproduce
 from tests.golden.make import golden_text_scan
 

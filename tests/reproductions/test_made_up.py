@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from massact.records.answer import Answer
-from massact.records.classics import Classics, ClassicsInfo
-from massact.records.intervention import InterveneInfo, Intervention
-from massact.records.results import ScanResult, open_run
+from massact.records.kinds.classics import Classics, ClassicsInfo
+from massact.records.kinds.intervention import InterveneInfo, Intervention
+from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.tables import frame
 from massact.reproductions.attention import concentration
 from massact.reproductions.catalogue import chosen
@@ -157,9 +157,9 @@ def test_attention_on_registers(scan: ScanResult) -> None:
 
 def test_unavailable_attention_is_no_zero(scan: ScanResult) -> None:
     """A layer whose attention is not seen has no row; where none is, there is a reason."""
-    from massact.records.explanation import open_explanation
+    from massact.records.kinds.explanation import Explanation
 
-    explanation = open_explanation(GOLDEN / "explained_1")
+    explanation = Explanation.open(GOLDEN / "explained_1")
     assert explanation is not None
     explanation.axes.loc[0, ["concentration", "concentration_null", "concentration_first"]] = np.nan
     rows = concentration(Finished(scan, explanation))

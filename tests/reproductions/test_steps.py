@@ -15,7 +15,7 @@ import massact as ma
 from massact.corpora import Corpus
 from massact.models import Model
 from massact.records.errors import UserError, WorkError
-from massact.records.reproduction import Reproduction, open_reproduction
+from massact.records.kinds.reproduction import Reproduction
 from massact.reproductions import reproduce, steps
 from massact.vision import CONTROLS, collect_registers
 from tests.golden.make import golden_text_scan
@@ -52,7 +52,7 @@ def test_only_the_steps_that_are_needed(text: Any, tmp_path: Path) -> None:
     done = done_in(text, tmp_path / "a", only=("E17",))
     assert states(done) == {"scan": "kept", "explain": "done"}
     assert list(done.info.experiments) == ["E17"]
-    both = open_reproduction(tmp_path / "a")  # what was there before is kept beside it
+    both = Reproduction.open(tmp_path / "a")  # what was there before is kept beside it
     assert both is not None and list(both.info.experiments) == ["E4", "E5", "E17"]
     assert list(dict.fromkeys(both.reproduced["experiment"])) == ["E4", "E5", "E17"]
 
@@ -209,7 +209,7 @@ def test_the_record_is_plain_json(pictured: Any) -> None:
     done, out, _ = pictured
     record = json.loads((out / "reproduce.json").read_text())
     assert record["experiments"]["E22"]["title"] == "Fix-Reg-Mean" and record["published"]["unavailable"]
-    again = open_reproduction(out)
+    again = Reproduction.open(out)
     assert again is not None and again.reproduced.equals(done.reproduced)
     assert json.loads(json.dumps(done.as_dict(), allow_nan=False))["reproduced"]
     assert math.isfinite(record["wall_s"])

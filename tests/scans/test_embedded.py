@@ -10,7 +10,7 @@ from torch import Tensor
 import massact as ma
 from massact.corpora import Batch, Corpus
 from massact.models import Model
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
 from massact.stats import Keep
 from massact.trace import Edit, Probe, measure

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import massact as ma
 from massact.models import Model
-from massact.records.explanation import Explanation, open_explanation
-from massact.records.results import ScanResult
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.scan import ScanResult
 from massact.reports.patches import PATCH_FIGURES, draw_patch_attention
 from massact.reports.writing import write_figures
 from massact.scans import layout_of
@@ -123,7 +123,7 @@ def test_the_run_directory_holds_it_and_its_figures(tmp_path: Path) -> None:
     _, result, explanation = scanned()
     result.save(tmp_path)
     explanation.save(tmp_path)
-    again, told = ma.open_run(tmp_path), open_explanation(tmp_path)
+    again, told = ma.open_run(tmp_path), Explanation.open(tmp_path)
     assert told is not None and told.patch_attention.equals(explanation.patch_attention)
     assert again.patch_norms.equals(result.patch_norms) and again.patch_cosines.equals(result.patch_cosines)
     assert again.images.keys() == result.images.keys()

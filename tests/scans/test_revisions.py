@@ -18,7 +18,7 @@ import pytest
 import massact as ma
 from massact.models import pretrained
 from massact.records.errors import UserError
-from massact.records.trajectory import Trajectory, open_trajectory
+from massact.records.kinds.trajectory import Trajectory
 from massact.scans import Checkpoint, checkpoints_in, revisions, revisions_of, scan_checkpoints, step_of
 from massact.scans.trajectory import dynamics
 from massact.stats import fit_dynamics
@@ -120,13 +120,13 @@ def test_each_checkpoint_is_a_run_like_any_other(whole: Trajectory, folder: Path
 
 
 def test_what_is_saved_is_what_is_opened(whole: Trajectory) -> None:
-    again = open_trajectory(whole.directory)
+    again = Trajectory.open(whole.directory)
     assert again.as_dict() == whole.as_dict()
     assert again.info.checkpoints == whole.info.checkpoints and again.info.emergence == whole.info.emergence
     with pytest.raises(UserError, match="damaged"):
         (whole.directory / "x").mkdir()
         (whole.directory / "x" / "trajectory.json").write_text('{"schema_version": 1, "checkpoints": [{}]}')
-        open_trajectory(whole.directory / "x")
+        Trajectory.open(whole.directory / "x")
 
 
 @pytest.mark.parametrize(("heights", "gone", "without"), [
@@ -193,7 +193,7 @@ def test_resumed_after_an_end_in_the_middle(at: int, error: type[BaseException],
     if error is KeyboardInterrupt:
         with pytest.raises(KeyboardInterrupt):
             scan_checkpoints(checkpoints_in(folder), out=out, progress=stop, **FAST)
-        before = open_trajectory(out)
+        before = Trajectory.open(out)
         assert before.info.status == "interrupted" and len(before.info.having("ok")) == at - 1
     else:  # a failure costs one checkpoint only
         failed = scan_checkpoints(checkpoints_in(folder), out=out, progress=stop, **FAST)
@@ -318,4 +318,4 @@ def test_names_of_any_kind(tmp_path: Path) -> None:
     # safetensors itself reads no path that is not Unicode: told, and the others go on
     assert {c.name for c in done.info.having("failed")} <= {"c\\udcff"} and not done.info.has_steps()
     assert set(names) <= set(done.revisions["revision"]) and done.revisions["step"].isna().all()
-    assert open_trajectory(tmp_path / "out").as_dict() == done.as_dict()
+    assert Trajectory.open(tmp_path / "out").as_dict() == done.as_dict()

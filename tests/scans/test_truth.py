@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import massact as ma
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from tests.families import build
 from tests.planted import Plant, Planted
 from tests.scans import naive

@@ -21,8 +21,8 @@ from transformers import TrainerCallback
 
 import massact as ma
 from massact.records.errors import UserError, WorkError
+from massact.records.kinds.training import Trained
 from massact.records.tables import frame
-from massact.records.training import Trained, open_training
 from massact.training import TrainConfig, checkpoints, train
 from massact.training.loop import MassactTrainer
 from tests.training.small import STEPS, small
@@ -70,7 +70,7 @@ def test_what_a_run_holds(whole: Trained) -> None:
     assert record["corpus"]["tokens_sha256"] and record["versions"]["accelerate"] and record["wall_s"] > 0
     assert record["losses"]["step"] == STEPS and record["losses"]["tokens"] == STEPS * 4 * 16
     assert record["losses"]["train_loss"] == whole.training["loss"].iloc[-1]
-    again = open_training(out)
+    again = Trained.open(out)
     assert again is not None and again.as_dict() == whole.as_dict()
 
 
@@ -181,7 +181,7 @@ def test_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", [2, 5, 8, 11])
 def test_resume_is_exact(step: int, whole: Trained, tmp_path: Path) -> None:
     out = interrupted(tmp_path / "run", step=step)
-    assert open_training(out).info.status == "interrupted"
+    assert Trained.open(out).info.status == "interrupted"
     resumed = train(small(), out, resume=True)
     same(whole, resumed)
     noted = any("began again" in n for n in resumed.info.notes)
@@ -278,7 +278,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(
     monkeypatch.undo()
     assert "checkpoint-4 is whole" in str(refused.value)
     assert [p.name for p in (out / "checkpoints").iterdir()] == ["checkpoint-4"]
-    record = open_training(out)
+    record = Trained.open(out)
     assert record.info.status == "failed" and record.info.error
     same(whole, train(small(), out, resume=True))
 
@@ -308,7 +308,7 @@ def test_a_diverged_training_stops_before_it_saves(tmp_path: Path) -> None:
 def test_bad_input_is_refused(options: dict, data: Any, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         train(small(**options), tmp_path / "run", data)
-    assert open_training(tmp_path / "run").info.status == "failed"
+    assert Trained.open(tmp_path / "run").info.status == "failed"
 
 
 def test_accumulate_is_shared_by_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +329,7 @@ def test_two_processes_train_what_one_does(whole: Trained, tmp_path: Path) -> No
          sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    both = open_training(tmp_path / "run")
+    both = Trained.open(tmp_path / "run")
     assert both is not None and both.info.status == "ok"
     np.testing.assert_allclose(both.training["loss"], whole.training["loss"], rtol=1e-5)
     np.testing.assert_allclose(both.monitor["ratio"], whole.monitor["ratio"], rtol=1e-4)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from massact.records.errors import UserError
-from massact.records.lab import open_lab
+from massact.records.kinds.lab import Lab
 from massact.training.backcopy import random_backcopy
 from massact.training.lab import STORY, configs_of, held_out_of, run_lab, train_toy
 from massact.training.lab_looks import key_scale, look, losses, opened, task_losses, uniform
@@ -148,7 +148,7 @@ def test_the_same_seed_gives_the_same_numbers_in_any_process(tmp_path: Path) -> 
     assert one.lab[free].equals(two.lab[free]) and one.lab_effects.equals(two.lab_effects)
     other = run_lab(["softmax"], **TINY | {"seed": 1})
     assert other.last("softmax")["nats"] != one.last("softmax")["nats"]
-    assert list(one.lab["step"]) == [0, 3, 6] * 2 and open_lab(tmp_path / "lab").variants == ["softmax", "kv-bias"]
+    assert list(one.lab["step"]) == [0, 3, 6] * 2 and Lab.open(tmp_path / "lab").variants == ["softmax", "kv-bias"]
     saved = from_pretrained(tmp_path / "lab" / "model-kv-bias")
     assert saved.state_dict()["transformer.h.0.attn.massact_k"].std() > 0.3
     texts = [json.loads(line)["text"] for line in (tmp_path / "lab" / "held_out.jsonl").read_text().splitlines()]

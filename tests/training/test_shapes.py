@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from massact.records.errors import UserError
-from massact.records.shapes import open_shapes
+from massact.records.kinds.shapes import ShapeLab
 from massact.training import shape_lab, shape_toy
 from massact.training.applied import apply_variant
 from massact.training.lab_looks import opened
@@ -239,7 +239,7 @@ def test_the_same_seed_gives_the_same_numbers_and_files_are_kept(tmp_path: Path)
     both = one.shapes[one.shapes["arm"] != "softmax+registers"].reset_index(drop=True)
     assert both[free].equals(two.shapes[free]) and list(two.shapes["step"]) == [0, 3, 6] * 2
     assert run_shapes(["softmax"], **TINY | {"seed": 1}).last("softmax")["nats"] != one.last("softmax")["nats"]
-    again = open_shapes(tmp_path / "lab")
+    again = ShapeLab.open(tmp_path / "lab")
     assert again is not None and again.shapes_effects.equals(one.shapes_effects)
     assert one.info.arms["kv-bias"]["key_std"] == pytest.approx(1, rel=0.3)
     assert one.info.arms["softmax+registers"]["registers"] == 4

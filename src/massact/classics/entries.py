@@ -12,7 +12,7 @@ from massact.corpora import Corpus
 from massact.interventions.effects import Paired, effects_of
 from massact.models import Model
 from massact.records.errors import UserError
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from massact.classics.rogue_dims import ROGUE_DIMS
 from massact.classics.streaming import STREAMING
 from massact.classics.token_classes import TOKEN_CLASSES
 from massact.models import Model, load, with_attention
-from massact.records.classics import Classics, ClassicsInfo
 from massact.records.errors import UserError, check_options, near
-from massact.records.results import ScanResult
+from massact.records.kinds.classics import Classics, ClassicsInfo
+from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.tables import frame
 from massact.scans import check_text, check_weights, scanned_corpus

@@ -7,8 +7,8 @@ from typing import Any
 
 from massact.classics.job import classics
 from massact.models import Model
-from massact.records.classics import Classics
-from massact.records.results import ScanResult
+from massact.records.kinds.classics import Classics
+from massact.records.kinds.scan import ScanResult
 from massact.scans import reopen, scan
 
 Progress = Callable[[str, int, int], None]

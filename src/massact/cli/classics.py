@@ -53,7 +53,7 @@ def classics(
     quiet: Quiet = False,
 ) -> None:
     """What do the classic outlier works find on this model: outlier features, rogue dims, bias roles, ...?"""
-    from massact.records.results import open_run
+    from massact.records.kinds.scan import open_run
 
     is_run = target is not None and os.path.isfile(Path(target) / "run.json")
     if is_run and (out is not None or seq_len is not None or preprocess):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from massact.records.errors import UserError
-from massact.records.training import Trained
+from massact.records.kinds.training import Trained
 
 MOST_WINDOWS = 24
 MOST_BYTES = 1 << 27  # of a portrait of all layers
@@ -32,7 +32,7 @@ def scan_trained(out: Path, config: Any, data: Any, progress: Callable[..., None
     """
     from massact.explanations import explain
     from massact.models import load
-    from massact.records.explanation import open_explanation
+    from massact.records.kinds.explanation import Explanation
     from massact.reports import draw
     from massact.scans import scan
 
@@ -45,7 +45,7 @@ def scan_trained(out: Path, config: Any, data: Any, progress: Callable[..., None
                   prompt=_prompt(model, corpus))  # fmt: skip
     _all_layers(model, corpus, result, place)
     draw(result, place)
-    if open_explanation(place) is None:
+    if Explanation.open(place) is None:
         explanation = explain(model, corpus, result, progress=progress)
         explanation.save(place)
         draw(explanation, place)
@@ -54,13 +54,13 @@ def scan_trained(out: Path, config: Any, data: Any, progress: Callable[..., None
 
 def _whole(out: Path, place: Path) -> bool:
     """Whether the trained model has been scanned and explained already; the directory may have moved since."""
-    from massact.records.explanation import open_explanation
-    from massact.records.results import read_info
-    from massact.records.training import open_training
+    from massact.records.kinds.explanation import Explanation
+    from massact.records.kinds.training import Trained
+    from massact.records.run import read_info
 
-    if not (place / "run.json").is_file() or open_explanation(place) is None:
+    if not (place / "run.json").is_file() or Explanation.open(place) is None:
         return False
-    done, info = open_training(out), read_info(place)
+    done, info = Trained.open(out), read_info(place)
     hashes = {done.info.model.get("weights_sha256") if done is not None else None, info.model.get("weights_sha256")}
     return info.status == "ok" and len(hashes) == 1
 
@@ -75,7 +75,7 @@ def held_out(out: Path, config: Any, data: Any, n: int = MOST_WINDOWS) -> Any:
     import torch
 
     from massact.corpora import corpus
-    from massact.records.training import open_training
+    from massact.records.kinds.training import Trained
     from massact.training.data import Pictures, Windows, open_tokens, read_pictures, split
 
     if config.images:
@@ -85,7 +85,7 @@ def held_out(out: Path, config: Any, data: Any, n: int = MOST_WINDOWS) -> Any:
         held: Any = Pictures(images[cut:], labels[cut:], n)
         name = "pixel_values"
     else:
-        done: Trained | None = open_training(out)
+        done: Trained | None = Trained.open(out)
         wanted = done.info.corpus.get("tokens_sha256") if done is not None else None
         files = (open_tokens(file) for file in sorted((out / "data").glob("tokens-*.bin")))
         tokens = next((t for t in files if t is not None and t.header.tokens_sha256 == wanted), None)

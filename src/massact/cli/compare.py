@@ -24,14 +24,14 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Runs side by side: loss, massive activations, sinks, slots; needs neither models nor torch."""
-    from massact.records.comparison import open_compared
+    from massact.records.kinds.comparison import open_compared
     from massact.reports import compare as compare_runs
-    from massact.reports import draw_comparison
+    from massact.reports import draw
 
     result = compare_runs(open_compared(runs, label or ()), by_seed=by_seed)
     if out is not None:
         result.save(out)
-        draw_comparison(result, out)
+        draw(result, out)
     printed(result, json, quiet)
     if not json and not quiet:
         typer.echo(

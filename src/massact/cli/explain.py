@@ -41,7 +41,7 @@ def explain(
     quiet: Quiet = False,
 ) -> None:
     """Why are they there: attention on them, the bias they add, who writes them?"""
-    from massact.records.results import open_run
+    from massact.records.kinds.scan import open_run
 
     result = open_run(run)
     options = {"n_sequences": n_sequences, "columns": all_keys, "eps": eps, "seed": seed,

@@ -92,7 +92,7 @@ def intervene(
     quiet: Quiet = False,
 ) -> None:
     """What happens without them: zero, mean, random and shuffle side by side?"""
-    from massact.records.results import open_run
+    from massact.records.kinds.scan import open_run
 
     result = open_run(run)
     options = {"layer": layers_of(layer), "exact": exact, "hold_out": hold_out, "batch_size": batch_size, "seed": seed,

@@ -48,36 +48,12 @@ GgufFile = Annotated[
 def printed(result: Any, json: bool, quiet: bool) -> None:
     """Print a result: as JSON, or readable unless it must be quiet."""
     from massact.cli.output import Terminal
-    from massact.records.classics import Classics
-    from massact.records.comparison import Comparison
-    from massact.records.explanation import Explanation
-    from massact.records.intervention import Intervention
-    from massact.records.lab import Lab
-    from massact.records.reproduction import Reproduction
-    from massact.records.shapes import ShapeLab
-    from massact.records.training import Trained
-    from massact.records.trajectory import Trajectory
-    from massact.reports import show as show_result
-    from massact.reports import (
-        show_classics,
-        show_comparison,
-        show_explanation,
-        show_intervention,
-        show_lab,
-        show_reproduction,
-        show_shapes,
-        show_training,
-        show_trajectory,
-        to_json,
-    )
+    from massact.reports import show, to_json
 
     if json:
         typer.echo(to_json(result))
     elif not quiet:
-        known = {Explanation: show_explanation, Intervention: show_intervention, Classics: show_classics,
-                 Trained: show_training, Comparison: show_comparison, Trajectory: show_trajectory,
-                 Lab: show_lab, ShapeLab: show_shapes, Reproduction: show_reproduction}  # fmt: skip
-        known.get(type(result), show_result)(result, Terminal())
+        show(result, Terminal())
 
 
 def added(done: Any, run: Path, what: str, json: bool, quiet: bool) -> None:
@@ -142,7 +118,7 @@ def layers_of(text: str) -> int | str | tuple[int, ...]:
 
 def check_out(out: Path, resume: bool) -> None:
     """Refuse a directory that cannot be used before minutes are spent on the model."""
-    from massact.records.results import claim, read_info
+    from massact.records.run import claim, read_info
     from massact.records.runinfo import RunInfo
 
     if resume and os.path.isfile(out / "run.json"):

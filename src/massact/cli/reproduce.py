@@ -125,7 +125,7 @@ def reproduce(
     if listed:
         _list(options | {"trained": bool(trained)}, Path(str(target)) if is_run else None)
         return
-    from massact.records.comparison import Comparison, open_compared
+    from massact.records.kinds.comparison import Comparison, open_compared
     from massact.reports import compare, draw, draw_comparison
     from massact.reproductions import reproduce as run_all
 
@@ -162,7 +162,7 @@ def reproduce(
 
 
 def _list(options: dict[str, Any], run: Path | None) -> None:
-    from massact.records.results import open_run
+    from massact.records.kinds.scan import open_run
     from massact.reproductions import listing
 
     for entry, lacks in listing(options, None if run is None else open_run(run)):

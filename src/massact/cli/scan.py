@@ -158,7 +158,7 @@ class Asked:
 
 def _scan_all(model: str | None, revisions: str | None, corpus: str | None, asked: Asked) -> None:
     """Scan several checkpoints; those that fail are told at the end, with exit status 1."""
-    from massact.records.results import ScanResult
+    from massact.records.kinds.scan import ScanResult
     from massact.reports import draw
     from massact.scans import checkpoints_in, revisions_of, scan_checkpoints, told
 

@@ -35,14 +35,14 @@ def toy_lab(
     quiet_libraries()
     from transformers.utils import logging
 
-    from massact.reports import draw_lab, draw_shapes_lab
+    from massact.reports import draw
     from massact.training.lab import STORY, cores, run_lab
     from massact.training.shape_lab import run_shapes
 
     logging.disable_progress_bar()
-    run, draw, line, saved = {
-        LANGUAGE: (lambda v, **o: run_lab(v, preset or "story", **o), draw_lab, _line, _saved),
-        VISION: (run_shapes, draw_shapes_lab, _shapes_line, _shapes_saved),
+    run, line, saved = {
+        LANGUAGE: (lambda v, **o: run_lab(v, preset or "story", **o), _line, _saved),
+        VISION: (run_shapes, _shapes_line, _shapes_saved),
     }[task]
     try:
         with progress_bar(quiet or json) as progress:

@@ -27,8 +27,8 @@ from massact.explanations.weights import norm_weights_table, spectrum
 from massact.explanations.writers import Coordinate, coordinates_of, write_probes, writers_table
 from massact.models import Model, load, projection_of, with_attention
 from massact.records.errors import UserError, WorkError, check_options
-from massact.records.explanation import ExplainInfo, Explanation
-from massact.records.results import ScanResult
+from massact.records.kinds.explanation import ExplainInfo, Explanation
+from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.sites import Site
 from massact.scans import AtLength, check_text, check_weights, layout_of, proved_at, scanned_corpus, tokens_of

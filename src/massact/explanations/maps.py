@@ -8,7 +8,7 @@ import torch
 from massact.corpora import Batch, Corpus
 from massact.models import Model
 from massact.records.errors import MassactError
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
 from massact.scans import PROMPT, prompt_corpus, tokens_of
 from massact.stats.attended import Attended

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from massact.explanations.job import Progress, explain
-from massact.records.explanation import Explanation
-from massact.records.results import ScanResult
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.scan import ScanResult
 from massact.scans import reopen
 
 

@@ -24,8 +24,8 @@ from massact.interventions.tasks import evaluate_tasks
 from massact.interventions.zero_shot import ZeroShot
 from massact.models import Model, load, with_attention
 from massact.records.errors import UserError, check_options
-from massact.records.intervention import InterveneInfo, Intervention
-from massact.records.results import ScanResult
+from massact.records.kinds.intervention import InterveneInfo, Intervention
+from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.tables import frame
 from massact.scans import check_text, check_weights, prove_at_length, proved_at, scanned_corpus

@@ -11,8 +11,8 @@ from typing import Any
 from massact.interventions.job import intervene
 from massact.records.errors import UserError, near
 from massact.records.given_files import read_given
-from massact.records.intervention import Intervention
-from massact.records.results import ScanResult
+from massact.records.kinds.intervention import Intervention
+from massact.records.kinds.scan import ScanResult
 from massact.scans import reopen, scanned_corpus
 
 

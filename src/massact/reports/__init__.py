@@ -9,57 +9,37 @@ models, or how anything was measured; it measures nothing, and nothing that it w
 """
 
 from massact.reports.classics import classics_in_words
-from massact.reports.compare_figures import draw_comparison
 from massact.reports.comparison import compare
 from massact.reports.effects import effects_in_words, verdict
-from massact.reports.figures import draw
-from massact.reports.lab import draw_lab, lab_in_words, lab_verdict, show_lab
+from massact.reports.lab import lab_in_words, lab_verdict
 from massact.reports.page import notebook_html, report
+from massact.reports.readings import READINGS, Reading, draw, show, to_json
 from massact.reports.reproduction import findings_in_words, reproduction_in_words
-from massact.reports.shape_figure import draw_shapes_lab
-from massact.reports.shapes import shapes_in_words, shapes_verdict, show_shapes
-from massact.reports.side_by_side import comparison_in_words, show_comparison
+from massact.reports.shapes import shapes_in_words, shapes_verdict
+from massact.reports.side_by_side import comparison_in_words
 from massact.reports.story import story_in_words
-from massact.reports.terminal import (
-    show,
-    show_classics,
-    show_explanation,
-    show_intervention,
-    show_reproduction,
-    to_json,
-)
-from massact.reports.training import show_training, training_in_words
-from massact.reports.trajectory import show_trajectory, trajectory_in_words
+from massact.reports.training import training_in_words
+from massact.reports.trajectory import trajectory_in_words
 from massact.reports.words import answer_in_words
 
 __all__ = [
+    "READINGS",
+    "Reading",
     "answer_in_words",
     "classics_in_words",
     "compare",
     "comparison_in_words",
     "draw",
-    "draw_comparison",
-    "draw_lab",
-    "draw_shapes_lab",
     "effects_in_words",
     "findings_in_words",
     "lab_in_words",
     "lab_verdict",
-    "reproduction_in_words",
     "notebook_html",
     "report",
+    "reproduction_in_words",
     "shapes_in_words",
     "shapes_verdict",
     "show",
-    "show_classics",
-    "show_comparison",
-    "show_explanation",
-    "show_intervention",
-    "show_lab",
-    "show_reproduction",
-    "show_shapes",
-    "show_training",
-    "show_trajectory",
     "story_in_words",
     "to_json",
     "training_in_words",

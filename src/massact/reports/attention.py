@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from massact.records.explanation import Explanation
+from massact.records.kinds.explanation import Explanation
 from massact.reports.lettering import PLAIN, STACKS, TOP_1, TOP_2, TOP_3, WARNING, lettered, log_axis, says, token_label
 
 HEADS = "YlGnBu"  # the colours of Figs. 5 and 6 of Sun 2024

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from massact.records.answer import Peak
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.reports.curves import titled, unmeasured
 from massact.reports.legible import counted, number
 from massact.reports.lettering import CLASSES, LIMIT, MEDIAN, PLAIN, lettered, quoted_label, says

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from massact.records.classics import Classics
+from massact.records.kinds.classics import Classics
 from massact.reports.legible import counted, listed, number, numbered, percent, real, signed, spanned, visible
 from massact.reports.lettering import STACKS, TOP_1, TOP_2, WARNING, layer_axis, lettered, log_axis
 

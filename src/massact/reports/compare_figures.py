@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,33 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
-from massact.records.comparison import ComparedRun, Comparison
+from massact.records.kinds.comparison import ComparedRun, Comparison
 from massact.reports.curves import CURVES, _plottable
 from massact.reports.legible import counted, number, real
 from massact.reports.lettering import LARGEST, STACKS, layer_axis, lettered, linear_axis, log_axis, says
 from massact.reports.portrait import MOST_TOKENS, _dim_ticks, _kept_tokens, _largest, _panel, peaks
 from massact.reports.views import StackView, rule_of, views
-from massact.reports.writing import USUAL, write_figures
 
 MOST_COLUMNS = 3
 TITLE = 34  # characters of a label over a panel
 WIDE_RANGE = 50.0  # greatest value over greatest median from which on a linear axis would hide the medians
 MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)))
-
-
-def draw_comparison(c: Comparison, directory: Path, formats: Sequence[str] = USUAL) -> list[Path]:
-    """Write the figures of a comparison into `figures/`; one without anything to show is missing.
-
-    Args:
-        c: fresh.
-        directory: made if it is not there.
-        formats: of png, svg, pdf.
-
-    Raises:
-        UserError: the directory cannot be written.
-    """
-    return write_figures(c, COMPARE_FIGURES, directory, formats)
 
 
 def shown_names(c: Comparison) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from massact.records.comparison import ComparedRun, Comparison
-from massact.records.results import ScanResult
+from massact.records.kinds.comparison import ComparedRun, Comparison
+from massact.records.kinds.scan import ScanResult
 from massact.records.tables import frame
 from massact.reports.legible import listed, number, quoted, ranges, real, shortened, visible
 from massact.reports.views import rule_of

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.reports.legible import number
 from massact.reports.lettering import (
     LARGEST,

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
-from massact.records.intervention import Intervention
+from massact.records.kinds.intervention import Intervention
 from massact.reports.legible import counted, number, numbered, percent, real, signed, spanned, visible
 from massact.reports.lettering import PLAIN, TOP_1, WARNING, lettered
 

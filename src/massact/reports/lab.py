@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rich.console import Console
 from rich.table import Table
 
-from massact.records.lab import Lab
+from massact.records.kinds.lab import Lab
 from massact.reports.legible import cell, number, or_dash, percent, real, visible
 from massact.reports.lettering import PLAIN, STACKS, lettered
 from massact.reports.terminal import _framed, _Section, _table
-from massact.reports.writing import USUAL, write_figures
 
 SINK = 0.3  # attention of one head on the first position from which on Gu 2025 speak of a sink
 UNDONE = 0.25  # the mean undoes what zero breaks if its whole interval is below this share of zero's
@@ -199,20 +196,6 @@ def _interval(effect: Effect) -> str:
 
 
 # -------------------------------------------------------------------------------------------- figure
-def draw_lab(lab: Lab, directory: Path, formats: Sequence[str] = USUAL) -> list[Path]:
-    """Write the figure of a toy lab into `figures/`.
-
-    Args:
-        lab: fresh, or of a directory.
-        directory: made if it is not there.
-        formats: of png, svg, pdf.
-
-    Raises:
-        UserError: the directory cannot be written.
-    """
-    return write_figures(lab, {"lab": lab_figure}, directory, formats)
-
-
 def lab_figure(lab: Lab) -> Figure:
     """Attention on the first position and on the slot, both losses over the steps; and what the edits change."""
     figure = Figure(figsize=(9.6, 5.6), layout="constrained")

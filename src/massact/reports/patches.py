@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.figure import Figure
 
-from massact.records.explanation import Explanation
-from massact.records.results import ScanResult
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.scan import ScanResult
 from massact.reports.pictures import (
     draw_attention_shares,
     draw_massive_share,

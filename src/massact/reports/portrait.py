@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from mpl_toolkits.mplot3d.axes3d import Axes3D
 
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.reports.curves import titled
 from massact.reports.legible import counted, number
 from massact.reports.lettering import TOP_1, WARNING, lettered, says, token_label

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from massact.records.reproduction import AGREES, DIFFERS, UNPUBLISHED, VERDICTS, Reproduction
+from massact.records.kinds.reproduction import AGREES, DIFFERS, UNPUBLISHED, VERDICTS, Reproduction
 from massact.reports.legible import counted, number, shortened, visible
 
 MOST_SAID, LONGEST = 5, 64

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,28 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from massact.records.shapes import COMPARED_WITH, ShapeLab
+from massact.records.kinds.shapes import COMPARED_WITH, ShapeLab
 from massact.reports.lab import _looks
 from massact.reports.legible import real
 from massact.reports.lettering import PLAIN, STACKS, lettered
 from massact.reports.shapes import mean_attention
-from massact.reports.writing import USUAL, write_figures
 
 PARTS = (("registers", "registers"), ("slot", "slot"), ("class", "class token"), ("top_patch", "most attended patch"))
-
-
-def draw_shapes_lab(lab: ShapeLab, directory: Path, formats: Sequence[str] = USUAL) -> list[Path]:
-    """Write the figure of a vision toy lab into `figures/`.
-
-    Args:
-        lab: fresh, or of a directory.
-        directory: made if it is not there.
-        formats: of png, svg, pdf.
-
-    Raises:
-        UserError: the directory cannot be written.
-    """
-    return write_figures(lab, {"shapes": shapes_figure}, directory, formats)
 
 
 def shapes_figure(lab: ShapeLab) -> Figure:

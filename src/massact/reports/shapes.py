@@ -6,7 +6,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from massact.records.shapes import COMPARED_WITH, ShapeLab
+from massact.records.kinds.shapes import COMPARED_WITH, ShapeLab
 from massact.reports.lab import BIAS, CONSTANT, CONTENT, FREE, UNSEEN, _change, _interval, verdict_of
 from massact.reports.legible import number, or_dash, percent, real, visible
 from massact.reports.terminal import _framed, _Section, _table

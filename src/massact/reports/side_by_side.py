@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from massact.records.comparison import Comparison
+from massact.records.kinds.comparison import Comparison
 from massact.reports.comparison import EXPLAINED, SCANNED, TRAINED, differing
 from massact.reports.legible import cell, listed, number, percent, quoted, shortened, visible
 from massact.reports.terminal import _framed, _plain, _Section, _table

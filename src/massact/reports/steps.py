@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from massact.records.trajectory import Emergence, Trajectory
+from massact.records.kinds.trajectory import Emergence, Trajectory
 from massact.reports.curves import _plottable, unmeasured
 from massact.reports.legible import number
 from massact.reports.lettering import LIMIT, MEDIAN, TOP_1, TOP_3, lettered, log_axis, says

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from massact.records.explanation import Explanation
+from massact.records.kinds.explanation import Explanation
 from massact.reports.legible import counted, listed, number, numbered, percent, quoted, real, signed, spanned, visible
 
 MOST_COORDINATES = 4  # told one by one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +14,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from massact.records.classics import Classics
-from massact.records.explanation import Explanation
-from massact.records.intervention import Intervention
-from massact.records.reproduction import AGREES, DIFFERS, Reproduction
-from massact.records.results import ScanResult
-from massact.records.trajectory import Trajectory
+from massact.records.kinds.classics import Classics
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.intervention import Intervention
+from massact.records.kinds.reproduction import AGREES, DIFFERS, Reproduction
+from massact.records.kinds.scan import ScanResult
 from massact.reports.classics import classics_in_words
 from massact.reports.effects import effects_in_words
 from massact.reports.legible import cell, number, or_dash, percent, quoted, real, shortened, signed, token_list, visible
@@ -33,7 +31,7 @@ MOST_LAYERS, MOST_COORDINATES, MOST_NEAR_MISSES = 38, 16, 5
 EDITS_BESIDE = 4  # columns of one table that a narrow terminal holds
 
 
-def show(result: ScanResult, console: Console) -> None:
+def show_scan(result: ScanResult, console: Console) -> None:
     """Print the answer in words, then its tables.
 
     Args:
@@ -159,18 +157,6 @@ def _axes(rows: pd.DataFrame, stack: str) -> _Section:
     marks = "|: the block reads findings; -: unavailable"
     what = "Share of attention on the tokens, and norms of those with findings over norms of others"
     return _Section(f"{name}{what} ({marks})", table)
-
-
-def to_json(result: ScanResult | Explanation | Intervention | Classics | Trajectory) -> str:
-    """What `--json` prints: `result.as_dict()`; NaN and Inf are strings, and all is ASCII for any pipe."""
-    return json.dumps(result.as_dict(), indent=2, allow_nan=False, default=_missing)
-
-
-def _missing(value: Any) -> None:
-    """Pandas' missing value is null; anything else that JSON lacks is a mistake of ours."""
-    if value is pd.NA or value is pd.NaT:
-        return None
-    raise TypeError(f"{type(value).__name__} in a result cannot be JSON")
 
 
 def _plain(text: str, encoding: str, style: str = "") -> Text:

@@ -6,7 +6,7 @@ import math
 
 from rich.console import Console
 
-from massact.records.training import Trained
+from massact.records.kinds.training import Trained
 from massact.reports.legible import cell, counted, number, or_dash, real, visible
 from massact.reports.terminal import _framed, _Section, _table
 
@@ -39,6 +39,11 @@ def training_in_words(t: Trained) -> list[str]:
         looked = f"(looked at: {counted(steps.nunique(), 'step')}, the last one step {int(steps.max()):,})"
         words.append(f"No massive activations were seen {looked}{told}.")
     return words
+
+
+def trained_in_words(t: Trained) -> list[str]:
+    """How a training ended, and its notes."""
+    return [*training_in_words(t), *(f"Note: {visible(str(n))}" for n in t.info.notes)]
 
 
 def show_training(t: Trained, console: Console) -> None:

@@ -7,7 +7,7 @@ import math
 from rich.console import Console
 from rich.text import Text
 
-from massact.records.trajectory import CheckpointRecord, Emergence, StackSummary, Trajectory
+from massact.records.kinds.trajectory import CheckpointRecord, Emergence, StackSummary, Trajectory
 from massact.reports.legible import cell, counted, listed, number, ranges, real, shortened, visible
 from massact.reports.terminal import _framed, _Section, _table
 from massact.reports.views import Rule, rule_of

@@ -11,8 +11,8 @@ import pandas as pd
 
 from massact.records.answer import Answer, Peak, StackAnswer
 from massact.records.formats import MAXIMA, step_at
-from massact.records.results import ScanResult
-from massact.records.trajectory import Trajectory
+from massact.records.kinds.scan import ScanResult
+from massact.records.kinds.trajectory import Trajectory
 from massact.reports.legible import number, real, spanned, visible
 
 # What formats can hold: their name in the tables, their name in words, their largest finite value.

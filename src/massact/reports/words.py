@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from massact.records.answer import Peak
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.reports.legible import (
     counted,
     listed,

@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from massact.records.explanation import Explanation
-from massact.records.results import ScanResult
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.scan import ScanResult
 from massact.reproductions.entries import Entry, Finished, Nothing, Row, at, massive, row
 
 STAGES = {"hidden": "hidden state", "normed": "after the norm", "q": "queries", "k": "keys", "v": "values"}

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from massact.records.intervention import Intervention
-from massact.records.reproduction import NOT_RUN
+from massact.records.kinds.intervention import Intervention
+from massact.records.kinds.reproduction import NOT_RUN
 from massact.reproductions.entries import ASK, Entry, Finished, Nothing, Row, at, plain, row
 
 FIVE = ("boolq", "piqa", "winogrande", "arc_easy", "arc_challenge")

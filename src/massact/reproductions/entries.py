@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from massact.records.answer import Answer, StackAnswer
-from massact.records.classics import Classics, open_classics
-from massact.records.explanation import Explanation, open_explanation
-from massact.records.intervention import Intervention, open_intervention
-from massact.records.reproduction import NOTHING
-from massact.records.results import ScanResult, open_run
-from massact.records.tables import TABLES, load_arrays, read_table
+from massact.records.kinds.classics import Classics
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.intervention import Intervention
+from massact.records.kinds.reproduction import NOTHING
+from massact.records.kinds.scan import ScanResult, open_run
+from massact.records.tables import load_arrays, read_table
 
 Row = dict[str, Any]
 PROMPTS_IN, TEXTS_IN, REGISTERS_IN, TUNED_IN, TRAINED_IN = "prompts", "texts", "registers", "tuned", "trained"
@@ -94,18 +94,18 @@ def finished(directory: Path, missing: dict[str, Nothing]) -> Finished:
         UserError: something is damaged.
     """
     shares = directory / "patch_attention.parquet"
-    pictured = "patch_attention" in TABLES and shares.is_file()
+    pictured = shares.is_file()
     means = directory / REGISTERS_IN / MEANS
     folders = {name: _below(directory / name) for name in (PROMPTS_IN, TEXTS_IN)}
-    prompts = {f.name: (open_run(f), open_explanation(f)) for f in folders[PROMPTS_IN]}
-    texts = {f.name: open_intervention(f) for f in folders[TEXTS_IN]}
+    prompts = {f.name: (open_run(f), Explanation.open(f)) for f in folders[PROMPTS_IN]}
+    texts = {f.name: Intervention.open(f) for f in folders[TEXTS_IN]}
     return Finished(
-        open_run(directory), open_explanation(directory), open_intervention(directory), open_classics(directory),
+        open_run(directory), Explanation.open(directory), Intervention.open(directory), Classics.open(directory),
         prompts={n: prompts[n] for n in PROMPTS if n in prompts},
         texts={name: text for name, text in texts.items() if text is not None},
         tuned=open_run(directory / TUNED_IN) if (directory / TUNED_IN / "run.json").is_file() else None,
         trained=_table(directory / TRAINED_IN, "compare"),
-        registers=open_intervention(directory / REGISTERS_IN),
+        registers=Intervention.open(directory / REGISTERS_IN),
         means=load_arrays(means) if means.is_file() else {},
         shares=read_table(directory, "patch_attention") if pictured else None,
         missing=missing,

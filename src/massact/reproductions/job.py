@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from massact.records.comparison import Comparison
 from massact.records.errors import UserError, check_options, near
-from massact.records.reproduction import (
+from massact.records.kinds.comparison import Comparison
+from massact.records.kinds.reproduction import (
     AGREES,
     DIFFERS,
     NOT_APPLICABLE,
@@ -23,9 +23,8 @@ from massact.records.reproduction import (
     VERDICTS,
     ReproduceInfo,
     Reproduction,
-    open_reproduction,
 )
-from massact.records.results import ScanResult, open_run
+from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.runinfo import git_state, jsonable
 from massact.records.tables import frame
 from massact.reproductions.catalogue import ENTRIES, chosen
@@ -128,7 +127,7 @@ def reproduce(
     work.run(entries)
     done = told(finished(place, work.missing), entries, config, work.states)
     done.info.wall_s = time.perf_counter() - began
-    joined(open_reproduction(place), done).save(place)
+    joined(Reproduction.open(place), done).save(place)
     return done
 
 

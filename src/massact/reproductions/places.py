@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from massact.records.answer import StackAnswer
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.reproductions.entries import Entry, Finished, Nothing, Row, answers, at, massive, plain, row, shown_layer
 
 MOST_TOKENS = 12

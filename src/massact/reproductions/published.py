@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from massact.records.errors import UserError, near
-from massact.records.reproduction import AGREES, DIFFERS, NOT_RUN, NOTHING, UNPUBLISHED
+from massact.records.kinds.reproduction import AGREES, DIFFERS, NOT_RUN, NOTHING, UNPUBLISHED
 from massact.reproductions.entries import Row
 from massact.vision.published import SIZES
 

@@ -27,13 +27,13 @@ from massact.interventions.heads import head_of
 from massact.interventions.labels import labelled, labels_of
 from massact.interventions.predictions import NoHead
 from massact.models import EMBEDDED, Model, load
-from massact.records.classics import open_classics
-from massact.records.comparison import Comparison
 from massact.records.errors import MassactError, UserError
-from massact.records.explanation import open_explanation
-from massact.records.intervention import InterveneInfo, Intervention, open_intervention
-from massact.records.reproduction import FAILED, NOT_APPLICABLE, NOT_RUN
-from massact.records.results import ScanResult, open_run
+from massact.records.kinds.classics import Classics
+from massact.records.kinds.comparison import Comparison
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.intervention import InterveneInfo, Intervention
+from massact.records.kinds.reproduction import FAILED, NOT_APPLICABLE, NOT_RUN
+from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.runinfo import git_state
 from massact.records.tables import frame, load_arrays, save_arrays
 from massact.reproductions.entries import (
@@ -184,7 +184,7 @@ class Work:
         return "done"
 
     def _explained(self) -> str:
-        there = open_explanation(self.out)
+        there = Explanation.open(self.out)
         if there is not None and self._same(there.info):
             return "kept"
         return self._saved(explain(self.loaded(), self.text(), self.scan(), progress=self.progress,
@@ -200,7 +200,7 @@ class Work:
 
     def _intervened(self) -> str:
         massive(self.scan())
-        o, there = self.options, open_intervention(self.out)
+        o, there = self.options, Intervention.open(self.out)
         if self._has(there):
             config = there.info.config  # type: ignore[union-attr]
             labels = o.labels is None or config.get("labels") == o.labels
@@ -219,7 +219,7 @@ class Work:
         states = set()
         for spec in self.options.evaluate_on:
             folder = self.out / TEXTS_IN / folder_of(spec)
-            if self._has(open_intervention(folder)):
+            if self._has(Intervention.open(folder)):
                 states.add("kept")
                 continue
             done = intervene(
@@ -230,7 +230,7 @@ class Work:
         return "done" if "done" in states else "kept"
 
     def _classics(self) -> str:
-        there, name = open_classics(self.out), "outlier-features"
+        there, name = Classics.open(self.out), "outlier-features"
         if there is not None and self._same(there.info) and name in there.info.outcomes:
             return "kept"
         also = tuple(there.info.outcomes) if there is not None else ()  # their tables are written anew with this one
@@ -252,7 +252,7 @@ class Work:
         return "done" if "done" in states else "kept"
 
     def _prompt(self, folder: Path, prompt: str) -> str:
-        there = open_explanation(folder)
+        there = Explanation.open(folder)
         if there is not None and self._same(there.info):
             return "kept"
         config = self.scan().info.config
@@ -298,7 +298,7 @@ class Work:
         if "registers" in self.missing:
             raise self.missing["registers"]
         folder, o = self.out / REGISTERS_IN, self.options
-        there = open_intervention(folder)
+        there = Intervention.open(folder)
         if there is not None and self._same(there.info) and o.labels in (None, there.info.config.get("labels")):
             return "kept"
         text, (found, n) = self.text(), self._collected()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from massact.records.answer import Answer
-from massact.records.reproduction import NOT_RUN
+from massact.records.kinds.reproduction import NOT_RUN
 from massact.reproductions.entries import Entry, Finished, Nothing, Row, answers, at, massive, plain, row
 
 VARIANTS = {"softmax": "default", "kv-bias": "KV bias", "sink-token": "sink token"}

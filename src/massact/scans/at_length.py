@@ -16,7 +16,7 @@ from massact.corpora import Batch, Corpus
 from massact.models import Model, Off, equations_of
 from massact.records.anatomy import Place
 from massact.records.errors import WorkError
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
 from massact.trace import BATCH_FIRST, measure
 

@@ -18,7 +18,7 @@ from massact.models import Model, load, random_twin, token_types
 from massact.models.gguf_header import gguf_notes
 from massact.records.answer import Answer
 from massact.records.errors import MassactError, UserError, WorkError, check_options, near
-from massact.records.results import ScanResult, open_run
+from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
 from massact.scans.at_length import AtLength, prove_at_length, skipped_at

@@ -10,7 +10,7 @@ from massact.corpora import AnySource, Corpus, corpus_again
 from massact.corpora import corpus as make_corpus
 from massact.models import EMBEDDED, Model, load
 from massact.records.errors import UserError
-from massact.records.results import ScanResult
+from massact.records.kinds.scan import ScanResult
 from massact.scans.job import ScanConfig, ready_corpus, scan
 
 

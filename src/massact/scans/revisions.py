@@ -22,9 +22,10 @@ from massact.corpora import corpus as make_corpus
 from massact.models import Model, load
 from massact.records.disk import leftovers
 from massact.records.errors import MassactError, UserError, WorkError
-from massact.records.results import ScanResult, open_run, read_info
+from massact.records.kinds.scan import ScanResult, open_run
+from massact.records.kinds.trajectory import CheckpointRecord, Trajectory, TrajectoryInfo
+from massact.records.run import read_info
 from massact.records.runinfo import git_state, jsonable
-from massact.records.trajectory import SIDECAR, CheckpointRecord, Trajectory, TrajectoryInfo, open_trajectory
 from massact.scans.checkpoints import Checkpoint, in_order
 from massact.scans.criteria import criterion
 from massact.scans.job import Progress, ScanConfig, Text, named, ready_corpus, scan_text
@@ -113,7 +114,7 @@ def _check(path: Path, info: TrajectoryInfo, resume: bool) -> None:
     try:
         if path.exists() and not path.is_dir():
             raise UserError(f"--out {path} is a file.", do="Give a directory.")
-        before = open_trajectory(path) if (path / SIDECAR).is_file() else None
+        before = Trajectory.open(path) if (path / Trajectory.FILE).is_file() else None
         if before is None and path.exists() and set(path.iterdir()) - set(leftovers(path)):
             raise UserError(f"--out {path} is not empty and holds no trajectory.", do="Give a new or empty directory.")
     except OSError as error:
@@ -143,14 +144,14 @@ def _begun(path: Path, info: TrajectoryInfo) -> list[Path]:
     except OSError as error:
         raise UserError(f"--out {path} cannot be written.", error.strerror or str(error),
                         "Give another directory.") from None  # fmt: skip
-    if not (path / SIDECAR).is_file():
+    if not (path / Trajectory.FILE).is_file():
         Trajectory(info).save(path)
     return made
 
 
 def _withdrawn(path: Path, made: list[Path]) -> None:
     """Leave nothing behind where no checkpoint could so much as be read: the name may be mistyped."""
-    ours = [path / SIDECAR, path / "revisions.parquet"]
+    ours = [path / Trajectory.FILE, path / "revisions.parquet"]
     if set(path.iterdir()) <= set(ours):
         for file in ours:
             file.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from massact.records.disk import leftovers
 from massact.records.errors import UserError, WorkError
-from massact.records.results import claim, read_info, write_info
+from massact.records.run import claim, read_info, write_info
 from massact.records.runinfo import RunInfo, jsonable
 from massact.records.tables import load_arrays, save_arrays
 from massact.trace import Measurements

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from massact.records.answer import Answer, StackAnswer
-from massact.records.results import ScanResult
-from massact.records.tables import TABLES, frame
-from massact.records.trajectory import CheckpointRecord, Emergence, StackSummary
+from massact.records.kinds.scan import ScanResult
+from massact.records.kinds.trajectory import CheckpointRecord, Emergence, StackSummary
+from massact.records.tables import columns_of, frame
 from massact.stats import fit_dynamics
 
 KEYS = ["stack", "site", "layer"]
@@ -26,7 +26,7 @@ def rows_of(results: list[tuple[CheckpointRecord, ScanResult]]) -> pd.DataFrame:
         counts = np.array([having.get(k, 0) for k in layers[KEYS].itertuples(index=False, name=None)], float)
         with np.errstate(divide="ignore", invalid="ignore"):
             share = counts / layers["n_sequences"].to_numpy(float)
-        taken = {c: layers[c].to_numpy() for c in TABLES["revisions"] if c in layers}
+        taken = {c: layers[c].to_numpy() for c in columns_of("revisions") if c in layers}
         parts.append(frame("revisions", taken | {
             "revision": [record.name] * len(layers), "step": np.full(len(layers), record.step),
             "share": np.full(len(layers), np.nan) if whole else share,

@@ -27,10 +27,10 @@ from torch.utils.data import Dataset
 from massact.models import weights_hash
 from massact.records.disk import disk_full, leftovers
 from massact.records.errors import MassactError, UserError, WorkError
+from massact.records.kinds.training import Trained, TrainInfo
 from massact.records.runinfo import git_state, versions
 from massact.records.sidecars import write_sidecar
 from massact.records.tables import frame
-from massact.records.training import Trained, TrainInfo, open_training
 from massact.training import checkpoints
 from massact.training.build import build_model, n_trained, tokenizer_of
 from massact.training.configs import TrainConfig
@@ -129,7 +129,7 @@ def _before(config: TrainConfig, out: Path, resume: bool) -> Trained | None:
         raise UserError(f"{out} is a file.", do="Name a directory for the run.")
     if not resume and os.environ.get("RANK", "0") != "0":
         return None  # the first process looks, and has by now written its own record
-    before = open_training(out)
+    before = Trained.open(out)
     if before is None:
         if resume:
             raise UserError(f"There is no training in {out}.", "It has no train.json.", "Leave --resume out.")

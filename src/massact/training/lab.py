@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from massact.records.disk import write_atomic
 from massact.records.errors import UserError
-from massact.records.lab import Lab, LabInfo, open_lab
+from massact.records.kinds.lab import Lab, LabInfo
 from massact.records.runinfo import git_state
 from massact.records.tables import frame
 from massact.training.backcopy import Backcopy
@@ -203,7 +203,7 @@ def configs_of(variants: Sequence[str], preset: str, options: dict[str, Any]) ->
 def _claim(place: Path) -> None:
     """Refuse a directory that cannot be used before minutes are spent."""
     others = ("run.json", "train.json", "shapes.json")
-    if open_lab(place) is not None or any((place / name).exists() for name in others):
+    if Lab.open(place) is not None or any((place / name).exists() for name in others):
         raise UserError(f"{place} holds a finished run.", do="Give another directory, or delete it.")
     try:
         place.mkdir(parents=True, exist_ok=True)

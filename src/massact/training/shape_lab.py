@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from massact.models import Model
 from massact.records.disk import write_atomic
 from massact.records.errors import UserError
+from massact.records.kinds.shapes import ShapeLab, ShapesInfo
 from massact.records.runinfo import git_state
-from massact.records.shapes import ShapeLab, ShapesInfo
 from massact.records.tables import frame
 from massact.training.lab import KEYS, STORY, Progress, Row, _claim, _one_thread, _side_by_side, _silent
 from massact.training.lab_looks import key_scale, opened

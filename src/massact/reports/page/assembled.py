@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from massact.records.comparison import Comparison
+from massact.records.kinds.comparison import Comparison
 from massact.reports.page import beside, closing, explained, others, pictured, scanned
 from massact.reports.page.held import Held
 from massact.reports.page.parts import Section

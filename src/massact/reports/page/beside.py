@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pandas as pd
 
-from massact.records.comparison import Comparison
-from massact.records.tables import TABLES, frame
+from massact.records.kinds.comparison import Comparison
+from massact.records.kinds.intervention import Intervention
+from massact.records.tables import columns_of, frame
 from massact.reports.comparison import EXPLAINED, SCANNED, TRAINED
 from massact.reports.effects import main_metric
 from massact.reports.legible import listed, visible
@@ -38,7 +39,7 @@ def _rows(c: Comparison, row: str, title: str) -> Table | None:
     columns, missing = [], []
     trained = bool(rows["trained"].any())
     for name in ("label", "model", "variant", "criterion", *TRAINED, *SCANNED, *EXPLAINED):
-        numeric, meaning = TABLES["compare"][name][0] != "string", TABLES["compare"][name][1]
+        numeric, meaning = columns_of("compare")[name][0] != "string", columns_of("compare")[name][1]
         values = rows[name].tolist()
         said = [shown(r, name) for _, r in rows.iterrows()] if numeric else [visible(v) or UNAVAILABLE for v in values]
         said = [UNAVAILABLE if s == "-" else s for s in said]
@@ -109,12 +110,12 @@ def portraits(runs: Sequence[Held], c: Comparison) -> Section | None:
 
 def interventions(runs: Sequence[Held], c: Comparison) -> Section | None:
     """What the edits of each run do to its main metric, in one table, and with intervals."""
-    done = [held for held in runs if held.intervention is not None]
+    done = [held for held in runs if held.of(Intervention) is not None]
     parts: list[Part | None] = [_effects(done)]
     for held in done:
-        if held.intervention is not None:
-            chart = effects_chart(held.intervention.effects, visible(held.label))
-            rows = held.intervention.effects
+        if held.of(Intervention) is not None:
+            chart = effects_chart(held.of(Intervention).effects, visible(held.label))
+            rows = held.of(Intervention).effects
             parts += [chart, table_of("effects", rows, f"Effects in {visible(held.label)}", most=200)]
     return Section("interventions", "Interventions", parts_of(*parts)) if done else None
 
@@ -123,7 +124,7 @@ def _effects(runs: Sequence[Held]) -> Table | None:
     """The main metric of every run and edit."""
     rows, labels = [], []
     for held in runs:
-        effects = held.intervention.effects if held.intervention is not None else frame("effects")
+        effects = held.of(Intervention).effects if held.of(Intervention) is not None else frame("effects")
         mine = effects[(effects["metric"] == main_metric(effects)) & (effects["group"] == "all")]
         rows.append(mine)
         labels += [visible(held.label)] * len(mine)
@@ -132,7 +133,7 @@ def _effects(runs: Sequence[Held]) -> Table | None:
     made = table_of("effects", both, "Effects of every edit, run by run", wanted, 600, shown_first=True)
     if made is None:
         return None
-    label = Column("label", TABLES["compare"]["label"][1], labels[:600], labels[:600], False)
+    label = Column("label", columns_of("compare")["label"][1], labels[:600], labels[:600], False)
     return replace(made, columns=[label, *made.columns])
 
 

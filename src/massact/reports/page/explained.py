@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from massact.records.explanation import Explanation
+from massact.records.kinds.explanation import Explanation
 from massact.reports.legible import visible
 from massact.reports.page import charts, scanned
 from massact.reports.page.held import Held
@@ -18,7 +18,7 @@ MOST_COORDINATES, MOST_TOKENS = 3, 64
 
 def attention(held: Held) -> Section | None:
     """How much attention goes to the tokens with findings, their values and norms, sinks (Sun 2024, Figs. 5 and 6)."""
-    e = held.explanation
+    e = held.of(Explanation)
     if e is None:
         return None
     parts: list[Part | None] = [scanned.words_of(held, "explanation")]
@@ -118,7 +118,7 @@ def _maps(e: Explanation) -> list[Part]:
 
 def bias(held: Held) -> Section | None:
     """What these tokens add to all others: constant or not (Sun 2024, Eq. 2 and Figs. 7 and 8)."""
-    e = held.explanation
+    e = held.of(Explanation)
     if e is None or not (len(e.decomposition) or len(e.trajectory)):
         return None
     parts: list[Part | None] = []
@@ -168,7 +168,7 @@ def _likeness(e: Explanation) -> list[Part]:
 
 def writers(held: Held) -> Section | None:
     """Which submodule, neuron or weight writes the massive dims, and which takes them away."""
-    e = held.explanation
+    e = held.of(Explanation)
     if e is None or not (len(e.writers) or len(e.norm_weights)):
         return None
     parts: list[Part | None] = []

@@ -3,61 +3,52 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from massact.records.classics import Classics, open_classics
 from massact.records.errors import UserError
-from massact.records.explanation import Explanation, open_explanation
-from massact.records.intervention import Intervention, open_intervention
-from massact.records.lab import Lab, open_lab
-from massact.records.reproduction import Reproduction, open_reproduction
-from massact.records.results import ScanResult, open_run, read_info
-from massact.records.shapes import ShapeLab, open_shapes
-from massact.records.training import Trained, open_training
-from massact.records.trajectory import Trajectory, open_trajectory
+from massact.records.kinds import alone_in, kinds, scan_in
+from massact.records.kinds.scan import ScanResult
+from massact.records.result import Result
+from massact.records.run import read_info
 from massact.reports.legible import visible
+
+R = TypeVar("R", bound=Result)
 
 
 @dataclass
 class Held:
-    """What a run directory holds; None for what it does not.
+    """What a run directory holds.
 
     Args:
         label: how the run is called beside others.
-        directory: where it lies; None for a result that was not saved. Verbs of later versions find their files there.
-        scan, explanation, intervention, classics, reproduction, training, trajectory, lab, shapes: results.
+        directory: where it lies; None for a result that was not saved.
+        results: kind -> result, of what is there.
     """
 
     label: str
     directory: Path | None = None
-    scan: ScanResult | None = None
-    explanation: Explanation | None = None
-    intervention: Intervention | None = None
-    classics: Classics | None = None
-    reproduction: Reproduction | None = None
-    training: Trained | None = None
-    trajectory: Trajectory | None = None
-    lab: Lab | None = None
-    shapes: ShapeLab | None = None
+    results: dict[str, Result] = field(default_factory=dict)
+
+    def of(self, kind: type[R]) -> R | None:
+        """The result of a kind; None where there is none."""
+        return self.results.get(kind.KIND)  # type: ignore[return-value]
+
+    @property
+    def scan(self) -> ScanResult | None:
+        return self.of(ScanResult)
 
     @property
     def records(self) -> dict[str, Any]:
         """Verb -> its record, of those that are there."""
-        held = {
-            "scan": self.scan, "explain": self.explanation, "intervene": self.intervention, "classics": self.classics,
-            "reproduce": self.reproduction, "train": self.training, "checkpoints": self.trajectory, "toy lab": self.lab,
-            "vision toy lab": self.shapes,
-        }  # fmt: skip
-        return {verb: one.info for verb, one in held.items() if one is not None}
+        return {kind.VERB: self.results[name].info for name, kind in kinds().items() if name in self.results}
 
     @property
     def leads(self) -> str:
-        """Name of the result whose words are the answer; "" for a run that holds nothing."""
-        names = ("scan", "trajectory", "lab", "shapes", "training", "explanation", "intervention", "classics",
-                 "reproduction")  # fmt: skip
-        return next((name for name in names if getattr(self, name) is not None), "")
+        """Kind of the result whose words are the answer: the scan, or what else stands alone; "" where nothing is."""
+        there = [name for name in kinds() if name in self.results]
+        return next((name for name in there if self.results[name].ALONE), there[0] if there else "")
 
     @property
     def model(self) -> str:
@@ -79,12 +70,6 @@ class Held:
         return ""
 
 
-_KINDS: dict[type, str] = {
-    ScanResult: "scan", Explanation: "explanation", Intervention: "intervention", Classics: "classics",
-    Reproduction: "reproduction", Trained: "training", Trajectory: "trajectory", Lab: "lab", ShapeLab: "shapes",
-}  # fmt: skip
-
-
 def hold(run: Any, label: str = "") -> Held:
     """Open a run directory, or take a result as it is.
 
@@ -96,26 +81,21 @@ def hold(run: Any, label: str = "") -> Held:
     Raises:
         UserError: no run there, a damaged or an unfinished one, or nothing that massact gives.
     """
-    for kind, name in _KINDS.items():
-        if isinstance(run, kind):
-            held = Held(label, **{name: run})  # type: ignore[arg-type]
-            held.label = label or held.model
-            return held
+    if isinstance(run, Result):
+        held = Held(label, results={run.KIND: run})
+        held.label = label or held.model
+        return held
     if not isinstance(run, (str, os.PathLike)):
         raise UserError(f"A report is of run directories or results, not of {type(run).__name__}.",
                         do='For example: massact.report("runs/gpt2"), or report(scan, "gpt2.html")')  # fmt: skip
     path = Path(run)
     held = Held(label or Path(os.path.abspath(path)).name, path)
-    if os.path.isdir(path):
-        held.training, held.trajectory, held.lab = open_training(path), open_trajectory(path), open_lab(path)
-        held.shapes = open_shapes(path)
-    alone = held.records and not os.path.isfile(path / "run.json")
-    place = path / "scan" if alone else path
-    if alone and not _finished(place):
-        return held
-    held.scan = open_run(place)
-    held.explanation, held.intervention = open_explanation(place), open_intervention(place)
-    held.classics, held.reproduction = open_classics(place), open_reproduction(place)
+    found = alone_in(path)
+    if not found or os.path.isfile(path / "run.json"):
+        found += scan_in(path)
+    elif _finished(path / "scan"):
+        found += scan_in(path / "scan")
+    held.results = {one.KIND: one for one in found}
     return held
 
 

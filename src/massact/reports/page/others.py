@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from massact.records.reproduction import AGREES, DIFFERS
+from massact.records.kinds.classics import Classics
+from massact.records.kinds.intervention import Intervention
+from massact.records.kinds.lab import Lab
+from massact.records.kinds.reproduction import AGREES, DIFFERS, Reproduction
+from massact.records.kinds.training import Trained
+from massact.records.kinds.trajectory import Trajectory
 from massact.reports.effects import HARMFUL, HARMLESS, OPEN, main_metric, verdict
 from massact.reports.legible import real, shortened, visible
 from massact.reports.page import charts, scanned
@@ -23,7 +28,7 @@ VERDICTS = {HARMFUL: ("--limit", "diamond"), HARMLESS: ("--s3", "circle"), OPEN:
 
 def interventions(held: Held) -> Section | None:
     """What edits of the massive activations do, with intervals and controls (Sun 2024, Table 3)."""
-    e = held.intervention
+    e = held.of(Intervention)
     if e is None:
         return None
     parts: list[Part | None] = [scanned.words_of(held, "intervention"), effects_chart(e.effects)]
@@ -98,7 +103,7 @@ def effects_chart(effects: pd.DataFrame, title: str = "") -> Chart | None:
 
 def classic_works(held: Held) -> Section | None:
     """What the works that the paper grew from find on this model."""
-    c = held.classics
+    c = held.of(Classics)
     if c is None:
         return None
     return Section("classics", "Classic works", parts_of(
@@ -110,7 +115,7 @@ def classic_works(held: Held) -> Section | None:
 
 def founding_paper(held: Held) -> Section | None:
     """The experiments of Sun 2024 on this model, beside what was published of it."""
-    r = held.reproduction
+    r = held.of(Reproduction)
     if r is None:
         return None
     columns = ("experiment", "quantity", "stack", "layer", "place", "unit", "ours", "ours_text", "published",
@@ -125,7 +130,7 @@ def founding_paper(held: Held) -> Section | None:
 
 def training(held: Held) -> Section | None:
     """Losses and massive activations over the steps of a training."""
-    t = held.training
+    t = held.of(Trained)
     if t is None:
         return None
     parts: list[Part | None] = [scanned.words_of(held, "training"), _losses(t.training)]
@@ -170,7 +175,7 @@ def _over_steps(rows: pd.DataFrame, x: str, column: str, title: str) -> Chart | 
 
 def checkpoints(held: Held) -> Section | None:
     """Where in a training massive activations emerge, over published checkpoints."""
-    t = held.trajectory
+    t = held.of(Trajectory)
     if t is None:
         return None
     parts: list[Part | None] = [scanned.words_of(held, "trajectory")]
@@ -195,7 +200,7 @@ def checkpoints(held: Held) -> Section | None:
 
 def toy_lab(held: Held) -> Section | None:
     """The toy lab: losses, attention on the first position and effects of every variant."""
-    lab = held.lab
+    lab = held.of(Lab)
     if lab is None:
         return None
     parts: list[Part | None] = [scanned.words_of(held, "lab")]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from massact.records.tables import TABLES
+from massact.records.tables import columns_of
 from massact.reports.legible import cell, listed, token_list, visible
 from massact.reports.page.markup import cut
 
@@ -184,7 +184,7 @@ def table_of(
     """
     if not len(rows):
         return None
-    declared, kept, missing, few = TABLES[name], [], [], rows.head(most)
+    declared, kept, missing, few = columns_of(name), [], [], rows.head(most)
     for column in columns or declared:
         dtype, meaning = declared[column]
         values = few[column].tolist()

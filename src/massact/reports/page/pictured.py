@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from massact.records.explanation import Explanation
-from massact.records.results import ScanResult
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.scan import ScanResult
+from massact.records.kinds.shapes import ShapeLab
 from massact.reports.legible import counted, listed, number, percent, visible
 from massact.reports.page import charts, scanned
 from massact.reports.page.held import Held
@@ -33,7 +34,7 @@ MOST_NAMED = 4
 def patches(held: Held) -> Section | None:
     """Massive patches on the pictures, norms, neighbours and attention (Darcet 2023, Figs. 4 and 5a; Sun 2024, 13)."""
     parts: list[Part | None] = []
-    scan, e = held.scan, held.explanation
+    scan, e = held.scan, held.of(Explanation)
     if scan is not None and scan.images:
         parts += [_said(scan), _overlay(scan), _share(scan), _norm_maps(scan), _histograms(scan.patch_norms),
                   _neighbours(scan.patch_cosines)]  # fmt: skip
@@ -217,7 +218,7 @@ def _attention(e: Explanation) -> list[Part]:
 
 def shape_lab(held: Held) -> Section | None:
     """The vision toy lab: accuracy, sizes, attention and effects of every arm."""
-    lab = held.shapes
+    lab = held.of(ShapeLab)
     if lab is None:
         return None
     behind = lab.shapes_layers[lab.shapes_layers["layer"] >= 1]

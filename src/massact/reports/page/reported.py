@@ -7,20 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from massact.records.comparison import Comparison, labels_of, open_compared
 from massact.records.disk import write_atomic
 from massact.records.errors import UserError, near
 from massact.records.given_files import refuse_special
-from massact.reports.compare_figures import draw_comparison
+from massact.records.kinds.comparison import Comparison, labels_of, open_compared
 from massact.reports.comparison import compare
-from massact.reports.figures import draw
-from massact.reports.lab import draw_lab
 from massact.reports.page.assembled import Page, page_of, page_of_several
 from massact.reports.page.closing import model_card
 from massact.reports.page.held import Held, hold
 from massact.reports.page.plain import latex, markdown
 from massact.reports.page.written import html
-from massact.reports.shape_figure import draw_shapes_lab
+from massact.reports.readings import draw
 
 # Name of a format -> name of the file in the run directory, and who writes a page so.
 FORMATS: dict[str, tuple[str, Callable[[Page], str] | None]] = {
@@ -98,13 +95,7 @@ def _said(held: Sequence[Held], comparison: Comparison | None, kind: str) -> str
 
 def _draw(held: Sequence[Held], comparison: Comparison | None, directory: Path, formats: tuple[str, ...]) -> None:
     if comparison is not None:
-        draw_comparison(comparison, directory, formats)
+        draw(comparison, directory, formats)
         return
-    one = held[0]
-    for result in (one.scan, one.explanation, one.intervention, one.classics, one.trajectory):
-        if result is not None:
-            draw(result, directory, formats)
-    if one.lab is not None:
-        draw_lab(one.lab, directory, formats)
-    if one.shapes is not None:
-        draw_shapes_lab(one.shapes, directory, formats)
+    for result in held[0].results.values():
+        draw(result, directory, formats)

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from massact.records.results import ScanResult
-from massact.records.training import Trained
-from massact.reports.classics import classics_in_words
-from massact.reports.effects import effects_in_words
-from massact.reports.lab import lab_in_words
+from massact.records.kinds.scan import ScanResult
+from massact.records.kinds.trajectory import Trajectory
 from massact.reports.legible import listed, number, shortened, visible
 from massact.reports.page import charts
-from massact.reports.page.held import Held, hold
+from massact.reports.page.held import Held
 from massact.reports.page.markup import figure_text
-from massact.reports.page.parts import Chart, Facts, Part, Section, Table, Words, parts_of, table_of
+from massact.reports.page.parts import Chart, Facts, Part, Section, Words, parts_of, table_of
 from massact.reports.portrait import _kept_tokens, outline, peaks
-from massact.reports.reproduction import reproduction_in_words
-from massact.reports.shapes import shapes_in_words
-from massact.reports.story import story_in_words
-from massact.reports.training import training_in_words
-from massact.reports.trajectory import trajectory_in_words
+from massact.reports.readings import READINGS
 from massact.reports.views import FORMATS, Rule, StackView, census, nonfinite_note, rule_of, views
 from massact.reports.words import answer_in_words
 
@@ -35,23 +25,9 @@ MAIN = ("stack", "site", "layer", "top1", "top2", "top3", "median", "ratio", "he
 MOST_BARS, MOST_PANELS, BINS = 12, 3, 160
 
 
-def trained_in_words(t: Trained) -> list[str]:
-    """How a training ended, and its notes."""
-    return [*training_in_words(t), *(f"Note: {visible(str(n))}" for n in t.info.notes)]
-
-
-# What puts a result into words, where there is no scan whose answer comes first.
-SAID: dict[str, Callable[[Any], list[str]]] = {
-    "trajectory": trajectory_in_words, "lab": lab_in_words, "shapes": shapes_in_words,
-    "training": trained_in_words,
-    "explanation": story_in_words, "intervention": effects_in_words, "classics": classics_in_words,
-    "reproduction": reproduction_in_words,
-}  # fmt: skip
-
-
-def words_of(held: Held, name: str) -> Words | None:
+def words_of(held: Held, kind: str) -> Words | None:
     """The words of a result in its own section; None where they are the answer already."""
-    return None if held.leads == name else Words(SAID[name](getattr(held, name)))
+    return None if held.leads == kind else Words(READINGS[kind].words(held.results[kind]))
 
 
 def answer(held: Held) -> Section | None:
@@ -61,8 +37,8 @@ def answer(held: Held) -> Section | None:
         return Section("answer", "Answer", [Words(answer_in_words(held.scan), True), *_rule(rule)])
     if not held.leads:
         return None
-    told = SAID[held.leads](getattr(held, held.leads))
-    rules = _rule(rule_of(held.trajectory)) if held.trajectory is not None else []
+    told = READINGS[held.leads].words(held.results[held.leads])
+    rules = _rule(rule_of(held.of(Trajectory))) if held.of(Trajectory) is not None else []
     return Section("answer", "Answer", [Words(told, True), *rules])
 
 
@@ -289,19 +265,3 @@ def ranks(held: Held) -> Section | None:
             title = _titled(view, f"Ranks of |h| {name}, layer {view.shown_layer}")
             parts.append(table_of("ranks", rows, title, columns, shown_first=True))
     return Section("ranks", "Ranks", parts_of(*parts)) if parts_of(*parts) else None
-
-
-def first_rows(result: object) -> tuple[list[str], Table | None]:
-    """The words of a result and the head of its main table: how it shows itself in a notebook."""
-    held = hold(result)
-    section = answer(held)
-    said = list(section.parts[0].sentences) if section and isinstance(section.parts[0], Words) else []
-    for name, one in (("findings", held.scan), ("axes", held.explanation), ("effects", held.intervention),
-                      ("classics", held.classics), ("training", held.training), ("revisions", held.trajectory),
-                      ("lab", held.lab), ("shapes", held.shapes)):  # fmt: skip
-        if one is not None:
-            rows: pd.DataFrame = getattr(one, name)
-            if name == "findings":
-                rows = rows.sort_values("magnitude", ascending=False, kind="stable")
-            return said, table_of(name, rows, name, most=10)
-    return said, None

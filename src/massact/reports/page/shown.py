@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from massact.reports.page.markup import join, prose, tag
-from massact.reports.page.scanned import first_rows
+from massact.reports.page.parts import table_of
+from massact.reports.readings import READINGS
 
 MOST_SENTENCES, MOST_COLUMNS = 8, 10
 _CELL = "padding:2px 8px;text-align:"
@@ -17,7 +18,9 @@ def notebook_html(result: Any) -> str:
     Args:
         result: of any verb.
     """
-    said, rows = first_rows(result)
+    reading = READINGS[result.KIND]
+    said, first = reading.words(result), reading.first_rows(result)
+    rows = None if first is None else table_of(reading.table, first, reading.table, most=10)
     left = len(said) - MOST_SENTENCES
     more = [tag("li", f"{left:,} more sentences: print it, or massact.report(...)")] if left > 0 else []
     words = [

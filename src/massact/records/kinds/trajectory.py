@@ -1,21 +1,28 @@
-"""The trajectory of a model over its checkpoints, in memory and as files of its directory."""
+"""A model over its checkpoints."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
-from massact.records.errors import UserError
-from massact.records.notebooks import ShownInNotebooks
-from massact.records.runinfo import jsonable
-from massact.records.sidecars import Sidecar, read_sidecar, write_sidecar
-from massact.records.tables import frame, read_table, write_table
+from massact.records.kinds.scan import TABLES as SCANNED
+from massact.records.result import Result, table
+from massact.records.sidecars import Sidecar
+from massact.records.tables import Columns
 
-TRAJECTORY_VERSION = 1
-SIDECAR = "trajectory.json"
+TABLES: dict[str, Columns] = {
+    "revisions": {
+        "revision": ("string", "name of the checkpoint: revision of a Hub model, or name of a folder"),
+        "step": ("float64", "training step, as its name says; NaN where the name says none"),
+        **{c: SCANNED["layers"][c] for c in ("stack", "site", "layer", "top1", "top2", "top3", "median", "ratio",
+                                             "ratio_max", "norm_first", "norm_rest", "n_findings")},
+        "share": ("float64", "share of sequences with findings at this layer; NaN for rules of whole dims or layers"),
+        "found": ("bool", "whether anything at this layer meets the criterion"),
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class TrajectoryInfo(Sidecar):
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
     emergence: list[Emergence] = field(default_factory=list)
     dynamics: list[dict[str, Any]] = field(default_factory=list)
-    schema_version: int = TRAJECTORY_VERSION
+    schema_version: int = 1
 
     def having(self, status: str) -> list[CheckpointRecord]:
         """The checkpoints of a status."""
@@ -116,45 +123,23 @@ class TrajectoryInfo(Sidecar):
 
 
 @dataclass(repr=False)
-class Trajectory(ShownInNotebooks):
+class Trajectory(Result):
     """A model over its checkpoints.
 
     Args:
         info: what was asked, of which checkpoints, and how it ended.
-        revisions: a row for each checkpoint and layer, see `massact.records.tables`.
+        revisions: a row for each checkpoint and layer, see `TABLES`.
         directory: of the trajectory; each checkpoint has a run directory in it.
     """
 
+    KIND: ClassVar[str] = "trajectory"
+    VERB: ClassVar[str] = "checkpoints"
+    FILE: ClassVar[str] = "trajectory.json"
+    INFO: ClassVar[type[Any]] = TrajectoryInfo
+    TABLES: ClassVar = TABLES
+    ALONE: ClassVar[bool] = True
+    AGAIN: ClassVar[str] = "Scan again with --resume."
+
     info: TrajectoryInfo
-    revisions: pd.DataFrame = field(default_factory=lambda: frame("revisions"))
+    revisions: pd.DataFrame = table("revisions")
     directory: Path | None = None
-
-    def save(self, directory: str | Path) -> Path:
-        """Write the table, then trajectory.json.
-
-        Raises:
-            UserError: the directory cannot be written.
-        """
-        path = Path(directory)
-        try:
-            write_table(path, "revisions", self.revisions)
-            write_sidecar(path / SIDECAR, self.info)
-        except OSError as error:
-            raise UserError(f"{path} cannot be written.", error.strerror or str(error), "Make room, then go on with "
-                            "--resume: finished checkpoints are kept.") from error  # fmt: skip
-        return path
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as JSON-able records."""
-        return jsonable(asdict(self.info) | {"revisions": self.revisions.to_dict(orient="records")})
-
-
-def open_trajectory(directory: str | Path) -> Trajectory | None:
-    """Read the trajectory in a directory; None where there is none.
-
-    Raises:
-        UserError: it is damaged, or written by a newer massact.
-    """
-    path = Path(directory)
-    info = read_sidecar(path / SIDECAR, TrajectoryInfo, TRAJECTORY_VERSION, "Scan again with --resume.")
-    return None if info is None else Trajectory(info, read_table(path, "revisions"), path)

@@ -7,18 +7,63 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from massact.records.errors import UserError
-from massact.records.explanation import Explanation, open_explanation
-from massact.records.results import ScanResult, is_folder, open_run, read_info
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.scan import TABLES as SCANNED
+from massact.records.kinds.scan import ScanResult, open_run
+from massact.records.kinds.training import Trained
+from massact.records.result import table
+from massact.records.run import is_folder, read_info
 from massact.records.runinfo import jsonable
-from massact.records.tables import frame, write_table
-from massact.records.training import Trained, open_training
+from massact.records.tables import Columns, declare, write_table
 
-COMPARE_TABLES = ("compare", "compare_layers")
+# What a comparison of runs records. NaN: not measured, never zero; "trained", "scanned", "explained" say why.
+_COMPARED = {
+    "label": ("string", "name of the run, or of the group of runs that differ by their seed only"),
+    "row": ("string", "run; or of a group mean, min and max, each over the runs of it that have the value"),
+    "group": ("string", "label of the group that a run is in; empty where it is in none"),
+}
+TABLES: dict[str, Columns] = {
+    "compare": {
+        **_COMPARED,
+        "n_runs": ("int64", "1; of a group the number of its runs"),
+        "directory": ("string", "of the run, as given; empty for a group"),
+        "model": ("string", "name, as the training or else the scan has it"),
+        "variant": ("string", "attention variant of the training; empty where there is no training"),
+        "trained": ("bool", "whether there is the record of a training (of a group: of any of its runs)"),
+        "scanned": ("bool", "whether there is a scan"),
+        "explained": ("bool", "whether the scan is explained"),
+        "seed": ("int64", "of the training; -1 where there is none, or several"),
+        "steps": ("float64", "optimizer steps done"),
+        "tokens": ("float64", "tokens seen (of image models: images)"),
+        "train_loss": ("float64", "cross-entropy in nats, the last logged"),
+        "eval_loss": ("float64", "cross-entropy in nats on the held-out part, the last measured"),
+        "perplexity": ("float64", "exp(eval_loss); NaN for images"),
+        "massive": ("float64", "1 if anything passes the criterion, else 0; of a group the share of its runs"),
+        "criterion": ("string", "name of the rule of the scan"),
+        "onset": ("float64", "first layer with findings, of the stack of the largest; NaN without findings"),
+        "max": ("float64", "greatest |h| of all layers and sequences"),
+        "ratio": ("float64", "greatest top1 / median of any layer and sequence"),
+        "sink_rate": ("float64", "share of heads with alpha_0 > eps, mean over sequences (Gu 2025)"),
+        "mass_first": ("float64", "attention on position 0 of the queries after it that can see it, mean over heads"),
+        "slot_mass": ("float64", "probability of a learned sink, mean over the heads that have one"),
+        "value_norm_first": ("float64", "norm of the first token's value over that of the others, mean over heads"),
+    },
+    "compare_layers": {
+        **_COMPARED,
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
+        "layer": ("int64", "layer"),
+        **{c: SCANNED["layers"][c] for c in ("top1", "top2", "top3", "median")},
+        "mass_first": ("float64", "attention on position 0 in the block, mean over its heads"),
+        "slot_mass": ("float64", "probability of a learned sink in the block, mean over its heads"),
+    },
+}  # fmt: skip
+declare(TABLES)
 
 
 @dataclass
@@ -47,14 +92,16 @@ class Comparison:
     Args:
         runs: what was compared, in the order given.
         groups: label of a group of runs that differ by their seed only -> their places in `runs`.
-        compare, compare_layers: tables, see `massact.records.tables`.
+        compare, compare_layers: tables, see `TABLES`.
         notes: what a reader must know before taking a difference for an effect, one sentence each.
     """
 
+    KIND: ClassVar[str] = "comparison"
+
     runs: list[ComparedRun]
     groups: dict[str, list[int]] = field(default_factory=dict)
-    compare: pd.DataFrame = field(default_factory=lambda: frame("compare"))
-    compare_layers: pd.DataFrame = field(default_factory=lambda: frame("compare_layers"))
+    compare: pd.DataFrame = table("compare")
+    compare_layers: pd.DataFrame = table("compare_layers")
     notes: list[str] = field(default_factory=list)
 
     def save(self, directory: str | Path) -> Path:
@@ -66,8 +113,8 @@ class Comparison:
         path = Path(directory)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            for table in COMPARE_TABLES:
-                write_table(path, table, getattr(self, table))
+            for name in TABLES:
+                write_table(path, name, getattr(self, name))
         except OSError as error:
             raise UserError(f"--out {path} cannot be written.", error.strerror or str(error),
                             "Give another directory.") from None  # fmt: skip
@@ -75,7 +122,7 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Both tables and the notes, as JSON-able records."""
-        tables = {t: jsonable(getattr(self, t).to_dict(orient="records")) for t in COMPARE_TABLES}
+        tables = {t: jsonable(getattr(self, t).to_dict(orient="records")) for t in TABLES}
         groups = {name: [self.runs[i].label for i in places] for name, places in self.groups.items()}
         return jsonable({"groups": groups, "notes": self.notes}) | tables
 
@@ -125,7 +172,7 @@ def _real(path: Path) -> str:
 def _opened(path: Path, label: str) -> ComparedRun:
     training = None
     if is_folder(path):
-        training = open_training(path)
+        training = Trained.open(path)
         if training is None:
             _refuse_other_kinds(path)
     if training is None:
@@ -139,7 +186,7 @@ def _opened(path: Path, label: str) -> ComparedRun:
             run.notes.append("Its model has not been scanned: "
                              f"massact scan {_quoted(path / 'model')} --out {_quoted(path / 'scan')}")  # fmt: skip
     if run.scan is not None:
-        run.explanation = open_explanation(place)
+        run.explanation = Explanation.open(place)
         if run.explanation is None:
             text = "" if (run.scan.info.corpus.get("source") or {}).get("kind") else " --corpus FILE"
             run.notes.append(f"Its attention has not been measured: massact explain {_quoted(place)}{text}")

@@ -1,7 +1,19 @@
-"""The tables that the vision toy lab records. NaN: not there or not seen, never zero."""
+"""What a vision toy lab gave."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+
+from massact.records.errors import UserError
+from massact.records.result import Result, table
+from massact.records.sidecars import Sidecar
+from massact.records.tables import Columns
+
+# NaN: not there or not seen, never zero.
 _TO = {
     "class": "the class token", "registers": "all registers together", "slot": "an extra slot",
     "top_patch": "the patch that gets most from class token and patches together",
@@ -13,7 +25,7 @@ _SIZES = {
     "patch_norm_ratio": ("float64", "norm of the largest patch / median norm of the patches, mean over images"),
     "outliers": ("float64", "share of patches whose norm is above 4 x the median of all patches of all images"),
 }
-SHAPE_TABLES: dict[str, dict[str, tuple[str, str]]] = {
+TABLES: dict[str, Columns] = {
     "shapes": {
         "arm": ("string", "attention variant, with +registers where there are some"),
         "step": ("int64", "optimizer steps done"),
@@ -56,3 +68,75 @@ SHAPE_TABLES: dict[str, dict[str, tuple[str, str]]] = {
         "n_images": ("int64", "held-out images"),
     },
 }  # fmt: skip
+COMPARED_WITH = {"registers": "other patches", "top patch": "another patch"}
+
+
+@dataclass
+class ShapesInfo(Sidecar):
+    """The record of a vision toy lab: shapes.json.
+
+    Args:
+        arms: arm -> attention (variant), registers (how many), key_std (scale at which k' was drawn, where that was
+            measured) and uniform_attention (on one token, of a head that looks everywhere alike).
+    """
+
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    schema_version: int = 1
+
+
+@dataclass(repr=False)
+class ShapeLab(Result):
+    """What a vision toy lab gave.
+
+    Args:
+        info: what was trained.
+        shapes, shapes_layers, shapes_effects: see `TABLES`.
+        directory: of its files; the models are in its folders `model-ARM`.
+    """
+
+    KIND: ClassVar[str] = "shapes"
+    VERB: ClassVar[str] = "vision toy lab"
+    FILE: ClassVar[str] = "shapes.json"
+    INFO: ClassVar[type[Any]] = ShapesInfo
+    TABLES: ClassVar = TABLES
+    ALONE: ClassVar[bool] = True
+    AGAIN: ClassVar[str] = "Run the toy lab again, or delete the directory."
+
+    info: ShapesInfo
+    shapes: pd.DataFrame = table("shapes")
+    shapes_layers: pd.DataFrame = table("shapes_layers")
+    shapes_effects: pd.DataFrame = table("shapes_effects")
+    directory: Path | None = None
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the trainings, in the order they were asked for."""
+        return list(self.info.arms)
+
+    def last(self, arm: str) -> pd.Series:
+        """The measurement of an arm at the end of training."""
+        return self.shapes[self.shapes["arm"] == arm].iloc[-1]
+
+    def layers(self, arm: str) -> pd.DataFrame:
+        """The layers of an arm behind its blocks, at the end."""
+        rows = self.shapes_layers
+        return rows[(rows["arm"] == arm) & (rows["layer"] >= 1)]
+
+    @property
+    def middle(self) -> int:
+        """The block that effects are told of in words and in the figure: half of them come before its end."""
+        return max(1, int(self.shapes_layers["layer"].max()) // 2)
+
+    def effect(self, arm: str, target: str, edit: str, layer: int | None = None) -> pd.Series | None:
+        """The effect of one edit after a block, the middle one if none is named; None where it was not measured."""
+        wanted = {"arm": arm, "target": target, "edit": edit, "layer": self.middle if layer is None else layer}
+        rows = self.shapes_effects
+        for column, value in wanted.items():
+            rows = rows[rows[column] == value]
+        return rows.iloc[0] if len(rows) else None
+
+    def check(self, path: Path) -> None:
+        """Refuse tables without rows of some arm."""
+        lost = [arm for arm in self.arms if not {arm} <= set(self.shapes["arm"]) & set(self.shapes_layers["arm"])]
+        if lost:
+            raise UserError(f"The tables in {path} have no rows of {lost[0]!r}.", do=self.AGAIN)

@@ -1,0 +1,88 @@
+"""The kinds of results that there are: one file each, with its columns; other packages add theirs.
+
+An entry point `NAME = "package.module:Class"` of the group `massact.results` names a `Result` of another package.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from massact.records.errors import UserError
+from massact.records.kinds import comparison
+from massact.records.kinds.classics import Classics
+from massact.records.kinds.comparison import Comparison
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.intervention import Intervention
+from massact.records.kinds.lab import Lab
+from massact.records.kinds.reproduction import Reproduction
+from massact.records.kinds.scan import ScanResult, open_run
+from massact.records.kinds.shapes import ShapeLab
+from massact.records.kinds.training import Trained
+from massact.records.kinds.trajectory import Trajectory
+from massact.records.result import Result
+from massact.records.tables import Columns
+
+__all__ = ["Comparison", "Result", "alone_in", "kinds", "results_in", "scan_in", "tables"]
+
+# The order in which a page tells of them.
+_OURS: tuple[type[Result], ...] = (
+    ScanResult, Explanation, Intervention, Classics, Reproduction, Trained, Trajectory, Lab, ShapeLab)  # fmt: skip
+
+
+@cache
+def kinds() -> dict[str, type[Result]]:
+    """Name -> kind, of all that are known.
+
+    Raises:
+        UserError: what another package names is no kind, or is called like another.
+    """
+    known = {kind.KIND: kind for kind in _OURS}
+    for entry in entry_points(group="massact.results"):
+        kind = entry.load()
+        if not (isinstance(kind, type) and issubclass(kind, Result)) or known.get(kind.KIND, kind) is not kind:
+            raise UserError(f"{entry.value} is no kind of result, or is called like another one.",
+                            "An installed package names it as one (entry point massact.results).")  # fmt: skip
+        known[kind.KIND] = kind
+    return known
+
+
+def tables() -> dict[str, Columns]:
+    """Every table of every kind: name -> its columns."""
+    every = [*(kind.TABLES for kind in kinds().values()), comparison.TABLES]
+    return {name: columns for declared in every for name, columns in declared.items()}
+
+
+def alone_in(directory: str | Path) -> list[Result]:
+    """What a directory holds of the kinds that have one of their own, but for a scan.
+
+    Raises:
+        UserError: one of them is damaged, or written by a newer massact.
+    """
+    path = Path(directory)
+    opened = [kind.open(path) for kind in kinds().values() if kind.ALONE and kind is not ScanResult]
+    return [one for one in opened if one is not None]
+
+
+def scan_in(directory: str | Path) -> list[Result]:
+    """The scan in a directory, and what later verbs put beside it.
+
+    Raises:
+        UserError: no such directory, no run in it, or one of them is damaged, not finished, or written by a newer
+            massact.
+    """
+    path = Path(directory)
+    opened = [open_run(path), *(kind.open(path) for kind in kinds().values() if not kind.ALONE)]
+    return [one for one in opened if one is not None]
+
+
+def results_in(directory: str | Path) -> list[Result]:
+    """Everything in a run directory: what later verbs put there comes behind the scan that it is of.
+
+    Raises:
+        UserError: as `scan_in`.
+    """
+    path = Path(directory)
+    found = [] if (path / "run.json").is_file() else alone_in(path)[:1]
+    return found or scan_in(path)

@@ -1,0 +1,205 @@
+"""Why massive activations are there: the result of an explanation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from massact.records.arrays import ATTENTION
+from massact.records.result import Result, table
+from massact.records.sidecars import Sidecar
+from massact.records.tables import Columns
+
+_LAYER = {"stack": ("string", "name of the stack"), "layer": ("int64", "layer")}
+TABLES: dict[str, Columns] = {
+    "heads": {
+        **_LAYER,
+        "kind": ("string", "attention, or cross_attention (whose keys are another sequence)"),
+        "head": ("int64", "0-based"),
+        "module": ("string", "dotted path of the module that makes the call"),
+        "mass_first": ("float64", "attention on position 0, mean over the queries after it that can see it"),
+        "mass_findings": ("float64", "attention on tokens with findings, mean over the other queries that can see one"),
+        "mass_random": ("float64", "the same for as many random positions: the null"),
+        "alpha_first": ("float64", "Gu's alpha_0: mean attention on position 0 of the queries that see it"),
+        "sink_rate": ("float64", "share of sequences with alpha_0 > eps"),
+        "secondary": ("float64", "greatest alpha_k of any k > 0 that enough queries see, mean over sequences"),
+        "entropy_nats": ("float64", "entropy of a row, mean over queries; a learned sink is one more outcome"),
+        "value_norm_first": ("float64", "norm of the first token's value over the mean of the others (drain: < 1)"),
+        "value_norm_ratio": ("float64", "the same of the tokens with findings"),
+        "update_stable_rank": ("float64", "|U|_F^2 / |U|_2^2 of the head's outputs: 1 if all are one vector"),
+        "slot_mass": ("float64", "probability of a learned sink; NaN where there is none"),
+        "n_sequences": ("int64", "sequences measured"),
+    },
+    "positions": {
+        **_LAYER,
+        "pos": ("int64", "key position"),
+        "alpha": ("float64", "alpha_k: mean attention on it of the queries that see it; mean over heads, sequences"),
+        "alpha_max": ("float64", "the same of the greatest head of each sequence, mean over sequences"),
+        "sink_rate": ("float64", "Sink^eps_k: share of heads with alpha_k > eps, mean over sequences"),
+        "n_sequences": ("int64", "sequences that have this position"),
+    },
+    "sinks": {
+        **_LAYER,
+        "sequence": ("int64", "index in the corpus"),
+        "pos": ("int64", "key position"),
+        "token_id": ("int64", "-1 where there are no tokens"),
+        "token": ("string", "readable token"),
+        "position_class": ("string", "start, delimiter, padding or other"),
+        "modality": ("string", "of the token: text, image, video or audio; empty where it is not known"),
+        "heads": ("float64", "share of heads with alpha_k > eps; 0 for a token with findings that is no sink"),
+        "alpha": ("float64", "alpha_k, mean over heads"),
+        "alpha_max": ("float64", "alpha_k of the greatest head"),
+        "finding": ("bool", "whether the scan has a finding on this token, at any layer"),
+    },
+    "axes": {
+        **_LAYER,
+        "after_onset": ("bool", "whether the layer reads a hidden state that has findings"),
+        "concentration": ("float64", "mass_findings, mean over heads"),
+        "concentration_first": ("float64", "mass_first, mean over heads"),
+        "concentration_null": ("float64", "mass_random, mean over heads"),
+        "value_drain": ("float64", "value_norm_ratio, mean over heads"),
+        "value_drain_first": ("float64", "value_norm_first, mean over heads"),
+        "residual_norm": ("float64", "norm of the tokens with findings over that of others, before the block"),
+    },
+    "trajectory": {
+        **_LAYER,
+        "stage": ("string", "hidden, normed (input of attention), q, k or v (all heads side by side)"),
+        "group": ("string", "findings, random (as many tokens) or others"),
+        "n_tokens": ("int64", "tokens, over all sequences"),
+        "cosine": ("float64", "mean cosine of all pairs"),
+        "row_variance": ("float64", "1 - |mean|^2 / mean|x|^2: 0 for equal rows"),
+        "sparsity": ("float64", "Hoyer's, 0 (even) to 1 (a single entry), mean over tokens"),
+        "massive_share": ("float64", "share of |x|^2 in the dims of the findings; hidden and normed only"),
+        "max": ("float64", "mean greatest |x|"),
+        "norm": ("float64", "mean L2 norm"),
+    },
+    "decomposition": {
+        **_LAYER,
+        "part": ("string", "head (mean over heads), concat (heads side by side) or projected (after W_O)"),
+        "constancy": ("float64", "mean |u - mean u| / |mean u| over queries: 0 for a constant"),
+        "cosine": ("float64", "mean cosine of the updates of two queries"),
+        "energy_share": ("float64", "sum |u|^2 / sum |output|^2"),
+        "between": ("float64", "mean cosine of the mean updates of two sequences"),
+        "null_constancy": ("float64", "the same of as many random tokens"),
+        "null_cosine": ("float64", "the same of as many random tokens"),
+        "null_energy_share": ("float64", "the same of as many random tokens"),
+        "null_between": ("float64", "the same of as many random tokens"),
+        "residual_error": ("float64", "greatest |u + rest - output| / |output|, the rest computed on its own"),
+        "n_sequences": ("int64", "sequences measured"),
+    },
+    "writers": {
+        **_LAYER,
+        "dim": ("int64", "coordinate"),
+        "position_class": ("string", "start, delimiter, padding or other"),
+        "submodule": ("string", "embedding, attn_out, mlp_out, ..., between_out; norm, between: what changes it"),
+        "module": ("string", "dotted path of what writes"),
+        "write": ("float64", "what it adds, signed mean over the tokens of the coordinate"),
+        "write_std": ("float64", "standard deviation over these tokens"),
+        "share": ("float64", "write / value at the layer of the stack with most findings (the peak)"),
+        "before": ("float64", "value before it, mean"),
+        "after": ("float64", "value after it, mean"),
+        "role": ("string", "up (adds at least a quarter of the peak), down (takes as much), or empty"),
+        "n_tokens": ("int64", "tokens of the coordinate"),
+    },
+    "neurons": {
+        **_LAYER,
+        "dim": ("int64", "coordinate"),
+        "position_class": ("string", "start, delimiter, padding or other"),
+        "module": ("string", "the projection that writes (down_proj), or the experts"),
+        "neuron": ("int64", "its input, 0-based; -1 for an expert as a whole"),
+        "expert": ("int64", "of a mixture of experts; -1 where there is none"),
+        "rank": ("int64", "rank of |contribution|, 1 is the greatest"),
+        "activation": ("float64", "input, mean over the tokens of the coordinate; of an expert its gate weight"),
+        "weight": ("float64", "module.weight at [dim, neuron]: the super weight if its share is near 1"),
+        "contribution": ("float64", "activation x weight, mean over tokens"),
+        "share": ("float64", "contribution / sum of all contributions"),
+        "fan_out": ("int64", "coordinates of this layer that the neuron leads"),
+        "gate_module": ("string", "projection that gates the neuron; empty where there is none"),
+        "gate_row_z": ("float64", "norm of the neuron's row there, in standard deviations from the mean row"),
+        "gate": ("float64", "what it gives before its activation function, mean over tokens"),
+        "up_module": ("string", "projection that feeds the neuron"),
+        "up_row_z": ("float64", "norm of the neuron's row there, in standard deviations from the mean row"),
+        "up": ("float64", "what it gives, mean over tokens"),
+    },
+    "norm_weights": {
+        **_LAYER,
+        "module": ("string", "dotted path of the norm"),
+        "dim": ("int64", "coordinate of a finding, or one that passes the rule"),
+        "weight": ("float64", "its scale"),
+        "weight_z": ("float64", "in standard deviations from the mean of that norm"),
+        "bias": ("float64", "NaN where the norm has none"),
+        "bias_z": ("float64", "in standard deviations from the mean of that norm"),
+        "beyond": ("bool", "both are beyond 3 standard deviations (the scale alone where there is no bias)"),
+        "outlier": ("bool", "beyond in at least half of the layers (Kovaleva 2021)"),
+        "finding": ("bool", "whether the scan has findings at this dim"),
+    },
+    "patch_attention": {
+        **_LAYER,
+        "query": ("string", "who attends: class, registers, massive, added, patches (all others)"),
+        "key": ("string", "to what: the same groups, or slot (a learned sink that is no token)"),
+        "mass": ("float64", "probability, summed over the keys; mean over heads and queries, then over images"),
+        "n_images": ("int64", "images that have both groups"),
+        "n_keys": ("float64", "keys of the group, mean over these images"),
+    },
+}  # fmt: skip
+
+
+@dataclass
+class ExplainInfo(Sidecar):
+    """The record of an explanation: explain.json.
+
+    Args:
+        attention: how the attention of each stack was seen, with the numbers of its proof.
+        spectrum: per stack, the share of the mean state of the tokens with findings in the weakest directions of the
+            unembedding, beside that of other tokens, or {"unavailable": reason}.
+        closure: greatest error of the account of all writes, relative to the peak value.
+    """
+
+    attention: dict[str, Any] = field(default_factory=dict)
+    spectrum: dict[str, Any] = field(default_factory=dict)
+    closure: dict[str, float] = field(default_factory=dict)
+    schema_version: int = 3  # 2: modality of the tokens; 3: means of attention over queries that can see the keys
+
+    def unseen_layers(self, stack: str) -> list[int]:
+        """Layers whose own attention could not be seen, of a stack in which others' could: no number is about them."""
+        record = self.attention.get(stack)
+        layers = record.get("unseen_layers") if isinstance(record, dict) else None
+        return sorted({x for x in layers if type(x) is int}) if isinstance(layers, list) else []
+
+
+@dataclass(repr=False)
+class Explanation(Result):
+    """Why massive activations are there, and what they do to attention.
+
+    Args:
+        info: what was asked and how.
+        heads, positions, sinks, axes, trajectory, decomposition, writers, neurons, norm_weights: tables, see
+            `massact.records.tables`.
+        patch_attention: table, of image models only.
+        maps: of one prompt, "logits" and "probs" (P, T, T), means over heads; "layers" (P,); "tokens" (T,); "stack".
+    """
+
+    KIND: ClassVar[str] = "explanation"
+    VERB: ClassVar[str] = "explain"
+    FILE: ClassVar[str] = "explain.json"
+    INFO: ClassVar[type[Any]] = ExplainInfo
+    TABLES: ClassVar = TABLES
+    SOME: ClassVar[frozenset[str]] = frozenset({"patch_attention"})
+    ARRAYS: ClassVar = {"maps": ("attention.npz", ATTENTION)}
+    AGAIN: ClassVar[str] = "Explain the run again."
+
+    info: ExplainInfo
+    heads: pd.DataFrame = table("heads")
+    positions: pd.DataFrame = table("positions")
+    sinks: pd.DataFrame = table("sinks")
+    axes: pd.DataFrame = table("axes")
+    trajectory: pd.DataFrame = table("trajectory")
+    decomposition: pd.DataFrame = table("decomposition")
+    writers: pd.DataFrame = table("writers")
+    neurons: pd.DataFrame = table("neurons")
+    norm_weights: pd.DataFrame = table("norm_weights")
+    patch_attention: pd.DataFrame = table("patch_attention")
+    maps: dict[str, np.ndarray] = field(default_factory=dict)

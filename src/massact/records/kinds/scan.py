@@ -1,0 +1,213 @@
+"""What a scan found, in memory and as the files of its run directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from massact.records.arrays import IMAGES, PORTRAIT
+from massact.records.errors import UserError
+from massact.records.result import Result, table
+from massact.records.run import claim, read_info, write_info
+from massact.records.runinfo import RunInfo
+from massact.records.tables import Columns, save_arrays, write_table
+
+TABLES: dict[str, Columns] = {
+    "layers": {
+        "stack": ("string", "name of the stack of blocks; empty for a model with one"),
+        "site": ("string", "point of the hidden state: resid_post, or resid_post_prenorm in post-LN models"),
+        "layer": ("int64", "1..L after block l; 0 the embedding output"),
+        "module": ("string", "dotted path of the block"),
+        "top1": ("float64", "greatest |h|, mean over sequences"),
+        "top2": ("float64", "second greatest |h|, mean over sequences"),
+        "top3": ("float64", "third greatest |h|, mean over sequences"),
+        "median": ("float64", "median |h| of a sequence's hidden state, mean over sequences"),
+        "ratio": ("float64", "top1 / median of each sequence, mean over sequences"),
+        "ratio_max": ("float64", "greatest top1 / median of any sequence"),
+        "max": ("float64", "greatest |h| of all sequences"),
+        "mean": ("float64", "mean of h"),
+        "mean_abs": ("float64", "mean of |h|"),
+        "std": ("float64", "standard deviation of h, mean over sequences"),
+        "rms": ("float64", "root mean square of h, mean over sequences"),
+        "kurtosis": ("float64", "fourth standardised moment of h (Gaussian: 3), mean over sequences"),
+        "rms_kurtosis": ("float64", "kurtosis of the per-dim RMS, 1 (even) to D (one dim): He 2024"),
+        "token_max_median": ("float64", "mean over tokens of max|h| over the state median (He 2024: the token median)"),
+        "token_kurtosis": ("float64", "mean over tokens of relu(mean(x^4) / std(x)^4 - 3): OSP 2025"),
+        "norm_first": ("float64", "mean L2 norm of the token at position 0"),
+        "norm_rest": ("float64", "mean L2 norm of all other tokens"),
+        "norm_max": ("float64", "greatest L2 norm of any token"),
+        "headroom_fp16": ("float64", "65,504 / max: below 1 the layer overflows in fp16"),
+        "headroom_bf16": ("float64", "3.39e38 / max"),
+        "headroom_fp8_e4m3": ("float64", "448 / max: below 1 it needs a scale in fp8-e4m3"),
+        "nonfinite": ("int64", "count of NaN and Inf values"),
+        "n_findings": ("int64", "findings at this layer, all sequences"),
+        "n_sequences": ("int64", "sequences measured"),
+    },
+    "findings": {
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
+        "sequence": ("int64", "index in the corpus"),
+        "layer": ("int64", "layer"),
+        "pos": ("int64", "token position, 0-based"),
+        "dim": ("int64", "coordinate of the residual stream, 0-based; -1 for criteria of whole tokens"),
+        "value": ("float64", "signed value"),
+        "magnitude": ("float64", "|value|; for criteria of whole tokens their L2 norm"),
+        "median": ("float64", "median |h| of that sequence's hidden state"),
+        "ratio": ("float64", "magnitude / median"),
+        "token_id": ("int64", "-1 where there are no tokens"),
+        "token": ("string", "readable token"),
+        "position_class": ("string", "start, delimiter, padding (a frame behind the end of a recording) or other"),
+        "modality": ("string", "of the token: text, image, video or audio; empty where it is not known"),
+        "criterion": ("string", "name of the rule"),
+        "rank": ("int64", "rank of the magnitude in that hidden state, 1 is the greatest"),
+    },
+    "near_misses": {},
+    "coordinates": {
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
+        "layer": ("int64", "layer"),
+        "dim": ("int64", "coordinate"),
+        "position_class": ("string", "start, delimiter, padding or other"),
+        "count": ("int64", "findings"),
+        "share": ("float64", "share of sequences with at least one; NaN for criteria of whole dims or layers"),
+        "mean": ("float64", "mean signed value: the constant of set-to-mean"),
+        "std": ("float64", "its standard deviation over findings"),
+        "spread": ("float64", "std / |mean|: how far from constant"),
+        "n_tokens": ("int64", "different token strings"),
+        "tokens": ("string", "most frequent token strings, as a JSON list"),
+    },
+    "dims": {
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
+        "layer": ("int64", "layer"),
+        "dim": ("int64", "coordinate"),
+        "max": ("float64", "greatest |h|"),
+        "mean_abs": ("float64", "mean |h|"),
+        "mean": ("float64", "mean h"),
+        "std": ("float64", "standard deviation of h"),
+        "hit_rate": ("float64", "share of tokens with |h| >= 6 (outlier features, Dettmers 2022)"),
+    },
+    "ranks": {
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
+        "layer": ("int64", "layer"),
+        "source": ("string", "prompt (Table 1: one hidden state) or corpus (Table 2: mean and std over sequences)"),
+        "rank": ("string", "top 1, top 2, ..., top 1%, top 10%, median"),
+        "magnitude": ("float64", "|h| at that rank, mean over sequences"),
+        "value_mean": ("float64", "signed value at that rank, mean over sequences"),
+        "value_std": ("float64", "its standard deviation over sequences"),
+        "same_dim": ("float64", "share of sequences in which it sits at the most frequent dim"),
+        "n_sequences": ("int64", "sequences it is over"),
+    },
+}  # fmt: skip
+TABLES["near_misses"] = TABLES["findings"]
+_LAYER = {"stack": ("string", "name of the stack"), "layer": ("int64", "layer; 0 is the embedding output")}
+PATCHES: dict[str, Columns] = {
+    "patch_norms": {
+        **_LAYER,
+        "low": ("float64", "L2 norm at the lower end of the bin; the bins are the same at all layers"),
+        "high": ("float64", "at its upper end"),
+        "count": ("int64", "patches of all images in the bin"),
+        "share": ("float64", "count / all patches of that layer; norms of 0 are in no bin"),
+    },
+    "patch_cosines": {
+        **_LAYER,
+        "group": ("string", "massive (a finding on the patch, at any layer), or other"),
+        "n": ("int64", "patches of all images"),
+        "mean": ("float64", "mean cosine of a patch to the patches above, below, left and right of it"),
+        "p10": ("float64", "10 % of the patches lie below"),
+        "p50": ("float64", "median"),
+        "p90": ("float64", "90 % of the patches lie below"),
+    },
+}  # fmt: skip
+
+
+@dataclass(repr=False)
+class ScanResult(Result):
+    """What a scan found.
+
+    Args:
+        info: what was asked, of which model, on which corpus, and the answer in numbers.
+        layers, findings, near_misses, coordinates, dims, ranks: tables, see `TABLES`.
+        portrait: |h| of one prompt for the 3-D figure: "magnitude" (P, T, D), "layers" (P,), "tokens" (T,).
+        patch_norms, patch_cosines: tables, of image models only.
+        images: of image models, what their patches are and how large: "massive_share" (Y, X), share of the
+            "n_images" with a finding on that patch; of the first K images "massive" (K, Y, X), "norms" (K, L, Y, X) at
+            "layers" and "pictures" (K, H, W, 3) uint8; of "stack" the positions "patches" (row by row), "registers" and
+            "class_tokens".
+    """
+
+    KIND: ClassVar[str] = "scan"
+    VERB: ClassVar[str] = "scan"
+    FILE: ClassVar[str] = "run.json"
+    INFO: ClassVar[type[Any]] = RunInfo
+    TABLES: ClassVar = TABLES | PATCHES
+    SOME: ClassVar[frozenset[str]] = frozenset(PATCHES)
+    UNTOLD: ClassVar[frozenset[str]] = frozenset({"dims", "patch_norms"})
+    ARRAYS: ClassVar = {"portrait": ("portrait.npz", PORTRAIT), "images": ("images.npz", IMAGES)}
+    ALONE: ClassVar[bool] = True
+    AGAIN: ClassVar[str] = "Scan again, with --resume where it did not finish."
+
+    info: RunInfo
+    layers: pd.DataFrame = table("layers")
+    findings: pd.DataFrame = table("findings")
+    near_misses: pd.DataFrame = table("near_misses")
+    coordinates: pd.DataFrame = table("coordinates")
+    dims: pd.DataFrame = table("dims")
+    ranks: pd.DataFrame = table("ranks")
+    portrait: dict[str, np.ndarray] = field(default_factory=dict)
+    patch_norms: pd.DataFrame = table("patch_norms")
+    patch_cosines: pd.DataFrame = table("patch_cosines")
+    images: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def found(self) -> bool:
+        """Whether anything passed the criterion."""
+        return len(self.findings) > 0
+
+    def save(self, directory: str | Path) -> Path:
+        """Write the run directory; run.json last, so that its status speaks for the rest.
+
+        Raises:
+            UserError: the directory cannot be written, or holds another run.
+        """
+        path = claim(directory, self.info)
+        for name, rows in self.tables().items():
+            write_table(path, name, rows)
+        for name, (file, _) in self.ARRAYS.items():
+            if getattr(self, name):
+                save_arrays(path / file, getattr(self, name))
+        write_info(path, self.info)
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> RunInfo:
+        """Read run.json of a run that is finished.
+
+        Raises:
+            UserError: no such directory, no run in it, not finished, damaged, or made by a newer massact.
+        """
+        info = read_info(path)
+        if info.status in ("running", "interrupted"):
+            raise UserError(
+                f"The run in {path} is not finished (status: {info.status}).",
+                do=f"Go on with it: massact scan ... --out {path} --resume",
+            )
+        if info.status != "ok":
+            raise UserError(f"The run in {path} failed.", info.error or "", "Scan again into another directory.")
+        return info
+
+
+def open_run(directory: str | Path) -> ScanResult:
+    """Read a run directory.
+
+    Raises:
+        UserError: no such directory, no run in it, damaged, or made by a newer massact.
+    """
+    result = ScanResult.open(directory)
+    assert result is not None
+    return result
