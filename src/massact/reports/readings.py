@@ -28,9 +28,11 @@ from massact.reports.side_by_side import comparison_in_words, show_comparison
 from massact.reports.steps import draw_trajectory
 from massact.reports.story import story_in_words
 from massact.reports.terminal import (
+    noted,
     show_classics,
     show_explanation,
     show_intervention,
+    show_other,
     show_reproduction,
     show_scan,
 )
@@ -85,6 +87,14 @@ READINGS: dict[str, Reading] = {
 }  # fmt: skip
 
 
+OTHER = Reading(noted, show_other)
+
+
+def reading_of(kind: str) -> Reading:
+    """How a kind is read; one of another package by its notes and tables."""
+    return READINGS.get(kind, OTHER)
+
+
 def show(result: Any, console: Console) -> None:
     """Print a result of any kind: its words, then its tables.
 
@@ -92,7 +102,7 @@ def show(result: Any, console: Console) -> None:
         result: fresh, or of a run directory.
         console: where to; colours and width are its own. Nothing in a result is read as markup.
     """
-    READINGS[result.KIND].show(result, console)
+    reading_of(result.KIND).show(result, console)
 
 
 def draw(result: Any, directory: Path, formats: Sequence[str] = USUAL, only: Container[str] = ()) -> list[Path]:
@@ -110,7 +120,7 @@ def draw(result: Any, directory: Path, formats: Sequence[str] = USUAL, only: Con
     Raises:
         UserError: the directory cannot be written, or there is no such format.
     """
-    figures = READINGS[result.KIND].figures
+    figures = reading_of(result.KIND).figures
     return write_figures(result, {n: make for n, make in figures.items() if not only or n in only}, directory, formats)
 
 

@@ -19,6 +19,7 @@ from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.reproduction import AGREES, DIFFERS, Reproduction
 from massact.records.kinds.scan import ScanResult
+from massact.records.result import Result
 from massact.reports.classics import classics_in_words
 from massact.reports.effects import effects_in_words
 from massact.reports.legible import cell, number, or_dash, percent, quoted, real, shortened, signed, token_list, visible
@@ -28,6 +29,7 @@ from massact.reports.views import Rule, StackView, rule_of, views
 from massact.reports.words import answer_in_words
 
 MOST_LAYERS, MOST_COORDINATES, MOST_NEAR_MISSES = 38, 16, 5
+MOST_ROWS = 20  # of a table that nothing is known of
 EDITS_BESIDE = 4  # columns of one table that a narrow terminal holds
 
 
@@ -142,6 +144,32 @@ def show_reproduction(r: Reproduction, console: Console) -> None:
             table.add_row(*(_plain(str(c), console.encoding) for c in cells))
         console.print()
         console.print(_Section("Beside published values", table))
+
+
+def show_other(result: Result, console: Console) -> None:
+    """Print the notes and the first rows of every table of a result of another package.
+
+    Args:
+        result: fresh, or of a run directory.
+        console: where to; colours and width are its own.
+    """
+    console.print(_framed(noted(result), console.encoding, result.KIND))
+    for name, rows in result.tables().items():
+        if not len(rows):
+            continue
+        numeric = {c for c, (dtype, _) in result.TABLES[name].items() if dtype in ("int64", "float64")}
+        table = _table(*rows.columns, left=tuple(c for c in rows.columns if c not in numeric))
+        for _, row in rows.head(MOST_ROWS).iterrows():
+            cells = (or_dash(row[c]) if c in numeric else visible(str(row[c])) for c in rows.columns)
+            table.add_row(*(_plain(text, console.encoding) for text in cells))
+        more = f", {MOST_ROWS} of {len(rows):,} rows" if len(rows) > MOST_ROWS else ""
+        console.print()
+        console.print(_Section(f"{name}{more}", table))
+
+
+def noted(result: Result) -> list[str]:
+    """Whose result it is, and its notes."""
+    return [f"A result of {result.VERB}.", *(visible(str(note)) for note in result.info.notes)]
 
 
 def _axes(rows: pd.DataFrame, stack: str) -> _Section:

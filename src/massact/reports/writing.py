@@ -37,6 +37,8 @@ def write_figures(
     for kind in formats:
         if kind not in METADATA:
             raise UserError(f"No figures in the format {kind!r}.", do=near(kind, METADATA))
+    if not figures:
+        return []
     folder = Path(directory) / "figures"
     written: list[Path] = []
     try:

@@ -28,6 +28,7 @@ SECTIONS: tuple[Callable[[Held], Section | None], ...] = (
     others.checkpoints,
     others.toy_lab,
     pictured.shape_lab,
+    others.of_other_packages,
 )
 
 

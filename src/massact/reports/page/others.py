@@ -22,6 +22,7 @@ from massact.reports.page import charts, scanned
 from massact.reports.page.held import Held
 from massact.reports.page.markup import figure_text
 from massact.reports.page.parts import Chart, Column, Facts, Part, Section, parts_of, table_of
+from massact.reports.readings import READINGS
 
 VERDICTS = {HARMFUL: ("--limit", "diamond"), HARMLESS: ("--s3", "circle"), OPEN: ("--s6", "square")}
 
@@ -212,6 +213,17 @@ def toy_lab(held: Held) -> Section | None:
               table_of("lab_effects", lab.lab_effects, "Effects of edits"),
               table_of("lab", lab.lab, "Every measurement")]  # fmt: skip
     return Section("lab", "Toy lab", parts_of(*parts))
+
+
+def of_other_packages(held: Held) -> Section | None:
+    """Results of kinds that other packages add: their words, and every table."""
+    parts: list[Part | None] = []
+    for kind, result in held.results.items():
+        if kind not in READINGS:
+            parts.append(scanned.words_of(held, kind))
+            parts += [table_of(name, rows, f"{kind}: {name}", most=600, shown_first=True)
+                      for name, rows in result.tables().items()]  # fmt: skip
+    return Section("others", "Results of other packages", parts_of(*parts)) if parts else None
 
 
 def curves_over(

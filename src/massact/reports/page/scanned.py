@@ -14,7 +14,7 @@ from massact.reports.page.held import Held
 from massact.reports.page.markup import figure_text
 from massact.reports.page.parts import Chart, Facts, Part, Section, Words, parts_of, table_of
 from massact.reports.portrait import _kept_tokens, outline, peaks
-from massact.reports.readings import READINGS
+from massact.reports.readings import reading_of
 from massact.reports.views import FORMATS, Rule, StackView, census, nonfinite_note, rule_of, views
 from massact.reports.words import answer_in_words
 
@@ -27,7 +27,7 @@ MOST_BARS, MOST_PANELS, BINS = 12, 3, 160
 
 def words_of(held: Held, kind: str) -> Words | None:
     """The words of a result in its own section; None where they are the answer already."""
-    return None if held.leads == kind else Words(READINGS[kind].words(held.results[kind]))
+    return None if held.leads == kind else Words(reading_of(kind).words(held.results[kind]))
 
 
 def answer(held: Held) -> Section | None:
@@ -37,7 +37,7 @@ def answer(held: Held) -> Section | None:
         return Section("answer", "Answer", [Words(answer_in_words(held.scan), True), *_rule(rule)])
     if not held.leads:
         return None
-    told = READINGS[held.leads].words(held.results[held.leads])
+    told = reading_of(held.leads).words(held.results[held.leads])
     rules = _rule(rule_of(held.of(Trajectory))) if held.of(Trajectory) is not None else []
     return Section("answer", "Answer", [Words(told, True), *rules])
 

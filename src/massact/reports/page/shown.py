@@ -6,7 +6,7 @@ from typing import Any
 
 from massact.reports.page.markup import join, prose, tag
 from massact.reports.page.parts import table_of
-from massact.reports.readings import READINGS
+from massact.reports.readings import reading_of
 
 MOST_SENTENCES, MOST_COLUMNS = 8, 10
 _CELL = "padding:2px 8px;text-align:"
@@ -18,7 +18,7 @@ def notebook_html(result: Any) -> str:
     Args:
         result: of any verb.
     """
-    reading = READINGS[result.KIND]
+    reading = reading_of(result.KIND)
     said, first = reading.words(result), reading.first_rows(result)
     rows = None if first is None else table_of(reading.table, first, reading.table, most=10)
     left = len(said) - MOST_SENTENCES
