@@ -213,7 +213,7 @@ def test_all_or_nothing(tmp_path: Path) -> None:
     (["reproduce", "--out", "NEW"], "massact.reproductions.reproduce"),
     (["reproduce", "RUN"], "massact.reproductions.reproduce"), (["reproduce"], "massact.reproductions.reproduce"),
     (["train", "--out", "NEW"], "massact.training.train"), (["report", "RUN"], "massact.reports.report"),
-    (["show", "RUN"], "massact.records.results.open_run"), (["compare", "RUN", "OTHER"], "massact.reports.compare"),
+    (["show", "RUN"], "massact.records.kinds.results_in"), (["compare", "RUN", "OTHER"], "massact.reports.compare"),
 ], ids=lambda v: " ".join(v[:2]) if isinstance(v, list) else v)  # fmt: skip
 def test_ctrl_c_tells_what_can_be_done(
     verb: list[str], stage: str, scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
