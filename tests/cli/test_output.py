@@ -133,7 +133,7 @@ def full_on(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
         ordinary(path, half if path.name == name else write)
 
-    for module in ("tables", "results", "sidecars"):
+    for module in ("tables", "run", "sidecars"):
         monkeypatch.setattr(f"massact.records.{module}.write_atomic", no_room)
 
 

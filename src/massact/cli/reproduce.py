@@ -126,7 +126,7 @@ def reproduce(
         _list(options | {"trained": bool(trained)}, Path(str(target)) if is_run else None)
         return
     from massact.records.kinds.comparison import Comparison, open_compared
-    from massact.reports import compare, draw, draw_comparison
+    from massact.reports import compare, draw
     from massact.reproductions import reproduce as run_all
 
     compared = compare(open_compared(trained)) if trained else None
@@ -134,7 +134,7 @@ def reproduce(
 
     def keep(result: Any, folder: Path) -> None:
         if isinstance(result, Comparison):
-            draw_comparison(result, folder)
+            draw(result, folder)
         else:  # of each prompt what the paper draws of it
             draw(result, folder, only=OF_PROMPTS if folder.parent.name == "prompts" else ())
 

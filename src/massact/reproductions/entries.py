@@ -46,7 +46,7 @@ class Nothing(Exception):
 
     Args:
         reason: why, one sentence.
-        verdict: see `massact.records.reproduction.VERDICTS`.
+        verdict: see `massact.records.kinds.reproduction.VERDICTS`.
     """
 
     def __init__(self, reason: str, verdict: str = NOTHING) -> None:
