@@ -22,6 +22,7 @@ from massact.records.kinds.shapes import ShapeLab
 from massact.records.kinds.training import Trained
 from massact.records.kinds.trajectory import Trajectory
 from massact.records.result import Result
+from massact.records.run import is_folder
 from massact.records.tables import Columns
 
 __all__ = ["Comparison", "Result", "alone_in", "kinds", "results_in", "scan_in", "tables"]
@@ -61,6 +62,8 @@ def alone_in(directory: str | Path) -> list[Result]:
         UserError: one of them is damaged, or written by a newer massact.
     """
     path = Path(directory)
+    if not is_folder(path):
+        return []
     opened = [kind.open(path) for kind in kinds().values() if kind.ALONE and kind is not ScanResult]
     return [one for one in opened if one is not None]
 
@@ -84,5 +87,6 @@ def results_in(directory: str | Path) -> list[Result]:
         UserError: as `scan_in`.
     """
     path = Path(directory)
-    found = [] if (path / "run.json").is_file() else alone_in(path)[:1]
-    return found or scan_in(path)
+    if is_folder(path) and not (path / "run.json").is_file() and (alone := alone_in(path)):
+        return alone[:1]
+    return scan_in(path)
