@@ -128,7 +128,7 @@ def _read(recordings: Recordings, rate: int) -> tuple[list[np.ndarray], dict[str
         samples_SC, own = opened(sound, name)
         rates[own] += 1
         channels[samples_SC.shape[1]] += 1
-        sounds.append(at_rate(samples_SC.mean(1, dtype=np.float32), own, rate, name))
+        sounds.append(at_rate(samples_SC.mean(1, dtype=np.float32), own, rate))
         total += sounds[-1].nbytes
         if total > MOST_BYTES:
             raise _too_many(len(recordings), total, f"Use --n-sequences {max(1, len(sounds) - 1)} or less.")
