@@ -149,7 +149,11 @@ def test_a_scan_on_a_full_disk(
     assert not list(out.glob(".*")), "nothing half-written"
     if name != "run.json":
         assert json.loads((out / "run.json").read_text())["status"] == "failed"
+    assert "--resume" in err
     monkeypatch.undo()
+    if name != "run.json":  # every message of such a run names what works
+        for verb in (("show", str(out)), ("scan", "--quiet", "--out", str(out), *FAST)):
+            assert run(monkeypatch, *verb) == 2 and "--resume" in capsys.readouterr().err
     assert run(monkeypatch, "scan", "--quiet", "--out", str(out), "--resume", *FAST) == 0
 
 

@@ -280,3 +280,15 @@ def test_of_two_coordinates_as_frequent_the_larger_is_told_first() -> None:
     e.writers.loc[e.writers["dim"] == 5, "n_tokens"] = 3
     said = [s for s in story_in_words(e) if s.startswith("Dim ")]
     assert [s.split()[1] for s in said] == ["5", "9"]
+
+
+def test_one_of_two_numbers_is_unknown() -> None:
+    """Values overflow, a norm gives zeros: the sentence of the other number is whole, and no NaN is said."""
+    e = told()
+    e.axes["value_drain"] = np.nan
+    said = " ".join(story_in_words(e))
+    assert "their hidden states are 57 times as long as those of other tokens." in said
+    assert "value vectors" not in said
+    e.trajectory.loc[e.trajectory.stage == "normed", ["sparsity", "massive_share", "cosine"]] = np.nan
+    said = " ".join(story_in_words(e))
+    assert "sparsity is undefined" in said and "NaN" not in said and "nan" not in said

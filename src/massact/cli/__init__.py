@@ -81,7 +81,7 @@ def _of_any(error: Exception, unprinted: OSError | None) -> tuple[str, int]:
             "a disk with room.", 1,
         )  # fmt: skip
     if disk_full(error):
-        return f"The disk is full: {error}\nMake room, then run the command again.", 1
+        return f"The disk is full: {error}\nMake room, then run the command again (a scan with --resume).", 1
     return (
         f"massact failed: {type(error).__name__}: {error}\nThis is a defect of massact, or of a library under it. "
         "Run again with MASSACT_TRACEBACK=1 and report what it prints.", 1,

@@ -36,7 +36,7 @@ def full(path: Path, error: BaseException) -> WorkError:
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return WorkError(f"The disk is full: {path} could not be written.",
                      f"{getattr(error, 'strerror', None) or said}. What was there before is as it was.",
-                     "Make room, then run the command again.")  # fmt: skip
+                     "Make room, then run the command again (a scan with --resume).")  # fmt: skip
 
 
 # Files under their temporary names, and the names that they are to get; None: each gets it at once.

@@ -69,7 +69,9 @@ def claim(directory: str | Path, info: RunInfo) -> Path:
             raise UserError(
                 f"--out {path} already holds a run ({other.verb} of {other.model.get('id', '?')}, "
                 f"status {other.status}).",
-                do="Give another directory, or remove that one.",
+                do="Give another directory, or remove that one."
+                if other.status == "ok"
+                else "Go on with it: the same command with --resume. Or give another directory.",
             )
     elif set(path.iterdir()) - {path / "state.npz", *leftovers(path)}:
         raise UserError(f"--out {path} is not empty and holds no massact run.", do="Give a new or empty directory.")

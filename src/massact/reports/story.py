@@ -91,9 +91,9 @@ def _concentration(e: Explanation) -> list[str]:
     ]
     drain, norm = _mean(after, "value_drain"), _mean(after, "residual_norm")
     if not math.isnan(drain) or not math.isnan(norm):
-        said = [f"their value vectors are {number(drain)} times as long as those of other tokens"]
-        said = [] if math.isnan(drain) else said
-        said += [f"their hidden states {number(norm)} times"] * (not math.isnan(norm))
+        known = [(what, x) for what, x in (("value vectors", drain), ("hidden states", norm)) if not math.isnan(x)]
+        said = [f"their {what}{'' if i else ' are'} {number(x)} times{'' if i else ' as long as those of other tokens'}"
+                for i, (what, x) in enumerate(known)]  # fmt: skip
         told.append(f"In the same blocks {listed(said)}.")
     return told
 
@@ -157,12 +157,17 @@ def _trajectory(e: Explanation) -> list[str]:
     ]
     if ("normed", "findings") in here.index and ("normed", "others") in here.index:
         mine, rest = here.loc[("normed", "findings")], here.loc[("normed", "others")]
-        said.append(
-            f"After the norm of that layer the tokens with findings have a sparsity of {number(mine['sparsity'])} "
-            f"(Hoyer's: 1 where one entry is all, less the more even they are; others {number(rest['sparsity'])}), "
-            f"with {percent(mine['massive_share'])} of their squared norm in the massive dims (others "
-            f"{percent(rest['massive_share'])})."
-        )
+        if math.isnan(real(mine["sparsity"])):
+            said.append(
+                "After the norm of that layer their sparsity is undefined: no entry is left, or one is not finite."
+            )
+        else:
+            said.append(
+                f"After the norm of that layer the tokens with findings have a sparsity of {number(mine['sparsity'])} "
+                "(Hoyer's: 1 where one entry is all, less the more even they are"
+                f"{_beside(rest['sparsity'], '; others {}', number)}), with {percent(mine['massive_share'])} of their "
+                f"squared norm in the massive dims{_beside(rest['massive_share'], ' (others {})')}."
+            )
     return said
 
 

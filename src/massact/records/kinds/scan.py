@@ -198,7 +198,8 @@ class ScanResult(Result):
                 do=f"Go on with it: massact scan ... --out {path} --resume",
             )
         if info.status != "ok":
-            raise UserError(f"The run in {path} failed.", info.error or "", "Scan again into another directory.")
+            raise UserError(f"The run in {path} failed.", info.error or "",
+                        "Scan again: the same command with --resume, or into another directory.")  # fmt: skip
         return info
 
 
