@@ -214,8 +214,8 @@ def test_sinks(kind: str) -> None:
     for i, a in enumerate(data):
         alpha = alphas(a)
         seen_by = (probabilities(a)[0, :, :-1] > 0).sum(0)
-        sinks = ((alpha > OPTIONS.eps) & (seen_by >= min(16, seen_by.max()))).mean(0)
-        sinks[seen_by == 0] = np.nan
+        sinks = (alpha > OPTIONS.eps).mean(0)
+        sinks[(seen_by == 0) | (seen_by < min(16, seen_by.max()))] = np.nan
         np.testing.assert_allclose(got.alpha[i], alpha.mean(0), rtol=2e-5, atol=2e-6)
         np.testing.assert_allclose(got.alpha_max[i], alpha.max(0), rtol=2e-5, atol=2e-6)
         np.testing.assert_array_equal(got.sinks[i], sinks)
@@ -223,14 +223,14 @@ def test_sinks(kind: str) -> None:
     assert some  # there are sinks to be found
 
 
-def test_a_key_that_few_see_is_no_sink() -> None:
+def test_of_a_key_that_few_see_no_sink_is_said() -> None:
     """The last key of a causal model is seen by one query, which may well look at nothing else."""
     a = attention(40, 0)
     q = a.q_HTE.clone()
     q[:, 39] = 30 * a.k_KSE[:, 39].repeat_interleave(N_HEADS_PER_GROUP, 0)
     a = replace(a, q_HTE=q, out_HTF=None)
     got = measured([a], options=HeadOptions(eps=0.12, bias=False))
-    assert got.alpha_max[0][39] > 0.9 and got.sinks[0][39] == 0
+    assert got.alpha_max[0][39] > 0.9 and np.isnan(got.sinks[0][39])
     assert (got.per_head["secondary"] < 0.9).all()
 
 

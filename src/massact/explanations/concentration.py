@@ -54,18 +54,18 @@ def positions_table(heads: Heads) -> pd.DataFrame:
         if not r.alpha or site.point.startswith("cross"):
             continue
         longest = max(map(len, r.alpha))
-        counts = np.zeros(longest, np.int64)
+        counts = np.zeros((3, longest), np.int64)  # a sink is known of fewer positions than a mean
         sums = np.zeros((3, longest))
-        for a, m, s in zip(r.alpha, r.alpha_max, r.sinks, strict=True):
-            seen = ~np.isnan(a)
-            counts[: len(a)] += seen
-            sums[:, : len(a)] += np.where(seen, np.stack([a, m, s]), 0.0)
+        for each in zip(r.alpha, r.alpha_max, r.sinks, strict=True):
+            here = np.stack(each)
+            counts[:, : here.shape[1]] += ~np.isnan(here)
+            sums[:, : here.shape[1]] += np.nan_to_num(here)
         with np.errstate(invalid="ignore"):
             means = sums / counts
         named = dict(zip(("alpha", "alpha_max", "sink_rate"), means, strict=True))
         rows.append(
             pd.DataFrame({"stack": site.stack, "layer": site.layer, "pos": np.arange(longest), **named}).assign(
-                n_sequences=counts
+                n_sequences=counts[0]
             )
         )
     return frame("positions", pd.concat(rows, ignore_index=True) if rows else None)

@@ -129,7 +129,7 @@ def _sinks(e: Explanation) -> list[str]:
                 "are on tokens with findings."
             )
         else:
-            told.append("No head has a sink at any later position.")
+            told.append("No head has a sink at any later position that enough queries see.")
     slot = heads["slot_mass"].dropna() if len(heads) else heads
     if len(slot):
         told.append(f"Learned sinks take {percent(slot.mean())} of the attention, on average over heads.")

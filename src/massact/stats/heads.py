@@ -19,7 +19,7 @@ from massact.stats.dims import sum_dtype
 from massact.stats.groups import Chosen, GroupResult, GroupStats, rows_at
 from massact.stats.protocol import Where, to_numpy
 
-LEAST_QUERIES = 16  # a key that fewer queries see is not called a sink: its mean is over too few
+LEAST_QUERIES = 16  # of a key that fewer queries see it is not said whether it is a sink: its mean is over too few
 SAMPLED_QUERIES = 128  # of the decomposition, evenly spaced
 CHECKED_QUERIES = 8  # of which the rest is also computed on its own
 
@@ -224,7 +224,7 @@ class HeadStats:
         many_HS = viewers_HS >= viewers_HS.amax(1, keepdim=True).clamp(max=LEAST_QUERIES)
         if S > 1:
             head["secondary"] = _greatest(torch.where(many_HS, alpha_HS, float("nan"))[:, 1:], 1)
-        sink_HS = torch.where(viewers_HS > 0, ((alpha_HS > self.options.eps) & many_HS).float(), float("nan"))
+        sink_HS = torch.where(many_HS & (viewers_HS > 0), (alpha_HS > self.options.eps).float(), float("nan"))
         return torch.stack([alpha_HS.nanmean(0), _greatest(alpha_HS, 0), sink_HS.nanmean(0)])
 
     def _drain(self, a: Attended, rows: list[int], head: dict[str, Tensor]) -> None:

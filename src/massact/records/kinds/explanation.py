@@ -29,7 +29,8 @@ TABLES: dict[str, Columns] = {
         "entropy_nats": ("float64", "entropy of a row, mean over queries; a learned sink is one more outcome"),
         "value_norm_first": ("float64", "norm of the first token's value over the mean of the others (drain: < 1)"),
         "value_norm_ratio": ("float64", "the same of the tokens with findings"),
-        "update_stable_rank": ("float64", "|U|_F^2 / |U|_2^2 of the head's outputs: 1 if all are one vector"),
+        "update_stable_rank": ("float64", "|U|_F^2 / |U|_2^2 of the head's outputs for tokens without findings, "
+                               "of all sequences: 1 if all are one vector"),
         "slot_mass": ("float64", "probability of a learned sink; NaN where there is none"),
         "n_sequences": ("int64", "sequences measured"),
     },
@@ -38,7 +39,8 @@ TABLES: dict[str, Columns] = {
         "pos": ("int64", "key position"),
         "alpha": ("float64", "alpha_k: mean attention on it of the queries that see it; mean over heads, sequences"),
         "alpha_max": ("float64", "the same of the greatest head of each sequence, mean over sequences"),
-        "sink_rate": ("float64", "Sink^eps_k: share of heads with alpha_k > eps, mean over sequences"),
+        "sink_rate": ("float64", "Sink^eps_k: share of heads with alpha_k > eps, mean over sequences; "
+                      "NaN where fewer than 16 queries see it"),
         "n_sequences": ("int64", "sequences that have this position"),
     },
     "sinks": {
@@ -49,7 +51,8 @@ TABLES: dict[str, Columns] = {
         "token": ("string", "readable token"),
         "position_class": ("string", "start, delimiter, padding or other"),
         "modality": ("string", "of the token: text, image, video or audio; empty where it is not known"),
-        "heads": ("float64", "share of heads with alpha_k > eps; 0 for a token with findings that is no sink"),
+        "heads": ("float64", "share of heads with alpha_k > eps; 0 for a token with findings that is no sink, "
+                  "NaN for one that fewer than 16 queries see"),
         "alpha": ("float64", "alpha_k, mean over heads"),
         "alpha_max": ("float64", "alpha_k of the greatest head"),
         "finding": ("bool", "whether the scan has a finding on this token, at any layer"),
