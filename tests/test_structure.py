@@ -23,15 +23,20 @@ ARROWS: dict[str, set[str]] = {
     "stats": {"records"},
     "trace": {"records", "corpora", "stats"},
     "models": {"records", "stats", "trace"},
-    "scans": {"records", "corpora", "stats", "trace", "models"},
-    "explanations": {"records", "corpora", "stats", "trace", "models", "scans"},
-    "interventions": {"records", "corpora", "stats", "trace", "models", "scans"},
-    "classics": {"records", "corpora", "stats", "trace", "models", "scans", "explanations", "interventions"},
-    "vision": {"records", "corpora", "stats", "trace", "models", "scans", "explanations", "interventions"},
+    "positions": {"records", "corpora", "stats", "trace", "models"},
+    "scans": {"records", "corpora", "stats", "trace", "models", "positions"},
+    "explanations": {"records", "corpora", "stats", "trace", "models", "positions", "scans"},
+    "interventions": {"records", "corpora", "stats", "trace", "models", "positions", "scans"},
+    "classics": {
+        "records", "corpora", "stats", "trace", "models", "positions", "scans", "explanations", "interventions",
+    },
+    "vision": {
+        "records", "corpora", "stats", "trace", "models", "positions", "scans", "explanations", "interventions",
+    },
     "training": {"records", "corpora", "stats", "trace", "models"},
     "reproductions": {
-        "records", "corpora", "stats", "trace", "models", "scans", "explanations", "interventions", "classics",
-        "vision",
+        "records", "corpora", "stats", "trace", "models", "positions", "scans", "explanations", "interventions",
+        "classics", "vision",
     },
     "reports": {"records"},
 }

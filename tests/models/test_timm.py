@@ -20,9 +20,9 @@ from massact.explanations import explain
 from massact.interventions import intervene
 from massact.interventions.heads import linear_head
 from massact.models import with_attention
+from massact.positions import place_names
 from massact.records.errors import MassactError, UserError
 from massact.records.kinds.intervention import Intervention
-from massact.scans.patches import place_names
 from tests.cli.test_cli import run
 from tests.photographs import photographs
 

@@ -16,11 +16,7 @@ from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.scan import ScanResult
 from massact.reports.patches import PATCH_FIGURES, draw_patch_attention
 from massact.reports.writing import write_figures
-from massact.scans import layout_of
-from massact.scans.patches import place_names
 from massact.scans.pictured import small_pictures
-from massact.trace import AddedTokens, edited
-from massact.training import apply_variant
 from tests.families import build
 
 N, K, REGISTERS, PATCHES = 10, 8, [1, 2, 3], list(range(4, 29))
@@ -178,23 +174,3 @@ def test_tensors_are_stretched_and_large_pictures_made_small() -> None:
     want = (x.reshape(2, 224, 2, 112, 2).mean((2, 4)) + 3) / 8 * 255
     assert np.abs(small[..., 0] - want.numpy()).max() <= 0.51
     assert small_pictures(ma.corpus({"pixel_values": torch.rand(2, 4, 8, 8)})) is None
-
-
-# ----------------------------------------------------------------------------------- the layout, known and changed
-def test_names_that_are_known_are_not_those_of_a_longer_sequence() -> None:
-    model, corpus = ma.load(build("dinov2_with_registers")), ma.corpus({"pixel_values": pixels()})
-    plain = place_names(model, corpus, "")
-    for at, where in ((None, (29, 30)), (1, (1, 2)), (4, (4, 5))):
-        with edited(model, AddedTokens("two", n=2, at=at)):
-            names, layout = place_names(model, corpus, ""), layout_of(model, corpus, "")
-            model.module(pixel_values=pixels())
-        assert names is not None and [names[i] for i in where] == [f"token {i}" for i in where]
-        assert layout is not None and layout.added == where and layout.class_tokens == (0,)
-        assert [names[i] for i in range(31) if i not in where] == list(plain or ())
-        assert [names[p] for p in layout.registers] == ["reg1", "reg2", "reg3"]
-    assert place_names(model, corpus, "") == plain
-    vit = ma.load(build("vit"))
-    assert len(place_names(vit, corpus, "") or ()) == 26
-    changed = ma.load(apply_variant(vit.module, "sink-token"))
-    after = layout_of(changed, corpus, "")
-    assert after is not None and (after.registers, after.class_tokens, after.n_tokens) == ((26,), (0,), 27)

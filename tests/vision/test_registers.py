@@ -30,7 +30,6 @@ from massact.vision import (
     fix_registers,
     register_means,
 )
-from massact.vision import read_layout as layout_of
 from massact.vision.published import SIZES
 from tests.families import FAMILIES, build
 
@@ -194,23 +193,6 @@ def test_what_is_not_known_is_refused() -> None:
             fix_registers(bare, how)
     with pytest.raises(UserError, match="shape"):
         Registers.of_means(np.zeros((3, 2, 32)), AT)
-
-
-@pytest.mark.parametrize(("name", "prefix", "registers"), [("vit", 1, ()), ("deit", 2, ()), ("dinov2", 1, ()),
-                         ("dinov2_with_registers", 4, (1, 2, 3)), ("dinov3_vit", 4, (1, 2, 3)), ("clip", 1, ()),
-                         ("siglip", 0, ())])  # fmt: skip
-def test_layout_is_found_by_experiment(name: str, prefix: int, registers: tuple[int, ...]) -> None:
-    found = layout_of(model(name), pictures())
-    assert (found.n_prefix, found.registers, found.grid) == (prefix, registers, (5, 5))
-    assert found.n_tokens == prefix + 25 and found.place(prefix + 7) == (1, 2)
-    assert found.stack == ("vision_model" if name in ("clip", "siglip") else "")
-
-
-def test_a_layout_that_is_none_is_refused() -> None:
-    with pytest.raises(UserError, match="no images"):
-        layout_of(model("vit"), ma.corpus(torch.randint(5, 90, (2, 9))))
-    with pytest.raises(UserError, match="cannot be told apart"):
-        layout_of(model("swin"), ma.corpus({"pixel_values": torch.rand(2, 3, 32, 32)}), stack="1")
 
 
 def made_up(size: str) -> np.ndarray:

@@ -26,12 +26,13 @@ from massact.explanations.targets import found_positions, targets
 from massact.explanations.weights import norm_weights_table, spectrum
 from massact.explanations.writers import Coordinate, coordinates_of, write_probes, writers_table
 from massact.models import Model, load, projection_of, with_attention
+from massact.positions import layout_of, tokens_of
 from massact.records.errors import UserError, WorkError, check_options
 from massact.records.kinds.explanation import ExplainInfo, Explanation
 from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.sites import Site
-from massact.scans import AtLength, check_text, check_weights, layout_of, proved_at, scanned_corpus, tokens_of
+from massact.scans import AtLength, check_text, check_weights, proved_at, scanned_corpus
 from massact.scans.maps import massive_patches
 from massact.stats import TokenMax
 from massact.stats.attended import rounding_allowed

@@ -7,10 +7,11 @@ import torch
 
 from massact.corpora import Batch, Corpus
 from massact.models import Model
+from massact.positions import tokens_of
 from massact.records.errors import MassactError
 from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
-from massact.scans import PROMPT, prompt_corpus, tokens_of
+from massact.scans import PROMPT, prompt_corpus
 from massact.stats.attended import Attended
 from massact.stats.protocol import Where
 from massact.trace import Probe, measure

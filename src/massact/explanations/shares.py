@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from massact.positions import Layout
 from massact.records.sites import Site
 from massact.records.tables import frame
-from massact.scans import Layout
 from massact.stats.shares import AttentionShares
 from massact.trace import Measurements, Probe
 

@@ -17,11 +17,11 @@ from massact.corpora import corpus as make_corpus
 from massact.interventions.zero_shot import ZeroShot, zero_shot_head
 from massact.models import Model
 from massact.models.inputs import to_device
+from massact.positions import place_names
 from massact.records.anatomy import Place
 from massact.records.errors import UserError
 from massact.records.given_files import refuse_special
 from massact.records.sites import Site
-from massact.scans.patches import place_names
 from massact.stats import Keep
 from massact.trace import Probe, measure
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from massact.corpora import Batch, Corpus
 from massact.models import Model
+from massact.positions import image_stack, read_layout
 from massact.records.errors import UserError
 from massact.records.sites import Site
-from massact.scans import image_stack, read_layout
 from massact.stats.positions import PositionMoments
 from massact.trace import Edit, Probe, Together, measure
 

@@ -1,18 +1,16 @@
 """Default probes and criteria give findings.
 
 Takes a model and a corpus; gives a `ScanResult`. Knows what counts as massive and by whose rule. Must not
-know how tensors are caught, what a family of models looks like, or how results are drawn.
+know how tensors are caught, what a position is (it asks), what a family of models looks like, or how results are drawn.
 """
 
 from massact.scans.at_length import AtLength, prove_at_length, proved_at
 from massact.scans.checkpoints import Checkpoint, checkpoints_in, revisions_of, step_of
 from massact.scans.criteria import CRITERIA, Criterion, Evidence, criterion
 from massact.scans.job import PROMPT, ScanConfig, ready_corpus, scan
-from massact.scans.layout import Layout, image_stack, layout_of, read_layout
 from massact.scans.portrait import prompt_corpus
 from massact.scans.reopened import Reopened, check_text, check_weights, reopen, scanned_corpus
 from massact.scans.revisions import scan_checkpoints, told
-from massact.scans.tokens import tokens_of
 
 __all__ = [
     "CRITERIA",
@@ -21,19 +19,15 @@ __all__ = [
     "Checkpoint",
     "Criterion",
     "Evidence",
-    "Layout",
     "Reopened",
     "ScanConfig",
     "check_text",
     "check_weights",
     "checkpoints_in",
     "criterion",
-    "image_stack",
-    "layout_of",
     "prompt_corpus",
     "prove_at_length",
     "proved_at",
-    "read_layout",
     "ready_corpus",
     "reopen",
     "revisions_of",
@@ -42,5 +36,4 @@ __all__ = [
     "scanned_corpus",
     "step_of",
     "told",
-    "tokens_of",
 ]

@@ -16,6 +16,7 @@ from massact.corpora import corpus as make_corpus
 from massact.corpora.first_token import both_ways
 from massact.models import Model, load, random_twin, token_types
 from massact.models.gguf_header import gguf_notes
+from massact.positions import notes_on_positions, ready_sound, tokens_of, with_decoder
 from massact.records.answer import Answer
 from massact.records.errors import MassactError, UserError, WorkError, check_options, near
 from massact.records.kinds.scan import ScanResult, open_run
@@ -29,8 +30,6 @@ from massact.scans.padding import padding_notes
 from massact.scans.pictured import add_pictures, picture_probe, scanned_layout, scanned_maps
 from massact.scans.portrait import portrait, prompt_corpus, ranks_table
 from massact.scans.saved import Saved
-from massact.scans.sound import ready_sound, with_decoder
-from massact.scans.tokens import notes_on_positions, tokens_of
 from massact.stats import HiddenStats, TokenMax
 from massact.stats.neighbours import NeighbourCosines
 from massact.trace import Measurements, Probe, measure

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from massact.positions import Layout
 from massact.records.errors import UserError
 from massact.records.tables import frame
-from massact.scans.layout import Layout
 
 QUANTILES = (0.1, 0.5, 0.9)
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from massact.corpora import Corpus
 from massact.models import Model
+from massact.positions import Layout, layout_of
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
-from massact.scans.layout import Layout, layout_of
 from massact.scans.maps import PatchMaps, marked, massive_patches, neighbour_cosines, norm_histograms
 from massact.stats.neighbours import NeighbourCosines
 from massact.trace import Measurements, Probe

@@ -10,11 +10,11 @@ import numpy as np
 from massact.corpora import Corpus
 from massact.corpora import corpus as make_corpus
 from massact.models import Model
+from massact.positions import tokens_of
 from massact.records.answer import Answer, StackAnswer
 from massact.records.sites import Site
 from massact.records.tables import frame
 from massact.scans.criteria import Evidence
-from massact.scans.tokens import tokens_of
 from massact.stats import Keep, Ranks
 from massact.trace import Probe, measure
 

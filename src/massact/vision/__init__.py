@@ -6,7 +6,7 @@ of patches. Must not know files, figures, or where the pictures came from.
 """
 
 from massact.interventions.registers import CONTROLS, Registers, collect_registers, fix_registers, register_means
-from massact.scans import Layout, read_layout
+from massact.positions import Layout, read_layout
 from massact.scans.maps import PatchMaps, marked, massive_patches, neighbour_cosines, norm_histograms
 from massact.vision.maps import outlier_patches, patch_maps
 from massact.vision.moving import moved_neurons, register_neurons, test_time_registers

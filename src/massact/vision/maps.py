@@ -15,13 +15,12 @@ from torch import Tensor
 
 from massact.corpora import Corpus
 from massact.models import Model
+from massact.positions import Layout, layout_now
 from massact.records.sites import Site
-from massact.scans import Layout
 from massact.scans.maps import PatchMaps
 from massact.stats.neighbours import NeighbourCosines
 from massact.stats.protocol import Where, check_2d, check_same, to_numpy
 from massact.trace import Probe, measure
-from massact.vision.layout import layout_now
 
 TIMES_MEDIAN = 4.0  # a patch whose norm is that many times the median is an outlier, where no threshold is given
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from massact.corpora import Batch, Corpus
 from massact.interventions.catalogue import cut_attention
 from massact.models import Model, with_attention
+from massact.positions import Layout, image_stack
 from massact.records.errors import UserError
 from massact.records.sites import Site
-from massact.scans import Layout, image_stack
 from massact.stats.positions import MagnitudesAt
 from massact.trace import AddedTokens, Edit, Fired, Probe, Together, edited, measure, tapped
 

@@ -9,11 +9,10 @@ import pandas as pd
 from massact.corpora import Corpus
 from massact.explanations import share_probes, shares_table
 from massact.models import Model, with_attention
+from massact.positions import Layout, layout_now, places_now
 from massact.records.errors import UserError
 from massact.records.sites import Site
-from massact.scans import Layout
 from massact.trace import measure
-from massact.vision.layout import layout_now, places_now
 
 
 def attention_shares(

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from massact.corpora import Corpus
 from massact.models import Model, with_attention
+from massact.positions import tokens_of
 from massact.records.errors import UserError
-from massact.scans import tokens_of
 from massact.stats.attended import Attended
 from massact.stats.protocol import Where
 from massact.trace import Probe, measure

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from massact.corpora import AudioSource, Corpus, Prompt
 from massact.models import Model, decoder_context, first_ids
+from massact.positions.embedding import embedding_outputs
+from massact.positions.frames import framed
 from massact.records.errors import MassactError, UserError
 from massact.records.sites import Site
-from massact.scans.frames import embedded, framed
 from massact.stats import Keep
 from massact.trace import Probe, measure
 
@@ -77,7 +78,7 @@ def _positions(model: Model, corpus: Corpus, stack: str) -> int:
         UserError: the model does not run on what the extractor makes.
     """
     try:
-        return len(embedded(model, corpus.head(1), stack))
+        return len(embedding_outputs(model, replace(corpus.head(1), mask=None, counts=()), stack)[0])
     except MassactError:
         raise
     except Exception as error:

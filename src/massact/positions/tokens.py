@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from massact.corpora import Corpus
 from massact.models import Model
-from massact.scans.frames import framed
-from massact.scans.patches import place_names
-from massact.scans.placeholders import modalities_of
+from massact.positions.frames import framed
+from massact.positions.patches import place_names
+from massact.positions.placeholders import modalities_of
 
 
 def tokens_of(model: Model, corpus: Corpus, stack: str, last: int) -> Corpus:

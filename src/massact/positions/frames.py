@@ -15,9 +15,7 @@ from torch import nn
 
 from massact.corpora import Corpus
 from massact.models import Model
-from massact.records.sites import Site
-from massact.stats import Keep
-from massact.trace import Probe, measure
+from massact.positions.embedding import embedding_outputs
 
 _LOOKED_AT = (0.2, 0.5, 0.8)  # of all positions: where the experiment puts noise
 _NEAR = 2  # positions that a short noise may be off by: windows overlap
@@ -96,7 +94,8 @@ def _found(model: Model, one: Corpus, name: str, stack: str) -> Frames | None:
     # Noise all along, so that what is normalised over time hardly changes with a short piece of it.
     generator = torch.Generator().manual_seed(0)
     noise, fresh = (torch.randn(sound.shape, generator=generator).to(sound) for _ in range(2))
-    before = embedded(model, replace(one, inputs={**one.inputs, name: noise}), stack)
+    one = replace(one, mask=None, counts=())  # noise in padding must be seen
+    before = _layer_0(model, one, name, noise, stack)
     n = len(before)
     if abs(width / stride - n) > _NEAR or n < 2:
         return None
@@ -106,15 +105,13 @@ def _found(model: Model, one: Corpus, name: str, stack: str) -> Frames | None:
         where[axis] = slice(at * stride, (at + 1) * stride)
         other = noise.clone()
         other[tuple(where)] = fresh[tuple(where)]
-        after = embedded(model, replace(one, inputs={**one.inputs, name: other}), stack)
+        after = _layer_0(model, one, name, other, stack)
         moved = int(np.abs(after - before).sum(-1).argmax()) if after.shape == before.shape else -n
         if abs(moved - at) > _NEAR:
             return None
     return Frames(n, stride)
 
 
-def embedded(model: Model, one: Corpus, stack: str) -> np.ndarray:
-    """The embedding output (T, D) of one recording, without a mask: noise in padding must be seen."""
-    site = Site(stack, 0, "resid_post")
-    measured = measure(model, replace(one, mask=None, counts=()), [Probe("embedded", str(site), Keep)])
-    return np.asarray(measured.result("embedded", site).values[0])
+def _layer_0(model: Model, one: Corpus, name: str, sound: torch.Tensor, stack: str) -> np.ndarray:
+    """The embedding output (T, D) of one recording with other sound in it."""
+    return embedding_outputs(model, replace(one, inputs={**one.inputs, name: sound}), stack)[0]

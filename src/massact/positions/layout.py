@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from massact.corpora import Corpus
 from massact.models import Model
+from massact.positions.patches import place_names
 from massact.records.anatomy import Stack
 from massact.records.errors import UserError
-from massact.scans.patches import place_names
 from massact.trace.added_tokens import added_positions
 
 _PATCH = re.compile(r"patch \((\d+), (\d+)\)")
@@ -118,3 +118,21 @@ def read_layout(model: Model, corpus: Corpus, *, stack: str | None = None) -> La
             "of the embedding: patches are drawn at random, overlap, or are mixed before the first block.",
         )
     return layout
+
+
+def layout_now(model: Model, corpus: Corpus, layout: Layout) -> Layout:
+    """The layout under the edits that are in force, whose tokens but for added ones are those of a known layout.
+
+    Raises:
+        UserError: they are not.
+    """
+    now = read_layout(model, corpus, stack=layout.stack)
+    if (len(now.own), now.grid) != (len(layout.own), layout.grid):
+        raise UserError(f"The layout is of {len(layout.own)} tokens, the model has {len(now.own)}.",
+                        do="Read the layout of these images: read_layout(model, corpus).")  # fmt: skip
+    return now
+
+
+def places_now(positions: Sequence[int], layout: Layout, now: Layout) -> list[int]:
+    """Where patches of one layout stand in another one of the same grid."""
+    return [now.patches[layout.patches.index(p)] for p in positions]

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from massact.corpora import Corpus
 from massact.corpora import corpus as make_corpus
 from massact.models import Model
-from massact.records.sites import Site
-from massact.stats import Keep
-from massact.trace import Probe, measure
+from massact.positions.embedding import embedding_outputs
 from massact.trace.added_tokens import added_positions
 from massact.trace.edits import WeightEdit, edited
 
@@ -80,8 +78,7 @@ class _Experiment:
     """Layer 0 of one stack for images that differ in known places."""
 
     def __init__(self, model: Model, name: str, stack: str, shape: tuple[int, ...]) -> None:
-        self.model, self.name, self.shape = model, name, shape
-        self.site = Site(stack, 0, "resid_post")
+        self.model, self.name, self.stack, self.shape = model, name, stack, shape
         generator = torch.Generator().manual_seed(0)
         self.one, self.other = torch.rand(2, *shape, generator=generator) * 2 - 1
 
@@ -95,9 +92,7 @@ class _Experiment:
 
     def layer_0(self, images: Tensor) -> list[np.ndarray]:
         """The embedding output (T, D) of each image."""
-        corpus = make_corpus({self.name: images})
-        measured = measure(self.model, corpus, [Probe("embedded", str(self.site), Keep)])  # type: ignore[arg-type]
-        return list(measured.result("embedded", self.site).values)
+        return embedding_outputs(self.model, make_corpus({self.name: images}), self.stack)  # type: ignore[arg-type]
 
     def sizes(self, n: int) -> list[int]:
         """Sides of a patch that leave few enough positions over; what the configuration says first."""

@@ -9,8 +9,7 @@ from torch import nn
 
 import massact as ma
 from massact.corpora import Corpus
-from massact.scans.patches import place_names
-from massact.scans.tokens import tokens_of
+from massact.positions import place_names, tokens_of
 from massact.stats import Keep
 from massact.trace import Probe, measure
 from tests.families import build

@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from massact.corpora import Batch, Corpus, Modalities
 from massact.models import Model
+from massact.positions.embedding import embedding_outputs
+from massact.positions.patches import place_names
 from massact.records.anatomy import Stack
 from massact.records.errors import MassactError
 from massact.records.sites import Site
-from massact.scans.patches import place_names
-from massact.stats import Keep
-from massact.trace import Probe, measure
-from massact.trace.edits import Edit
+from massact.trace import Edit
 
 KINDS = {"pixel_values": "image", "pixel_values_videos": "video", "input_features": "audio", "input_values": "audio",
          "input_ids": "text", "decoder_input_ids": "text"}  # fmt: skip
@@ -52,13 +51,13 @@ def modalities_of(model: Model, corpus: Corpus, read: Corpus, stack: str) -> Mod
 
 def _by_experiment(model: Model, corpus: Corpus, stack: str) -> tuple[str, ...]:
     """Modality of each position of the first sequence, '' where it depends on no input or on several."""
-    one, site = corpus.head(1), Site(stack, 0, "resid_post")
-    still_TD = _layer_0(model, one, site)
+    one = corpus.head(1)
+    still_TD = embedding_outputs(model, one, stack)[0]
     kinds_T: list[set[str]] = [set() for _ in still_TD]
     for name in set(one.inputs) & set(KINDS):
         x = one.inputs[name]
         other = torch.where(x == x.max(), x.min(), x.max()) if name.endswith("_ids") else x + torch.ones_like(x)
-        moved_TD = _layer_0(model, replace(one, inputs={**one.inputs, name: other}), site)
+        moved_TD = embedding_outputs(model, replace(one, inputs={**one.inputs, name: other}), stack)[0]
         for t in np.flatnonzero((moved_TD != still_TD).any(-1)) if moved_TD.shape == still_TD.shape else ():
             kinds_T[t].add(KINDS[name])
     return tuple(kinds.pop() if len(kinds) == 1 else "" for kinds in kinds_T)
@@ -110,10 +109,10 @@ def _grid_names(frames: int, rows: int, columns: int, merge: int) -> tuple[str, 
 
 def _sources(model: Model, corpus: Corpus, tower: Stack, stack: str, ids: list[int]) -> tuple[int, ...]:
     """Position of the tower that each image token of the first sequence is made of, -1 where it is not one alone."""
-    one, site = corpus.head(1), Site(stack, 0, "resid_post")
+    one = corpus.head(1)
     is_image_T = torch.isin(one.inputs["input_ids"][0], torch.tensor(ids)).numpy()
     is_image_T = is_image_T if one.mask is None else is_image_T[one.mask[0].numpy()]  # what counts is seen
-    still_TD = _layer_0(model, one, site)
+    still_TD = embedding_outputs(model, one, stack)[0]
 
     def moved_I(at: Site, chosen_P: Tensor | None) -> np.ndarray:
         def move(h_BPD: Tensor, _: Batch) -> Tensor:
@@ -121,14 +120,14 @@ def _sources(model: Model, corpus: Corpus, tower: Stack, stack: str, ids: list[i
             moved = h_BPD + h_BPD.abs().max() * noise_D
             return moved if chosen_P is None else torch.where(chosen_P.to(h_BPD.device)[:, None], moved, h_BPD)
 
-        other_TD = _layer_0(model, one, site, [Edit("move", str(at), move)])
+        other_TD = embedding_outputs(model, one, stack, [Edit("move", str(at), move)])[0]
         return (other_TD != still_TD).any(-1)[is_image_T]
 
     sites = [Site(tower.name, layer, "resid_post") for layer in range(tower.n_layers, 0, -1)]
     taken = next((s for s in sites if moved_I(s, None).all()), None)
     if taken is None:
         return ()
-    n = len(_layer_0(model, one, Site(tower.name, 0, "resid_post")))
+    n = len(embedding_outputs(model, one, tower.name)[0])
     source_I, alone_I = np.zeros(int(is_image_T.sum()), np.int64), np.ones(int(is_image_T.sum()), bool)
     for bit in range(max(1, (n - 1).bit_length())):
         has_P = (torch.arange(n) >> bit & 1).bool()
@@ -137,9 +136,3 @@ def _sources(model: Model, corpus: Corpus, tower: Stack, stack: str, ids: list[i
         alone_I &= ones_I ^ zeros_I
         source_I += ones_I.astype(np.int64) << bit
     return tuple(int(p) if ok else -1 for p, ok in zip(source_I, alone_I, strict=True))
-
-
-def _layer_0(model: Model, one: Corpus, site: Site, edits: list[Edit] | None = None) -> np.ndarray:
-    """The input of the first block of a stack, (T, D), of a corpus of one sequence."""
-    measured = measure(model, one, [Probe("embedded", str(site), Keep)], edits or [])  # type: ignore[arg-type]
-    return np.asarray(measured.result("embedded", site).values[0])
