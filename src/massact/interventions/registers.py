@@ -170,7 +170,7 @@ def _overwritten(name: str, registers: Registers, layer: int, new: Callable[[int
         return h_BTD
 
     # The input of the first block holds the same registers for every image: nothing differs there, all is written.
-    def writes(h_BTD: Tensor) -> Tensor:
+    def writes(h_BTD: Tensor, batch: Batch) -> Tensor:
         return torch.ones_like(h_BTD[:, at], dtype=torch.bool)
 
     return Edit(name, str(_input(registers.stack, layer)), apply, writes)
