@@ -201,7 +201,7 @@ def opened(sound: Any, name: str) -> tuple[np.ndarray, int]:
         raise UserError(f"The recording {name!r} is empty.", "It holds no sample.", "Leave it out.")
     if not np.isfinite(samples).all():
         bad = int((~np.isfinite(samples)).sum())
-        raise UserError(f"The recording {name!r} holds {bad:,} values that are NaN or Inf.", do="Leave it out.")
+        raise UserError(f"The recording {name!r} is NaN or Inf in {bad:,} of its samples.", do="Leave it out.")
     return samples.astype(np.float32), int(rate)
 
 

@@ -455,7 +455,7 @@ def check_finite(module: nn.Module) -> None:
             bad = int((~torch.isfinite(tensor) if name in weights else tensor.isnan()).sum())
             if bad:
                 raise UserError(
-                    f"Weight {name!r} holds {bad} values that are NaN or Inf.",
+                    f"Weight {name!r} is NaN or Inf in {bad:,} of {tensor.numel():,} places.",
                     "Nothing measured with such weights would mean anything.",
                     "Load the original checkpoint, or a dtype with more range (--dtype bfloat16).",
                 )

@@ -188,7 +188,8 @@ def _opened(path: Path, label: str) -> ComparedRun:
     if run.scan is not None:
         run.explanation = Explanation.open(place)
         if run.explanation is None:
-            text = "" if (run.scan.info.corpus.get("source") or {}).get("kind") else " --corpus FILE"
+            known = (run.scan.info.corpus.get("source") or {}).get("kind")
+            text = "" if known else " --corpus FILE; of tensors in Python: massact.explain(model, corpus, scan)"
             run.notes.append(f"Its attention has not been measured: massact explain {_quoted(place)}{text}")
     return run
 
