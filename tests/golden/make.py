@@ -19,7 +19,6 @@ from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.lab import Lab
 from massact.records.kinds.reproduction import Reproduction
 from massact.records.kinds.scan import ScanResult
-from massact.records.kinds.shapes import ShapeLab
 from massact.records.kinds.training import Trained
 from massact.records.kinds.trajectory import Trajectory
 from massact.records.runinfo import SCHEMA_VERSION
@@ -27,7 +26,6 @@ from massact.reproductions import reproduce
 from massact.scans import checkpoints_in, scan_checkpoints
 from massact.training import train
 from massact.training.lab import run_lab
-from massact.training.shape_lab import run_shapes
 from tests import stepped
 from tests.families import build
 from tests.planted import Plant, Planted
@@ -41,7 +39,6 @@ FOLDER = Path(__file__).parent / f"schema_{SCHEMA_VERSION}"
 TRAINED = Path(__file__).parent / f"trained_{Trained.version()}"
 STEPPED = Path(__file__).parent / f"stepped_{Trajectory.version()}"
 LAB = Path(__file__).parent / f"lab_{Lab.version()}"
-SHAPES = Path(__file__).parent / f"shapes_{ShapeLab.version()}"
 
 
 def golden_scan() -> ScanResult:
@@ -107,12 +104,6 @@ def golden_lab() -> Lab:
     return run_lab(["softmax", "kv-bias"], **tiny)
 
 
-def golden_shapes() -> ShapeLab:
-    """Six steps of two variants, the first one also with registers."""
-    tiny = {"steps": 6, "every": 3, "batch": 8, "width": 16, "size": 16, "patch": 4, "layers": 2, "registers": 2}
-    return run_shapes(["softmax", "kv-bias"], **tiny)
-
-
 if __name__ == "__main__":
     if not FOLDER.exists():
         golden_scan().save(FOLDER)
@@ -127,8 +118,7 @@ if __name__ == "__main__":
         works[1].save(works[0].save(CLASSIC))
     if not REPRODUCED.exists():
         golden_reproduction(REPRODUCED)
-    for place, make in ((TRAINED, golden_training), (STEPPED, golden_trajectory), (LAB, golden_lab),
-                        (SHAPES, golden_shapes)):  # fmt: skip
+    for place, make in ((TRAINED, golden_training), (STEPPED, golden_trajectory), (LAB, golden_lab)):
         if not place.exists():
             place.mkdir()
             make().save(place)

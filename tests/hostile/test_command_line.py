@@ -35,9 +35,9 @@ VALUES = [
     "\u202e",
 ]  # fmt: skip
 HEAVY = ("massact.models.load", "massact.training.train", "massact.training.lab.run_lab", "massact.scans.reopen",
-         "massact.training.shape_lab.run_shapes", "massact.explanations.saved_run.reopen",
-         "massact.interventions.saved_run.reopen", "massact.classics.saved_run.reopen",
-         "massact.scans.scan_checkpoints", "massact.reproductions.reproduce")  # fmt: skip
+         "massact.explanations.saved_run.reopen", "massact.interventions.saved_run.reopen",
+         "massact.classics.saved_run.reopen", "massact.scans.scan_checkpoints",
+         "massact.reproductions.reproduce")  # fmt: skip
 DRAWN = ("massact.reports.draw", "massact.reports.page.reported.draw")
 SMALL = ["--n-sequences", "1", "--seq-len", "8", "--no-null", "--no-bos-contrast", "--device", "cpu"]
 

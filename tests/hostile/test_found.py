@@ -18,7 +18,6 @@ from massact.records.errors import UserError
 from massact.records.kinds.comparison import open_compared
 from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.lab import Lab
-from massact.records.kinds.shapes import ShapeLab
 from massact.records.kinds.training import Trained
 from massact.records.sidecars import Sidecar, save_beside
 from massact.records.tables import frame
@@ -60,21 +59,19 @@ def test_arrays_that_do_not_fit_each_other(tmp_path: Path, name: str, array: Any
 
 def test_a_table_with_every_row_twice(tmp_path: Path) -> None:
     """Its index is a part of the file, and says the same number twice."""
-    run = copied("shapes_1", tmp_path)
-    table = pd.read_parquet(run / "shapes_layers.parquet")
-    pd.concat([table, table]).to_parquet(run / "shapes_layers.parquet")
-    lab = ShapeLab.open(run)
-    assert lab is not None and lab.shapes_layers.index.is_unique
+    run = copied("lab_1", tmp_path)
+    table = pd.read_parquet(run / "lab_effects.parquet")
+    pd.concat([table, table]).to_parquet(run / "lab_effects.parquet")
+    lab = Lab.open(run)
+    assert lab is not None and lab.lab_effects.index.is_unique and len(lab.lab_effects) == 2 * len(table)
     show(lab, Console(file=io.StringIO(), width=80))
 
 
 def test_records_whose_parts_are_of_another_kind(tmp_path: Path) -> None:
-    lab, shapes = copied("lab_1", tmp_path / "a"), copied("shapes_1", tmp_path / "b")
+    lab = copied("lab_1", tmp_path)
     changed(lab / "lab.json", variants={"softmax": []})
-    changed(shapes / "shapes.json", arms={"softmax": []})
-    for read, run in ((Lab.open, lab), (ShapeLab.open, shapes)):
-        with pytest.raises(UserError, match="is damaged"):
-            read(run)
+    with pytest.raises(UserError, match="is damaged"):
+        Lab.open(lab)
 
 
 def test_a_training_whose_losses_and_alarms_are_lost_is_printed(tmp_path: Path) -> None:

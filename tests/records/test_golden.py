@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +13,22 @@ import pytest
 from rich.console import Console
 
 import massact as ma
+from massact.records.errors import UserError
+from massact.records.kinds import results_in
 from massact.records.kinds.classics import Classics
+from massact.records.kinds.comparison import open_compared
 from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.lab import Lab
 from massact.records.kinds.reproduction import Reproduction
 from massact.records.kinds.scan import ScanResult
-from massact.records.kinds.shapes import ShapeLab
 from massact.records.kinds.training import Trained
 from massact.records.kinds.trajectory import Trajectory
+from massact.records.run import RETIRED
 from massact.records.runinfo import SCHEMA_VERSION
 from massact.records.tables import columns_of
 from massact.reports import show, to_json
+from massact.training.lab import run_lab
 from tests.golden.make import (
     CLASSIC,
     EXPLAINED,
@@ -30,7 +36,6 @@ from tests.golden.make import (
     INTERVENED,
     LAB,
     REPRODUCED,
-    SHAPES,
     STEPPED,
     TRAINED,
     golden_classics,
@@ -39,7 +44,6 @@ from tests.golden.make import (
     golden_lab,
     golden_reproduction,
     golden_scan,
-    golden_shapes,
     golden_training,
     golden_trajectory,
 )
@@ -168,7 +172,6 @@ OPENED = {
     "trained": (Trained.open, show, "12 steps", Trained.version()),
     "stepped": (Trajectory.open, show, "step100", Trajectory.version()),
     "lab": (Lab.open, show, "kv-bias", Lab.version()),
-    "shapes": (ShapeLab.open, show, "softmax+registers", ShapeLab.version()),
 }
 
 
@@ -184,13 +187,29 @@ def test_old_trainings_trajectories_and_labs_open_and_print(kind: str) -> None:
         assert said in " ".join(out.getvalue().split()) and to_json(record)
 
 
+@pytest.mark.parametrize("name", RETIRED)
+def test_a_kind_that_went_is_named_with_the_massact_that_reads_it(name: str, tmp_path: Path) -> None:
+    what, last = RETIRED[name]
+    folder = GOLDEN[0].parent / f"retired_{Path(name).stem}"
+    assert json.loads((folder / name).read_text(encoding="utf-8"))["versions"]["massact"] == last.split()[0]
+    doors: tuple[Callable[[], object], ...] = (
+        lambda: ma.open_run(folder), lambda: results_in(folder), lambda: ma.report(folder, tmp_path / "page.html"),
+        lambda: open_compared([GOLDEN[0], folder]),
+    )  # fmt: skip
+    for door in doors:
+        with pytest.raises(UserError) as refused:
+            door()
+        assert what in refused.value.what and name in refused.value.what and last in (refused.value.why or "")
+    with pytest.raises(UserError, match="finished run"):
+        run_lab(["softmax"], out=folder)
+
+
 def test_todays_training_trajectory_and_lab_equal_the_golden_ones() -> None:
     """A change of any number or column needs a new version, or an explanation."""
     for golden, today, tables in (
         (Trained.open(TRAINED), golden_training(), ("training", "monitor")),
         (Trajectory.open(STEPPED), golden_trajectory(), ("revisions",)),
         (Lab.open(LAB), golden_lab(), Lab.TABLES),
-        (ShapeLab.open(SHAPES), golden_shapes(), ShapeLab.TABLES),
     ):
         for table in tables:
             timed = ("step_s", "tokens_per_s")

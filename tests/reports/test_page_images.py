@@ -1,11 +1,10 @@
-"""Sections of images on the page: pictures, maps and curves are those of the run; the vision toy lab; labs compared."""
+"""Sections of images on the page: pictures, maps and curves are those of the run; labs compared."""
 
 from __future__ import annotations
 
 import base64
 import io
 import re
-import shutil
 from pathlib import Path
 
 import compared
@@ -14,7 +13,6 @@ import numpy as np
 import pictured_run
 import pytest
 import read_page
-import shape_labs
 import synthetic
 from PIL import Image
 from test_page import page_of
@@ -164,25 +162,7 @@ def test_the_command_of_a_scan_of_images(tmp_path: Path) -> None:
     assert "--no-pictures" in said and "pictures" not in command_of("scan", Sidecar(config={"pictures": True}))
 
 
-def test_a_vision_toy_lab_has_a_page_and_shows_itself(tmp_path: Path) -> None:
-    lab = shape_labs.shape_lab()
-    page = page_of(lab, tmp_path)
-    assert page.root.text.count("Vision toy lab, drawn shapes") == 1  # the answer is not said again in its section
-    assert [c.text for c in page.tables()["Every arm at the end"]["arm"]] == lab.arms
-    curves = figure(page, "Accuracy, held out")["data"]
-    assert [t["name"] for t in curves] == lab.arms
-    assert np.allclose(curves[0]["y"], lab.shapes.loc[lab.shapes["arm"] == lab.arms[0], "accuracy"], rtol=1e-5)
-    (slot,) = figure(page, "class token on the slot")["data"]  # an arm without a slot has no curve, not one at zero
-    assert slot["name"] == "kv-bias"
-    assert "vision toy lab" in page.root.all("h1")[0].text and "<table" in lab._repr_html_()
-    shutil.copytree(GOLDEN / "shapes_1", tmp_path / "lab")
-    report(tmp_path / "lab", figures=["svg"])
-    assert (tmp_path / "lab" / "figures" / "shapes.svg").is_file()
-    assert section(read_page.read((tmp_path / "lab" / "report.html").read_text(encoding="utf-8")), "shapes").text
-
-
-@pytest.mark.parametrize(("name", "what"), [("lab_1", "a toy lab"), ("shapes_1", "a vision toy lab"),
-                                            ("stepped_1", "a scan of several checkpoints")])  # fmt: skip
+@pytest.mark.parametrize(("name", "what"), [("lab_1", "a toy lab"), ("stepped_1", "a scan of several checkpoints")])
 def test_what_holds_several_models_is_not_put_beside_runs(name: str, what: str, tmp_path: Path) -> None:
     run = compared.write(tmp_path / "run", None, synthetic.quiet())
     with pytest.raises(UserError, match=f"{name} is {what}, with several models.*\n.*one model each.\nGive it alone"):

@@ -1,4 +1,4 @@
-"""`massact train --task bigram-backcopy` and `--task shapes`: the toy labs."""
+"""`massact train --task bigram-backcopy`: the toy lab."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import typer
 from massact.cli.options import printed, progress_bar, quiet_libraries
 from massact.records.errors import UserError
 
-LANGUAGE, VISION = "bigram-backcopy", "shapes"
-TASKS = (LANGUAGE, VISION)
+TASKS = ("bigram-backcopy",)
 NOT_HERE = {"data": "--data", "resume": "--resume"}
 
 
@@ -30,24 +29,17 @@ def toy_lab(
     for name, option in NOT_HERE.items():
         if others.get(name):
             raise UserError(f"{option} is not for --task {task}.", "A toy lab makes its own data, and takes minutes.")
-    if task == VISION and preset is not None:
-        raise UserError(f"--config is not for --task {task}.", do="Set single fields with --set.")
     quiet_libraries()
     from transformers.utils import logging
 
     from massact.reports import draw
     from massact.training.lab import STORY, cores, run_lab
-    from massact.training.shape_lab import run_shapes
 
     logging.disable_progress_bar()
-    run, line, saved = {
-        LANGUAGE: (lambda v, **o: run_lab(v, preset or "story", **o), _line, _saved),
-        VISION: (run_shapes, _shapes_line, _shapes_saved),
-    }[task]
     try:
         with progress_bar(quiet or json) as progress:
-            lab = run(variants or STORY, out=out, workers=min(2, cores()), **options,
-                      progress=lambda name, done, total, row: progress(name, done, total, line(row)))  # fmt: skip
+            lab = run_lab(variants or STORY, preset or "story", out=out, workers=min(2, cores()), **options,
+                          progress=lambda name, done, total, row: progress(name, done, total, _line(row)))  # fmt: skip
     except KeyboardInterrupt:
         typer.echo("Interrupted. A toy lab keeps no half-done training: start it again.", err=True)
         raise SystemExit(130) from None
@@ -55,7 +47,7 @@ def toy_lab(
         draw(lab, out)
     printed(lab, json, quiet)
     if not json and not quiet:
-        typer.echo("\nNot saved. Keep tables, figure and models with --out DIR." if out is None else saved(lab, out))
+        typer.echo("\nNot saved. Keep tables, figure and models with --out DIR." if out is None else _saved(lab, out))
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -67,21 +59,9 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def _shapes_line(row: dict[str, Any]) -> str:
-    """The same of images."""
-    return f"top-1 {row['accuracy']:.2f}, loss {row['nats']:.2f}, largest patch {row['patch_norm_ratio']:.1f} x median"
-
-
 def _saved(lab: Any, out: Path) -> str:
     return (
         f"\nSaved in {out}: lab.json, tables, figures/, model-VARIANT/, held_out.jsonl. Scan a model: massact scan "
         f"{out / f'model-{lab.variants[0]}'} --corpus {out / 'held_out.jsonl'} --seq-len {lab.info.config['length']} "
         "--bos never"
-    )
-
-
-def _shapes_saved(lab: Any, out: Path) -> str:
-    return (
-        f"\nSaved in {out}: shapes.json, tables, figures/, model-ARM/, held_out/CLASS/*.png. Scan a model: massact "
-        f"scan {out / f'model-{lab.arms[0]}'} --corpus {out / 'held_out'}"
     )

@@ -24,10 +24,7 @@ def train(
     ] = None,
     task: Annotated[
         str | None,
-        typer.Option(
-            help="A toy lab of small models, one for each --attention, side by side: bigram-backcopy (language) or "
-            "shapes (images; the first --attention also with registers)."
-        ),
+        typer.Option(help="A toy lab of small models, one for each --attention, side by side: bigram-backcopy."),
     ] = None,
     data: Annotated[
         str | None,

@@ -9,12 +9,15 @@ from massact.records.errors import UserError
 from massact.records.given_files import read_given, refuse_special
 from massact.records.runinfo import RunInfo
 
+# Record of a kind of results that went -> what it is, and a massact that reads it.
+RETIRED = {"shapes.json": ("a vision toy lab", "0.1.0 at commit cb16174")}
+
 
 def read_info(directory: str | Path) -> RunInfo:
     """Read run.json of a run directory.
 
     Raises:
-        UserError: there is none, or it cannot be read.
+        UserError: there is none, it cannot be read, or the directory is of a kind that is no longer read.
     """
     path = Path(directory)
     if not is_folder(path):
@@ -22,6 +25,11 @@ def read_info(directory: str | Path) -> RunInfo:
     file = path / "run.json"
     refuse_special(file)
     if not file.is_file():
+        for name, (what, last) in RETIRED.items():
+            if (path / name).exists():
+                raise UserError(f"{path} is {what} (it has {name}), which massact no longer reads.",
+                                f"massact {last} does.",
+                                "Install that one, or read the tables themselves (*.parquet).")  # fmt: skip
         raise UserError(
             f"{path} is no run directory: it has no run.json.", do="Make one with: massact scan MODEL --out DIR"
         )

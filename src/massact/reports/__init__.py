@@ -1,7 +1,7 @@
 """A scan or an explanation, readable: sentences, terminal tables, JSON and figures.
 
-Takes a `ScanResult`, an `Explanation`, an `Intervention`, `Classics`, a `Reproduction`, a `Trained`, a `Lab`, a
-`ShapeLab` or a `Trajectory`, fresh or of a run directory; or several runs, to put them side by side (`compare`). Gives
+Takes a `ScanResult`, an `Explanation`, an `Intervention`, `Classics`, a `Reproduction`, a `Trained`, a `Lab` or a
+`Trajectory`, fresh or of a run directory; or several runs, to put them side by side (`compare`). Gives
 sentences (`answer_in_words`, ...), tables in a terminal (`show`, ...), JSON (`to_json`), the paper's figures (`draw`)
 and one HTML page (`report`).
 Knows how numbers and strange tokens are spelled, and what each figure of Sun 2024 looks like. Must not know torch,
@@ -15,7 +15,6 @@ from massact.reports.lab import lab_in_words, lab_verdict
 from massact.reports.page import notebook_html, report
 from massact.reports.readings import READINGS, Reading, draw, show, to_json
 from massact.reports.reproduction import findings_in_words, reproduction_in_words
-from massact.reports.shapes import shapes_in_words, shapes_verdict
 from massact.reports.side_by_side import comparison_in_words
 from massact.reports.story import story_in_words
 from massact.reports.training import training_in_words
@@ -37,8 +36,6 @@ __all__ = [
     "notebook_html",
     "report",
     "reproduction_in_words",
-    "shapes_in_words",
-    "shapes_verdict",
     "show",
     "story_in_words",
     "to_json",

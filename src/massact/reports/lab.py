@@ -23,7 +23,6 @@ UNDONE = 0.25  # the mean undoes what zero breaks if its whole interval is below
 CONSTANT = 0.9999  # cosine from which on a state is the same in every sequence
 BIAS, CONTENT, FREE, UNSEEN = "bias", "content", "free", "unseen"
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)))
-Effect = pd.Series | None
 
 
 def lab_verdict(lab: Lab, variant: str) -> str:
@@ -35,16 +34,7 @@ def lab_verdict(lab: Lab, variant: str) -> str:
         mean does not undo that. "free": zero is not seen to cost more than at an ordinary position. "unseen": not
         measured.
     """
-    return verdict_of(*(lab.effect(variant, *what) for what in (("zero", 0), ("zero", _ordinary(lab)), ("mean", 0))))
-
-
-def verdict_of(zero: Effect, other: Effect, mean: Effect) -> str:
-    """What a state is for: see `lab_verdict`.
-
-    Args:
-        zero, mean: the effects of setting it to zero and to its mean; None where one was not measured.
-        other: the effect of zero on what it is compared with.
-    """
+    zero, other, mean = (lab.effect(variant, *what) for what in (("zero", 0), ("zero", _ordinary(lab)), ("mean", 0)))
     if zero is None or other is None or mean is None:
         return UNSEEN
     if not (zero["ci_low"] > 0 and _above(zero, other)):
@@ -189,7 +179,7 @@ def _changes(lab: Lab, targets: str, encoding: str) -> Table:
     return table
 
 
-def _interval(effect: Effect) -> str:
+def _interval(effect: pd.Series | None) -> str:
     if effect is None:
         return "-"
     return f"{effect['delta_nats']:+.4f} [{effect['ci_low']:+.4f},{effect['ci_high']:+.4f}]"

@@ -22,8 +22,6 @@ from massact.reports.lab import lab_figure, lab_in_words, show_lab
 from massact.reports.patches import PATCH_FIGURES, draw_patch_attention
 from massact.reports.portrait import draw_magnitudes
 from massact.reports.reproduction import reproduction_in_words
-from massact.reports.shape_figure import shapes_figure
-from massact.reports.shapes import shapes_in_words, show_shapes
 from massact.reports.side_by_side import comparison_in_words, show_comparison
 from massact.reports.steps import draw_trajectory
 from massact.reports.story import story_in_words
@@ -82,7 +80,6 @@ READINGS: dict[str, Reading] = {
     "training": Reading(trained_in_words, show_training, table="training"),
     "trajectory": Reading(trajectory_in_words, show_trajectory, {"trajectory": draw_trajectory}, "revisions"),
     "lab": Reading(lab_in_words, show_lab, {"lab": lab_figure}, "lab"),
-    "shapes": Reading(shapes_in_words, show_shapes, {"shapes": shapes_figure}, "shapes"),
     "comparison": Reading(comparison_in_words, show_comparison, COMPARE_FIGURES),
 }  # fmt: skip
 

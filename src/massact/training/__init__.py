@@ -15,7 +15,6 @@ _FILES = {
     "RECIPES": "configs", "TrainConfig": "configs",
     "Dynamics": "monitor", "fit_dynamics": "monitor",
     "LabConfig": "toy", "run_lab": "lab", "train_toy": "lab",
-    "ShapeConfig": "shape_toy", "run_shapes": "shape_lab", "train_shapes": "shape_lab",
     "Tokens": "data", "Windows": "data", "prepare": "data",
     "Alarm": "monitor", "Monitor": "monitor", "dynamics_of": "monitor",
     "MassiveActivationsCallback": "callback",

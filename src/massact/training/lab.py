@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from massact.records.disk import write_atomic
 from massact.records.errors import UserError
 from massact.records.kinds.lab import Lab, LabInfo
+from massact.records.run import RETIRED
 from massact.records.runinfo import git_state
 from massact.records.tables import frame
 from massact.training.backcopy import Backcopy
@@ -174,7 +175,7 @@ def run_lab(
     info.corpus = {"looked_at": "BOS" if configs[0].starts == "bos" else "an ordinary character",
                    "from_query": FROM_QUERY, "ordinary": ORDINARY,
                    "far": ORDINARY + FAR, "next": NEXT}  # fmt: skip
-    made = _side_by_side(_one, configs, place, workers, progress) if workers > 1 and len(configs) > 1 else [
+    made = _side_by_side(configs, place, workers, progress) if workers > 1 and len(configs) > 1 else [
         _one(config, place, progress) for config in configs]  # fmt: skip
     info.variants = {config.attention: facts for config, (_, _, facts) in zip(configs, made, strict=True)}
     info.wall_s = round(time.perf_counter() - began, 1)
@@ -202,7 +203,7 @@ def configs_of(variants: Sequence[str], preset: str, options: dict[str, Any]) ->
 
 def _claim(place: Path) -> None:
     """Refuse a directory that cannot be used before minutes are spent."""
-    others = ("run.json", "train.json", "shapes.json")
+    others = ("run.json", "train.json", *RETIRED)
     if Lab.open(place) is not None or any((place / name).exists() for name in others):
         raise UserError(f"{place} holds a finished run.", do="Give another directory, or delete it.")
     try:
@@ -252,7 +253,7 @@ def _begin(rows: Any, stop: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _work(one: Callable[..., Any], config: Any, place: Path | None) -> Any:
+def _work(config: LabConfig, place: Path | None) -> tuple[list[Row], list[Row], Row]:
     assert _shared is not None
     rows, stop = _shared
 
@@ -263,21 +264,17 @@ def _work(one: Callable[..., Any], config: Any, place: Path | None) -> Any:
                 raise SystemExit  # nobody waits for it any more
             rows.put((variant, done, total, row))
 
-    return one(config, place, tell)
+    return _one(config, place, tell)
 
 
 def _side_by_side(
-    one: Callable[..., Any], configs: Sequence[Any], place: Path | None, workers: int, progress: Progress
-) -> list[Any]:
-    """The same in several processes; the first error ends them all.
-
-    Args:
-        one: takes a configuration, the directory and a progress, and gives something that can be pickled.
-    """
+    configs: Sequence[LabConfig], place: Path | None, workers: int, progress: Progress
+) -> list[tuple[list[Row], list[Row], Row]]:
+    """What `_one` gives of each, in several processes; the first error ends them all."""
     context = get_context("spawn")
     rows, stop = context.Queue(), context.Event()
     with ProcessPoolExecutor(min(workers, len(configs)), context, _begin, (rows, stop)) as pool:
-        tasks = [pool.submit(_work, one, config, place) for config in configs]
+        tasks = [pool.submit(_work, config, place) for config in configs]
         try:
             while not all(task.done() for task in tasks):
                 if any(task.done() and task.exception() for task in tasks):

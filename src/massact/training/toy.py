@@ -93,7 +93,18 @@ class LabConfig:
         """
         if preset not in PRESETS:
             raise UserError(f"The toy lab has no preset {preset!r}.", do=near(preset, PRESETS))
-        return with_options(PRESETS[preset], "The toy lab", options)
+        hints, names = get_type_hints(cls), [f.name for f in fields(cls) if f.name != "preset"]
+        new: dict[str, Any] = {}
+        for key, value in options.items():
+            name, dot, entry = key.partition(".")
+            check_options("The toy lab", [name], names)
+            if dot and name == "options" and entry:
+                new[name] = new.get(name, {}) | {entry: _literal(value)}
+            elif dot:
+                raise UserError(f"{key!r} is no option of the toy lab.", f"{name!r} has no entries.")
+            else:
+                new[name] = _as(hints[name], value, name)
+        return replace(PRESETS[preset], **new)
 
     def for_variant(self, name: str) -> LabConfig:
         """The same with another attention variant, of whose options those that it has."""
@@ -103,31 +114,6 @@ class LabConfig:
     def as_dict(self) -> dict[str, Any]:
         """All fields."""
         return asdict(self)
-
-
-def with_options(base: Any, lab: str, options: dict[str, Any]) -> Any:
-    """A configuration with some fields replaced.
-
-    Args:
-        base: a dataclass with a field `options` for those of a variant.
-        lab: what it belongs to, for errors.
-        options: fields; a text is read as the field's type, `options.std` sets one option of the variant.
-
-    Raises:
-        UserError: no such field or value (says which are near).
-    """
-    hints, names = get_type_hints(type(base)), [f.name for f in fields(base) if f.name != "preset"]
-    new: dict[str, Any] = {}
-    for key, value in options.items():
-        name, dot, entry = key.partition(".")
-        check_options(lab, [name], names)
-        if dot and name == "options" and entry:
-            new[name] = new.get(name, {}) | {entry: _literal(value)}
-        elif dot:
-            raise UserError(f"{key!r} is no option of the toy lab.", f"{name!r} has no entries.")
-        else:
-            new[name] = _as(hints[name], value, name)
-    return replace(base, **new)
 
 
 def _check(c: LabConfig) -> None:
@@ -196,8 +182,8 @@ def toy_model(config: LabConfig, n_tokens: int) -> nn.Module:
     return module
 
 
-def optimiser_of(module: nn.Module, config: Any) -> tuple[torch.optim.Optimizer, Any]:
-    """The optimiser of a toy lab's configuration, and its schedule: constant after 50 steps of warm-up."""
+def optimiser_of(module: nn.Module, config: LabConfig) -> tuple[torch.optim.Optimizer, Any]:
+    """The optimiser of a configuration, and its schedule: constant after 50 steps of warm-up."""
     if config.optimiser == "sgd":
         made: torch.optim.Optimizer = torch.optim.SGD(module.parameters(), lr=config.rate, momentum=0.9)
     else:

@@ -18,7 +18,6 @@ from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.lab import Lab
 from massact.records.kinds.reproduction import Reproduction
 from massact.records.kinds.scan import ScanResult, open_run
-from massact.records.kinds.shapes import ShapeLab
 from massact.records.kinds.training import Trained
 from massact.records.kinds.trajectory import Trajectory
 from massact.records.result import Result
@@ -29,7 +28,7 @@ __all__ = ["Comparison", "Result", "alone_in", "kinds", "results_in", "scan_in",
 
 # The order in which a page tells of them.
 _OURS: tuple[type[Result], ...] = (
-    ScanResult, Explanation, Intervention, Classics, Reproduction, Trained, Trajectory, Lab, ShapeLab)  # fmt: skip
+    ScanResult, Explanation, Intervention, Classics, Reproduction, Trained, Trajectory, Lab)  # fmt: skip
 
 
 @cache

@@ -198,11 +198,10 @@ def _refuse_other_kinds(path: Path) -> None:
     """Toy labs and scans of checkpoints hold several models: they are comparisons themselves."""
     if (path / "run.json").is_file():
         return
-    labs = "or scan the models in its folders model-..., and give those scans."
     for file, what, instead in (
-        ("lab.json", "a toy lab", labs), ("shapes.json", "a vision toy lab", labs),
+        ("lab.json", "a toy lab", "or scan the models in its folders model-..., and give those scans."),
         ("trajectory.json", "a scan of several checkpoints", "or the folders of the checkpoints in it."),
-    ):  # fmt: skip
+    ):
         if (path / file).is_file():
             raise UserError(f"{path} is {what}, with several models side by side already.",
                             "Runs that are compared are scans or trainings, of one model each.",

@@ -27,7 +27,6 @@ SECTIONS: tuple[Callable[[Held], Section | None], ...] = (
     others.training,
     others.checkpoints,
     others.toy_lab,
-    pictured.shape_lab,
     others.of_other_packages,
 )
 

@@ -205,9 +205,9 @@ def toy_lab(held: Held) -> Section | None:
     if lab is None:
         return None
     parts: list[Part | None] = [scanned.words_of(held, "lab")]
-    parts += curves_over(lab.lab, "variant", lab.variants, "step", (
+    parts += [_over_the_steps(lab, *panel) for panel in (
         ("backcopy_nats", "Loss of targets that repeat"), ("first_attention", "Attention on the first position"),
-        ("top1", "Greatest |h|")))  # fmt: skip
+        ("top1", "Greatest |h|"))]  # fmt: skip
     parts += [table_of("lab", lab.lab.groupby("variant", sort=False).tail(1), "Every variant at the end",
                        shown_first=True),
               table_of("lab_effects", lab.lab_effects, "Effects of edits"),
@@ -226,24 +226,13 @@ def of_other_packages(held: Held) -> Section | None:
     return Section("others", "Results of other packages", parts_of(*parts)) if parts else None
 
 
-def curves_over(
-    table: pd.DataFrame, by: str, names: Sequence[str], x: str, panels: Sequence[tuple[str, str]]
-) -> list[Part]:
-    """Small figures of a lab: a curve of a column for every training.
-
-    Args:
-        by: the column that names the trainings. names: all of them, in order.
-        x: step or layer.
-        panels: (column, title) of each figure; one that has no value is left out.
-    """
-    made: list[Part] = []
-    for column, title in panels:
-        data = []
-        for i, name in enumerate(names):
-            rows = table[table[by] == name]
-            if rows[column].notna().any():
-                said = [f"{figure_text(name)}, {x} {int(s):,}" for s in rows[x]]
-                data.append(charts.line(rows[x], rows[column], name, charts.SERIES[i % len(charts.SERIES)], text=said))
-        if data:
-            made.append(Chart(title, data, {"xaxis": {"title": {"text": x.capitalize()}}}, "", 300, width="third"))
-    return made
+def _over_the_steps(lab: Lab, column: str, title: str) -> Chart | None:
+    """A curve of a column for every variant that has it."""
+    data = []
+    for i, name in enumerate(lab.variants):
+        rows = lab.lab[lab.lab["variant"] == name]
+        if rows[column].notna().any():
+            said = [f"{figure_text(name)}, step {int(s):,}" for s in rows["step"]]
+            color = charts.SERIES[i % len(charts.SERIES)]
+            data.append(charts.line(rows["step"], rows[column], name, color, text=said))
+    return Chart(title, data, {"xaxis": {"title": {"text": "Step"}}}, "", 300, width="third") if data else None

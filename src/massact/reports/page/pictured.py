@@ -1,4 +1,4 @@
-"""Sections of images: their patches in a run, and the vision toy lab."""
+"""The section of images: their patches in a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from PIL import Image
 
 from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.scan import ScanResult
-from massact.records.kinds.shapes import ShapeLab
 from massact.reports.legible import counted, listed, number, percent, visible
-from massact.reports.page import charts, scanned
+from massact.reports.page import charts
 from massact.reports.page.held import Held
-from massact.reports.page.others import curves_over
 from massact.reports.page.parts import Chart, Gallery, Part, Picture, Section, Words, parts_of, table_of
 from massact.reports.patches import chosen_norms
 
@@ -214,25 +212,3 @@ def _attention(e: Explanation) -> list[Part]:
                               "As Fig. 13 of Sun 2024: mean over heads, queries and images.", 330,
                               width="half"))  # fmt: skip
     return made
-
-
-def shape_lab(held: Held) -> Section | None:
-    """The vision toy lab: accuracy, sizes, attention and effects of every arm."""
-    lab = held.of(ShapeLab)
-    if lab is None:
-        return None
-    behind = lab.shapes_layers[lab.shapes_layers["layer"] >= 1]
-    parts: list[Part | None] = [scanned.words_of(held, "shapes")]
-    parts += curves_over(lab.shapes, "arm", lab.arms, "step", (
-        ("accuracy", "Accuracy, held out"), ("ratio", "Greatest |h| / median |h|")))  # fmt: skip
-    parts += curves_over(behind, "arm", lab.arms, "layer", (
-        ("patch_norm_ratio", "Norm of the largest patch / median"),
-        ("patches_to_top_patch", "Attention of the patches on the most attended one"),
-        ("class_to_registers", "Attention of the class token on the registers"),
-        ("class_to_slot", "Attention of the class token on the slot")))  # fmt: skip
-    parts += [table_of("shapes", lab.shapes.groupby("arm", sort=False).tail(1), "Every arm at the end",
-                       shown_first=True),
-              table_of("shapes_effects", lab.shapes_effects, "Effects of edits"),
-              table_of("shapes_layers", lab.shapes_layers, "Every layer at the end"),
-              table_of("shapes", lab.shapes, "Every measurement")]  # fmt: skip
-    return Section("shapes", "Vision toy lab", parts_of(*parts))
