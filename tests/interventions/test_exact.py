@@ -141,3 +141,16 @@ def test_the_onset_is_that_of_all_sequences() -> None:
     assert done.info.target["site"] == "2.resid_post" == str(massive(scan.findings).site)
     early = intervene(model, ids, scan, layer=1, **QUICK)
     assert any("none of them a finding" in note for note in early.info.notes)
+
+
+def test_effects_where_no_finding_would_be_edited_are_refused() -> None:
+    """The dims are of the first half; of the second half all findings are at another: 'harmless' would be untrue."""
+    from massact.interventions.job import _same_dims
+
+    here = table([(1, 0, 0, 7, "start", 500.0)])
+    target = replace(massive(table(ROWS)), dims=(3,), cuts=(100.0,))
+    with pytest.raises(UserError, match="would be edited") as caught:
+        _same_dims([target], here, 4)
+    assert "[7]" in caught.value.why and "--no-hold-out" in caught.value.do
+    _same_dims([replace(target, dims=(3, 7))], here, 4)
+    _same_dims([target], here.iloc[:0], 4)

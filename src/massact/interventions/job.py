@@ -139,6 +139,8 @@ def intervene(
     targets = _targets(scan.findings, half, ready.n_sequences, config)
     here = scan.findings[scan.findings.sequence >= half] if other is None else None
     here = None if here is None else here.assign(sequence=here.sequence - half)
+    if here is not None and half:
+        _same_dims(targets, here, half)
     if config.exact:
         if here is None:
             raise UserError("The findings of a scan are not in another text.", "exact edits them one by one.",
@@ -199,6 +201,18 @@ def _targets(every: pd.DataFrame, half: int, n: int, config: InterveneConfig) ->
     if layer != "all":
         return (massive(findings, layer, stack),)
     return massive_everywhere(findings, massive(findings, "onset", stack).site.stack)
+
+
+def _same_dims(targets: Sequence[Massive], here: pd.DataFrame, half: int) -> None:
+    """Refuse edits that would reach no finding of the sequences whose effects are measured: all are at other dims."""
+    there = {t.site: set(findings_at(here, t.site).dim) for t in targets}
+    if any(there.values()) and not any(there[t.site] & set(t.dims) for t in targets):
+        dims = sorted(set().union(*there.values()))
+        raise UserError(
+            f"No finding of the sequences from {half} on, whose effects are measured, would be edited.",
+            f"They are at dims {dims}; dims, cuts and means are of the sequences before, whose findings are at others.",
+            "Use --no-hold-out, or more sequences.",
+        )
 
 
 def _info(

@@ -129,7 +129,8 @@ def logits_of(model: Model, batch: Batch) -> Tensor:
     if not isinstance(logits, Tensor):
         raise NoHead(
             f"{model.name or 'The model'} gives no logits, so an edit has no effect to measure on it.",
-            do="Load it with its language-model or classification head; for images give --head or --zero-shot.",
+            do="Load it with its language-model or classification head; for images give --head or --zero-shot; a "
+            "module of your own must give an output with `logits` of tokens, (B, T, V), or of classes, (B, C).",
         )
     return logits
 
@@ -300,8 +301,9 @@ def predicted(
     if asked.ids_BT is None and not set(asked.batch.inputs) & {"input_values", "input_features"}:
         raise UserError(
             f"The model gives outputs of shape {tuple(logits.shape)} for inputs that are no tokens.",
-            "They are no classes of an image, and there is no text that they predict.",
-            "Load it with a classification head.",
+            "They are no classes, and there is no text that they predict.",
+            "Load it with a classification head, whose logits are (B, C); for a measure of your own run the "
+            "model under massact.edited(...).",
         )
     if asked.ids_BT is None:
         task = Task(None)  # frames of sound: nothing is their target

@@ -63,6 +63,6 @@ def near(name: str, names: Iterable[str], kind: str = "Known") -> str:
     """
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    listing = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    listing = ", ".join(known[:24]) + (f" and {len(known) - 24:,} more" if len(known) > 24 else "")
     hint = f"Did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
     return f"{hint}{kind}: {listing}."

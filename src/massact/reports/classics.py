@@ -148,7 +148,9 @@ def _rogue_dims(n: Numbers) -> list[str]:
         told.append("After the fixes: " + ", ".join(f"{visible(k)} {number(v)}" for k, v in fixed.items()) + ".")
     if "rogue" in kl:
         parts = ", ".join(f"{k} {number(v)}" for k, v in kl.items())
-        told.append(f"KL of the prediction without one dim, in nats, by kind of dim: {parts}.")
+        of = f" ({_dims(n['rogue_dims'])})" if len(n["rogue_dims"]) else ""
+        told.append(f"KL of the prediction without one dim, in nats, mean over the dims of a kind: {parts}; rogue are "
+                    f"the {counted(len(n['rogue_dims']), 'dim')} with most of the similarity{of}.")  # fmt: skip
     return told
 
 

@@ -81,7 +81,7 @@ def _sentence(row: pd.Series) -> str:
 
 
 def _sizes(row: pd.Series) -> str:
-    return f"max |h| {number(row['max'])}, largest |h| / median {number(row['ratio'])}"
+    return f"max |h| {number(row['max'])}, largest ratio |h| / median {number(row['ratio'])}"
 
 
 def _group_sentence(name: str, rows: pd.DataFrame) -> str:
@@ -89,7 +89,8 @@ def _group_sentence(name: str, rows: pd.DataFrame) -> str:
     text = f"{visible(name)}: mean held-out loss {shown(mean, 'eval_loss')} nats"
     text += f" ({shown(low, 'eval_loss')} to {shown(high, 'eval_loss')})"
     if mean["scanned"]:
-        text += f"; largest |h| / median {number(low['ratio'])} to {number(high['ratio'])}, massive in {_massive(mean)}"
+        ratios = f"{number(low['ratio'])} to {number(high['ratio'])}"
+        text += f"; largest ratio |h| / median {ratios}, massive in {_massive(mean)}"
     return text + "."
 
 

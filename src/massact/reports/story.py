@@ -116,17 +116,20 @@ def _sinks(e: Explanation) -> list[str]:
         always = int((heads["sink_rate"] > 0.5).sum())
         told.append(
             f"{always:,} of {counted(len(heads), 'head')} {'has' if always == 1 else 'have'} position 0 as a sink in "
-            f"most sequences (alpha_0 > {number(eps)}, Gu 2025)."
+            f"most sequences (alpha_0 > {number(eps)}, over all queries, the one at position 0 among them; Gu 2025)."
         )
         later = e.sinks[(e.sinks["pos"] > 0) & (e.sinks["heads"] > 0)]
         if len(later):
             tokens = later.groupby(["token", "position_class"]).size().sort_values(ascending=False, kind="stable")
             named = [f"{quoted(t)} ({visible(c)}, {n:,})" for (t, c), n in tokens.items()]
             at = _layers_of(later)
+            # Every token with findings has its row.
+            some = bool((e.sinks["finding"] & (e.sinks["pos"] > 0)).any())
+            on = (f"{percent(later['finding'].mean())} of them are on tokens with findings" if some else
+                  "no token behind position 0 has findings")  # fmt: skip
             told.append(
                 f"Secondary sinks, not at position 0 (a token that is a sink of at least one head counts once for each "
-                f"layer): {len(later):,} at {at}, on {listed(named, 5)}; {percent(later['finding'].mean())} of them "
-                "are on tokens with findings."
+                f"layer): {len(later):,} at {at}, on {listed(named, 5)}; {on}."
             )
         else:
             told.append("No head has a sink at any later position that enough queries see.")

@@ -29,7 +29,7 @@ class Rule:
     Args:
         name, formula, source: as recorded.
         kind: what a finding is: element (one scalar), token, dim or layer.
-        thresholds: its constants.
+        thresholds: its constants. changed: whether one of them is another than was published.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Rule:
     source: str
     kind: str
     thresholds: dict[str, float]
+    changed: bool = False
 
     @property
     def magnitude(self) -> float | None:
@@ -73,7 +74,8 @@ class Rule:
             if not n:
                 left.append(f"{name} {number(value, 6)}")
         inside = "; ".join(part for part in (text, ", ".join(left)) if part)
-        return f"{self.name} ({inside})" if inside else self.name
+        name = f"{self.name} with other constants than published" if self.changed else self.name
+        return f"{name} ({inside})" if inside else name
 
 
 def rule_of(result: ScanResult | Trajectory) -> Rule:
@@ -81,12 +83,15 @@ def rule_of(result: ScanResult | Trajectory) -> Rule:
     record = result.info.criterion or {}
     recorded = record.get("thresholds")
     thresholds = {visible(k): real(v) for k, v in recorded.items()} if isinstance(recorded, dict) else {}
+    told = record.get("published")
+    published = {visible(k): real(v) for k, v in told.items()} if isinstance(told, dict) else {}
     return Rule(
         visible(record.get("name")) or "the criterion",
         visible(record.get("formula")),
         visible(record.get("source")),
         visible(record.get("kind")) or "element",
         {k: v for k, v in thresholds.items() if not math.isnan(v)},
+        any(v != thresholds.get(k, v) for k, v in published.items() if not math.isnan(v)),
     )
 
 

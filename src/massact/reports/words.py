@@ -350,7 +350,7 @@ def _side(side: dict[str, Any]) -> str:
     if "unavailable" in side:
         return f"not available: {_reason(side)}"
     n, count = int(real(side.get("n_sequences", 0))), int(real(side.get("n_findings", 0)))
-    found, ratio = f"{_rate(count, n)}{_of_first(n)}", f"largest |h| / median {number(side.get('largest_ratio'))}"
+    found, ratio = f"{_rate(count, n)}{_of_first(n)}", f"largest ratio |h| / median {number(side.get('largest_ratio'))}"
     if not count:
         return f"{found}; {ratio}."
     dims = [d for d in side.get("dims") or [] if int(d) >= 0]

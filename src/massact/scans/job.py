@@ -215,7 +215,8 @@ def ready_corpus(
         if model.tokenizer is None:
             raise UserError(
                 f"{model.name or 'The model'} comes without a tokenizer, so it cannot read text.",
-                do="Give token ids (a (sequences, tokens) tensor), or load(..., tokenizer=...).",
+                do="Put its tokenizer's files into its folder; in Python give token ids (a (sequences, tokens) tensor) "
+                "or load(..., tokenizer=...).",
             )
         source = source.encode(
             model.tokenizer,
