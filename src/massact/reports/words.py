@@ -312,7 +312,7 @@ def _null(null: dict[str, Any], result: ScanResult) -> list[str]:
     ours = _in_first(result, n)
     beside = "" if ours is None or not n else f"; the model has {_rate(ours, n)} there"
     return [
-        f"A random-init twin of the same architecture has {_rate(count, n)}{_of_first(n)} (largest |h| / "
+        f"A random-init twin of the same architecture has {_rate(count, n)}{_of_first(n)} (largest ratio |h| / "
         f"median {number(null.get('largest_ratio'))}, largest |h| {number(null.get('largest_magnitude'))}){beside}."
     ]
 
