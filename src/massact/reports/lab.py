@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from massact.records.kinds.lab import Lab
+from massact.records.sun2024 import MAGNITUDE, RATIO, WORDS
 from massact.reports.legible import cell, number, or_dash, percent, real, visible
 from massact.reports.lettering import PLAIN, STACKS, lettered
 from massact.reports.terminal import _framed, _Section, _table
@@ -112,10 +113,10 @@ def _not_shown(lab: Lab) -> str:
     """What a reader must not take this for."""
     top, ratio = real(lab.lab["top1"].max()), real(lab.lab["ratio"].max())
     intervals = "Intervals are over the sequences of one training: other seeds differ by more."
-    if top > 100 and ratio >= 1000:
+    if top > MAGNITUDE and ratio >= RATIO:
         return intervals
     return (
-        f"What this does not show: massive activations (|h| > 100 and >= 1,000 x the median). The greatest |h| is "
+        f"What this does not show: massive activations ({WORDS}). The greatest |h| is "
         f"{number(top)}, the greatest ratio {number(ratio)}: the mechanism shows in direction, not in size. {intervals}"
     )
 

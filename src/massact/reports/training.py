@@ -7,6 +7,7 @@ import math
 from rich.console import Console
 
 from massact.records.kinds.training import Trained
+from massact.records.sun2024 import WORDS
 from massact.reports.legible import cell, counted, number, or_dash, real, visible
 from massact.reports.terminal import _framed, _Section, _table
 
@@ -29,7 +30,7 @@ def training_in_words(t: Trained) -> list[str]:
     massive = [a for a in t.info.alarms if a.get("level") == "massive"]
     if massive:
         a = massive[0]
-        words.append(f"Massive activations (|h| > 100 and >= 1000 x the median) from step {_count(a.get('step'))} on, "
+        words.append(f"Massive activations ({WORDS}) from step {_count(a.get('step'))} on, "
                      f"first at layer {_count(a.get('layer'))}: {number(a.get('top1'))}, {number(a.get('ratio'))} x "
                      "the median.")  # fmt: skip
     elif len(t.monitor):

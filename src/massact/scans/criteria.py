@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from massact.records import sun2024
 from massact.records.errors import UserError, near
 
 
@@ -123,7 +124,7 @@ class Criterion:
 
 def _sun2024(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
     c = e.candidates
-    return c[(c.magnitude > t["magnitude"]) & (c.magnitude >= t["ratio"] * c["median"])]
+    return c[sun2024.massive(c.magnitude, c["median"], t["magnitude"], t["ratio"])]
 
 
 def _gallego2025(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
@@ -211,6 +212,7 @@ def _layer_rule(column: str) -> Rule:
 
 
 _NONE = float("nan")
+SUN2024 = {"magnitude": sun2024.MAGNITUDE, "ratio": sun2024.RATIO}
 
 CRITERIA: dict[str, Criterion] = {
     c.name: c
@@ -218,7 +220,7 @@ CRITERIA: dict[str, Criterion] = {
         Criterion(
             "sun2024",
             "|h| > magnitude and |h| >= ratio x median|h| of that hidden state (all its tokens and dims)",
-            {"magnitude": 100.0, "ratio": 1000.0},
+            SUN2024,
             "Sun et al. 2024, arXiv 2402.17762, Section 2",
             "element",
             _sun2024,
@@ -250,7 +252,7 @@ CRITERIA: dict[str, Criterion] = {
         Criterion(
             "heretic2025",
             "sun2024 and ||h| - median| >= mad x MAD and rank <= cluster and its dim in >= layers of the layers",
-            {"magnitude": 100.0, "ratio": 1000.0, "mad": 1000.0, "cluster": 3.0, "layers": 0.25},
+            {**SUN2024, "mad": 1000.0, "cluster": 3.0, "layers": 0.25},
             "p-e-w/heretic pull request 154",
             "element",
             _heretic2025,

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from massact.models import Model, load, with_attention
 from massact.records.anatomy import AttentionPlace, Place
 from massact.records.errors import ProofError, UserError, WorkError
+from massact.records.sun2024 import massive
 from massact.records.tables import frame
 from massact.stats import Dynamics, fit_dynamics
 from massact.trace.attention import AttentionCall, attending
@@ -33,7 +34,6 @@ from massact.trace.hooks import tapped
 
 log = logging.getLogger("massact")
 
-MASSIVE = (100.0, 1000.0)  # sun2024: |h| > 100 and |h| >= 1000 x median
 _HIDDEN = ("top1", "top2", "top3", "median", "ratio", "at_first", "massive", "warned", "nonfinite")
 _ATTENTION = ("sink_mass", "value_drain")
 LOGGED = ("top1", "top2", "top3", "median", "ratio", "sink_mass", "value_drain")
@@ -371,12 +371,9 @@ def hidden_sums(h_BTD: Tensor, sequences: int, warn: tuple[float, float]) -> Ten
     top_B3 = nn.functional.pad(top.values, (0, 3 - top.values.shape[1]), value=float("nan"))
     median_B = torch.where(finite_BN, mag_BN, float("nan")).nanmedian(1).values
     ratio_B = top_B3[:, 0] / median_B
-
-    def met(magnitude: float, ratio: float) -> Tensor:
-        return (top_B3[:, 0] > magnitude) & (top_B3[:, 0] >= ratio * median_B)
-
     per_B = [
-        *top_B3.unbind(1), median_B, ratio_B, top.indices[:, 0] < h_BTD.shape[-1], met(*MASSIVE), met(*warn),
+        *top_B3.unbind(1), median_B, ratio_B, top.indices[:, 0] < h_BTD.shape[-1],
+        massive(top_B3[:, 0], median_B), massive(top_B3[:, 0], median_B, *warn),
         (~finite_BN).sum(1), torch.ones_like(median_B),
     ]  # fmt: skip
     return torch.stack([x.to(x_BN.dtype) for x in per_B], 1).sum(0).to(_wide(x_BN.device))

@@ -10,6 +10,7 @@ import pandas as pd
 
 from massact.records.result import Result, table
 from massact.records.sidecars import Sidecar
+from massact.records.sun2024 import WORDS
 from massact.records.tables import Columns
 
 TABLES: dict[str, Columns] = {
@@ -32,7 +33,7 @@ TABLES: dict[str, Columns] = {
         "median": ("float64", "median |h| of a sequence's hidden state, mean over sequences"),
         "ratio": ("float64", "top1 / median of each sequence, mean over sequences"),
         "at_first": ("float64", "share of sequences whose top1 sits at position 0"),
-        "massive": ("float64", "share of sequences with |h| > 100 and |h| >= 1000 x median (sun2024)"),
+        "massive": ("float64", f"share of sequences with {WORDS} (sun2024)"),
         "warned": ("float64", "share of sequences that meet the earlier warning"),
         "sink_mass": ("float64", "attention on position 0 of the queries behind it, mean over heads; NaN: not seen"),
         "value_drain": ("float64", "norm of the value of position 0 over the mean norm of the others; NaN: not seen"),
