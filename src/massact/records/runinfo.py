@@ -79,7 +79,7 @@ class RunInfo:
     seed: int = 0
     status: str = "running"
     error: str | None = None
-    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
     wall_s: float = 0.0
     versions: dict[str, str] = field(default_factory=lambda: versions())
     git: dict[str, Any] = field(default_factory=dict)

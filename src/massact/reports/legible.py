@@ -48,7 +48,7 @@ def number(value: Any, digits: int = 3, table: bool = False, whole: float = 1.0)
         return "inf" if x > 0 else "-inf"
     if x == 0:
         return "0"
-    while digits < 8 and round(abs(x), _decimals(x, digits)) == whole and abs(abs(x) / whole - 1) > ROUNDING:
+    while digits < 8 and ROUNDING < abs(abs(x) / whole - 1) < 0.5 and round(abs(x), _decimals(x, digits)) == whole:
         digits += 1
     if not 1e-3 <= abs(x) < 1e7:
         mantissa, exponent = f"{x:.{digits - 1}e}".split("e")

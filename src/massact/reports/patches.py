@@ -76,7 +76,8 @@ def _some(layers: list[int], onset: int | None) -> list[int]:
 
 def draw_scan_histograms(result: ScanResult) -> Figure | None:
     """Norms of the patches of all images at every layer."""
-    return draw_norm_histograms(result.patch_norms) if len(result.patch_norms) else None
+    drawable = np.isfinite(result.patch_norms[["low", "high"]]).all(axis=1)
+    return draw_norm_histograms(result.patch_norms) if drawable.any() else None
 
 
 def draw_scan_neighbours(result: ScanResult) -> Figure | None:

@@ -158,6 +158,7 @@ def draw_norm_histograms(histograms: pd.DataFrame, layers: Sequence[int] | None 
         UserError: there is nothing to draw.
     """
     mine = histograms if layers is None else histograms[histograms["layer"].isin(list(layers))]
+    mine = mine[np.isfinite(mine[["low", "high"]]).all(axis=1)]
     shown = sorted(mine["layer"].unique())
     if not shown:
         raise UserError("There are no histograms of these layers.")
