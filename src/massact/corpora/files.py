@@ -18,10 +18,10 @@ MOST_BYTES = 2 << 30  # of one text: it is held in memory, several times over
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+AUDIO_SUFFIXES = (".wav", ".flac")
 # How files end that are a corpus of text, images or sound.
-CORPUS_SUFFIXES = (
-    *JSONL_SUFFIXES, *TEXT_SUFFIXES, ".csv", ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".wav", ".flac"
-)  # fmt: skip
+CORPUS_SUFFIXES = (*JSONL_SUFFIXES, *TEXT_SUFFIXES, ".csv", *IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
 # A name that ends so is a path, also when nothing is there: the message is then about a missing file.
 PATH_SUFFIXES = (*CORPUS_SUFFIXES, ".json", ".tsv", ".parquet", ".gz", ".zst", ".pdf", ".html")
 

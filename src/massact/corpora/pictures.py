@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from massact.corpora.files import JSONL_SUFFIXES, TEXT_SUFFIXES, csv_rows, files_in, named_file
+from massact.corpora.files import IMAGE_SUFFIXES, JSONL_SUFFIXES, TEXT_SUFFIXES, csv_rows, files_in, named_file
 from massact.records.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image")
 # What Pillow may decode, whatever a file is called: raster formats that it reads by itself. EPS, for one, it hands to
 # ghostscript, which runs the program in the file; other formats are refused because nobody photographs in them.

@@ -12,11 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from massact.corpora.files import JSONL_SUFFIXES, TEXT_SUFFIXES, csv_rows, files_in, named_file, read_text
+from massact.corpora.files import (
+    AUDIO_SUFFIXES,
+    JSONL_SUFFIXES,
+    TEXT_SUFFIXES,
+    csv_rows,
+    files_in,
+    named_file,
+    read_text,
+)
 from massact.corpora.pictures import is_image_name
 from massact.records.errors import UserError
 
-AUDIO_SUFFIXES = (".wav", ".flac")
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC")  # as libsndfile calls what these endings mean; it starts no programs
 MOST_BYTES = 4 << 30  # of one recording as float32: a few bytes of flac can say that they are hours
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "audio")

@@ -113,6 +113,7 @@ def evaluate(
     after: dict[str, list[dict[str, np.ndarray]]] = {n: [] for n in names}
     own: dict[str, list[dict[str, np.ndarray]]] = {n: [] for n in names}
     fired = {n: Fired(n) for n in names}
+    unseen = {e.name: unseen_attention(model, e) for e in edits}
     done, task = 0, task_of(model, since, corpus=corpus)
     for batch in corpus.batches(batch_size):
         truth = None if labels is None else labels[list(batch.sequences)]
@@ -135,9 +136,9 @@ def evaluate(
             moved = rows[-1] if rows and _reads_text(asked, task) else None
             said = predicted(changed, asked, truth, task, moved=moved, among=before)
             new, old = _alike(before, said)
-            unseen = unseen_attention(model, edit)
-            after[edit.name].append(new | now.behind(where, unseen))
-            own[edit.name].append(old | _over_the_same(model, asked, first, now).behind(where, unseen))
+            after[edit.name].append(new | now.behind(where, unseen[edit.name]))
+            same = _over_the_same(model, asked, first, now)
+            own[edit.name].append(old | same.behind(where, unseen[edit.name]))
         done += len(batch.sequences)
         if progress is not None:
             progress(done, corpus.n_sequences)

@@ -21,10 +21,10 @@ from massact.records.anatomy import AttentionPlace
 from massact.records.sites import Site
 from massact.stats.heads import HeadOptions, HeadStats, Queries, Targets
 from massact.stats.protocol import Where
-from massact.trace import AttentionEdit, Together
+from massact.trace import AttentionEdit
 from massact.trace.as_proved import check_calls
 from massact.trace.attention import AttentionCall, attending
-from massact.trace.edits import AnyEdit
+from massact.trace.edits import AnyEdit, parts_of
 from massact.trace.hooks import tapped
 from massact.trace.measurements import attended_sequences
 from massact.trace.text_rows import TextRows
@@ -82,8 +82,7 @@ class Masses:
 
 def unseen_attention(model: Model, edit: AnyEdit) -> set[Site]:
     """Calls whose output an edit writes anew: they are seen before it, not with the probabilities that it makes."""
-    parts = edit.edits if isinstance(edit, Together) else (edit,)
-    return {s for e in parts if isinstance(e, AttentionEdit) for s in model.anatomy.select_attention(e.site)}
+    return {s for e in parts_of(edit) if isinstance(e, AttentionEdit) for s in model.anatomy.select_attention(e.site)}
 
 
 @contextmanager

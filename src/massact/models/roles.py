@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from massact.records.anatomy import Block, Place
 from massact.records.errors import ProofError
+from massact.trace.as_proved import BATCH_FIRST
 from massact.trace.hooks import AllSeen, Tap, tapped
 
 Write = tuple[str, int]  # (module, which call of it)
@@ -114,8 +115,7 @@ def _first_axis(trial: _Trial) -> ProofError:
         f"{trial.name} of block {trial.block.module!r} mixes the entries of the first axis, and none of the second: "
         f"its {tuple(trial.stream_BTD.shape)} tensors are (tokens, batch, width).",
         "massact counts positions along the second axis, so every position it reported would be wrong.",
-        "Let its blocks take and give (batch, tokens, width): build it with batch_first=True, or transpose only inside "
-        "the module that attends, on its way in and on its way out.",
+        BATCH_FIRST,
     )
 
 

@@ -40,6 +40,11 @@ def read_info(directory: str | Path) -> RunInfo:
     return RunInfo.from_json(text, str(file))
 
 
+def finished(directory: Path) -> bool:
+    """Whether there is a scan in a directory that came to its end; False where there is none."""
+    return is_folder(directory) and (directory / "run.json").is_file() and read_info(directory).status == "ok"
+
+
 def is_folder(path: Path) -> bool:
     """Whether there is a folder; of a path that no folder can have, False."""
     try:

@@ -412,7 +412,7 @@ def _installed(root: nn.Module, taps: _Taps) -> Iterator[None]:
     try:
         for name, module in root.named_modules():
             # Those inside as well: what they attend is not the outer one's, and must not be counted as its.
-            if taps.wanted is None or any(name == w or not w or name.startswith(f"{w}.") for w in taps.wanted):
+            if taps.wanted is None or not taps.wanted.isdisjoint(_around(name)):
                 handles.append(module.register_forward_pre_hook(enter(name)))
                 handles.append(module.register_forward_hook(leave, always_call=True))
         with ExitStack() as stack:
@@ -423,6 +423,12 @@ def _installed(root: nn.Module, taps: _Taps) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _around(name: str) -> list[str]:
+    """A module and those that it lies in, the root ("") first."""
+    parts = name.split(".") if name else []
+    return [".".join(parts[:i]) for i in range(len(parts) + 1)]
 
 
 @contextmanager

@@ -121,7 +121,13 @@ class Together:
     edits: tuple[Edit | WeightEdit | InputEdit | AttentionEdit | AddedTokens, ...]
 
 
-AnyEdit = Edit | WeightEdit | InputEdit | AttentionEdit | AddedTokens | Together
+SingleEdit = Edit | WeightEdit | InputEdit | AttentionEdit | AddedTokens
+AnyEdit = SingleEdit | Together
+
+
+def parts_of(edit: AnyEdit) -> tuple[SingleEdit, ...]:
+    """The edits that one consists of: itself, or those that are done together."""
+    return edit.edits if isinstance(edit, Together) else (edit,)
 
 
 @dataclass
@@ -166,8 +172,7 @@ def edited(
         WorkError: on leaving, an edit did not fire or changed nothing (not if the body raised).
     """
     fired = [Fired(e.name) for e in edits]
-    several = [e.edits if isinstance(e, Together) else (e,) for e in edits]
-    parts = [(one, done) for group, done in zip(several, fired, strict=True) for one in group]
+    parts = [(one, done) for edit, done in zip(edits, fired, strict=True) for one in parts_of(edit)]
     live = _Live(tuple(sequences), rows)
     with ExitStack() as stack:
         taps: list[Any] = []

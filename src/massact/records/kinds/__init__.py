@@ -10,9 +10,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from massact.records.errors import UserError
-from massact.records.kinds import comparison
 from massact.records.kinds.classics import Classics
-from massact.records.kinds.comparison import Comparison
+from massact.records.kinds.comparison import TABLES as COMPARED
 from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.lab import Lab
@@ -24,7 +23,7 @@ from massact.records.result import Result
 from massact.records.run import is_folder
 from massact.records.tables import Columns
 
-__all__ = ["Comparison", "Result", "alone_in", "kinds", "results_in", "scan_in", "tables"]
+__all__ = ["Result", "alone_in", "kinds", "results_in", "scan_in", "tables"]
 
 # The order in which a page tells of them.
 _OURS: tuple[type[Result], ...] = (
@@ -50,7 +49,7 @@ def kinds() -> dict[str, type[Result]]:
 
 def tables() -> dict[str, Columns]:
     """Every table of every kind: name -> its columns."""
-    every = [*(kind.TABLES for kind in kinds().values()), comparison.TABLES]
+    every = [*(kind.TABLES for kind in kinds().values()), COMPARED]
     return {name: columns for declared in every for name, columns in declared.items()}
 
 

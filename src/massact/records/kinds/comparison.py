@@ -17,7 +17,7 @@ from massact.records.kinds.scan import TABLES as SCANNED
 from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.kinds.training import Trained
 from massact.records.result import table
-from massact.records.run import is_folder, read_info
+from massact.records.run import finished, is_folder
 from massact.records.runinfo import jsonable
 from massact.records.tables import Columns, declare, write_table
 
@@ -210,9 +210,7 @@ def _refuse_other_kinds(path: Path) -> None:
 
 def _scan_of(place: Path) -> ScanResult | None:
     """The scan of a training; None where there is none, or none that was finished."""
-    if not (place / "run.json").is_file() or read_info(place).status != "ok":
-        return None
-    return open_run(place)
+    return open_run(place) if finished(place) else None
 
 
 def _quoted(path: Path) -> str:

@@ -11,7 +11,7 @@ from massact.records.errors import UserError
 from massact.records.kinds import alone_in, kinds, scan_in
 from massact.records.kinds.scan import ScanResult
 from massact.records.result import Result
-from massact.records.run import read_info
+from massact.records.run import finished
 from massact.reports.legible import visible
 
 R = TypeVar("R", bound=Result)
@@ -93,11 +93,7 @@ def hold(run: Any, label: str = "") -> Held:
     found = alone_in(path)
     if not found or os.path.isfile(path / "run.json"):
         found += scan_in(path)
-    elif _finished(path / "scan"):
+    elif finished(path / "scan"):
         found += scan_in(path / "scan")
     held.results = {one.KIND: one for one in found}
     return held
-
-
-def _finished(place: Path) -> bool:
-    return os.path.isfile(place / "run.json") and read_info(place).status == "ok"
