@@ -17,7 +17,7 @@ from massact.classics import CLASSICS, classics
 from massact.records.kinds.classics import Classics
 from massact.records.tables import columns_of
 from massact.reports import classics_in_words
-from massact.reports.classics import SENTENCES, draw_classics
+from massact.reports.kinds.classics import SENTENCES, draw_classics
 from tests.cli.test_cli import run
 from tests.cli.test_explain import files, refused
 from tests.cli.test_intervene import copied, scanned  # noqa: F401  (fixtures)

@@ -18,7 +18,7 @@ import massact as ma
 from massact.models.loading import EMBEDDED, _folder
 from massact.records.kinds.explanation import Explanation
 from massact.reports import story_in_words
-from massact.reports.attention import EXPLAIN_FIGURES
+from massact.reports.kinds.explanation.attention import EXPLAIN_FIGURES
 from tests.cli.runs import copied_run, scanned_run
 from tests.cli.test_cli import run
 

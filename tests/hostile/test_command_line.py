@@ -38,7 +38,7 @@ HEAVY = ("massact.models.load", "massact.training.train", "massact.training.lab.
          "massact.explanations.saved_run.reopen", "massact.interventions.saved_run.reopen",
          "massact.classics.saved_run.reopen", "massact.scans.scan_checkpoints",
          "massact.reproductions.reproduce")  # fmt: skip
-DRAWN = ("massact.reports.draw", "massact.reports.page.reported.draw")
+DRAWN = ("massact.reports.draw", "massact.reports.documents.draw")
 SMALL = ["--n-sequences", "1", "--seq-len", "8", "--no-null", "--no-bos-contrast", "--device", "cpu"]
 
 

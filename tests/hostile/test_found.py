@@ -22,7 +22,7 @@ from massact.records.kinds.training import Trained
 from massact.records.sidecars import Sidecar, save_beside
 from massact.records.tables import frame
 from massact.reports import show
-from massact.reports.legible import token_list
+from massact.reports.spelling import token_list
 from massact.training import apply_variant
 from tests.families import build
 from tests.hostile.damage import limits

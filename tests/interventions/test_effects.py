@@ -34,7 +34,7 @@ from massact.records.kinds.intervention import InterveneInfo, Intervention
 from massact.records.sites import Site
 from massact.records.tables import columns_of, frame
 from massact.reports import effects_in_words, verdict
-from massact.reports.effects import draw_effects
+from massact.reports.kinds.intervention import draw_effects
 from massact.trace import Edit, WeightEdit, edited
 from tests.families import build
 from tests.photographs import photographs

@@ -16,7 +16,7 @@ from massact.interventions import QUARTET, exactly, intervene, massive, zero
 from massact.models import Model
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
-from massact.reports.effects import effects_in_words
+from massact.reports.kinds.intervention import effects_in_words
 from tests.families import build
 from tests.interventions.test_catalogue import table
 

@@ -17,7 +17,7 @@ from massact.models import first_ids
 from massact.positions import ready_sound, tokens_of
 from massact.positions.frames import frames_of
 from massact.records.errors import UserError
-from massact.reports.words import answer_in_words
+from massact.reports.kinds.scan.words import answer_in_words
 from tests.families import build
 from tests.sounds import CONTENT, POSITIONS, RATE, folder, sweep, tokenizer, wav2vec2, whisper, whisper_extractor
 

@@ -9,7 +9,7 @@ import pytest
 
 from massact.records.kinds.classics import Classics, ClassicsInfo
 from massact.reports import classics_in_words
-from massact.reports.legible import number
+from massact.reports.spelling import number
 
 
 def told(name: str, numbers: dict[str, Any]) -> str:

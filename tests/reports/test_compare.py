@@ -21,9 +21,9 @@ from massact.records.errors import UserError
 from massact.records.kinds.comparison import Comparison, labels_of, open_compared
 from massact.records.tables import columns_of, read_table
 from massact.reports import compare, comparison_in_words, draw, show, to_json
-from massact.reports.compare_figures import COMPARE_FIGURES, draw_compare_layers, draw_compare_magnitudes
-from massact.reports.legible import cell
-from massact.reports.side_by_side import shown
+from massact.reports.kinds.comparison.figures import COMPARE_FIGURES, draw_compare_layers, draw_compare_magnitudes
+from massact.reports.kinds.comparison.words import shown
+from massact.reports.spelling import cell
 
 
 def compared_runs(paths: list[Path], labels: tuple[str, ...] = (), by_seed: bool = True) -> Comparison:

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from massact.records.kinds.comparison import open_compared
 from massact.reports import compare, show
-from massact.reports.side_by_side import places_of
-from massact.reports.views import views
+from massact.reports.kinds.comparison.words import places_of
+from massact.reports.kinds.scan.views import views
 
 
 def test_places_are_those_of_the_findings() -> None:

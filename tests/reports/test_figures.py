@@ -19,11 +19,11 @@ from PIL import Image
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
 from massact.reports import draw
-from massact.reports.census import draw_census
-from massact.reports.curves import draw_headroom, draw_layers, draw_norms
+from massact.reports.kinds.scan.census import draw_census
+from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
+from massact.reports.kinds.scan.portrait import draw_magnitudes, outline, peaks
+from massact.reports.kinds.scan.views import rule_of
 from massact.reports.lettering import lettered, style, token_label
-from massact.reports.portrait import draw_magnitudes, outline, peaks
-from massact.reports.views import rule_of
 
 NAMES = ("layers", "magnitudes", "census", "headroom", "norms")
 

@@ -10,7 +10,7 @@ import synthetic
 from hypothesis import given
 from hypothesis import strategies as st
 
-from massact.reports.legible import (
+from massact.reports.spelling import (
     cell,
     counted,
     listed,

@@ -23,7 +23,7 @@ from massact.records.kinds.scan import ScanResult
 from massact.records.sidecars import Sidecar
 from massact.records.tables import frame
 from massact.reports import report
-from massact.reports.page.closing import command_of
+from massact.reports.provenance import command_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

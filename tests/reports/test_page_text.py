@@ -19,9 +19,9 @@ from test_trajectory import growing
 from massact.records.errors import UserError
 from massact.records.tables import read_table
 from massact.reports import report
-from massact.reports.legible import HIDDEN
-from massact.reports.page.markup import figure_text, inlined_json, md, prose, tag, tex
-from massact.reports.page.parts import shown_value
+from massact.reports.parts import shown_value
+from massact.reports.render.markup import figure_text, inlined_json, md, prose, tag, tex
+from massact.reports.spelling import HIDDEN
 from tests.cli.test_cli import run as massact
 
 ANYTHING = st.text(alphabet=st.characters(exclude_categories=[]), max_size=60) | st.sampled_from(hostile_run.EVIL)

@@ -18,9 +18,9 @@ from massact.records.answer import Answer, Peak, StackAnswer
 from massact.records.kinds.scan import ScanResult
 from massact.records.tables import columns_of, frame
 from massact.reports import answer_in_words, draw, show, to_json
-from massact.reports.page.assembled import page_of
-from massact.reports.page.held import hold
-from massact.reports.page.written import html
+from massact.reports.contents import contents_of
+from massact.reports.pages import page_of
+from massact.reports.render.html import html
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(synthetic.HOSTILE)
 REAL = st.floats() | st.sampled_from([0.0, 1.0, 100.0, 1e-30, 1e38])
@@ -119,7 +119,7 @@ def test_any_tables_can_be_drawn(tmp_path: Path, result: ScanResult) -> None:
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(results())
 def test_any_tables_have_a_page(result: ScanResult) -> None:
-    read_page.check(read_page.read(html(page_of(hold(result)))))
+    read_page.check(read_page.read(html(page_of(contents_of(result)))))
 
 
 def test_the_room_does_not_import_torch_or_pyplot() -> None:

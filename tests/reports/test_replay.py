@@ -18,7 +18,7 @@ from typer.main import get_command
 import massact as ma
 from massact.cli import app
 from massact.records.sidecars import Sidecar
-from massact.reports.page.closing import COMMAND, command_of
+from massact.reports.provenance import COMMAND, command_of
 from tests.cli.test_cli import run
 
 PROMPTS = [

@@ -19,8 +19,8 @@ from synthetic import HOSTILE
 from massact.records.kinds.explanation import ExplainInfo, Explanation
 from massact.records.tables import columns_of, frame
 from massact.reports import draw, show, story_in_words, to_json
-from massact.reports.attention import EXPLAIN_FIGURES
-from massact.reports.story import CAUSES
+from massact.reports.kinds.explanation.attention import EXPLAIN_FIGURES
+from massact.reports.kinds.explanation.words import CAUSES
 
 L, H, T = 4, 3, 8
 

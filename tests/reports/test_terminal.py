@@ -18,9 +18,9 @@ from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import jsonable
 from massact.records.tables import frame
 from massact.reports import show, to_json
-from massact.reports.legible import cell, percent
-from massact.reports.terminal import kept_rows
-from massact.reports.views import views
+from massact.reports.kinds.scan.views import views
+from massact.reports.render.terminal import kept_rows
+from massact.reports.spelling import cell, percent
 
 
 def printed(result: ScanResult, width: int = 80, encoding: str = "utf-8", **options: bool) -> str:

@@ -10,8 +10,8 @@ import synthetic
 
 from massact.records.kinds.scan import ScanResult
 from massact.reports import answer_in_words
-from massact.reports.legible import number, percent
-from massact.reports.views import rule_of
+from massact.reports.kinds.scan.views import rule_of
+from massact.reports.spelling import number, percent
 
 
 def golden(name: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import massact as ma
-from massact.reports.words import answer_in_words
+from massact.reports.kinds.scan.words import answer_in_words
 from tests.planted import Plant, Planted
 
 

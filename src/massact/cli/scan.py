@@ -165,7 +165,7 @@ def _scan_all(model: str | None, revisions: str | None, corpus: str | None, aske
     found = checkpoints_in(model) if revisions is None else revisions_of(model, revisions)
     out, quiet = asked.out, asked.quiet or asked.json
     if not quiet:
-        from massact.reports.legible import visible
+        from massact.reports.spelling import visible
 
         names = [visible(c.name) for c in found]
         some = names if len(names) <= 12 else [*names[:6], "...", *names[-5:]]

@@ -8,18 +8,19 @@ Knows how numbers and strange tokens are spelled, and what each figure of Sun 20
 models, or how anything was measured; it measures nothing, and nothing that it writes is read back.
 """
 
-from massact.reports.classics import classics_in_words
-from massact.reports.comparison import compare
-from massact.reports.effects import effects_in_words, verdict
-from massact.reports.lab import lab_in_words, lab_verdict
-from massact.reports.page import notebook_html, report
+from massact.reports.documents import report
+from massact.reports.kinds.classics import classics_in_words
+from massact.reports.kinds.comparison.table import compare
+from massact.reports.kinds.comparison.words import comparison_in_words
+from massact.reports.kinds.explanation.words import story_in_words
+from massact.reports.kinds.intervention import effects_in_words, verdict
+from massact.reports.kinds.lab import lab_in_words, lab_verdict
+from massact.reports.kinds.reproduction import findings_in_words, reproduction_in_words
+from massact.reports.kinds.scan.words import answer_in_words
+from massact.reports.kinds.training import training_in_words
+from massact.reports.kinds.trajectory.words import trajectory_in_words
 from massact.reports.readings import READINGS, Reading, draw, show, to_json
-from massact.reports.reproduction import findings_in_words, reproduction_in_words
-from massact.reports.side_by_side import comparison_in_words
-from massact.reports.story import story_in_words
-from massact.reports.training import training_in_words
-from massact.reports.trajectory import trajectory_in_words
-from massact.reports.words import answer_in_words
+from massact.reports.render.notebook import notebook_html
 
 __all__ = [
     "READINGS",

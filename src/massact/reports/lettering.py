@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from massact.reports.legible import escaped, number, shortened, visible
+from massact.reports.spelling import escaped, number, shortened, visible
 
 # The colours of Fig. 4 of Sun 2024: three magnitudes and the median.
 TOP_1, TOP_2, TOP_3, MEDIAN = "#4a7fd4", "#3a9d5d", "#8a5bb8", "#7a7a7a"

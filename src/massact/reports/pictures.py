@@ -21,9 +21,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from massact.records.errors import UserError
-from massact.reports.legible import number
 from massact.reports.lettering import LIMIT, MEDIAN, PLAIN, TOP_1, TOP_2, TOP_3, layer_axis, lettered
-from massact.reports.writing import write_figures
+from massact.reports.render.figures import write_figures
+from massact.reports.spelling import number
 
 # Groups of tokens -> colour and name.
 GROUPS = {

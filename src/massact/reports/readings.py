@@ -12,20 +12,24 @@ import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from massact.reports.attention import EXPLAIN_FIGURES
-from massact.reports.census import draw_census
-from massact.reports.classics import classics_in_words, draw_classics
-from massact.reports.compare_figures import COMPARE_FIGURES
-from massact.reports.curves import draw_headroom, draw_layers, draw_norms
-from massact.reports.effects import draw_effects, effects_in_words
-from massact.reports.lab import lab_figure, lab_in_words, show_lab
-from massact.reports.patches import PATCH_FIGURES, draw_patch_attention
-from massact.reports.portrait import draw_magnitudes
-from massact.reports.reproduction import reproduction_in_words
-from massact.reports.side_by_side import comparison_in_words, show_comparison
-from massact.reports.steps import draw_trajectory
-from massact.reports.story import story_in_words
-from massact.reports.terminal import (
+from massact.reports.kinds.classics import classics_in_words, draw_classics
+from massact.reports.kinds.comparison.figures import COMPARE_FIGURES
+from massact.reports.kinds.comparison.words import comparison_in_words, show_comparison
+from massact.reports.kinds.explanation.attention import EXPLAIN_FIGURES
+from massact.reports.kinds.explanation.words import story_in_words
+from massact.reports.kinds.intervention import draw_effects, effects_in_words
+from massact.reports.kinds.lab import lab_figure, lab_in_words, show_lab
+from massact.reports.kinds.reproduction import reproduction_in_words
+from massact.reports.kinds.scan.census import draw_census
+from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
+from massact.reports.kinds.scan.patches import PATCH_FIGURES, draw_patch_attention
+from massact.reports.kinds.scan.portrait import draw_magnitudes
+from massact.reports.kinds.scan.words import answer_in_words
+from massact.reports.kinds.training import show_training, trained_in_words
+from massact.reports.kinds.trajectory.steps import draw_trajectory
+from massact.reports.kinds.trajectory.words import show_trajectory, trajectory_in_words
+from massact.reports.render.figures import USUAL, write_figures
+from massact.reports.render.terminal import (
     noted,
     show_classics,
     show_explanation,
@@ -34,10 +38,6 @@ from massact.reports.terminal import (
     show_reproduction,
     show_scan,
 )
-from massact.reports.training import show_training, trained_in_words
-from massact.reports.trajectory import show_trajectory, trajectory_in_words
-from massact.reports.words import answer_in_words
-from massact.reports.writing import USUAL, write_figures
 
 
 @dataclass(frozen=True)

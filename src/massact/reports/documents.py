@@ -1,0 +1,102 @@
+"""`report`: from run directories to a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from massact.records.disk import write_atomic
+from massact.records.errors import UserError, near
+from massact.records.given_files import refuse_special
+from massact.records.kinds.comparison import Comparison, labels_of, open_compared
+from massact.reports.contents import Contents, contents_of
+from massact.reports.kinds.comparison.table import compare
+from massact.reports.pages import Page, page_of, page_of_several
+from massact.reports.provenance import model_card
+from massact.reports.readings import draw
+from massact.reports.render.html import html
+from massact.reports.render.latex import latex
+from massact.reports.render.markdown import markdown
+
+# Name of a format -> name of the file in the run directory, and who writes a page so.
+FORMATS: dict[str, tuple[str, Callable[[Page], str] | None]] = {
+    "html": ("report.html", html), "md": ("report.md", markdown), "latex": ("report.tex", latex),
+    "card": ("model_card.md", None),
+}  # fmt: skip
+
+
+def report(runs: Any, out: str | Path | None = None, kind: str = "html", figures: Sequence[str] = ()) -> Path:
+    """Write the report of a run: one self-contained HTML file, which opens from disk with no network.
+
+    Args:
+        runs: a run directory, a result (of `scan`, `explain`, ...), or a list of run directories to put side by side.
+        out: the file; nothing: report.html (.md, .tex, or model_card.md) in the run directory.
+        kind: html, md, latex (the main tables), or card (a section for a model card, in Markdown).
+        figures: also write the figures into `figures/` beside the file: png, svg, pdf.
+
+    Returns:
+        The file. It is a function of the run alone: the same run gives the same bytes.
+
+    Raises:
+        UserError: no run there, a damaged one, an unknown format, no `out` where one is needed, or one that cannot be
+            written.
+    """
+    if kind not in FORMATS:
+        raise UserError(f"No format {kind!r}.", do=near(kind, FORMATS))
+    given = list(runs) if isinstance(runs, (list, tuple)) else [runs]
+    if not given:
+        raise UserError("No run was given.", do="Give a run directory.")
+    names = labels_of([Path(x) for x in given]) if len(given) > 1 and all(map(_is_path, given)) else [""] * len(given)
+    held = [contents_of(run, name) for run, name in zip(given, names, strict=True)]
+    comparison = _compared(given) if len(held) > 1 else None
+    path = _place(held, out, FORMATS[kind][0])
+    said = _said(held, comparison, kind)
+    refuse_special(path)  # renaming a file over a device would take its place
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, lambda p: p.write_text(said, encoding="utf-8", errors="backslashreplace", newline="\n"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be written.", error.strerror or str(error), "Give another --out.") from None
+    if figures:
+        _draw(held, comparison, path.parent, tuple(figures))
+    return path
+
+
+def _is_path(run: Any) -> bool:
+    return isinstance(run, (str, os.PathLike))
+
+
+def _compared(runs: Sequence[Any]) -> Comparison:
+    if not all(map(_is_path, runs)):
+        raise UserError("Only run directories can be put side by side.", do="Save each result first, and give paths.")
+    return compare(open_compared(runs))
+
+
+def _place(held: Sequence[Contents], out: str | Path | None, name: str) -> Path:
+    if out is not None:
+        path = Path(out)
+        if path.is_dir():
+            raise UserError(f"--out {path} is a directory.", do=f"Give a file, for example {path / name}")
+        return path
+    directory = held[0].directory if len(held) == 1 else None
+    if directory is None:
+        raise UserError("There is no directory to put the report into.", "It is of several runs, or was not saved.",
+                        f"Say where: --out {name} (in Python out={name!r}).")  # fmt: skip
+    return directory / name
+
+
+def _said(held: Sequence[Contents], comparison: Comparison | None, kind: str) -> str:
+    write = FORMATS[kind][1]
+    if write is None:
+        return "\n".join(model_card(one) for one in held)
+    return write(page_of(held[0]) if comparison is None else page_of_several(held, comparison))
+
+
+def _draw(held: Sequence[Contents], comparison: Comparison | None, directory: Path, formats: tuple[str, ...]) -> None:
+    if comparison is not None:
+        draw(comparison, directory, formats)
+        return
+    for result in held[0].results.values():
+        draw(result, directory, formats)

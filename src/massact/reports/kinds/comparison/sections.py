@@ -1,0 +1,166 @@
+"""Sections of several runs: side by side, their layers in one figure, then the answer of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from massact.records.kinds.comparison import Comparison
+from massact.records.kinds.intervention import Intervention
+from massact.records.tables import columns_of, frame
+from massact.reports import charts
+from massact.reports.contents import Contents
+from massact.reports.kinds.comparison.table import EXPLAINED, SCANNED, TRAINED
+from massact.reports.kinds.comparison.words import comparison_in_words, places_of, shown
+from massact.reports.kinds.intervention import effects_chart, main_metric
+from massact.reports.kinds.scan import sections as scanned
+from massact.reports.kinds.scan.views import views
+from massact.reports.parts import UNAVAILABLE, Chart, Column, Part, Section, Table, Words, parts_of, table_of
+from massact.reports.provenance import provenance
+from massact.reports.spelling import listed, visible
+
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def answer(runs: Sequence[Contents], c: Comparison) -> Section:
+    """What differs, in words, and the numbers of every run."""
+    said = [*comparison_in_words(c), *(f"Note: {note}" for note in c.notes)]
+    return Section("answer", "Answer", parts_of(Words(said, True), _rows(c, "run", "Runs side by side"), _places(c),
+                                                _rows(c, "mean", "Over seeds: means")))  # fmt: skip
+
+
+def _rows(c: Comparison, row: str, title: str) -> Table | None:
+    rows = c.compare[c.compare["row"] == row]
+    if not len(rows):
+        return None
+    columns, missing = [], []
+    trained = bool(rows["trained"].any())
+    for name in ("label", "model", "variant", "criterion", *TRAINED, *SCANNED, *EXPLAINED):
+        numeric, meaning = columns_of("compare")[name][0] != "string", columns_of("compare")[name][1]
+        values = rows[name].tolist()
+        said = [shown(r, name) for _, r in rows.iterrows()] if numeric else [visible(v) or UNAVAILABLE for v in values]
+        said = [UNAVAILABLE if s == "-" else s for s in said]
+        if set(said) == {UNAVAILABLE}:
+            missing += [name] * (trained or name not in (*TRAINED, "variant"))
+        else:
+            columns.append(Column(name, meaning, values, said, numeric))
+    notes = [f"Unavailable in all of them: {listed(missing)}."] if missing else []
+    return Table(title, columns, len(rows), notes, True)
+
+
+def _places(c: Comparison) -> Table | None:
+    """Dims, tokens and positions of the findings of every run and stack, at the layer of the largest."""
+    rows = [
+        (visible(f"{run.label} {view.label}".strip()), *places_of(view))
+        for run in c.runs if run.scan is not None for view in views(run.scan)
+    ]  # fmt: skip
+    if not rows:
+        return None
+    heads = (("run", "which"), ("layer", "that of the largest finding"), ("findings", "at this layer"),
+             ("dims", "of these, the most frequent first"), ("tokens", "each position counts once"),
+             ("positions", "how many sequences have a finding there"))  # fmt: skip
+    columns = [Column(name, meaning, list(cells), list(cells), False)
+               for (name, meaning), cells in zip(heads, zip(*rows, strict=True), strict=True)]  # fmt: skip
+    return Table("Where the findings are", columns, len(rows), [], True)
+
+
+def layers(runs: Sequence[Contents], c: Comparison) -> Section | None:
+    """The layers of all runs in one figure (Sun 2024, Fig. 10)."""
+    rows = c.compare_layers[c.compare_layers["row"] == "run"]
+    if not len(rows):
+        return None
+    parts: list[Part | None] = []
+    several = rows[["stack", "site"]].drop_duplicates()
+    panels = (("top1", "Greatest |h|", True), ("median", "Median |h|", True), ("mass_first", "Attention on position 0",
+              False), ("slot_mass", "Probability of a learned sink", False))  # fmt: skip
+    for (stack, site), mine in rows.groupby(["stack", "site"], sort=False):
+        head = f"{visible(stack) or visible(site)}: " if len(several) > 1 else ""
+        for column, title, log in panels:
+            known = mine[mine[column].notna()]
+            data = [
+                charts.line(part["layer"], part[column], str(label), charts.SERIES[i % len(charts.SERIES)],
+                            dash=DASHES[i // len(charts.SERIES) % len(DASHES)])
+                for i, label in enumerate(dict.fromkeys(mine["label"]))
+                if len(part := known[known["label"] == label])
+            ]  # fmt: skip
+            if data:
+                layout = charts.layer_layout(int(mine["layer"].max()), title, log=log, values=known[column])
+                parts.append(Chart(f"{head}{title} of each layer", data, layout, "Mean over sequences." if log else "",
+                                   340, log=log, width="half"))  # fmt: skip
+    parts.append(table_of("compare_layers", rows, "Layers of every run", ("label", "stack", "site", "layer", "top1",
+                          "top2", "top3", "median", "mass_first", "slot_mass"), most=1000))  # fmt: skip
+    return Section("layers", "Layers", parts_of(*parts))
+
+
+def portraits(runs: Sequence[Contents], c: Comparison) -> Section | None:
+    """|h| of the prompt of each run at the layer where it is greatest (Sun 2024, Fig. 9)."""
+    parts: list[Part] = []
+    for held in runs[:6]:
+        kept = held.scan.portrait if held.scan is not None else {}
+        if held.scan is None or "magnitude" not in kept or 0 in kept["magnitude"].shape:
+            continue
+        greatest = [float(h[h == h].max()) if (h == h).any() else -math.inf for h in kept["magnitude"]]
+        best = max(range(len(greatest)), key=greatest.__getitem__)
+        parts += scanned.portraits(held.scan, best, visible(held.label))
+    return Section("portrait", "One prompt in three dimensions", parts) if parts else None
+
+
+def interventions(runs: Sequence[Contents], c: Comparison) -> Section | None:
+    """What the edits of each run do to its main metric, in one table, and with intervals."""
+    done = [held for held in runs if held.of(Intervention) is not None]
+    parts: list[Part | None] = [_effects(done)]
+    for held in done:
+        if held.of(Intervention) is not None:
+            chart = effects_chart(held.of(Intervention).effects, visible(held.label))
+            rows = held.of(Intervention).effects
+            parts += [chart, table_of("effects", rows, f"Effects in {visible(held.label)}", most=200)]
+    return Section("interventions", "Interventions", parts_of(*parts)) if done else None
+
+
+def _effects(runs: Sequence[Contents]) -> Table | None:
+    """The main metric of every run and edit."""
+    rows, labels = [], []
+    for held in runs:
+        effects = held.of(Intervention).effects if held.of(Intervention) is not None else frame("effects")
+        mine = effects[(effects["metric"] == main_metric(effects)) & (effects["group"] == "all")]
+        rows.append(mine)
+        labels += [visible(held.label)] * len(mine)
+    wanted = ("edit", "layer", "metric", "baseline", "edited", "delta", "ci_low", "ci_high", "n_sequences")
+    both = pd.concat(rows, ignore_index=True) if rows else frame("effects")
+    made = table_of("effects", both, "Effects of every edit, run by run", wanted, 600, shown_first=True)
+    if made is None:
+        return None
+    label = Column("label", columns_of("compare")["label"][1], labels[:600], labels[:600], False)
+    return replace(made, columns=[label, *made.columns])
+
+
+def each(runs: Sequence[Contents], c: Comparison) -> Section:
+    """The answer of every run on its own, and its coordinates."""
+    parts: list[Part | None] = []
+    for held in runs:
+        own = scanned.answer(held)
+        name = visible(held.label)
+        words = own.parts[0] if own is not None else Words(["Nothing was measured."])
+        sentences = words.sentences if isinstance(words, Words) else []
+        parts.append(Words([f"{name}: {sentences[0]}", *sentences[1:]], True))
+        if held.scan is not None:
+            parts += own.parts[1:] if own is not None else []
+            rows = held.scan.coordinates.sort_values("count", ascending=False, kind="stable")
+            parts.append(table_of("coordinates", rows, f"Coordinates in {name}", most=100))
+            if not any(view.n_sequences for view in views(held.scan)):
+                parts.append(Words([f"{name}: no sequences were scanned."]))
+    return Section("runs", "Each run", parts_of(*parts))
+
+
+SECTIONS: tuple[Callable[[Sequence[Contents], Comparison], Section | None], ...] = (
+    answer, layers, portraits, interventions, each,
+)  # fmt: skip
+
+
+def provenance_of(held: Contents, place: int) -> Section:
+    """The provenance of one of several runs."""
+    made = provenance(held)
+    return Section(f"{made.id}-{place + 1}", f"{made.title} of {visible(held.label)}", made.parts)

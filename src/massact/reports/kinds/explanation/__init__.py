@@ -1,0 +1,1 @@
+"""How an explanation is read: words, sections, figures."""

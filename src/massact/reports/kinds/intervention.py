@@ -1,0 +1,212 @@
+"""What edits did, in words, as a table and as a figure: harmful, harmless or inconclusive, with the interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from massact.records.kinds.intervention import Intervention
+from massact.reports import charts
+from massact.reports.contents import Contents, words_of
+from massact.reports.lettering import PLAIN, TOP_1, WARNING, lettered
+from massact.reports.parts import Chart, Column, Facts, Part, Section, parts_of, table_of
+from massact.reports.render.markup import figure_text
+from massact.reports.spelling import counted, number, numbered, percent, real, shortened, signed, spanned, visible
+
+HARM = 0.01  # relative change of perplexity, change of accuracy: within it nothing has happened
+HARMFUL, HARMLESS, OPEN = "harmful", "harmless", "inconclusive"
+
+
+def main_metric(effects: pd.DataFrame) -> str:
+    """The metric that a verdict is about: perplexity, accuracy, or else how often the top answer stays."""
+    have = set(effects["metric"])
+    return next((m for m in ("perplexity", "accuracy", "top1_agreement") if m in have), "")
+
+
+def verdict(row: pd.Series) -> str:
+    """Harmful if the whole interval is beyond the margin, harmless if all of it is within, else inconclusive.
+
+    The margin is 1 % of the perplexity, or 0.01 of the accuracy. An edited value that is not finite is harmful;
+    a classifier that is never right shows nothing.
+    """
+    low, high = real(row["ci_low"]), real(row["ci_high"])
+    if row["metric"] == "perplexity":
+        if not math.isfinite(real(row["edited"])):
+            return HARMFUL
+        low, high = low / row["baseline"], high / row["baseline"]
+    else:
+        low, high = -high, -low  # less is worse
+    never_right = row["metric"] == "accuracy" and real(row["baseline"]) == 0  # it cannot get worse
+    if math.isnan(low) or math.isnan(high) or never_right:
+        return OPEN
+    return HARMFUL if low > HARM else HARMLESS if high < HARM and low > -HARM else OPEN
+
+
+def effects_in_words(e: Intervention) -> list[str]:
+    """Put effects into sentences.
+
+    Args:
+        e: fresh, or read from a run directory.
+    Source: Sun 2024, Table 3; the controls of Owen 2025 and Parodi 2026.
+    """
+    metric, target = main_metric(e.effects), e.info.target
+    rows = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] == "all")]
+    said = [
+        f"Edited: the massive activations at {_where(target)}, {_which(e.info.config)}; "
+        f"effects on {visible(e.info.evaluated_on)}, values estimated on {visible(e.info.estimated_on)}."
+    ]
+    for _, row in rows.iterrows():
+        said.append(f"{_sentence(row)}: {verdict(row)}.")
+    if len(rows):
+        margin = f"{percent(HARM)} of the perplexity" if metric == "perplexity" else f"{HARM} in {_spaced(metric)}"
+        said.append(f"An edit is harmful if its whole interval is worse by more than {margin}, harmless if all of it "
+                    f"is within {margin}, else inconclusive.")  # fmt: skip
+    groups = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] != "all")]
+    for name, mine in groups.groupby("edit", sort=False):
+        worst = mine.loc[(mine["delta"] * (1 if metric == "perplexity" else -1)).idxmax()]
+        said.append(f"{visible(str(name))} hurts {visible(worst['group'])} most: {_change(worst)}.")
+    return said + [f"Note: {visible(str(n))}" for n in e.info.notes]
+
+
+def _where(target: Mapping[str, Any]) -> str:
+    """'12.resid_post, dims 247 and 507', of several layers 'resid_post of layers 12-13, dims ... (at layer 12)'."""
+    site, dims = visible(str(target.get("site", "?"))), numbered("dim", target.get("dims") or [])
+    layers = [int(x) for x in target.get("layers") or []]
+    if len(layers) < 2:
+        return f"{site}, {dims}"
+    return f"{site.rpartition('.')[2]} of {spanned('layer', layers)}, {dims} (those of layer {layers[0]})"
+
+
+def _which(config: Mapping[str, Any]) -> str:
+    return "exactly the findings" if config.get("exact") else "found again by half the size of the smallest finding"
+
+
+def _sentence(row: pd.Series) -> str:
+    fired = f"{counted(int(row['n_elements']), 'element')} in {counted(int(row['n_calls']), 'call')}"
+    return f"{visible(row['edit'])} ({fired}): {_spaced(row['metric'])} {_change(row)}"
+
+
+def _spaced(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def _change(row: pd.Series) -> str:
+    spell = number if row["metric"] == "perplexity" else percent
+    difference = signed(row["delta"]) if row["metric"] == "perplexity" else f"{percent(row['delta'])}"
+    low, high = real(row["ci_low"]), real(row["ci_high"])
+    within = "no interval" if math.isnan(low) else f"95% interval {spell(low)} to {spell(high)}"
+    return f"{spell(row['baseline'])} to {spell(row['edited'])} ({difference}, {within})"
+
+
+def draw_effects(e: Intervention) -> Figure | None:
+    """The change of the main metric under each edit, with its interval."""
+    metric = main_metric(e.effects)
+    rows = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] == "all")]
+    if not len(rows):
+        return None
+    figure = Figure(figsize=(7.2, 0.5 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    delta = rows["delta"].to_numpy(float)
+    shown = np.where(np.isfinite(delta), delta, np.nan)
+    around = np.abs(rows[["ci_low", "ci_high"]].to_numpy(float).T - shown)
+    colors = [WARNING if verdict(row) == HARMFUL else TOP_1 for _, row in rows.iterrows()]
+    at = np.arange(len(rows))[::-1]
+    axes.barh(at, np.nan_to_num(shown), color=colors, height=0.6)
+    axes.errorbar(shown, at, xerr=np.nan_to_num(around), fmt="none", ecolor=PLAIN, capsize=3, linewidth=1)
+    axes.set_yticks(at, [lettered(name, 40) for name in rows["edit"]])
+    axes.axvline(0, color=PLAIN, linewidth=0.6)
+    near = 10.0 ** math.floor(math.log10(max(HARM * float(rows["baseline"].iloc[0]), 1e-3)))
+    reach = np.abs(np.concatenate([shown, *rows[["ci_low", "ci_high"]].to_numpy(float).T]))
+    far = max([near, *reach[np.isfinite(reach)]])
+    decades = near * 10.0 ** np.arange(0, max(1, math.ceil(math.log10(far / near)) + 1))
+    axes.set_xscale("symlog", linthresh=near)
+    axes.xaxis.set_major_locator(FixedLocator([*-decades[::-1], 0.0, *decades]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
+    axes.set_xlabel(f"change of {metric} (without edit: {number(rows['baseline'].iloc[0])})")
+    axes.set_title(f"Edits at {lettered(str(e.info.target.get('site', '?')))}; red: harmful")
+    return figure
+
+
+VERDICTS = {HARMFUL: ("--limit", "diamond"), HARMLESS: ("--s3", "circle"), OPEN: ("--s6", "square")}
+
+
+def interventions(held: Contents) -> Section | None:
+    """What edits of the massive activations do, with intervals and controls (Sun 2024, Table 3)."""
+    e = held.of(Intervention)
+    if e is None:
+        return None
+    parts: list[Part | None] = [words_of(held, "intervention"), effects_chart(e.effects)]
+    metrics = e.effects.assign(harm=[_judged(row, main_metric(e.effects)) for _, row in e.effects.iterrows()])
+    table = table_of("effects", e.effects, "Effects of every edit on every metric", most=600, shown_first=True)
+    if table is not None:
+        said = [str(x) for x in metrics["harm"].head(600)]
+        meaning = "harmful: the whole interval is beyond 1% of the perplexity (0.01 of an accuracy); harmless: all of "
+        column = Column("verdict", f"{meaning}it is within; of the main metric only", said, said, False)
+        table = replace(table, columns=_after(table.columns, "metric", column))
+    return Section("interventions", "Interventions", parts_of(*parts, _head(e.info.config.get("head")), table))
+
+
+def _head(record: Any) -> Facts | None:
+    """The head that was built for a model without one; None where the model has its own."""
+    if not isinstance(record, dict):
+        return None
+    names = {"kind": "Kind", "n_classes": "Classes", "templates": "Prompts, {} is the class",
+             "classes": "First classes", "classes_sha256": "Classes, SHA-256", "file": "File",
+             "sha256": "SHA-256", "reads": "Reads"}  # fmt: skip
+    pairs = []
+    for key, name in names.items():
+        value = record.get(key)
+        if value is not None:
+            texts = value if isinstance(value, list) else [value]
+            pairs.append((name, "; ".join(shortened(visible(str(text)), 120) for text in texts)))
+    return Facts(pairs, "Head that gave the classes")
+
+
+def _after(columns: Sequence[Column], name: str, new: Column) -> list[Column]:
+    """The columns with a new one behind that of a name."""
+    place = [c.name for c in columns].index(name) + 1
+    return [*columns[:place], new, *columns[place:]]
+
+
+def _judged(row: pd.Series, metric: str) -> str:
+    return verdict(row) if row["metric"] == metric else "not judged"
+
+
+def effects_chart(effects: pd.DataFrame, title: str = "") -> Chart | None:
+    """The change of the main metric under each edit, with its interval."""
+    metric = main_metric(effects)
+    rows = effects[(effects["metric"] == metric) & (effects["group"] == "all")]
+    if not len(rows):
+        return None
+    names = [f"{row['edit']}" for _, row in rows.iterrows()]
+    delta = charts.rows_of(rows, "delta")
+    low, high = (charts.rows_of(rows, c) for c in ("ci_low", "ci_high"))
+    reach = [(d - a, b - d) if math.isfinite(a) and math.isfinite(b) else (0.0, 0.0)
+             for d, a, b in zip(delta, low, high, strict=True)]  # fmt: skip
+    said = [figure_text(f"{n}: {verdict(row)}, 95% interval {a:.4g} to {b:.4g}", 120)
+            for n, (_, row), a, b in zip(names, rows.iterrows(), low, high, strict=True)]  # fmt: skip
+    looks = [VERDICTS[verdict(row)] for _, row in rows.iterrows()]
+    trace = {
+        "type": "scatter", "mode": "markers", "x": charts.drawable(delta), "y": list(range(len(names))),
+        "marker": {"size": 9, "color": [color for color, _ in looks], "symbol": [symbol for _, symbol in looks]},
+        "error_x": {"type": "data", "symmetric": False, "array": charts.drawable([b for _, b in reach]),
+                    "arrayminus": charts.drawable([a for a, _ in reach]), "color": "--muted", "thickness": 1.4},
+        "text": said, "hovertemplate": "%{text}<br>change %{x:+.4~g}<extra></extra>",
+    }  # fmt: skip
+    layout = charts.bar_layout(names, f"Change of {metric.replace('_', ' ')}")
+    layout["yaxis"]["showgrid"] = True
+    layout["xaxis"] = {"title": layout["xaxis"]["title"], "zeroline": True, "zerolinewidth": 1}
+    base = real(rows["baseline"].iloc[0])
+    unseen = [n for n, d in zip(names, delta, strict=True) if not math.isfinite(d)]
+    caption = f"Without an edit {metric.replace('_', ' ')} is {base:.4g}. Bars: 95% intervals. Red diamonds: "
+    caption += "harmful; green circles: harmless; grey squares: inconclusive."
+    caption += f" Not finite, so not drawn: {', '.join(visible(n) for n in unseen)}." if unseen else ""
+    head = f"{title}: change under each edit" if title else "Change under each edit"
+    return Chart(head, [trace], layout, caption, 90 + 44 * max(len(names), 3))

@@ -1,0 +1,1 @@
+"""How a scan is read: words, sections, figures."""

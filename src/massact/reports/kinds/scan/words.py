@@ -1,0 +1,368 @@
+"""The answer of a scan in English.
+
+Says what was measured: how large, where, how constant, how close to overflow. It never names a cause, because
+a scan has none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from massact.records.answer import Peak
+from massact.records.kinds.scan import ScanResult
+from massact.reports.kinds.scan.views import FORMATS, Rule, StackView, answer_of, census, rule_of, views
+from massact.reports.spelling import (
+    counted,
+    listed,
+    number,
+    numbered,
+    percent,
+    quoted,
+    ranges,
+    real,
+    signed,
+    spanned,
+    visible,
+)
+
+# Two of the groups of models of Sun 2024, section 2.2; of all others the classes of positions are listed.
+GROUPS = {
+    "start": "at the start of the sequence only",
+    "start and first delimiter": "at the start of the sequence and at the first delimiter",
+}
+CLASSES = {"start": "at the start of the sequence", "delimiter": "at delimiters", "padding": "in padding",
+           "other": "at other tokens"}  # fmt: skip
+MOST_DIMS, MOST_TOKENS = 6, 6
+WIDE = 1e6  # formats that hold more: no |h| of a model comes near, what they lack is precision
+
+
+def answer_in_words(result: ScanResult) -> list[str]:
+    """Put the answer of a scan into sentences, the most important first.
+
+    Args:
+        result: of a scan, or of a run directory.
+    Source: the questions are those of Sun 2024, sections 2 to 3.
+    """
+    answer, rule, stacks = answer_of(result), rule_of(result), views(result)
+    if answer is None:
+        return [f"This run holds no answer (status: {visible(result.info.status)}).", *_notes(result)]
+    said = [_headline(result, rule, stacks)]
+    for view in stacks:
+        sentences = _found(view) if view.n_findings else _below(view, rule)
+        sentences += _near_misses(view)
+        sentences += [s for s in (_range(view), _nonfinite(view)) if s]
+        said += [f"{view.label}: {s}" if view.label else s for s in sentences]
+    if any(v.n_sequences for v in stacks) and not any(_nonfinite(v) for v in stacks):
+        said.append("All measured values are finite.")
+    return said + _null(answer.null, result) + _bos(answer.bos) + _notes(result)
+
+
+def model_name(result: ScanResult) -> str:
+    """The name of the model for people."""
+    return visible(result.info.model.get("name") or result.info.model.get("id") or "")
+
+
+def _headline(result: ScanResult, rule: Rule, stacks: list[StackView]) -> str:
+    name = model_name(result) or "The model"
+    sequences = max((v.n_sequences for v in stacks), default=0)
+    if not sequences:
+        return f"Nothing was measured on {name}: no sequences."
+    over = f"in {counted(sequences, 'sequence')}"
+    each = ", counted at every layer," if rule.kind != "layer" else ""
+    having = [v for v in stacks if v.n_findings]
+    total = counted(sum(v.n_findings for v in stacks), "finding")
+    if not having:
+        return f"No: {name} has no {rule.noun} {over} under {rule.in_words()}."
+    where = ""
+    if len(stacks) > 1:
+        without = [v.label for v in stacks if not v.n_findings]
+        where = f" in {listed([v.label for v in having])}" + (f", not in {listed(without)}" if without else "")
+    return f"Yes: {name} has {rule.noun}{where}: {total} {over}{each} under {rule.in_words()}."
+
+
+def _found(view: StackView) -> list[str]:
+    """Where the findings are, how large, how constant."""
+    said = [_layers(view)]
+    if view.answer:
+        shares = [(d, percent(share)) for d, share in view.answer.dims[:MOST_DIMS] if d >= 0]
+        dims = [f"{d} ({share}{'' if i else ' of the findings'})" for i, (d, share) in enumerate(shares)]
+        more = max(len(view.answer.dims), view.findings["dim"].nunique()) - len(dims)  # the answer keeps ten
+        if dims:
+            plural = "s" * (len(dims) + more > 1)
+            said.append(f"They sit in dim{plural} {listed(dims + [f'{more:,} more'] * (more > 0))}.")
+        said += _tokens(view)
+    said += _padding(view)
+    if view.answer and view.answer.peak:
+        said.append(f"The largest finding is {_place(view.answer.peak)}.")
+    constant = _constancy(view)
+    return said + ([constant] if constant else [])
+
+
+def _layers(view: StackView) -> str:
+    answer, span = view.answer, view.span
+    if span is None:
+        return "The layers of the findings are not recorded."
+    module = f" ({visible(answer.onset_module)})" if answer and answer.onset_module else ""
+    first = f"layer {span[0]} of {view.n_layers}{module}" if span[0] else "layer 0, the embedding output,"
+    jump = ""
+    if answer and not math.isnan(real(answer.onset_jump)):
+        of = " of all sequences" if view.n_sequences > 1 else ""  # the table of layers has means over them
+        jump = f", where the largest |h|{of} is {number(answer.onset_jump)} times that of the layer before"
+    if span[0] == span[1]:
+        return f"They are at {first} only{jump}."
+    sentence = f"They appear at {first.rstrip(',')}{jump}, and are last seen at layer {span[1]}"
+    held = {int(x) for x in (answer.layers if answer else view.findings["layer"])}
+    gaps = [int(x) for x in view.layers["layer"] if span[0] < x < span[1] and int(x) not in held] if held else []
+    missing = f", but not at {spanned('layer', gaps)}" if gaps else ""
+    return f"{sentence}{missing}."
+
+
+def _tokens(view: StackView) -> list[str]:
+    """Where the findings of the peak layer are: a token with several of them counts once."""
+    answer = view.answer
+    here = view.findings[view.findings["layer"] == view.peak_layer]
+    here = here[(here["sequence"] >= 0) & (here["pos"] >= 0)]
+    if answer is None or not len(here) or answer.group == "none":
+        return []
+    counts = census(here)
+    named = [f"{quoted(t)} ({visible(c)}{f', {n:,}' if n > 1 else ''})" for (t, c), n in counts.items()]
+    classes = set(here["position_class"])
+    group = GROUPS.get(answer.group) or listed([said for c, said in CLASSES.items() if c in classes])
+    where = f"{'at unnamed positions' if group == 'none' else group}{_modalities(answer.modalities)}"
+    n_tokens, n = int(counts.sum()), max(view.n_sequences, 1)
+    found, held = counted(len(here), "finding"), counted(n_tokens, "token")
+    if n > 1:
+        found, held = (f"{said} ({number(k / n)} per sequence)" for said, k in ((found, len(here)), (held, n_tokens)))
+    on = f"{found} on {held}"
+    return [f"At layer {view.peak_layer} they are {where}: {on}: {listed(named, MOST_TOKENS)}."]
+
+
+def _modalities(counts: list[tuple[str, int]]) -> str:
+    """', on image tokens (5) and text tokens (2)' of a stack that reads both."""
+    one = len(counts) == 1
+    named = [f"{visible(kind)} tokens" + ("" if one else f" ({n:,})") for kind, n in counts]
+    return f", on {listed(named)}{' only' * one}" if counts else ""
+
+
+def _padding(view: StackView) -> list[str]:
+    """How many findings are in frames behind the end of a recording."""
+    count = int((view.findings["position_class"] == "padding").sum())
+    if not count:
+        return []
+    share = percent(count / len(view.findings))
+    return [
+        f"{counted(count, 'finding')} ({share}) {'is' if count == 1 else 'are'} in padding: frames behind the end of a "
+        "recording, which the model attends to as to any other."
+    ]
+
+
+def _constancy(view: StackView) -> str:
+    """Mean and spread of the most frequent coordinate at the peak layer (Sun 2024, Table 2)."""
+    at_peak = view.coordinates[view.coordinates["layer"] == view.peak_layer]
+    spread = real(view.answer.spread) if view.answer else math.nan
+    if len(at_peak) and at_peak["share"].isna().all():
+        return ""  # whole dims and layers: one value each, of no sequence
+    if not len(at_peak):
+        known = f"The most frequent coordinate at layer {view.peak_layer} has a spread (std / |mean|)"
+        return "" if math.isnan(spread) else f"{known} of {percent(spread)}."
+    ties = at_peak[at_peak["count"] == at_peak["count"].max()]
+    off = (ties["spread"] - spread).abs().fillna(math.inf)
+    row = ties.loc[off.idxmin()] if not math.isnan(spread) else ties.iloc[0]
+    where, share = visible(row["position_class"]), f"in {percent(row['share'])} of the sequences"
+    dim = f"dim {int(row['dim'])} ({where}, {share})" if row["dim"] >= 0 else f"that of class {where} ({share})"
+    if row["count"] == 1:
+        return f"No coordinate of layer {view.peak_layer} has more than one finding; the first is {dim}."
+    return (
+        f"The most frequent coordinate at layer {view.peak_layer}, {dim}, "
+        f"is {signed(row['mean'])} ± {number(row['std'])} over {counted(int(row['count']), 'finding')}: "
+        f"a spread of {percent(row['spread'])}."
+    )
+
+
+def _below(view: StackView, rule: Rule) -> list[str]:
+    """How far from the criterion the nearest activation is, and which threshold it misses."""
+    largest = view.largest
+    if largest is None:
+        return ["No largest ratio is recorded."] if view.n_sequences else []
+    if rule.kind != "element":
+        return [f"The largest ratio of |h| to the median is {_ratio_place(largest)}; {rule.name} does not look at it."]
+    said = [f"The largest ratio is {_ratio_place(largest)}; {_failure(largest, rule)}."]
+    strongest = view.answer.largest_magnitude if view.answer else None
+    if strongest and (strongest.layer, strongest.pos, strongest.dim, strongest.sequence) != (
+        largest.layer,
+        largest.pos,
+        largest.dim,
+        largest.sequence,
+    ):
+        said.append(f"The largest |h| is {_place(strongest)}; {_failure(strongest, rule)}.")
+    return said + _steady(view)
+
+
+def _near_misses(view: StackView) -> list[str]:
+    """How many activations the criterion narrowly misses: a line drawn elsewhere would count them."""
+    table = view.near_misses
+    if not len(table):
+        return []
+    layers, dims = {int(x) for x in table["layer"]}, {int(x) for x in table["dim"]} - {-1}
+    where = f"at {spanned('layer', layers)}" + (f", {numbered('dim', sorted(dims), MOST_DIMS)}" if dims else "")
+    said = "they reach" if len(table) > 1 else "it reaches"
+    return [f"{counted(len(table), 'near miss', 'near misses')} {where}: {said} at least half of every threshold."]
+
+
+def _steady(view: StackView) -> list[str]:
+    """How constant the greatest |h| is over sequences, where nothing passes (Sun 2024, Table 2)."""
+    rows = view.ranks[(view.ranks["source"] == "corpus") & (view.ranks["rank"] == "top 1")]
+    if not len(rows) or int(rows.iloc[0]["n_sequences"]) < 2:
+        return []
+    row = rows.iloc[0]
+    return [
+        f"At layer {int(row['layer'])} the greatest value of a sequence is {signed(row['value_mean'])} ± "
+        f"{number(row['value_std'])} over {counted(int(row['n_sequences']), 'sequence')}, at one and the same dim in "
+        f"{percent(row['same_dim'])} of them."
+    ]
+
+
+def _failure(peak: Peak, rule: Rule) -> str:
+    magnitude, ratio = real(peak.magnitude), real(peak.ratio)
+    missed = rule.failed(magnitude, ratio)
+    said = []
+    if "magnitude" in missed:
+        said.append(f"magnitude ({number(magnitude)}, needs more than {number(rule.magnitude)})")
+    if "ratio" in missed:
+        said.append(f"ratio ({number(ratio)}, needs {number(rule.ratio)})")
+    return f"it fails on {listed(said)}" if said else f"it does not pass {rule.name}"
+
+
+def _where(peak: Peak) -> str:
+    """'layer 2, position 0, dim 17, on 'x' (start) of sequence 3', without what a rule does not have (-1)."""
+    parts = [f"layer {int(peak.layer)}"]
+    if peak.pos >= 0:
+        parts.append(f"position {int(peak.pos)}")
+    if peak.dim >= 0:
+        parts.append(f"dim {int(peak.dim)}")
+    if peak.sequence >= 0:
+        where, sequence = visible(peak.position_class), f"sequence {int(peak.sequence)}"
+        parts.append(f"on {quoted(peak.token)} ({where}) of {sequence}" if peak.token else f"{sequence} ({where})")
+    return ", ".join(parts)
+
+
+def _place(peak: Peak) -> str:
+    place = f"{signed(peak.value)} at {_where(peak)}"
+    if math.isnan(real(peak.ratio)):
+        return place
+    return f"{place}: {number(peak.ratio)} times the median |h| of {number(peak.median)}"
+
+
+def _ratio_place(peak: Peak) -> str:
+    return f"{number(peak.ratio)} (|h| {number(peak.magnitude)}, median {number(peak.median)}) at {_where(peak)}"
+
+
+def _range(view: StackView) -> str:
+    """How close each number format is to overflow, at which layers it would, and how fine it is at the largest |h|."""
+    said, none = [], view.layers_without_values()
+    for column, name, limit in FORMATS:
+        factors = view.column(f"headroom_{column}")
+        if all(math.isnan(f) for f in factors):
+            continue
+        known = [(f, int(x)) for f, x in zip(factors, view.layers["layer"], strict=True) if not math.isnan(f)]
+        factor, layer = min(known)
+        over = view.layers_below_one(column)
+        every = "every layer" if not none else "every layer that has a finite value"
+        verdict = f"overflows at {counted(len(over), 'layer')} ({ranges(over)})" if over else f"holds {every}"
+        most = (
+            f"its maximum of {number(limit, 5)} being {number(factor)} times the largest |h|"
+            if factor
+            else "the largest |h| being Inf"
+        )
+        step = view.step(column, layer)
+        if limit > WIDE:
+            said.append(f"{name} {verdict}" + ("" if math.isnan(step) else f", with {_step(view, step, layer)}"))
+            continue
+        fine = "" if over or math.isnan(step) else f", with steps of {number(step)} there"
+        said.append(f"{name} {verdict}, {most} (layer {layer}){fine}")
+    return "Without scaling, " + "; ".join(said) + "." if said else ""
+
+
+def _step(view: StackView, step: float, layer: int) -> str:
+    """'steps of 128 at the largest |h|, 23,400 (layer 12, where the median |h| is 1.66)'."""
+    row = view.layers[view.layers["layer"] == layer].iloc[0]
+    return (f"steps of {number(step)} at the largest |h|, {number(row['max'])} (layer {layer}, where the median |h| is "
+            f"{number(row['median'])})")  # fmt: skip
+
+
+def _nonfinite(view: StackView) -> str:
+    count = int(view.answer.nonfinite) if view.answer else int(view.layers["nonfinite"].sum())
+    if not count:
+        return ""
+    layers = view.nonfinite_layers()
+    where = f", at {spanned('layer', layers)}" if layers else ""
+    none = view.layers_without_values()
+    whole = f" {spanned('Layer', none)}: no value is finite, so nothing is known there."
+    return f"{counted(count, 'value')} {'is' if count == 1 else 'are'} NaN or Inf{where}.{whole if none else ''}"
+
+
+def _null(null: dict[str, Any], result: ScanResult) -> list[str]:
+    if not null:
+        return []
+    if "unavailable" in null:
+        return [f"There is no random-init twin to compare with: {_reason(null)}"]
+    n = int(real(null.get("n_sequences", 0)))
+    count = int(real(null.get("n_findings", 0)))
+    ours = _in_first(result, n)
+    beside = "" if ours is None or not n else f"; the model has {_rate(ours, n)} there"
+    return [
+        f"A random-init twin of the same architecture has {_rate(count, n)}{_of_first(n)} (largest ratio |h| / "
+        f"median {number(null.get('largest_ratio'))}, largest |h| {number(null.get('largest_magnitude'))}){beside}."
+    ]
+
+
+def _in_first(result: ScanResult, n: int) -> int | None:
+    """Findings of the scan in its first n sequences; None where they are of no single sequence."""
+    sequence = result.findings["sequence"]
+    return None if (sequence < 0).any() else int((sequence < n).sum())
+
+
+def _of_first(n: int) -> str:
+    """' in the first 4 sequences'; nothing where their number was not recorded."""
+    return f" in the first {counted(n, 'sequence')}" if n > 1 else " in the first sequence" if n else ""
+
+
+def _rate(count: int, n: int) -> str:
+    """'70 findings (17.5 per sequence)'."""
+    if not count:
+        return "no findings"
+    return counted(count, "finding") + (f" ({number(count / n)} per sequence)" if n > 1 else "")
+
+
+def _bos(bos: dict[str, Any]) -> list[str]:
+    if not bos:
+        return []
+    if "unavailable" in bos:
+        return [f"There is no comparison with and without BOS: {_reason(bos)}"]
+    sides = {name: side for name, side in bos.items() if isinstance(side, dict)}
+    return [f"{visible(name).replace('_', ' ').capitalize()}{'' if 'bos' in name.lower() else ' BOS'}: {_side(side)}"
+            for name, side in sides.items()]  # fmt: skip
+
+
+def _side(side: dict[str, Any]) -> str:
+    """What one side of the comparison has."""
+    if "unavailable" in side:
+        return f"not available: {_reason(side)}"
+    n, count = int(real(side.get("n_sequences", 0))), int(real(side.get("n_findings", 0)))
+    found, ratio = f"{_rate(count, n)}{_of_first(n)}", f"largest ratio |h| / median {number(side.get('largest_ratio'))}"
+    if not count:
+        return f"{found}; {ratio}."
+    dims = [d for d in side.get("dims") or [] if int(d) >= 0]
+    where = f", {numbered('dim', dims)}" if dims else ""
+    classes = listed([CLASSES.get(c, visible(c)) for c in side.get("classes") or []])
+    at = "" if classes == "none" else f", {classes}"
+    return f"{found}, onset at layer {side.get('onset')}{where}{at}; {ratio}."
+
+
+def _reason(record: dict[str, Any]) -> str:
+    return visible(str(record["unavailable"])).rstrip(".") + "."
+
+
+def _notes(result: ScanResult) -> list[str]:
+    return [f"Note: {visible(str(note))}" for note in result.info.notes]

@@ -1,0 +1,119 @@
+"""A training in a terminal: how it ended, and its massive activations."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from rich.console import Console
+
+from massact.records.kinds.training import Trained
+from massact.records.sun2024 import WORDS
+from massact.reports import charts
+from massact.reports.charts import heat_over_steps
+from massact.reports.contents import Contents, words_of
+from massact.reports.parts import Chart, Part, Section, parts_of, table_of
+from massact.reports.render.terminal import _framed, _Section, _table
+from massact.reports.spelling import cell, counted, number, or_dash, real, visible
+
+MOST_LAYERS = 38
+
+
+def training_in_words(t: Trained) -> list[str]:
+    """How a training ended, in sentences."""
+    c, losses = t.info.config, t.info.losses
+    variant = "plain softmax attention" if c.get("variant") == "softmax" else f"the attention {c.get('variant')!r}"
+    words = [f"{c.get('name')} with {variant}: {t.info.status}."]
+    if losses:
+        what = "images" if "n_images" in t.info.corpus else "tokens"
+        words.append(
+            f"{_count(losses.get('step'))} steps, {_count(losses.get('tokens'))} {what} in {_time(t.info.wall_s)}; "
+            f"loss {number(losses.get('train_loss'))} nats, held out {number(losses.get('eval_loss'))}."
+        )
+    if t.info.error:
+        words.append(t.info.error)
+    massive = [a for a in t.info.alarms if a.get("level") == "massive"]
+    if massive:
+        a = massive[0]
+        words.append(f"Massive activations ({WORDS}) from step {_count(a.get('step'))} on, "
+                     f"first at layer {_count(a.get('layer'))}: {number(a.get('top1'))}, {number(a.get('ratio'))} x "
+                     "the median.")  # fmt: skip
+    elif len(t.monitor):
+        top = t.monitor.loc[t.monitor["ratio"].idxmax()] if t.monitor["ratio"].notna().any() else None
+        told = "" if top is None else f"; the greatest ratio was {number(top['ratio'])}, at layer {top['layer']}"
+        steps = t.monitor["step"]
+        looked = f"(looked at: {counted(steps.nunique(), 'step')}, the last one step {int(steps.max()):,})"
+        words.append(f"No massive activations were seen {looked}{told}.")
+    return words
+
+
+def trained_in_words(t: Trained) -> list[str]:
+    """How a training ended, and its notes."""
+    return [*training_in_words(t), *(f"Note: {visible(str(n))}" for n in t.info.notes)]
+
+
+def show_training(t: Trained, console: Console) -> None:
+    """Print how a training ended, then the layers at its last observation.
+
+    Args:
+        t: fresh, or of a run directory.
+        console: where to; colours and width are its own.
+    """
+    words = [visible(line, console.encoding) for line in training_in_words(t)]
+    console.print(_framed(words, console.encoding, "training"))
+    for note in t.info.notes:
+        console.print(visible(note, console.encoding), markup=False, highlight=False, style="dim")
+    if not len(t.monitor):
+        return
+    last = t.monitor[t.monitor["step"] == t.monitor["step"].max()]
+    fits = {(d.get("stack"), real(d.get("layer"))): d.get("r2") for d in t.info.dynamics}
+    fitted = any(_real(r) for r in fits.values())
+    columns = ("top1", "median", "ratio", "sink_mass", "value_drain")
+    table = _table("layer", "top |h|", "median", "ratio", "attention on\nposition 0", "value norm\nratio",
+                   *["R^2 of\nthe curve"] * fitted)  # fmt: skip
+    for _, row in last.head(MOST_LAYERS).iterrows():
+        name = f"{row['stack']}/{row['layer']}" if row["stack"] else str(row["layer"])
+        r2 = fits.get((row["stack"], row["layer"]), math.nan)
+        table.add_row(visible(name, console.encoding), *(cell(row[c]) for c in columns[:3]),
+                      *(or_dash(row[c]) for c in columns[3:]), *[or_dash(r2)] * fitted)  # fmt: skip
+    console.print()
+    console.print(_Section(f"Layers at step {int(last['step'].iloc[0]):,}", table))
+
+
+def _count(x: object) -> str:
+    return f"{real(x):,.0f}"
+
+
+def _real(x: object) -> bool:
+    return isinstance(x, float) and math.isfinite(x)
+
+
+def _time(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def training(held: Contents) -> Section | None:
+    """Losses and massive activations over the steps of a training."""
+    t = held.of(Trained)
+    if t is None:
+        return None
+    parts: list[Part | None] = [words_of(held, "training"), _losses(t.training)]
+    for stack, rows in t.monitor.groupby("stack", sort=False):
+        head = f"{visible(stack)}: " if stack else ""
+        parts.append(heat_over_steps(rows, "step", "top1", f"{head}Greatest |h|"))
+        parts.append(heat_over_steps(rows, "step", "ratio", f"{head}Ratio to the median"))
+    parts += [table_of("training", t.training.iloc[::-1], "Losses, the last step first"),
+              table_of("monitor", t.monitor.iloc[::-1], "Monitor, the last step first")]  # fmt: skip
+    return Section("training", "Training", parts_of(*parts))
+
+
+def _losses(rows: pd.DataFrame) -> Chart | None:
+    data = []
+    for column, name, color in (("loss", "training", "--s1"), ("eval_loss", "held out", "--s2")):
+        known = rows[rows[column].notna()]
+        if len(known):
+            data.append(charts.line(known["step"], known[column], name, color, text=[
+                f"{name}, step {int(s):,}" for s in known["step"]]))  # fmt: skip
+    layout = {"xaxis": {"title": {"text": "Step"}}, "yaxis": {"title": {"text": "Loss (nats)"}}}
+    return Chart("Loss", data, layout, "", 320) if data else None

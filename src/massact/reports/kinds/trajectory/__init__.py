@@ -1,0 +1,1 @@
+"""How a scan of checkpoints is read: words, section, figure."""

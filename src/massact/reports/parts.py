@@ -1,0 +1,208 @@
+"""What a page is made of, whatever it is written as: sections of words, tables, charts and definitions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from massact.records.tables import columns_of
+from massact.reports.render.markup import cut
+from massact.reports.spelling import cell, listed, token_list, visible
+
+MOST_ROWS = 200
+TOKEN_LIMIT = 40
+# Whole numbers that name something: no separators in them, and -1 stands for none.
+NAMES = {"layer", "dim", "pos", "position", "head", "neuron", "expert", "sequence", "token_id", "step", "rank", "seed"}
+TOKENS = {"token", "tokens"}
+UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True)
+class Words:
+    """Sentences; the first one leads if `lead`."""
+
+    sentences: Sequence[str]
+    lead: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its name in the file, what it means, its values as they are and as they are shown."""
+
+    name: str
+    meaning: str
+    values: Sequence[Any]
+    shown: Sequence[str]
+    numeric: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a run.
+
+    Args:
+        title: what it is of.
+        columns: all of one length.
+        notes: what is left out, and what is unavailable, a sentence each.
+        total: rows that there are in the file.
+        open: whether it is shown at once; otherwise it is folded under its title.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    total: int
+    notes: Sequence[str] = ()
+    open: bool = False
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.columns[0].values) if self.columns else 0
+
+
+@dataclass(frozen=True)
+class Chart:
+    """An interactive figure, in the words of plotly.
+
+    Args:
+        title, caption: plain text.
+        data, layout: traces and layout; colours are names of the page's own (`--top1`), which follow light and dark.
+        height: pixels.
+        log: a button turns the y axis from log to linear.
+        width: "full", "half" or "third" of the page, where it is wide enough.
+    """
+
+    title: str
+    data: Sequence[Mapping[str, Any]]
+    layout: Mapping[str, Any] = field(default_factory=dict)
+    caption: str = ""
+    height: int = 320
+    log: bool = False
+    width: str = "full"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a gallery: its JPEG and size, cells of a grid over it that are framed, and what is said below it.
+
+    Args:
+        jpeg: the file. size: (height, width) in pixels.
+        grid: (rows, columns) of the grid. framed: (row, column) of each frame.
+        label: plain text. described: the picture in words, for who points at it or cannot see it.
+    """
+
+    jpeg: bytes
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    framed: Sequence[tuple[int, int]]
+    label: str
+    described: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures side by side, a figure that needs no script; what is not framed is dimmed."""
+
+    title: str
+    pictures: Sequence[Picture]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and what they are: provenance, definitions. Values are plain text."""
+
+    pairs: Sequence[tuple[str, str]]
+    title: str = ""
+    open: bool = True
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text to copy as it is."""
+
+    title: str
+    body: str
+
+
+Part = Words | Table | Chart | Gallery | Facts | Code
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page: an id for links, a title, and its parts in order."""
+
+    id: str
+    title: str
+    parts: Sequence[Part]
+
+
+def shown_value(name: str, dtype: str, value: Any) -> str:
+    """A value of a table as a reader sees it; what is not there is said, never blank and never zero."""
+    if value is None or value is pd.NA:
+        return UNAVAILABLE
+    if dtype == "bool":
+        return "yes" if value else "no"
+    if dtype == "int64":
+        if name in NAMES:
+            return "none" if int(value) == -1 else str(int(value))
+        return f"{int(value):,}"
+    if dtype == "float64":
+        return UNAVAILABLE if math.isnan(float(value)) else cell(value)
+    if name == "tokens":
+        return ", ".join(f"\u201c{cut(visible(t), TOKEN_LIMIT)}\u201d" for t in token_list(value)[:6]) or "none"
+    if name == "token":
+        return f"\u201c{cut(visible(value), TOKEN_LIMIT)}\u201d" if value else "no token"
+    return cut(visible(str(value)), 120) or "none"
+
+
+def table_of(
+    name: str,
+    rows: pd.DataFrame,
+    title: str,
+    columns: Sequence[str] = (),
+    most: int = MOST_ROWS,
+    *,
+    shown_first: bool = False,
+) -> Table | None:
+    """Rows of a run's table, with the meaning of every column.
+
+    Args:
+        name: of the table in `massact.records.tables`.
+        rows: in the order in which they are to be shown.
+        title: what they are.
+        columns: only these; nothing: all.
+        most: no more rows than these; a note says how many there are.
+        shown_first: not folded.
+
+    Returns:
+        None without rows. Columns without any value are left out and named in a note; a stack, site or modality
+        that is the same everywhere is left out.
+    """
+    if not len(rows):
+        return None
+    declared, kept, missing, few = columns_of(name), [], [], rows.head(most)
+    for column in columns or declared:
+        dtype, meaning = declared[column]
+        values = few[column].tolist()
+        if column in ("stack", "site", "modality") and rows[column].fillna("").nunique() == 1:
+            continue
+        if dtype == "float64" and rows[column].isna().all():
+            missing.append(column)
+            continue
+        shown = [shown_value(column, dtype, v) for v in values]
+        kept.append(Column(column, meaning, values, shown, dtype in ("int64", "float64")))
+    notes = []
+    if len(rows) > most:
+        notes.append(f"{most:,} of {len(rows):,} rows; all are in {name}.parquet.")
+    if missing:
+        notes.append(f"Unavailable in this run: {listed(missing)}.")
+    return Table(title, kept, len(rows), notes, shown_first)
+
+
+def parts_of(*parts: Part | None) -> list[Part]:
+    """Those parts that are there."""
+    return [part for part in parts if part is not None]
