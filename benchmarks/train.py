@@ -32,7 +32,7 @@ def stepper(variant: str, args: argparse.Namespace) -> Callable[[], Any]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from massact.training.applied import apply_variant
+    from massact.variants.application import apply_variant
 
     torch.manual_seed(0)
     dtype = torch.float32 if args.dtype == "fp32" else torch.bfloat16
@@ -74,7 +74,7 @@ def main() -> None:
     if args.worker:
         worker(args)
         return
-    from massact.training.variants import VARIANTS
+    from massact.variants.catalogue import VARIANTS
 
     print(f"{machine(args.device)}, Python {platform.python_version()}, {args.dtype}, batch {args.batch}")
     print(f"{'':20s}" + "".join(f"{t:>20,}" for t in args.tokens))

@@ -1,6 +1,6 @@
 """Write docs/reference.md and docs/errors.md from the code. A test fails when they are stale.
 
-python docs/generate.py                  # also the tables of docs/reproduce.md
+python docs/generate.py                  # also the tables of docs/reproduce.md and docs/architecture.md
 python docs/generate.py --reproduce      # and what it says of the embedded model, measured anew
 """
 
@@ -28,6 +28,7 @@ from massact.training import VARIANTS
 
 PAGE = Path(__file__).parent / "reference.md"
 REPRODUCE = Path(__file__).parent / "reproduce.md"
+ARCHITECTURE = Path(__file__).parent / "architecture.md"
 ERRORS_PAGE = Path(__file__).parent / "errors.md"
 SOURCE = Path(__file__).parents[1] / "src" / "massact"
 
@@ -183,6 +184,25 @@ def reproduce_page() -> str:
     return between(REPRODUCE.read_text(encoding="utf-8"), "experiments", experiments())
 
 
+def rooms() -> list[str]:
+    """The table of architecture.md: what each room is and may import, as tests/test_structure.py enforces it."""
+    sys.path.insert(0, str(SOURCE.parents[1]))
+    from tests.test_structure import ARROWS, NO_TORCH
+
+    rows = []
+    for room, others in ARROWS.items():
+        said = ast.get_docstring(ast.parse((SOURCE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+        allowed = ", ".join(other for other in ARROWS if other in others) or "-"
+        rows.append([f"`{room}/`", said.splitlines()[0], allowed, "no" if room in NO_TORCH else "yes"])
+    door = ["`massact.cli`", "the door, one file for each verb: parse, call one function, print", "everything, lazily"]
+    return table(["room", "one line", "may import", "torch"], [*rows, [*door, "lazy"]])
+
+
+def architecture_page() -> str:
+    """architecture.md with today's rooms."""
+    return between(ARCHITECTURE.read_text(encoding="utf-8"), "rooms", rooms())
+
+
 ERRORS_TOP = """# Errors
 
 Made by `python docs/generate.py` from the code; a test fails when it is stale.
@@ -251,6 +271,7 @@ if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     ERRORS_PAGE.write_text(errors_page(), encoding="utf-8")
     REPRODUCE.write_text(reproduce_page(), encoding="utf-8")
+    ARCHITECTURE.write_text(architecture_page(), encoding="utf-8")
     if "--reproduce" in sys.argv:  # a minute: measure what the page says of the embedded model
         with tempfile.TemporaryDirectory() as place:
             found = outcome(reproduce(out=Path(place) / "run"))

@@ -17,7 +17,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import massact as ma
-from massact.models import Model, example_inputs, load, projection_of, with_attention
+from massact.anatomy import example_inputs
+from massact.models import Model, load, projection_of, with_attention
 from massact.records.anatomy import AttentionPlace
 from massact.records.errors import UserError
 from massact.records.sites import Site
@@ -25,8 +26,8 @@ from massact.stats import Where
 from massact.stats.attended import Attended
 from massact.trace import Probe, measure
 from massact.trace.attention import AttentionCall, attending
+from tests.anatomy.test_own_modules import Block, D, Own
 from tests.families import FAMILIES, N_LAYERS, STACKS, build
-from tests.models.test_own_modules import Block, D, Own
 
 INTERFACE = {"gemma2", "gpt_oss", "longt5"}  # soft cap, learned sinks, a position bias without SDPA
 WRITTEN_OUT = {"bloom", "mpt", "gptj"}

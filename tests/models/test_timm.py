@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import massact as ma
+from massact.anatomy.examples import timm_cfg
 from massact.corpora.preprocess import recipe_of
 from massact.explanations import explain
 from massact.interventions import intervene
@@ -173,7 +174,7 @@ def test_preprocessing_is_timms_own(name: str, size: tuple[int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(noise)
     theirs = create_transform(**resolve_model_data_config(module), is_training=False)(image).numpy()
-    ours = recipe_of(ma.models.timm_models.timm_cfg(module)).apply(image)
+    ours = recipe_of(timm_cfg(module)).apply(image)
     assert ours.shape == theirs.shape and np.abs(ours - theirs).max() < 1e-5
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import massact as ma
-from tests.models.test_own_modules import D
+from tests.anatomy.test_own_modules import D
 
 T, HEADS = 20, 4
 

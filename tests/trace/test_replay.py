@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import massact as ma
+from massact.anatomy import example_inputs
 from massact.corpora import Batch
-from massact.models import Model, example_inputs
+from massact.models import Model
 from massact.records.anatomy import Stack
 from massact.trace import Edit, edited
 from massact.trace.replay import Prefix

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 
+from massact.models.pretrained import from_pretrained
 from massact.records.errors import UserError
 from massact.records.kinds.lab import Lab
 from massact.training.backcopy import random_backcopy
 from massact.training.lab import STORY, configs_of, held_out_of, run_lab, train_toy
 from massact.training.lab_looks import key_scale, look, losses, opened, task_losses, uniform
-from massact.training.saved import from_pretrained
 from massact.training.toy import FAR, FROM_QUERY, ORDINARY, PRESETS, LabConfig, task_of, toy_model
 
 TINY = {"steps": 6, "every": 3, "batch": 8, "width": 16, "mlp": 32, "length": 20, "layers": 2}
 
 
 def model_and_ids(attention: str = "softmax", **options: object) -> tuple[torch.nn.Module, torch.Tensor, LabConfig]:
-    from massact.training.applied import apply_variant
+    from massact.variants.application import apply_variant
 
     config = LabConfig.of("story", attention=attention, **TINY | options)
     torch.manual_seed(1)

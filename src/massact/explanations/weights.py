@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from massact.models import Model, norms_of
+from massact.anatomy import norms_of
+from massact.models import Model
 from massact.records.anatomy import Stack
 from massact.records.tables import frame
 
@@ -76,7 +77,7 @@ class ScoredNorm:
 def scored_norms(model: Model, stack: Stack) -> list[ScoredNorm]:
     """Every norm of a stack's blocks with a scale of the width of the residual stream, in the order they are held."""
     found = []
-    for layer, path in norms_of(model, stack):
+    for layer, path in norms_of(model.module, stack):
         norm = model.module.get_submodule(path)
         bias = getattr(norm, "bias", None)
         scored = _scored(bias) if isinstance(bias, Tensor) else (np.full(stack.d_model, np.nan),) * 2

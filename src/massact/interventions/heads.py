@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from massact.anatomy.examples import to_device
 from massact.corpora import Corpus
 from massact.corpora import corpus as make_corpus
 from massact.interventions.zero_shot import ZeroShot, zero_shot_head
 from massact.models import Model
-from massact.models.inputs import to_device
 from massact.positions import place_names
 from massact.records.anatomy import Place
 from massact.records.errors import UserError

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from massact.anatomy import norms_of
 from massact.corpora import Corpus
 from massact.interventions.catalogue import (
     QUARTET,
@@ -22,7 +23,7 @@ from massact.interventions.catalogue import (
 )
 from massact.interventions.norms import parameters_of, silenced
 from massact.interventions.registers import CONTROLS, collect_registers, fix_registers
-from massact.models import Model, norms_of
+from massact.models import Model
 from massact.records.errors import UserError, near
 from massact.trace import Edit, Together
 from massact.trace.edits import AnyEdit
@@ -124,7 +125,7 @@ def edit_named(name: str, setting: Setting) -> AnyEdit:
     if word == "norm-dims":
         dims = sorted({d for t in setting.targets for d in t.dims})
         stack = setting.model.anatomy.stack(setting.targets[0].site.stack)
-        parameters, _ = parameters_of(setting.model, [path for _, path in norms_of(setting.model, stack)])
+        parameters, _ = parameters_of(setting.model, [path for _, path in norms_of(setting.model.module, stack)])
         if not parameters:
             raise UserError("The model's norms have no scales.", do="Leave out norm-dims.")
         return silenced(name, parameters, dims)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from massact.anatomy.examples import to_device
 from massact.models import Model
-from massact.models.inputs import to_device
 from massact.records.errors import UserError
 from massact.records.given_files import read_given
 from massact.trace import unchanged

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from massact.models.discovery import run_example
+from massact.anatomy.discovery import run_example
 from massact.models.loading import Model
 from massact.records.anatomy import AttentionPlace, Block, Place, Stack
 from massact.records.errors import ProofError

@@ -15,19 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from massact.models.discovery import discover, run_example
-from massact.models.gguf_header import in_folder, is_gguf
-from massact.models.inputs import (
+from massact.anatomy.discovery import discover, run_example
+from massact.anatomy.examples import (
     example_variants,
     fixed_arguments,
     float_dtype,
     placeholders_of,
+    timm_cfg,
     to_device,
     whole_images,
 )
+from massact.anatomy.proof import Proof, prove
+from massact.anatomy.rows import proved_rows
+from massact.models.gguf_header import in_folder, is_gguf
 from massact.models.names import short_name
-from massact.models.proof import Proof, prove
-from massact.models.timm_models import TIMM, read_timm, timm_cfg
+from massact.models.timm_models import TIMM, read_timm
 from massact.records.anatomy import Anatomy, Place, Stack
 from massact.records.errors import ProofError, UserError
 from massact.records.runinfo import ModelInfo
@@ -288,10 +290,8 @@ def load(
     check_finite(module)
     with unchanged(module, values=True):
         anatomy, proof, arguments, example = _proved(module, blocks, inputs)
-    from massact.models.rows import with_proved_rows  # which needs a Model
-
     made = Model(module, anatomy, proof, tokenizer, name, revision, arguments, example, processor, asked=options or {})
-    return with_proved_rows(made)
+    return replace(made, anatomy=proved_rows(module, anatomy, example, made.reads))
 
 
 def _proved(

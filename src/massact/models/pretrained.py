@@ -28,7 +28,8 @@ from massact.models.own_code import (
 )
 from massact.records.errors import UserError
 from massact.records.given_files import read_given, refuse_special_in
-from massact.records.readers import READERS
+from massact.variants.application import apply_variant
+from massact.variants.storage import load_variant, told_changes
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.gguf")
 
@@ -62,7 +63,7 @@ def read_pretrained(
     config = read_config(spec, common)
     check_parts(spec, common, *TOKENIZER_FILES)  # before the weights are read
     _check_layers(path, config.to_dict())
-    read = _changed if getattr(config, "massact", None) else read_module
+    read = read_changed if getattr(config, "massact", None) else read_module
     return read(spec, config, dtype, common | {"use_safetensors": not allow_pickle}), _tokenizer(spec, config, common)
 
 
@@ -133,15 +134,37 @@ def read_module(spec: str, config: Any, dtype: torch.dtype | str, options: dict[
     return module
 
 
-def _changed(spec: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
-    if not READERS:
-        raise UserError(
-            f"{spec!r} was trained with an attention variant or another change of its architecture: its config.json "
-            "says so (massact).",
-            "Read as the plain architecture it would be another model.",
-            "Use massact.load or the command line, or give the model: load(massact.training.from_pretrained(...)).",
-        )
-    return READERS[0](spec, config, dtype, options)
+def from_pretrained(path: str | os.PathLike[str], dtype: torch.dtype | str = "auto", **options: Any) -> nn.Module:
+    """Read a transformers model with every change that its config.json tells of.
+
+    Args:
+        path: a folder or a Hub id.
+        dtype: of the weights, or "auto" for the stored one.
+        options: for transformers' `from_pretrained`.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        UserError: no such model, or its files do not hold what its configuration tells of.
+    """
+    known = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", TRUST)}
+    config = read_config(path, known)
+    read = read_changed if getattr(config, "massact", None) else read_module
+    return read(os.fspath(path), config, dtype, options)
+
+
+def read_changed(spec: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
+    """As `read_module`, for a configuration that tells of changes."""
+    if all(change.get("change") == apply_variant.__name__ for change in told_changes(config)):
+        return load_variant(read_module(spec, config, dtype, options), spec)
+    # Other norms have other names in the files, which the plain architecture would not find.
+    trusted = bool(options.get(TRUST))
+    cls = model_class(config, trusted)
+    wanted = (getattr(config, "dtype", None) or torch.float32) if dtype == "auto" else dtype
+    plain = isinstance(cls, type) and issubclass(cls, nn.Module)
+    model = cls(config) if plain else cls.from_config(config, trust_remote_code=trusted)
+    return load_variant(model.to(wanted).eval(), spec)
 
 
 @contextmanager

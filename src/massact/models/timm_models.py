@@ -1,8 +1,7 @@
-"""Read a model of timm by name, and say plainly why one cannot be read; how a live one says what it takes."""
+"""Read a model of timm by name, and say plainly why one cannot be read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,22 +13,6 @@ from massact.records.given_files import refuse_special_in
 
 TIMM = "timm:"
 INSTALL = "Install both: pip install 'massact[vision]'"
-
-
-def timm_cfg(module: nn.Module) -> dict[str, Any] | None:
-    """How a model of timm says that its images are prepared; its size is that of the patches it was built for.
-
-    Args:
-        module: of timm, or a wrapper whose configuration holds a `pretrained_cfg`.
-    """
-    inner = getattr(module, "timm_model", module)
-    for holder in (module, getattr(module, "config", None)):
-        cfg = getattr(holder, "pretrained_cfg", None)
-        if isinstance(cfg, Mapping) and "input_size" in cfg:
-            size = getattr(getattr(inner, "patch_embed", None), "img_size", None)
-            built = {} if size is None else {"input_size": (cfg["input_size"][0], *size)}
-            return dict(cfg) | built
-    return None
 
 
 def read_timm(spec: str, dtype: torch.dtype | str, revision: str | None, options: dict[str, Any]) -> nn.Module:

@@ -12,7 +12,6 @@ import pandas as pd
 
 from massact.records.arrays import read_arrays
 from massact.records.errors import UserError
-from massact.records.notebooks import ShownInNotebooks
 from massact.records.runinfo import jsonable
 from massact.records.sidecars import Sidecar, read_sidecar, save_beside
 from massact.records.tables import Columns, declare, frame, read_table
@@ -24,7 +23,7 @@ def table(name: str) -> Any:
 
 
 @dataclass(repr=False)
-class Result(ShownInNotebooks):
+class Result:
     """What a verb found, in memory and as files of a run directory.
 
     A kind is a subclass: a file of its own in `records/kinds`, or of another package (entry point `massact.results`).
@@ -71,6 +70,18 @@ class Result(ShownInNotebooks):
         """Its tables by name, without those that are left out where they are empty."""
         held = {name: getattr(self, name) for name in self.TABLES}
         return {name: rows for name, rows in held.items() if len(rows) or name not in self.SOME}
+
+    def __repr__(self) -> str:
+        """Its tables that have rows: what a prompt shows."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        rows = [f"{name}: {len(t):,} rows" for name, t in held.items() if isinstance(t, pd.DataFrame) and len(t)]
+        return f"{type(self).__name__}({', '.join(rows)})"
+
+    def _repr_html_(self) -> str:
+        """Its words and the first rows of its main table: what a notebook shows."""
+        from massact.reports import notebook_html  # the one way up, see tests/test_structure.py
+
+        return notebook_html(self)
 
     def save(self, directory: str | Path) -> Path:
         """Write its files into a directory; the record last, so that its presence speaks for the rest.

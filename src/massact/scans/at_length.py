@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from massact.anatomy import Off, equations_of
 from massact.corpora import Batch, Corpus
-from massact.models import Model, Off, equations_of
+from massact.models import Model
 from massact.records.anatomy import Place
 from massact.records.errors import WorkError
 from massact.records.kinds.scan import ScanResult

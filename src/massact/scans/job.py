@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from massact.anatomy import token_types
 from massact.corpora import AnySource, AudioSource, Corpus, ImageSource, PairSource, Source
 from massact.corpora import corpus as make_corpus
 from massact.corpora.first_token import both_ways
-from massact.models import Model, load, random_twin, token_types
+from massact.models import Model, load, random_twin
 from massact.models.gguf_header import gguf_notes
 from massact.positions import notes_on_positions, ready_sound, tokens_of, with_decoder
 from massact.records.answer import Answer

@@ -69,11 +69,11 @@ def build_model(config: TrainConfig) -> nn.Module:
     if not config.biases:
         hold_biases(model)
     if config.variant != "softmax":
-        from massact.training.applied import apply_variant
+        from massact.variants.application import apply_variant
 
         model = apply_variant(model, config.variant, **config.variant_options)
     for name, options in config.remedies.items():
-        from massact.training.remedies import apply_remedy
+        from massact.variants.remedies import apply_remedy
 
         model = apply_remedy(model, name, **options)
     return model
@@ -95,7 +95,7 @@ def n_trained(model: nn.Module) -> int:
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a configuration; weight decay on matrices only, or on everything."""
-    from massact.training.remedies import OptimizerSettings, optimizer
+    from massact.training.optimisers import OptimizerSettings, optimizer
 
     given = {"lr": config.lr, "weight_decay": config.weight_decay, "decay": config.decay, "betas": config.betas,
              "eps": config.eps}  # fmt: skip
@@ -130,6 +130,6 @@ class Loss:
         n = mine if num_items_in_batch is None else num_items_in_batch
         if not self.tweo or not torch.is_grad_enabled():
             return total / n
-        from massact.training.remedies import tweo_loss
+        from massact.training.optimisers import tweo_loss
 
         return total / n + self.tweo * tweo_loss(outputs["hidden_states"][1:]) * mine / n

@@ -348,7 +348,7 @@ class _Run:
 
                 found.append(TensorBoardCallback(SummaryWriter(str(self.out / "tensorboard"))))
         if self.config.rescale_every:
-            from massact.training.remedies import TargetVarianceRescaling
+            from massact.training.optimisers import TargetVarianceRescaling
 
             found.append(TargetVarianceRescaling(every=self.config.rescale_every))
         return found

@@ -31,7 +31,7 @@ from massact.records.tables import frame
 from massact.training.backcopy import Backcopy
 from massact.training.lab_looks import N_LOOKED, effects_of, key_scale, look, losses, opened, task_losses, uniform
 from massact.training.toy import FAR, FROM_QUERY, NEXT, ORDINARY, LabConfig, optimiser_of, task_of, toy_model
-from massact.training.variants import variant
+from massact.variants.catalogue import variant
 
 STORY = ("softmax", "kv-bias", "softmax-off-by-one")
 N_HELD_OUT = 512  # sequences for losses; half as many are looked into
@@ -82,7 +82,7 @@ def train_toy(config: LabConfig, progress: Progress = _silent) -> ToyRun:
         module = toy_model(config, task.bos + 1)
         facts: Row = {"key_std": None, "uniform_attention": uniform(config.length)}
         if config.attention != "softmax":
-            from massact.training.applied import apply_variant
+            from massact.variants.application import apply_variant
 
             options = dict(config.options)
             if config.attention in KEYS and "std" not in options:

@@ -22,10 +22,10 @@ from massact.models import Model, load, with_attention
 from massact.stats import Keep, Where
 from massact.stats.attended import Attended
 from massact.trace import Edit, Probe, edited, measure
-from massact.training.applied import attention as variant_attention
 from massact.training.backcopy import Backcopy
-from massact.training.changes import PREFIX
 from massact.training.toy import FAR, FROM_QUERY, NEXT, ORDINARY, LabConfig
+from massact.variants.application import attention as variant_attention
+from massact.variants.changes import PREFIX
 
 N_LOOKED = 64  # sequences of one look during training; the last is at all of them
 Row = dict[str, Any]

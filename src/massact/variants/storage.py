@@ -1,4 +1,4 @@
-"""Read a changed model from where `save_pretrained` put it: build, change again as config.json says, fill in."""
+"""What a checkpoint holds of the changes of its model: made again as config.json says, and their weights filled in."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from massact.models.own_code import TRUST
-from massact.models.pretrained import model_class, read_config, read_module
 from massact.records.errors import UserError, near
-from massact.training.applied import apply_variant
-from massact.training.changes import PREFIX, changeable, changes_of
-from massact.training.remedies import apply_remedy
+from massact.variants.application import apply_variant
+from massact.variants.changes import PREFIX, changeable, changes_of
+from massact.variants.remedies import apply_remedy
 
 try:
     from transformers.core_model_loading import revert_weight_conversion
@@ -26,39 +24,6 @@ except ImportError:  # versions that save every architecture under its own names
 
 _AGAIN = "Copy or download the model again."
 _CHANGES = {"apply_variant": apply_variant, "apply_remedy": apply_remedy}
-
-
-def from_pretrained(path: str | os.PathLike[str], dtype: torch.dtype | str = "auto", **options: Any) -> nn.Module:
-    """Read a transformers model with every change that its config.json tells of.
-
-    Args:
-        path: a folder or a Hub id.
-        dtype: of the weights, or "auto" for the stored one.
-        options: for transformers' `from_pretrained`.
-
-    Returns:
-        The model, in evaluation mode.
-
-    Raises:
-        UserError: no such model, or its files do not hold what its configuration tells of.
-    """
-    known = {k: v for k, v in options.items() if k in ("revision", "token", "cache_dir", TRUST)}
-    config = read_config(path, known)
-    read = read_changed if getattr(config, "massact", None) else read_module
-    return read(os.fspath(path), config, dtype, options)
-
-
-def read_changed(spec: str, config: Any, dtype: torch.dtype | str, options: dict[str, Any]) -> nn.Module:
-    """As `massact.models.pretrained.read_module`, for a configuration that tells of changes."""
-    if all(change.get("change") == apply_variant.__name__ for change in _told(config)):
-        return load_variant(read_module(spec, config, dtype, options), spec)
-    # Other norms have other names in the files, which the plain architecture would not find.
-    trusted = bool(options.get(TRUST))
-    cls = model_class(config, trusted)
-    wanted = (getattr(config, "dtype", None) or torch.float32) if dtype == "auto" else dtype
-    plain = isinstance(cls, type) and issubclass(cls, nn.Module)
-    model = cls(config) if plain else cls.from_config(config, trust_remote_code=trusted)
-    return load_variant(model.to(wanted).eval(), spec)
 
 
 def load_variant(model: nn.Module, path: str | os.PathLike[str] | None = None) -> nn.Module:
@@ -77,7 +42,7 @@ def load_variant(model: nn.Module, path: str | os.PathLike[str] | None = None) -
         UserError: there is nothing to load, or a weight is missing; the model is then not to be used.
     """
     config = changeable(model)
-    told = _told(config)
+    told = told_changes(config)
     if not told:
         raise UserError("This model's configuration tells of no attention variant.",
                         do="It was not saved after apply_variant: use it as it is.")  # fmt: skip
@@ -101,7 +66,7 @@ def load_variant(model: nn.Module, path: str | os.PathLike[str] | None = None) -
     return model
 
 
-def _told(config: Any) -> list[dict[str, Any]]:
+def told_changes(config: Any) -> list[dict[str, Any]]:
     """The changes that a configuration tells of."""
     record = getattr(config, "massact", None) or {}
     told = record.get("changes", []) if isinstance(record, dict) else None

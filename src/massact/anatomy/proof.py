@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from massact.models.equations import SEEN, equations_of
-from massact.models.inputs import float_dtype
+from massact.anatomy.equations import SEEN, equations_of
+from massact.anatomy.examples import float_dtype
 from massact.records.anatomy import Anatomy
 from massact.records.errors import ProofError
 from massact.records.sites import Site

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from massact.models import example_inputs
-from massact.models.inputs import float_dtype, to_device
+from massact.anatomy import example_inputs
+from massact.anatomy.examples import float_dtype, to_device
 from massact.records.errors import UserError
 from massact.trace.extra_token import add_token, drop_token, mask_token
 

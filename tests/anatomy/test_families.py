@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from massact.models import Model, discover, example_inputs, load, prove
+from massact.anatomy import discover, example_inputs, prove
+from massact.models import Model, load
 from massact.records.errors import ProofError
 from massact.records.sites import Site
 from massact.trace import tapped, tensors_in

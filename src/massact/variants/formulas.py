@@ -20,7 +20,7 @@ from torch import Tensor
 
 from massact.records.errors import UserError, check_options
 from massact.stats.attended import HIDES
-from massact.training.slotted import additive, slotted
+from massact.variants.slots import additive, slotted
 
 Given = tuple[Tensor, Tensor | None]
 Params = Mapping[str, Tensor]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from massact.models.timm_models import timm_cfg
 from massact.records.errors import UserError
 
 N_TOKENS = 13  # a prime that is no usual width, so that a product over tokens is told from one over features
@@ -53,6 +53,22 @@ def _pixels(config: Any, generator: torch.Generator) -> Tensor:
 def _rand(cfg: dict[str, Any], seed: int) -> Tensor:
     """Two images of the size that a model of timm takes."""
     return torch.rand(2, *cfg["input_size"], generator=torch.Generator().manual_seed(seed))
+
+
+def timm_cfg(module: nn.Module) -> dict[str, Any] | None:
+    """How a model of timm says that its images are prepared; its size is that of the patches it was built for.
+
+    Args:
+        module: of timm, or a wrapper whose configuration holds a `pretrained_cfg`.
+    """
+    inner = getattr(module, "timm_model", module)
+    for holder in (module, getattr(module, "config", None)):
+        cfg = getattr(holder, "pretrained_cfg", None)
+        if isinstance(cfg, Mapping) and "input_size" in cfg:
+            size = getattr(getattr(inner, "patch_embed", None), "img_size", None)
+            built = {} if size is None else {"input_size": (cfg["input_size"][0], *size)}
+            return dict(cfg) | built
+    return None
 
 
 def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:

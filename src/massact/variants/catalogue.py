@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from massact.records.errors import UserError, near
-from massact.training import attend as a
-from massact.training.attend import Dims, Init, Variant
+from massact.variants import formulas as a
+from massact.variants.formulas import Dims, Init, Variant
 
 
 def _key(dims: Dims, std: float, **_: Any) -> dict[str, Init]:

@@ -12,11 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from massact.models.discovery import run_example
-from massact.models.loading import Model
-from massact.records.anatomy import Stack
+from massact.anatomy.discovery import run_example
+from massact.records.anatomy import Anatomy, Stack
 from massact.records.errors import ProofError, UserError
 from massact.trace import BATCH_FIRST, tapped, unchanged
 
@@ -24,42 +23,54 @@ CUT = 2  # tokens that the shorter example lacks
 
 Shapes = dict[str, tuple[int, ...]]  # name of a stack -> shape of what its first block takes in
 Ends = dict[str, Tensor]  # name of a stack -> what its last block gives
+Run = Callable[[dict[str, Any]], tuple[Shapes, Ends]]
 _ALONE = "Take out what reads the whole batch: a mean over it, a batch norm without running statistics."
 _MIXED = 1e-3  # of a row's typical entry, or 4 eps: far beyond rounding, since tensors of the same shapes run
 
 
-def with_proved_rows(model: Model) -> Model:
-    """The same model without the stacks whose rows are not sequences or whose positions are not tokens.
+def proved_rows(
+    module: nn.Module, anatomy: Anatomy, example: dict[str, Any], reads: Callable[[Stack], str | None]
+) -> Anatomy:
+    """The same anatomy without the stacks whose rows are not sequences or whose positions are not tokens.
 
     With one sequence more in the example a stack of (batch, tokens, width) has one row more; with `CUT` tokens less a
     stack with k positions for each token has k `CUT` less; with other sequences beside it the last row stays as it was.
     An example that cannot be changed so shows nothing: then every forward pass of a measurement is still held to its
     rows (`massact.trace.measure`).
 
+    Args:
+        module: that the anatomy is of.
+        example: what it was proved on.
+        reads: stack -> name of the input whose positions it has, or None.
+
     Raises:
         ProofError: no stack is left.
     """
-    example = model.example
-    before, ends = _pass(model, example)
+
+    def run(inputs: dict[str, Any]) -> tuple[Shapes, Ends]:
+        return _pass(module, anatomy, inputs)
+
+    before, ends = run(example)
     n = _sequences(example)
-    more, _ = _pass(model, {k: _one_more(x, n) for k, x in example.items()})
-    _, beside = _pass(model, {k: _all_last(x, n) for k, x in example.items()}) if n > 1 else ({}, {})
+    more, _ = run({k: _one_more(x, n) for k, x in example.items()})
+    _, beside = run({k: _all_last(x, n) for k, x in example.items()}) if n > 1 else ({}, {})
     refused: dict[str, tuple[str, str]] = {}  # why, and what to do
-    for stack in model.anatomy.stacks:
-        why = _rows(before, more, stack.name, n) or _positions(model, stack, before)
+    for stack in anatomy.stacks:
+        ids = example.get(reads(stack) or "")
+        why = _rows(before, more, stack.name, n) or _positions(run, example, ids, before.get(stack.name), stack.name)
         if why:
             refused[stack.name] = why, BATCH_FIRST
         elif mixed := _mixed(ends, beside, stack.name, n):
             refused[stack.name] = mixed, _ALONE
     if not refused:
-        return model
-    left = tuple(s for s in model.anatomy.stacks if s.name not in refused)
+        return anatomy
+    left = tuple(s for s in anatomy.stacks if s.name not in refused)
     if not left:
-        stack = model.anatomy.stacks[0]
+        stack = anatomy.stacks[0]
         why, do = refused[stack.name]
         raise ProofError(f"The blocks in {stack.path!r} are not understood.", f"{why}.", do)
-    out = [f"{s.path} was left out. {refused[s.name][0]}." for s in model.anatomy.stacks if s.name in refused]
-    return replace(model, anatomy=replace(model.anatomy, stacks=left, left_out=(*model.anatomy.left_out, *out)))
+    out = [f"{s.path} was left out. {refused[s.name][0]}." for s in anatomy.stacks if s.name in refused]
+    return replace(anatomy, stacks=left, left_out=(*anatomy.left_out, *out))
 
 
 def _rows(before: Shapes, more: Shapes, stack: str, n: int) -> str:
@@ -90,18 +101,16 @@ def _mixed(ends: Ends, beside: Ends, stack: str, n: int) -> str:
     return f"The hidden states of one sequence change by {off:.2g} of their size with the other sequences of its batch"
 
 
-def _positions(model: Model, stack: Stack, before: Shapes) -> str:
+def _positions(run: Run, example: dict[str, Any], ids: Any, was: tuple[int, ...] | None, stack: str) -> str:
     """What is wrong with the positions of a stack that reads tokens; "" for nothing, or where it was not seen."""
-    ids = model.example.get(model.reads(stack) or "")
-    was = before.get(stack.name)
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point() or was is None or len(was) != 3:
         return ""
     T = ids.shape[1]
     if was[1] == T or T <= 2 * CUT:
         return ""
     shorter = {k: x[:, : T - CUT] if isinstance(x, Tensor) and x.ndim > 1 and x.shape[1] == T else x
-               for k, x in model.example.items()}  # fmt: skip
-    now = _pass(model, shorter)[0].get(stack.name)
+               for k, x in example.items()}  # fmt: skip
+    now = run(shorter)[0].get(stack)
     if now is None or was[1] < T or was[1] * (T - CUT) != now[1] * T:
         return ""  # tokens that are always there (prompts, a sink, padding), or tokens that are joined
     return f"Its blocks have {was[1]} positions for {T} tokens and {now[1]} for {T - CUT}: several for each token"
@@ -120,7 +129,7 @@ def _all_last(x: Any, n: int) -> Any:
     return x[-1:].expand_as(x).clone() if isinstance(x, Tensor) and x.ndim and x.shape[0] == n else x
 
 
-def _pass(model: Model, inputs: dict[str, Any]) -> tuple[Shapes, Ends]:
+def _pass(module: nn.Module, anatomy: Anatomy, inputs: dict[str, Any]) -> tuple[Shapes, Ends]:
     """What stacks begin and end with; nothing where the model does not run on these inputs."""
     shapes: Shapes = {}
     ends: Ends = {}
@@ -137,12 +146,12 @@ def _pass(model: Model, inputs: dict[str, Any]) -> tuple[Shapes, Ends]:
 
         return see
 
-    taps = [(stack.blocks[0].places["resid_pre"], first(stack.name)) for stack in model.anatomy.stacks]
-    taps += [(stack.blocks[-1].places["resid_post"], last(stack.name)) for stack in model.anatomy.stacks]
-    with torch.inference_mode(), unchanged(model.module, values=True), tapped(model.module, taps) as state:
+    taps = [(stack.blocks[0].places["resid_pre"], first(stack.name)) for stack in anatomy.stacks]
+    taps += [(stack.blocks[-1].places["resid_post"], last(stack.name)) for stack in anatomy.stacks]
+    with torch.inference_mode(), unchanged(module, values=True), tapped(module, taps) as state:
         state.begin()
         try:
-            run_example(model.module, inputs)
+            run_example(module, inputs)
         except UserError:
             return {}, {}
     return shapes, ends

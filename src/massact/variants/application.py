@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from massact.models import example_inputs
-from massact.models.inputs import float_dtype, to_device
+from massact.anatomy import example_inputs
+from massact.anatomy.examples import float_dtype, to_device
 from massact.records.errors import MassactError, UserError
 from massact.stats.attended import fused_attention
 from massact.trace.inputs_of import input_of, inputs_kept, keep_input
-from massact.training.attend import Call, Dims, Init, Options, Variant
-from massact.training.changes import PREFIX, changeable, changes_of, note_change
-from massact.training.slotted import additive
-from massact.training.variants import VARIANTS, variant
+from massact.variants.catalogue import VARIANTS, variant
+from massact.variants.changes import PREFIX, changeable, changes_of, note_change
+from massact.variants.formulas import Call, Dims, Init, Options, Variant
+from massact.variants.sink_token import add_sink_token
+from massact.variants.slots import additive
 
 _PROBE = PREFIX + "probe"
 _NOT_OURS = {"softcap": "soft-capped logits", "s_aux": "learned sinks of its own", "position_bias": "a position bias"}
@@ -233,8 +234,6 @@ def apply_variant(
         raise UserError(f"This {type(model).__name__} already has the attention variant {already[0]!r}.",
                         do="Build the model again and apply the other one.")  # fmt: skip
     if name == "sink-token":
-        from massact.training.sink_token import add_sink_token
-
         add_sink_token(model, **resolved)
     elif name != "softmax":  # which is the model's own attention, whatever the kernel
         seen = _checked(model, name, inputs)

@@ -11,24 +11,19 @@ import torch
 from torch import nn
 
 import massact as ma
+from massact.models.pretrained import from_pretrained
 from massact.records.errors import UserError
-from massact.training.applied import apply_variant
-from massact.training.remedies import (
-    REMEDIES,
-    DyT,
-    GatedNorm,
+from massact.training.optimisers import (
     MuonWithAdamW,
-    NormedHeads,
     OptimizerSettings,
-    PreAffineNorm,
     TargetVarianceRescaling,
-    apply_remedy,
     optimizer,
     param_groups,
     rescale_weights,
     tweo_loss,
 )
-from massact.training.saved import from_pretrained
+from massact.variants.application import apply_variant
+from massact.variants.remedies import REMEDIES, DyT, GatedNorm, NormedHeads, PreAffineNorm, apply_remedy
 from tests.families import build
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from massact.records.errors import UserError
-from massact.training.attend import Call, Dims
-from massact.training.slotted import slotted, with_column
-from massact.training.variants import VARIANTS, variant
+from massact.variants.catalogue import VARIANTS, variant
+from massact.variants.formulas import Call, Dims
+from massact.variants.slots import slotted, with_column
 
 B, H, K, T, E, D = 2, 4, 2, 5, 3, 6
 DIMS = Dims(H, K, E, E, D, T)

@@ -16,12 +16,14 @@ import transformers
 from torch import Tensor, nn
 
 import massact as ma
-from massact.models import example_inputs, load, random_twin, with_attention
+from massact.anatomy import example_inputs
+from massact.models import random_twin, with_attention
+from massact.models.pretrained import from_pretrained
 from massact.records.errors import UserError
-from massact.training.applied import apply_variant
-from massact.training.attend import Call
-from massact.training.saved import from_pretrained, load_variant
-from massact.training.variants import VARIANTS
+from massact.variants.application import apply_variant
+from massact.variants.catalogue import VARIANTS
+from massact.variants.formulas import Call
+from massact.variants.storage import load_variant
 from tests.families import build
 
 FAMILIES = ("llama", "gpt2", "qwen3", "opt", "vit", "dinov2")
@@ -154,19 +156,6 @@ def test_a_folder_is_opened_by_load(tmp_path: Path) -> None:
     done = [subprocess.run([sys.executable, "-c", c], capture_output=True, text=True) for c in code]
     assert done[0].returncode == 0, done[0].stderr
     assert done[1].returncode == 2 and "attention variant" not in done[1].stderr, done[1].stderr  # only the corpus
-
-
-def test_without_training_a_changed_folder_is_refused(tmp_path: Path) -> None:
-    from massact.records import readers
-
-    changed("llama", "kv-bias").save_pretrained(tmp_path)
-    held = readers.READERS[:]
-    readers.READERS.clear()
-    try:
-        with pytest.raises(UserError, match="massact.training.from_pretrained"):
-            load(str(tmp_path))
-    finally:
-        readers.READERS[:] = held
 
 
 def test_missing_weights_and_nothing_to_load_are_refused(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from massact.models.between import after_last, ends_of, has_skips, joined, other_streams
-from massact.models.blocks import read_block
-from massact.models.roles import mixing_writes
-from massact.models.stacks import NO_BLOCKS, Listed, find_stacks, layer_counts, lists_inside, no_stack, stack_names
+from massact.anatomy.blocks import read_block
+from massact.anatomy.passage import after_last, ends_of, has_skips, joined, other_streams
+from massact.anatomy.roles import mixing_writes
+from massact.anatomy.stacks import NO_BLOCKS, Listed, find_stacks, layer_counts, lists_inside, no_stack, stack_names
 from massact.records.anatomy import Anatomy, Block, Place, Stack
 from massact.records.errors import MassactError, ProofError, UserError
 from massact.trace.watch import Call, Watch
