@@ -33,9 +33,8 @@ ARROWS: dict[str, set[str]] = {
         "explanations": f"{_FLOOR} anatomy models positions scans",
         "interventions": f"{_FLOOR} anatomy models positions scans",
         "classics": f"{_FLOOR} anatomy models positions scans explanations interventions",
-        "vision": f"{_FLOOR} anatomy models positions scans explanations interventions",
         "training": f"{_FLOOR} anatomy variants models",
-        "reproductions": f"{_FLOOR} anatomy models positions scans explanations interventions classics vision",
+        "reproductions": f"{_FLOOR} anatomy models positions scans explanations interventions classics",
         "reports": "records",
     }.items()
 }

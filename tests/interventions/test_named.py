@@ -130,7 +130,7 @@ HIDDEN: dict[str, tuple[str, Callable[[Massive], Callable[[np.ndarray], np.ndarr
     "dims=3+17": ("dims=5+30", lambda t: whole(5, 30)),
 }
 OTHERS = {"drop-first=N", "replace-first=TOKEN", "cut-first", "cut=0+5", "norm-dims", "weight=NAME[R,C]",
-          "keep-weight=NAME[R,C]", "registers=HOW"}  # fmt: skip  # the last: tests/vision/test_registers.py
+          "keep-weight=NAME[R,C]", "registers=HOW"}  # fmt: skip  # the last: tests/interventions/test_registers.py
 
 
 def test_every_name_is_tested_here() -> None:

@@ -21,8 +21,8 @@ from massact.reproductions.effects import FIVE, accuracy, perplexity, zero_shot
 from massact.reproductions.entries import Finished, Nothing
 from massact.reproductions.images import register_attention
 from massact.reproductions.job import ReproduceConfig, told
+from massact.reproductions.judgement import judged
 from massact.reproductions.places import outlier_features
-from massact.reproductions.published import judged
 from massact.reproductions.values import PUBLISHED
 from massact.reproductions.variations import bos, trained
 

@@ -13,13 +13,13 @@ import torch
 
 import massact as ma
 from massact.corpora import Corpus
+from massact.interventions import CONTROLS, collect_registers
 from massact.models import Model
 from massact.records.errors import UserError, WorkError
 from massact.records.kinds.reproduction import Reproduction
 from massact.reproductions import reproduce, steps
-from massact.vision import CONTROLS, collect_registers
 from tests.golden.make import golden_text_scan
-from tests.vision.test_registers import classifier
+from tests.interventions.test_registers import classifier
 
 QUICK: Any = {"null": False}
 SCAN = {"run.json", "layers.parquet", "findings.parquet", "near_misses.parquet", "coordinates.parquet", "dims.parquet",

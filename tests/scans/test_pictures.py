@@ -16,7 +16,7 @@ from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.scan.patches import PATCH_FIGURES, draw_patch_attention
 from massact.reports.render.figures import write_figures
-from massact.scans.pictured import small_pictures
+from massact.scans.thumbnails import small_pictures
 from tests.families import build
 
 N, K, REGISTERS, PATCHES = 10, 8, [1, 2, 3], list(range(4, 29))

@@ -5,8 +5,9 @@ with massive activations add to the others, who writes them, and which weights s
 calls are caught, nor name a cause: it reports what is measured side by side (field.md 1.5).
 """
 
+from massact.explanations.image_sinks import visual_sinks
 from massact.explanations.job import ExplainConfig, explain
+from massact.explanations.patch_attention import attention_shares
 from massact.explanations.saved_run import explain_run
-from massact.explanations.shares import share_probes, shares_table
 
-__all__ = ["ExplainConfig", "explain", "explain_run", "share_probes", "shares_table"]
+__all__ = ["ExplainConfig", "attention_shares", "explain", "explain_run", "visual_sinks"]

@@ -19,9 +19,9 @@ from massact.explanations.concentration import (
     sinks_table,
     trajectory_table,
 )
-from massact.explanations.maps import attention_maps
+from massact.explanations.heat_maps import attention_maps
 from massact.explanations.neurons import neurons_table
-from massact.explanations.shares import share_probes, shares_table
+from massact.explanations.patch_attention import share_probes, shares_table
 from massact.explanations.targets import found_positions, targets
 from massact.explanations.weights import norm_weights_table, spectrum
 from massact.explanations.writers import Coordinate, coordinates_of, write_probes, writers_table
@@ -33,7 +33,7 @@ from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import git_state, jsonable
 from massact.records.sites import Site
 from massact.scans import AtLength, check_text, check_weights, proved_at, scanned_corpus
-from massact.scans.maps import massive_patches
+from massact.scans.image_maps import massive_patches
 from massact.stats import TokenMax
 from massact.stats.attended import rounding_allowed
 from massact.stats.groups import GroupStats

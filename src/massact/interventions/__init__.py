@@ -28,33 +28,43 @@ from massact.interventions.catalogue import (
 )
 from massact.interventions.effects import Paired, evaluate
 from massact.interventions.job import InterveneConfig, intervene
+from massact.interventions.registers import CONTROLS, Registers, collect_registers, fix_registers, register_means
+from massact.interventions.relocation import moved_neurons, register_neurons, test_time_registers
 from massact.interventions.saved_run import intervene_run
 from massact.interventions.zero_shot import ZeroShot
 
 __all__ = [
+    "CONTROLS",
     "QUARTET",
     "InterveneConfig",
     "Massive",
     "Paired",
+    "Registers",
     "ZeroShot",
     "clip",
+    "collect_registers",
     "cut_attention",
     "drop_first",
     "evaluate",
     "everywhere",
     "exactly",
+    "fix_registers",
     "fixed",
     "intervene",
     "intervene_run",
     "massive",
     "matched_random",
     "mean",
+    "moved_neurons",
     "norm_dims",
+    "register_means",
+    "register_neurons",
     "remove_direction",
     "replace_first",
     "scale",
     "shuffle",
     "super_weights",
+    "test_time_registers",
     "zero",
     "zero_dims",
 ]

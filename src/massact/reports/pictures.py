@@ -1,7 +1,6 @@
 """Figures of images: massive patches on the picture, norm maps, histograms of norms, attention, neighbours.
 
-Every function takes plain arrays and tables (those of `massact.vision`) and gives a figure; `write_pictures` writes
-them.
+Every function takes plain arrays and tables and gives a figure; `write_pictures` writes them.
 
 Shapes: N images, L layers, H x W pixels, Y x X patches.
 """

@@ -9,7 +9,20 @@ the verbs' own rooms do, nor how results are put into words or drawn.
 from massact.reproductions.catalogue import ENTRIES
 from massact.reproductions.entries import Entry
 from massact.reproductions.job import ReproduceConfig, listing, reproduce
-from massact.reproductions.published import KNOWN, Published, judged
+from massact.reproductions.judgement import KNOWN, Published, judged
+from massact.reproductions.register_values import REGISTER_MEANS, check_published
 from massact.reproductions.values import PUBLISHED
 
-__all__ = ["ENTRIES", "KNOWN", "PUBLISHED", "Entry", "Published", "ReproduceConfig", "judged", "listing", "reproduce"]
+__all__ = [
+    "ENTRIES",
+    "KNOWN",
+    "PUBLISHED",
+    "REGISTER_MEANS",
+    "Entry",
+    "Published",
+    "ReproduceConfig",
+    "check_published",
+    "judged",
+    "listing",
+    "reproduce",
+]

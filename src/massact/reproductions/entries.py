@@ -161,7 +161,7 @@ def row(
     reason: str = "",
     headline: bool = False,
 ) -> Row:
-    """One quantity as it was found here; what was published is added by `massact.reproductions.published.judged`."""
+    """One quantity as it was found here; what was published is added by `massact.reproductions.judgement.judged`."""
     return {
         "quantity": quantity, "ours": float(ours), "ours_text": text, "stack": stack, "layer": int(layer),
         "place": place, "unit": unit, "reason": reason, "headline": headline,

@@ -29,7 +29,7 @@ from massact.records.runinfo import git_state, jsonable
 from massact.records.tables import frame
 from massact.reproductions.catalogue import ENTRIES, chosen
 from massact.reproductions.entries import ASK, Entry, Finished, Nothing, Row, finished, row
-from massact.reproductions.published import KNOWN, judged, known_as
+from massact.reproductions.judgement import KNOWN, judged, known_as
 from massact.reproductions.steps import Progress, Work, domain
 from massact.reproductions.values import PUBLISHED
 

@@ -22,11 +22,12 @@ from massact.classics.entries import effect_rows
 from massact.corpora import Corpus, ImageSource, Source, corpus_again
 from massact.corpora import corpus as make_corpus
 from massact.explanations import explain
-from massact.interventions import evaluate, intervene
+from massact.interventions import CONTROLS, Registers, collect_registers, evaluate, fix_registers, intervene
 from massact.interventions.heads import head_of
 from massact.interventions.labels import labelled, labels_of
 from massact.interventions.predictions import NoHead
 from massact.models import EMBEDDED, Model, load
+from massact.positions import read_layout
 from massact.records.errors import MassactError, UserError
 from massact.records.kinds.classics import Classics
 from massact.records.kinds.comparison import Comparison
@@ -50,7 +51,6 @@ from massact.reproductions.entries import (
     massive,
 )
 from massact.scans import check_text, check_weights, scan, scanned_corpus
-from massact.vision import CONTROLS, Registers, collect_registers, fix_registers, read_layout
 
 Progress = Callable[[str, int, int], None]
 

@@ -1,13 +1,12 @@
-"""The published values (see `published`): tables of the paper, its code, and independent replications."""
+"""The published values (see `judgement`): tables of the paper, its code, and independent replications."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from massact.reproductions.published import ANY, CODE, OWEN, Published
-from massact.vision import PUBLISHED as REGISTER_MEANS
-from massact.vision.published import SIZES
+from massact.reproductions.judgement import ANY, CODE, OWEN, Published
+from massact.reproductions.register_values import REGISTER_MEANS, SIZES
 
 L7, L13, MIX = "LLaMA2-7B", "LLaMA2-13B", "Mixtral-8x7B"
 RANKS = ("top 1", "top 2", "top 3", "top 4", "top 5", "top 10", "top 100", "top 1%", "top 10%", "median")

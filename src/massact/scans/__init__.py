@@ -7,6 +7,15 @@ know how tensors are caught, what a position is (it asks), what a family of mode
 from massact.scans.at_length import AtLength, prove_at_length, proved_at
 from massact.scans.checkpoints import Checkpoint, checkpoints_in, revisions_of, step_of
 from massact.scans.criteria import CRITERIA, Criterion, Evidence, criterion
+from massact.scans.image_maps import (
+    PatchMaps,
+    marked,
+    massive_patches,
+    neighbour_cosines,
+    norm_histograms,
+    outlier_patches,
+    patch_maps,
+)
 from massact.scans.job import PROMPT, ScanConfig, ready_corpus, scan
 from massact.scans.portrait import prompt_corpus
 from massact.scans.reopened import Reopened, check_text, check_weights, reopen, scanned_corpus
@@ -19,12 +28,19 @@ __all__ = [
     "Checkpoint",
     "Criterion",
     "Evidence",
+    "PatchMaps",
     "Reopened",
     "ScanConfig",
     "check_text",
     "check_weights",
     "checkpoints_in",
     "criterion",
+    "marked",
+    "massive_patches",
+    "neighbour_cosines",
+    "norm_histograms",
+    "outlier_patches",
+    "patch_maps",
     "prompt_corpus",
     "prove_at_length",
     "proved_at",

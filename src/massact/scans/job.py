@@ -27,10 +27,11 @@ from massact.scans.at_length import AtLength, prove_at_length, skipped_at
 from massact.scans.criteria import Criterion, Evidence, criterion, sink_dims
 from massact.scans.evidence import evidence
 from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer, with_modalities
+from massact.scans.image_maps import neighbours_probe, scanned_layout, scanned_maps
 from massact.scans.padding import padding_notes
-from massact.scans.pictured import add_pictures, picture_probe, scanned_layout, scanned_maps
 from massact.scans.portrait import portrait, prompt_corpus, ranks_table
 from massact.scans.saved import Saved
+from massact.scans.thumbnails import add_pictures
 from massact.stats import HiddenStats, TokenMax
 from massact.stats.neighbours import NeighbourCosines
 from massact.trace import Measurements, Probe, measure
@@ -385,7 +386,7 @@ class _Job:
         while True:
             probes = self.probes(stacks, top_k)
             if saved is not None and self.layout is not None:
-                probes.append(picture_probe(self.layout))
+                probes.append(neighbours_probe(self.layout))
             start = None
             if saved is not None and top_k == self.config.top_k:
                 start = saved.restore(_fresh(model, probes), KINDS)

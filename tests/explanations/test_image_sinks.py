@@ -9,10 +9,10 @@ from torch import Tensor
 
 import massact as ma
 from massact.corpora import Batch
+from massact.explanations import visual_sinks
 from massact.records.errors import UserError
 from massact.scans import ScanConfig, ready_corpus
 from massact.trace import Edit, edited
-from massact.vision import visual_sinks
 from tests.families import build
 from tests.mixed import llava, llava_inputs, qwen, qwen_inputs
 

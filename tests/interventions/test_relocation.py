@@ -11,23 +11,17 @@ import torch
 from torch import Tensor
 
 import massact as ma
-from massact.interventions import cut_attention, evaluate
+from massact.explanations import attention_shares
+from massact.interventions import cut_attention, evaluate, moved_neurons, register_neurons
+from massact.interventions import test_time_registers as with_registers
 from massact.models import Model, with_attention
+from massact.positions import read_layout
 from massact.records.errors import UserError, WorkError
+from massact.scans import marked, outlier_patches, patch_maps
 from massact.trace import AddedTokens, Edit, edited
-from massact.vision import (
-    attention_shares,
-    marked,
-    moved_neurons,
-    outlier_patches,
-    patch_maps,
-    read_layout,
-    register_neurons,
-)
-from massact.vision import test_time_registers as with_registers
 from tests.families import build
 from tests.photographs import photographs
-from tests.vision.planted import DIM, LAYER, NEURON, SIZE, Planted, images
+from tests.planted_images import DIM, LAYER, NEURON, SIZE, Planted, images
 
 
 @cache

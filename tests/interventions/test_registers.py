@@ -13,24 +13,16 @@ from torch import Tensor
 
 import massact as ma
 from massact.corpora import Batch, Corpus
-from massact.interventions import evaluate
+from massact.interventions import CONTROLS, Registers, collect_registers, evaluate, fix_registers, register_means
 from massact.interventions.catalogue import massive
 from massact.interventions.named import Setting, check_name, edit_named
 from massact.models import Model
 from massact.records.errors import UserError
+from massact.reproductions import REGISTER_MEANS, check_published
+from massact.reproductions.register_values import SIZES
 from massact.stats import Where
 from massact.stats.positions import PositionMoments
 from massact.trace import edited
-from massact.vision import (
-    CONTROLS,
-    PUBLISHED,
-    Registers,
-    check_published,
-    collect_registers,
-    fix_registers,
-    register_means,
-)
-from massact.vision.published import SIZES
 from tests.families import FAMILIES, build
 
 AT = [1, 2, 3]
@@ -199,7 +191,7 @@ def made_up(size: str) -> np.ndarray:
     """Means that hold the published entries of a size, and noise."""
     n_layers, width = SIZES[size]
     means = np.random.default_rng(0).normal(0, 1, (n_layers, 4, width))
-    for p in PUBLISHED:
+    for p in REGISTER_MEANS:
         if p.size == size:
             means[p.key, p.register - 1, p.dims[-1]] = p.value * 1.03
     return means
@@ -210,7 +202,7 @@ def test_published_entries_are_found_in_means_that_have_them(size: str) -> None:
     means = made_up(size)
     told = check_published(means)
     assert told["agrees"].all() and set(told["size"]) == {size} and len(told) >= 1
-    first = next(p for p in PUBLISHED if p.size == size and p.largest)
+    first = next(p for p in REGISTER_MEANS if p.size == size and p.largest)
     for change in ("value", "register", "sign"):
         other = means.copy()
         here = other[first.key]

@@ -11,7 +11,7 @@ from massact.records.errors import UserError
 from massact.reproductions import ENTRIES, KNOWN, PUBLISHED, Published, judged
 from massact.reproductions.entries import Row, row
 from massact.reproductions.job import verdict_of
-from massact.reproductions.published import ANY, known_as
+from massact.reproductions.judgement import ANY, known_as
 
 LLAMA = {"id": "someone/Llama-2-7b-hf", "model_type": "llama", "n_layers": {"": 32}, "d_model": {"": 4096}}
 

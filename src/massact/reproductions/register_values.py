@@ -21,7 +21,7 @@ N_REGISTERS = 4
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedMean:
     """One entry of the published means.
 
     Args:
@@ -41,18 +41,18 @@ class Published:
     largest: bool = True
 
 
-PUBLISHED: tuple[Published, ...] = (
-    Published("S", 5, 2, (287,), -93),
-    Published("B", 8, 4, (569,), 139),
-    Published("B", 11, 4, (254,), -204),
-    Published("L", 3, 1, (971, 188, 555, 126), -163),
-    Published("L", 12, 1, (971, 188, 555, 126), -168),
-    Published("L", 23, 1, (555,), -710),
-    Published("G", 1, 3, (179, 196), -475),
-    Published("G", 12, 3, (179, 196), -842),
-    Published("G", 38, 3, (179, 196), -1163),
-    Published("G", 1, 3, (999,), 395, largest=False),
-    Published("G", 9, 3, (999,), 665, largest=False),
+REGISTER_MEANS: tuple[PublishedMean, ...] = (
+    PublishedMean("S", 5, 2, (287,), -93),
+    PublishedMean("B", 8, 4, (569,), 139),
+    PublishedMean("B", 11, 4, (254,), -204),
+    PublishedMean("L", 3, 1, (971, 188, 555, 126), -163),
+    PublishedMean("L", 12, 1, (971, 188, 555, 126), -168),
+    PublishedMean("L", 23, 1, (555,), -710),
+    PublishedMean("G", 1, 3, (179, 196), -475),
+    PublishedMean("G", 12, 3, (179, 196), -842),
+    PublishedMean("G", 38, 3, (179, 196), -1163),
+    PublishedMean("G", 1, 3, (999,), 395, largest=False),
+    PublishedMean("G", 9, 3, (999,), 665, largest=False),
 )
 
 
@@ -85,10 +85,10 @@ def check_published(means_LRD: np.ndarray, size: str | None = None, tolerance: f
             f"Register means of shape {means.shape} are not those of DINOv2-reg{' ' + size if size else ''}.",
             "Shapes (layers, registers, dims): " + ", ".join(f"{k} {v}" for k, v in wanted.items()) + ".",
         )
-    return pd.DataFrame([_compared(means, p, tolerance) for p in PUBLISHED if p.size == known[0]])
+    return pd.DataFrame([_compared(means, p, tolerance) for p in REGISTER_MEANS if p.size == known[0]])
 
 
-def _compared(means_LRD: np.ndarray, p: Published, tolerance: float) -> dict[str, object]:
+def _compared(means_LRD: np.ndarray, p: PublishedMean, tolerance: float) -> dict[str, object]:
     here = means_LRD[p.key]
     if p.largest and np.isfinite(here).all():
         register, dim = np.unravel_index(np.abs(here).argmax(), here.shape)

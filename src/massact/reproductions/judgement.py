@@ -16,7 +16,7 @@ from typing import Any
 from massact.records.errors import UserError, near
 from massact.records.kinds.reproduction import AGREES, DIFFERS, NOT_RUN, NOTHING, UNPUBLISHED
 from massact.reproductions.entries import Row
-from massact.vision.published import SIZES
+from massact.reproductions.register_values import SIZES
 
 CODE, OWEN = "code of Sun 2024", "Owen 2025, result files"
 ANY = "*"

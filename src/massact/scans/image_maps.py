@@ -1,5 +1,7 @@
 """The numbers behind pictures of images: norms and massive patches on the grid, histograms, how alike neighbours are.
 
+A scan measures them in its own pass; `patch_maps` in one for themselves, under whatever edits are in force.
+
 Shapes: N images, L layers, T tokens, Y rows and X columns of patches.
 """
 
@@ -7,16 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from massact.positions import Layout
+from massact.corpora import Corpus
+from massact.models import Model
+from massact.positions import Layout, layout_now, layout_of
 from massact.records.errors import UserError
+from massact.records.sites import Site
 from massact.records.tables import frame
+from massact.stats import HiddenStats
+from massact.stats.neighbours import NeighbourCosines
+from massact.trace import Measurements, Probe, measure
 
 QUANTILES = (0.1, 0.5, 0.9)
+TIMES_MEDIAN = 4.0  # a patch whose norm is that many times the median is an outlier, where no threshold is given
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,67 @@ class PatchMaps:
         return self.layers.index(layer)
 
 
+def scanned_layout(model: Model, corpus: Corpus, stacks: list[str]) -> Layout | None:
+    """The layout of the first of the stacks that has patches; None where none has."""
+    return next((found for name in stacks if (found := layout_of(model, corpus, name)) is not None), None)
+
+
+def neighbours_probe(layout: Layout, sites: str = "*.resid_post") -> Probe:
+    """What a scan measures of patches beside what it measures of all tokens."""
+    head = f"{layout.stack}/" if layout.stack else ""
+    return Probe("neighbours", f"{head}{sites}", partial(NeighbourCosines, layout.patches, layout.grid))
+
+
+def scanned_maps(measured: Measurements, layout: Layout, now: Layout | None = None) -> PatchMaps:
+    """Norms, greatest magnitudes and neighbour cosines of all images, from the probes "hidden" and "neighbours".
+
+    Args:
+        layout: of the maps.
+        now: of the pass, with the tokens that an edit had added, which are left out; None for the same.
+
+    Raises:
+        UserError: an image had other tokens than the layout.
+    """
+    now = layout if now is None else now
+    sites = sorted(measured.sites("neighbours"), key=lambda site: site.layer)
+    hidden = [measured.result("hidden", site) for site in sites]
+    if any((h.n_tokens != now.n_tokens).any() for h in hidden):
+        raise UserError(f"Not every image has the {now.n_tokens} tokens of the first one.")
+
+    def of_own(values: Sequence[np.ndarray]) -> np.ndarray:
+        rows = [v.reshape(-1, now.n_tokens)[:, list(now.own)].astype(np.float32) for v in values]
+        return np.stack(rows, 1)
+
+    norms, maxima = of_own([h.token_norm for h in hidden]), of_own([h.token_max for h in hidden])
+    cosines = np.stack([measured.result("neighbours", site) for site in sites], 1)
+    return PatchMaps(layout, tuple(site.layer for site in sites), norms, maxima, cosines)
+
+
+def patch_maps(
+    model: Model,
+    corpus: Corpus,
+    layout: Layout,
+    layers: Sequence[int] | None = None,
+    *,
+    batch_size: int | str = "auto",
+) -> PatchMaps:
+    """Norms, greatest magnitudes and neighbour cosines of every image at every layer.
+
+    Inside `test_time_registers` the added tokens are left out: the maps are of the tokens of `layout`.
+
+    Args:
+        layout: as read without edits.
+        layers: None for all, from 0 (the input of the first block) on.
+    """
+    n_layers = model.anatomy.stack(layout.stack).n_layers
+    now = layout_now(model, corpus, layout)
+    probes = []
+    for layer in range(n_layers + 1) if layers is None else layers:
+        site = str(Site(layout.stack, layer, "resid_post"))
+        probes += [Probe("hidden", site, partial(HiddenStats, top_k=1)), neighbours_probe(now, f"{layer}.resid_post")]
+    return scanned_maps(measure(model, corpus, probes, batch_size=batch_size), layout, now)
+
+
 def massive_patches(findings: pd.DataFrame, layout: Layout, layer: int | None = None) -> dict[int, list[int]]:
     """Image -> positions of the patches with a massive activation, as a scan found them.
 
@@ -62,6 +133,22 @@ def massive_patches(findings: pd.DataFrame, layout: Layout, layer: int | None = 
     mine = findings[(findings["stack"] == layout.stack) & findings["pos"].isin(list(layout.patches))]
     mine = mine if layer is None else mine[mine["layer"] == layer]
     return {int(n): sorted({int(p) for p in rows["pos"]}) for n, rows in mine.groupby("sequence")}
+
+
+def outlier_patches(
+    maps: PatchMaps, threshold: float | None = None, layer: int | None = None
+) -> dict[int, list[int]]:
+    """Image -> positions of the patches whose norm at a layer is above a threshold (Darcet 2023).
+
+    Args:
+        threshold: Darcet's was read off a histogram (150 for DINOv2-g), Jiang's is 30. None: four times the median norm
+            of all patches of all images there, which is ours: a rule without a unit.
+        layer: None for the last one that was measured.
+    """
+    norms_NYX = maps.on_grid(maps.norms[:, maps.at(maps.layers[-1] if layer is None else layer)])
+    limit = TIMES_MEDIAN * float(np.median(norms_NYX)) if threshold is None else threshold
+    above_NP = norms_NYX.reshape(len(norms_NYX), -1) > limit
+    return {n: [maps.layout.patches[p] for p in np.flatnonzero(row)] for n, row in enumerate(above_NP)}
 
 
 def marked(outliers: Mapping[int, Sequence[int]], layout: Layout, n_images: int) -> np.ndarray:

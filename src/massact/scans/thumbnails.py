@@ -1,58 +1,21 @@
-"""What a scan of images keeps for the figures of them: from its own pass, and bounded for the images themselves.
+"""What a scan of images keeps of them for its figures: tables of all, and maps and small pictures of the first few.
 
-Shapes: N images, K kept images, L layers, T tokens, Y rows and X columns of patches.
+Shapes: K kept images, Y rows and X columns of patches.
 """
 
 from __future__ import annotations
-
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from massact.corpora import Corpus
-from massact.models import Model
-from massact.positions import Layout, layout_of
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
-from massact.scans.maps import PatchMaps, marked, massive_patches, neighbour_cosines, norm_histograms
-from massact.stats.neighbours import NeighbourCosines
-from massact.trace import Measurements, Probe
+from massact.scans.image_maps import PatchMaps, marked, massive_patches, neighbour_cosines, norm_histograms
 
 KEPT = 8  # images whose norm maps are kept
 LARGEST_SIDE = 224  # pixels of a picture that is kept
-
-
-def scanned_layout(model: Model, corpus: Corpus, stacks: list[str]) -> Layout | None:
-    """The layout of the first of the stacks that has patches; None where none has."""
-    return next((found for name in stacks if (found := layout_of(model, corpus, name)) is not None), None)
-
-
-def picture_probe(layout: Layout) -> Probe:
-    """What a scan measures of patches beside what it measures of all tokens."""
-    head = f"{layout.stack}/" if layout.stack else ""
-    return Probe("neighbours", f"{head}*.resid_post", partial(NeighbourCosines, layout.patches, layout.grid))
-
-
-def scanned_maps(measured: Measurements, layout: Layout) -> PatchMaps:
-    """Norms, greatest magnitudes and neighbour cosines of all images, from the pass of a scan.
-
-    Raises:
-        UserError: an image had other tokens than the layout.
-    """
-    sites = sorted(measured.sites("neighbours"), key=lambda site: site.layer)
-    hidden = [measured.result("hidden", site) for site in sites]
-    if any((h.n_tokens != layout.n_tokens).any() for h in hidden):
-        raise UserError(f"Not every image has the {layout.n_tokens} tokens of the first one.")
-    shape = (-1, layout.n_tokens)
-    return PatchMaps(
-        layout,
-        tuple(site.layer for site in sites),
-        np.stack([h.token_norm.reshape(shape).astype(np.float32) for h in hidden], 1),
-        np.stack([h.token_max.reshape(shape).astype(np.float32) for h in hidden], 1),
-        np.stack([measured.result("neighbours", site) for site in sites], 1),
-    )
 
 
 def add_pictures(result: ScanResult, maps: PatchMaps, corpus: Corpus, pictures: bool) -> None:

@@ -12,7 +12,9 @@ import torch
 
 import massact as ma
 from massact.corpora import Corpus
+from massact.explanations import attention_shares
 from massact.models import Model
+from massact.positions import Layout, read_layout
 from massact.records.errors import UserError
 from massact.reports.pictures import (
     draw_attention_shares,
@@ -22,19 +24,9 @@ from massact.reports.pictures import (
     draw_overlay,
     write_pictures,
 )
+from massact.scans import PatchMaps, marked, massive_patches, neighbour_cosines, norm_histograms, patch_maps
 from massact.stats import Where
 from massact.stats.neighbours import NeighbourCosines
-from massact.vision import (
-    Layout,
-    attention_shares,
-    marked,
-    massive_patches,
-    neighbour_cosines,
-    norm_histograms,
-    patch_maps,
-    read_layout,
-)
-from massact.vision.maps import PatchMaps
 from tests.families import build
 
 OUTLIERS = {0: [4, 9], 2: [28], 3: []}
