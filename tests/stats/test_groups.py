@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from massact.stats import Where
@@ -134,46 +132,6 @@ def saved_and_loaded(statistic: Any) -> Any:
     file.seek(0)
     with np.load(file, allow_pickle=False) as state:
         return type(statistic).from_state(dict(state))
-
-
-SPLIT = dict(
-    seed=st.integers(0, 10**6),
-    D=st.integers(5, 9),
-    zero=st.booleans(),
-    part=st.lists(st.integers(0, 3), min_size=4, max_size=4),
-    order=st.permutations(range(4)),
-    save=st.booleans(),
-)
-
-
-@settings(max_examples=40, deadline=None)
-@given(**SPLIT)
-def test_any_split_and_any_order_of_merges_of_groups(seed, D, zero, part, order, save):
-    data = stream(seed, D, zero=zero)
-    parts = [GroupStats(CHOSEN, DIMS) for _ in range(4)]
-    for sequence, h_TD in reversed(list(enumerate(data))):
-        parts[part[sequence]].update(h_TD, Where(sequence))
-    if save:
-        parts = [saved_and_loaded(p) for p in parts]
-    merged = GroupStats(CHOSEN, DIMS)
-    for i in order:
-        merged.merge(parts[i])
-    check(merged.result(), expected(data, DIMS), rtol=1e-8)
-
-
-@settings(max_examples=40, deadline=None)
-@given(**SPLIT)
-def test_any_split_and_any_order_of_merges_of_gathered(seed, D, zero, part, order, save):
-    data = stream(seed, D, zero=zero)
-    parts = [Gather(CHOSEN["findings"]) for _ in range(4)]
-    for sequence, h_TD in reversed(list(enumerate(data))):
-        parts[part[sequence]].update(h_TD, Where(sequence))
-    if save:
-        parts = [saved_and_loaded(p) for p in parts]
-    merged = parts[order[0]]
-    for i in order[1:]:
-        merged.merge(parts[i])
-    check_gathered(merged.result(), data, None)
 
 
 def check_gathered(result: dict, data: list[Tensor], dims: tuple[int, ...] | None) -> None:

@@ -478,23 +478,3 @@ def same(a: HeadResult, b: HeadResult, rtol: float) -> None:
             y = b.groups[name][group]
             assert x.n_tokens == y.n_tokens and x.cosine == pytest.approx(y.cosine, nan_ok=True)
             np.testing.assert_allclose(x.mean, y.mean, rtol=1e-9, atol=1e-12)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 100),
-    kind=st.sampled_from(list(KINDS)),
-    part=st.lists(st.integers(0, 3), min_size=len(LENGTHS), max_size=len(LENGTHS)),
-    order=st.permutations(range(4)),
-    arrival=st.permutations(range(len(LENGTHS))),
-)
-def test_any_split_and_any_order_of_merges(seed, kind, part, order, arrival):
-    """Sequences in any order, over any statistics, merged in any order: the same result as one after another."""
-    data = calls(KINDS[kind], seed)
-    parts = [HeadStats(TARGETS, OPTIONS) for _ in range(4)]
-    for sequence in arrival:
-        parts[part[sequence]].update(data[sequence], Where(sequence))
-    merged = parts[order[0]]
-    for i in order[1:]:
-        merged.merge(parts[i])
-    same(merged.result(), measured(data), 1e-9)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
 import io
-from collections.abc import Callable
+import pkgutil
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +18,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from massact.stats import DimMoments, HiddenStats, Keep, Ranks, Statistic, TokenMax, Where
+import massact
+from massact.classics.attention_by_class import ClassShares
+from massact.explanations.heat_maps import _Dense
+from massact.explanations.image_sinks import _OnImages, _Scaled
+from massact.stats import DimMoments, HiddenStats, Keep, Ranks, Resumable, Statistic, TokenMax, Where
+from massact.stats.groups import Gather, GroupStats
+from massact.stats.heads import HeadStats
+from massact.stats.hits import HitShares, TailCounts
+from massact.stats.neighbours import NeighbourCosines
+from massact.stats.positions import MagnitudesAt, PositionMoments
+from massact.stats.shares import AttentionShares
+from massact.training.lab_looks import _FirstMass, _KeyScale, _Sizes
+from tests.stats import test_groups as groups
+from tests.stats import test_heads as heads
+from tests.stats import test_shares as shares
 from tests.stats.oracle import DTYPES, Seen, check_hidden, dims_oracle, hard_stream, hidden_oracle, order_of
 
 
@@ -56,25 +75,206 @@ def check_ranks(result: Any, stream: list[Seen]) -> None:
             assert result.dim[i, j] == order_V[rank] % D
 
 
+def check_hits(kind: str, limit: float, result: Any, stream: list[Seen]) -> None:
+    np.testing.assert_array_equal(result.sequence, np.arange(len(stream)))
+    np.testing.assert_array_equal(result.n_tokens, [len(seen.h_TD) for seen in stream])
+    np.testing.assert_array_equal(result.count, [counts_of(kind, seen.h_TD, limit) for seen in stream])
+    assert result.count.dtype == np.int64
+
+
+def counts_of(kind: str, h_TD: torch.Tensor, limit: float) -> np.ndarray:
+    """(D,) counts, in float64."""
+    x = h_TD.double().numpy()
+    fine = np.isfinite(x)
+    if kind == "hits":
+        return (np.where(fine, np.abs(x), 0) >= limit).sum(0)
+    values = x[fine]
+    if not len(values):
+        return np.zeros(x.shape[1], int)
+    return (np.abs(np.where(fine, x, values.mean()) - values.mean()) > limit * values.std()).sum(0)
+
+
+def spoilt_stream(seed: int, lengths: list[int], D: int, dtype: torch.dtype) -> list[Seen]:
+    """Three of four with a value that is not finite in every sequence."""
+    stream, rng = hard_stream(seed, lengths, D, dtype), np.random.default_rng(seed)
+    bad = [None, float("nan"), float("inf"), -float("inf")][seed % 4]
+    for seen in stream:
+        if bad is not None:
+            seen.h_TD[rng.integers(len(seen.h_TD)), rng.integers(D)] = bad
+    return stream
+
+
 def hidden_check(**options: Any) -> Callable[[Any, list[Seen]], None]:
     return lambda result, stream: check_hidden(result, hidden_oracle(stream, **options))
 
 
-CASES: dict[str, tuple[Callable[[], Statistic], Callable[[Any, list[Seen]], None]]] = {
-    "hidden": (lambda: HiddenStats(top_k=5), hidden_check(top_k=5, hit=6.0, mad=False)),
-    "hidden, mad": (lambda: HiddenStats(3, 900.0, True), hidden_check(top_k=3, hit=900.0, mad=True)),
-    "hidden, accelerator": (
-        lambda: HiddenStats(5, mad=True, blocked=False),
-        hidden_check(top_k=5, hit=6.0, mad=True),
+# ------------------------------------------------------------------------------- streams of other shapes
+def grouped_stream(seed: int, lengths: list[int], D: int, dtype: torch.dtype) -> list[Seen]:
+    data = groups.stream(seed, 5 + D % 5, dtype, zero=bool(seed % 2))
+    return [Seen(s, h_TD, np.arange(len(h_TD))) for s, h_TD in enumerate(data)]
+
+
+def of_one_length(seed: int, lengths: list[int], D: int, dtype: torch.dtype, n: int = 13) -> list[Seen]:
+    return hard_stream(seed, [n] * len(lengths), D + 1, dtype)
+
+
+def attention_stream(seed: int, lengths: list[int], D: int, dtype: torch.dtype, kind: str = "causal") -> list[Seen]:
+    calls = heads.calls(heads.KINDS[kind], seed % 100)[: len(lengths)]
+    return [Seen(s, a, np.arange(a.shape[1])) for s, a in enumerate(calls)]
+
+
+def long_calls(seed: int, lengths: list[int], D: int, dtype: torch.dtype) -> list[Seen]:
+    """Attention calls of one length; of both ways of seeing it."""
+    kind = heads.KINDS["learned sink" if seed % 2 else "both ways"]
+    return [Seen(s, heads.attention(20, 1000 * seed + s, kind), np.arange(20)) for s in range(len(lengths))]
+
+
+def shared_stream(seed: int, lengths: list[int], D: int, dtype: torch.dtype) -> list[Seen]:
+    sight = list(shares.SIGHTS.values())[seed % len(shares.SIGHTS)]
+    called = [shares.call(seed + s, sight, bool(seed % 2))[0] for s in range(len(lengths))]
+    return [Seen(s, a, np.arange(shares.T)) for s, a in enumerate(called)]
+
+
+def check_groups(result: Any, stream: list[Seen]) -> None:
+    groups.check(result, groups.expected([seen.h_TD for seen in stream], groups.DIMS), rtol=1e-8)
+
+
+def check_gathered(result: Any, stream: list[Seen]) -> None:
+    groups.check_gathered(result, [seen.h_TD for seen in stream], None)
+
+
+def check_moments(result: Any, stream: list[Seen]) -> None:
+    x_NRD = np.stack([seen.h_TD.double().numpy()[[1, 3]] for seen in stream])
+    np.testing.assert_allclose(result.mean, x_NRD.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(result.std, x_NRD.std(0), rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(result.values, x_NRD[:2].astype(np.float32))
+    assert result.n == len(stream) and result.kept.tolist() == list(range(min(2, len(stream))))
+
+
+CHOSEN = {0: [2, 5], 3: [1]}
+AMONG = [1, 2, 3, 5, 8]
+
+
+def check_magnitudes(result: Any, stream: list[Seen]) -> None:
+    x = {s.sequence: np.abs(s.h_TD.double().numpy()) for s in stream}
+    chosen = [x[s][p] for s, at in CHOSEN.items() if s in x for p in at]
+    rest = [x[s][p] for s in x for p in AMONG if p not in CHOSEN.get(s, ())]
+    assert (result.n_chosen, result.n_rest) == (len(chosen), len(rest))
+    np.testing.assert_allclose(result.chosen, np.mean(chosen, 0), rtol=1e-12)
+    np.testing.assert_allclose(result.rest, np.mean(rest, 0), rtol=1e-12)
+
+
+# ------------------------------------------------------------------------------- the cases
+def assert_same(a: Any, b: Any, rtol: float = 1e-9, joined: Container[str] | None = None, name: str = "") -> None:
+    """Two results, entry by entry: what is selected or counted is equal, floats are so to `rtol`.
+
+    Args:
+        joined: only these fields are floats that were summed; None: all floats may be.
+    """
+    if dataclasses.is_dataclass(a):
+        a, b = ({f.name: getattr(x, f.name) for f in dataclasses.fields(x)} for x in (a, b))
+    if isinstance(a, dict):
+        assert set(a) == set(b)
+        for key in a:
+            assert_same(a[key], b[key], rtol, joined, str(key))
+    elif isinstance(a, tuple | list):
+        for one, other in zip(a, b, strict=True):
+            assert_same(one, other, rtol, joined, name)
+    elif np.asarray(a).dtype.kind == "f" and (joined is None or name.removeprefix("dim_") in joined):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * 100, err_msg=name)
+    else:
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+Stream = Callable[[int, list[int], int, torch.dtype], list[Seen]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A statistic, what it is given, and what it must equal.
+
+    Args:
+        make: a fresh one.
+        check: of a result, what NumPy makes of the whole stream; None: it is compared with its own unsplit run.
+        stream: seed, lengths, dims, dtype -> sequences.
+        same: compares two results.
+        basic: it takes hidden states of any length and place, without reading them, and goes on from its state.
+        dtypes: of the stream.
+    """
+
+    make: Callable[[], Statistic]
+    check: Callable[[Any, list[Seen]], None] | None = None
+    stream: Stream = hard_stream
+    same: Callable[[Any, Any], None] = assert_same
+    basic: bool = False
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+
+
+selected = partial(assert_same, rtol=1e-11, joined=("mean", "std", "mean_abs"))
+basic = partial(Case, same=selected, basic=True, dtypes=DTYPES)
+CASES: dict[str, Case] = {
+    "hidden": basic(lambda: HiddenStats(top_k=5), hidden_check(top_k=5, hit=6.0, mad=False)),
+    "hidden, mad": basic(lambda: HiddenStats(3, 900.0, True), hidden_check(top_k=3, hit=900.0, mad=True)),
+    "hidden, accelerator": basic(
+        lambda: HiddenStats(5, mad=True, blocked=False), hidden_check(top_k=5, hit=6.0, mad=True)
     ),
-    "dims": (DimMoments, check_dims),
-    "token max": (TokenMax, check_token_max),
-    "keep": (Keep, check_keep),
-    "ranks": (Ranks, check_ranks),
-}
+    "dims": basic(DimMoments, check_dims),
+    "token max": basic(TokenMax, check_token_max),
+    "keep": basic(Keep, check_keep),
+    "ranks": basic(Ranks, check_ranks),
+    **{
+        f"{name} of {limit}": basic(partial(kind, limit), partial(check_hits, name, limit), spoilt_stream)
+        for name, kind in (("hits", HitShares), ("tail", TailCounts))
+        for limit in (0.5, 2.0, 6.0, 6.1)
+    },
+    "groups": Case(lambda: GroupStats(groups.CHOSEN, groups.DIMS), check_groups, grouped_stream),
+    "gathered": Case(lambda: Gather(groups.CHOSEN["findings"]), check_gathered, grouped_stream),
+    "moments": Case(lambda: PositionMoments([1, 3], keep=2), check_moments, of_one_length),
+    "magnitudes": Case(lambda: MagnitudesAt(CHOSEN, AMONG), check_magnitudes, of_one_length),
+    "neighbours": Case(lambda: NeighbourCosines(range(1, 13), (3, 4)), None, of_one_length),
+    **{
+        f"heads, {kind}": Case(
+            lambda: HeadStats(heads.TARGETS, heads.OPTIONS), None, partial(attention_stream, kind=kind),
+            partial(heads.same, rtol=1e-9),
+        )
+        for kind in heads.KINDS
+    },
+    "attention shares": Case(
+        lambda: AttentionShares(shares.GROUPS, shares.PATCHES, shares.MASSIVE), None, shared_stream
+    ),
+    "class shares": Case(lambda: ClassShares(lambda at, T: (torch.arange(T) + at.sequence) % 7), None, long_calls),
+    "attention maps": Case(_Dense, None, long_calls),
+    "first mass": Case(lambda: _FirstMass(1), None, long_calls),
+    "key scale": Case(_KeyScale, None, long_calls),
+    "sizes": Case(lambda: _Sizes(1), None, of_one_length),
+    "phi": Case(lambda: _Scaled(dict.fromkeys(range(6), [1, 4]), [0, 1]), None, of_one_length),
+    "on images": Case(
+        lambda: _OnImages(dict.fromkeys(range(6), [1, 4]), dict.fromkeys(range(6), [9, 12])), None, long_calls
+    ),
+}  # fmt: skip
+BASIC = [name for name, case in CASES.items() if case.basic]
 
 
-def saved_and_loaded(statistic: Statistic) -> Statistic:
+def statistics() -> Iterator[type]:
+    """Every class of the package that updates, merges and has a result."""
+    for found in pkgutil.walk_packages(massact.__path__, "massact."):
+        if found.name.endswith("__main__"):
+            continue
+        module = importlib.import_module(found.name)
+        for cls in vars(module).values():
+            made_here = inspect.isclass(cls) and cls.__module__ == module.__name__
+            if made_here and all(callable(getattr(cls, name, None)) for name in ("update", "merge", "result")):
+                if not inspect.isabstract(cls) and not getattr(cls, "_is_protocol", False):
+                    yield cls
+
+
+def test_every_statistic_has_a_case() -> None:
+    covered = {type(case.make()) for case in CASES.values()}
+    assert not set(statistics()) - covered, "add it to CASES"
+    assert all(isinstance(case.make(), Statistic) for case in CASES.values())
+
+
+def saved_and_loaded(statistic: Any) -> Any:
     """Through the file that a checkpoint writes."""
     file = io.BytesIO()
     np.savez(file, **statistic.state())
@@ -83,49 +283,42 @@ def saved_and_loaded(statistic: Statistic) -> Statistic:
         return type(statistic).from_state(dict(state))
 
 
-def assert_same(a: Any, b: Any, rtol: float) -> None:
-    """Two results, field by field: exact for what is selected or counted, to `rtol` for joined floats."""
-    for field in dataclasses.fields(a):
-        x, y = getattr(a, field.name), getattr(b, field.name)
-        for one, other in zip(x, y, strict=True) if isinstance(x, tuple) else [(x, y)]:
-            if field.name.removeprefix("dim_") in ("mean", "std", "mean_abs"):
-                np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol * 100, err_msg=field.name)
-            else:
-                np.testing.assert_array_equal(one, other, err_msg=field.name)
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("case", "dtype"), [(n, d) for n, c in CASES.items() for d in c.dtypes], ids=str)
 @settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6),
     D=st.integers(1, 20),
     group=st.lists(st.integers(0, 3), min_size=6, max_size=6),
+    arrival=st.permutations(range(6)),
     order=st.permutations(range(4)),
+    fresh=st.booleans(),
     save=st.booleans(),
 )
-def test_any_split_and_any_order_of_merges_equals_numpy(case, dtype, seed, lengths, D, group, order, save):
-    make, check = CASES[case]
-    stream = hard_stream(seed, lengths, D, dtype)
+def test_any_split_and_any_order_of_merges(case, dtype, seed, lengths, D, group, arrival, order, fresh, save):
+    """Some parts get nothing at all; sequences arrive in any order."""
+    make, check = CASES[case].make, CASES[case].check
+    stream = CASES[case].stream(seed, lengths, D, dtype)
     whole, parts = make(), [make() for _ in range(4)]
     for seen in stream:
         whole.update(seen.h_TD, Where(seen.sequence))
-    for seen in reversed(stream):  # sequences arrive in any order
-        parts[group[seen.sequence]].update(seen.h_TD, Where(seen.sequence))
+    for i in arrival:
+        for seen in stream[i : i + 1]:
+            parts[group[i]].update(seen.h_TD, Where(seen.sequence))
     if save:
-        parts = [saved_and_loaded(part) for part in parts]
-    merged = parts[order[0]]
-    for i in order[1:]:
+        parts = [saved_and_loaded(part) if isinstance(part, Resumable) else part for part in parts]
+    merged, others = (make(), order) if fresh else (parts[order[0]], order[1:])
+    for i in others:
         merged.merge(parts[i])
-    check(merged.result(), stream)
-    assert_same(merged.result(), whole.result(), rtol=1e-11)
+    if check is not None:
+        check(merged.result(), stream)
+    CASES[case].same(merged.result(), whole.result())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", BASIC)
 def test_a_state_is_complete(case):
     """Saved, loaded, and updated further equals never having stopped; also before the first update."""
-    make, check = CASES[case]
+    make, check = CASES[case].make, CASES[case].check
     stream = hard_stream(7, [13, 1, 30], 9, torch.float32)
     going, resumed = make(), saved_and_loaded(make())
     for seen in stream:
@@ -134,12 +327,12 @@ def test_a_state_is_complete(case):
         resumed = saved_and_loaded(resumed)
     check(resumed.result(), stream)
     assert_same(resumed.result(), going.result(), rtol=0)
-    assert isinstance(going, Statistic)
+    assert isinstance(going, Resumable)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", BASIC)
 def test_start_and_positions(case):
-    make, check = CASES[case]
+    make, check = CASES[case].make, CASES[case].check
     stream = [Seen(s.sequence, s.h_TD, s.positions_T + 17) for s in hard_stream(8, [12, 25], 6, torch.float32)]
     by_start, by_positions = make(), make()
     for seen in stream:
@@ -150,12 +343,12 @@ def test_start_and_positions(case):
     check(by_positions.result(), stream)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", BASIC)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_update_on_an_accelerator_never_synchronises(case, dtype):
     """A meta tensor has no values: reading one, or a shape that depends on values, is an error."""
     h_TD = torch.empty(20, 9, dtype=dtype, device="meta")
-    statistic = CASES[case][0]()
+    statistic = CASES[case].make()
     for where in (Where(0), Where(1, start=5), Where(2, positions=torch.arange(20))):
         statistic.update(h_TD, where)
 

@@ -5,7 +5,7 @@ Shapes: H heads, T queries, S keys, R rows, C classes.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,12 +135,3 @@ class ClassShares:
             known[count] = int(sums.get(count, 0))
             known[name] = sums[name] / known[count] if known[count] else np.full(n_heads, np.nan)
         return known
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Not resumed: an interrupted entry begins again."""
-        raise NotImplementedError("a classic is not resumed half-way")
-
-    @classmethod
-    def from_state(cls, state: dict[str, np.ndarray]) -> Self:
-        """See `state`."""
-        raise NotImplementedError("a classic is not resumed half-way")

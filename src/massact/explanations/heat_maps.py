@@ -13,31 +13,20 @@ from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
 from massact.scans import PROMPT, prompt_corpus
 from massact.stats.attended import Attended
-from massact.stats.protocol import Where
+from massact.stats.protocol import PerSequence, Where
 from massact.trace import Probe, measure
 
 LONGEST = 256  # tokens of a prompt: the maps are T x T
 
 
-class _Dense:
-    """Mean logits and probabilities over heads of one short sequence: a statistic of attention calls."""
-
-    def __init__(self) -> None:
-        self.maps: list[tuple[np.ndarray, np.ndarray]] = []
+class _Dense(PerSequence):
+    """Mean logits and probabilities over heads, (T, T) each, of short sequences: a statistic of attention calls."""
 
     def update(self, a: Attended, where: Where) -> None:
         """Take the attention call of one sequence."""
         s_HTS, p_HTS = a.dense()
         logits = torch.where(a.sees(), s_HTS, float("nan")).nanmean(0)
-        self.maps.append((logits.cpu().numpy(), p_HTS.mean(0).cpu().numpy()))
-
-    def merge(self, other: _Dense) -> None:
-        """Add what another one has seen."""
-        self.maps.extend(other.maps)
-
-    def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """(logits, probs), (T, T) each."""
-        return self.maps[0]
+        self.rows[where.sequence] = logits.cpu().numpy(), p_HTS.mean(0).cpu().numpy()
 
 
 def attention_maps(model: Model, corpus: Corpus, scan: ScanResult, notes: list[str]) -> dict[str, np.ndarray]:
@@ -55,7 +44,7 @@ def attention_maps(model: Model, corpus: Corpus, scan: ScanResult, notes: list[s
     except MassactError as error:
         notes.append(f"No attention maps: {error.what}")
         return {}
-    results = [measured.result("dense", Site(stack, layer, "attention")) for layer in layers]
+    results = [measured.result("dense", Site(stack, layer, "attention"))[batch.sequences[0]] for layer in layers]
     n = results[0][0].shape[0]
     read = tokens_of(model, text, stack, n - 1)
     return {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,37 +19,13 @@ from massact.models import Model, with_attention
 from massact.positions import tokens_of
 from massact.records.errors import UserError
 from massact.stats.attended import Attended
-from massact.stats.protocol import Where
+from massact.stats.protocol import PerSequence, Where
 from massact.trace import Probe, measure
 
 COLUMNS = ("layer", "sequence", "pos", "token", "phi", "sink", "attention", "share")
 
 
-class _Rows:
-    """One array of each sequence; made in one pass, never resumed half-way."""
-
-    def __init__(self) -> None:
-        self.rows: dict[int, np.ndarray] = {}
-
-    def merge(self, other: Self) -> None:
-        """Add the sequences of another one."""
-        self.rows |= other.rows
-
-    def result(self) -> dict[int, np.ndarray]:
-        """Sequence -> array."""
-        return self.rows
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Not resumed: an interrupted pass begins again."""
-        raise NotImplementedError("visual sinks are not resumed half-way")
-
-    @classmethod
-    def from_state(cls, state: dict[str, np.ndarray]) -> Self:
-        """See `state`."""
-        raise NotImplementedError("visual sinks are not resumed half-way")
-
-
-class _Scaled(_Rows):
+class _Scaled(PerSequence):
     """|h_j| / rms(h) of chosen tokens: each dim of one token (D,), or the greatest over sink dims of several (I,)."""
 
     def __init__(self, at: Mapping[int, Sequence[int]], dims: Sequence[int] | None = None) -> None:
@@ -65,7 +41,7 @@ class _Scaled(_Rows):
         self.rows[where.sequence] = (x_ID[0] if self.dims is None else x_ID[:, list(self.dims)].amax(1)).cpu().numpy()
 
 
-class _OnImages(_Rows):
+class _OnImages(PerSequence):
     """Attention on image tokens (I,), mean over heads and over the text tokens behind them that can see them."""
 
     def __init__(self, keys: Mapping[int, Sequence[int]], queries: Mapping[int, Sequence[int]]) -> None:

@@ -33,7 +33,6 @@ from massact.scans.portrait import portrait, prompt_corpus, ranks_table
 from massact.scans.saved import Saved
 from massact.scans.thumbnails import add_pictures
 from massact.stats import HiddenStats, TokenMax
-from massact.stats.neighbours import NeighbourCosines
 from massact.trace import Measurements, Probe, measure
 
 Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences in all
@@ -298,9 +297,6 @@ def _nothing_of_text(kind: str, config: ScanConfig) -> None:
 
 
 # ---------------------------------------------------------------------------- the work
-KINDS: dict[str, type] = {"hidden": HiddenStats, "spikes": TokenMax, "neighbours": NeighbourCosines}
-
-
 @dataclass
 class _Job:
     """One scan: the measurements, and the tables made of them."""
@@ -389,7 +385,7 @@ class _Job:
                 probes.append(neighbours_probe(self.layout))
             start = None
             if saved is not None and top_k == self.config.top_k:
-                start = saved.restore(_fresh(model, probes), KINDS)
+                start = saved.restore(_fresh(model, probes))
 
             def on_batch(done: Measurements, keep: bool = start is not None, stage: str = stage) -> None:
                 if keep and saved is not None:

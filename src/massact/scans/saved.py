@@ -15,6 +15,7 @@ from massact.records.errors import UserError, WorkError
 from massact.records.run import claim, read_info, write_info
 from massact.records.runinfo import RunInfo, jsonable
 from massact.records.tables import load_arrays, save_arrays
+from massact.stats import Resumable
 from massact.trace import Measurements
 
 SAVE_EVERY_S = 30.0
@@ -66,7 +67,7 @@ class Saved:
         self.is_done = other.status == "ok"
         self.info.started, self.earlier_s = other.started, float(other.wall_s or 0)
 
-    def restore(self, fresh: Measurements, kinds: dict[str, type]) -> Measurements:
+    def restore(self, fresh: Measurements) -> Measurements:
         """Measurements of an earlier, interrupted run, or the fresh ones.
 
         Raises:
@@ -77,11 +78,14 @@ class Saved:
             return fresh
         arrays = load_arrays(file)
         try:
-            for i, (name, site) in enumerate(fresh.statistics):
+            for i, ((name, site), empty) in enumerate(fresh.statistics.items()):
                 mine = {k.split(":", 1)[1]: v for k, v in arrays.items() if k.startswith(f"{i}:")}
-                fresh.statistics[name, site] = kinds[name].from_state(mine)
-                if len(mine["sequence"]) != int(arrays["n_sequences"]):
-                    raise ValueError(f"{site} has seen {len(mine['sequence'])} of {arrays['n_sequences']} sequences")
+                if not isinstance(empty, Resumable):
+                    raise TypeError(f"{name} cannot be resumed")
+                fresh.statistics[name, site] = type(empty).from_state(mine)
+                seen = mine.get("sequence")
+                if seen is not None and len(seen) != int(arrays["n_sequences"]):
+                    raise ValueError(f"{site} has seen {len(seen)} of {arrays['n_sequences']} sequences")
             fresh.n_sequences, fresh.batch_size = int(arrays["n_sequences"]), int(arrays["batch_size"])
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
@@ -102,7 +106,10 @@ class Saved:
 
     def _write(self) -> None:
         assert self.path is not None and self._measured is not None
-        arrays = {f"{i}:{k}": v for i, s in enumerate(self._measured.statistics.values()) for k, v in s.state().items()}
+        statistics = [s for s in self._measured.statistics.values() if isinstance(s, Resumable)]
+        if len(statistics) < len(self._measured.statistics):  # the scan begins again
+            return
+        arrays = {f"{i}:{k}": v for i, s in enumerate(statistics) for k, v in s.state().items()}
         arrays |= {
             "n_sequences": np.array(self._measured.n_sequences),
             "batch_size": np.array(self._measured.batch_size),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Self
 
 import numpy as np
 import torch
@@ -284,15 +283,6 @@ class HeadStats:
             between={name: _mean_cosine(np.stack([to_numpy(m) for m in means])) for name, means in self._means.items()},
             groups={name: groups.result() for name, groups in self._groups.items()},
         )
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Attention statistics are not resumed: an interrupted explanation begins again."""
-        raise NotImplementedError("an explanation is not resumed half-way")
-
-    @classmethod
-    def from_state(cls, state: dict[str, np.ndarray]) -> Self:
-        """See `state`."""
-        raise NotImplementedError("an explanation is not resumed half-way")
 
 
 def _stable_rank(gram_HFF: Tensor | None, H: int) -> np.ndarray:

@@ -60,17 +60,22 @@ class Statistic(Protocol):
     sums.
     """
 
-    def update(self, h_TD: Tensor, where: Where) -> None:
-        """Take the valid tokens (T, D) of one sequence; on an accelerator without synchronising."""
+    def update(self, seen: Any, where: Where, /) -> None:
+        """Take the valid tokens (T, D), or the attention call, of one sequence, without synchronising a device."""
         ...
 
-    def merge(self, other: Self) -> None:
+    def merge(self, other: Self, /) -> None:
         """Add what another statistic of the same kind and options has seen."""
         ...
 
     def result(self) -> Any:
         """Everything measured so far, as NumPy arrays (float64, int64), sequences in order of their index."""
         ...
+
+
+@runtime_checkable
+class Resumable(Statistic, Protocol):
+    """A statistic that an interrupted run goes on with."""
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything needed to go on later, for `np.savez`."""
@@ -80,6 +85,25 @@ class Statistic(Protocol):
     def from_state(cls, state: dict[str, np.ndarray]) -> Self:
         """The statistic that `state()` came from."""
         ...
+
+
+class PerSequence:
+    """A statistic that has one value of every sequence: `update` puts it into `rows`."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Any] = {}
+
+    def merge(self, other: Self) -> None:
+        """Add the sequences of another one."""
+        self.rows |= other.rows
+
+    def in_order(self) -> list[Any]:
+        """The values, in order of the sequences' index."""
+        return [self.rows[sequence] for sequence in sorted(self.rows)]
+
+    def result(self) -> Any:
+        """Sequence -> value."""
+        return {sequence: self.rows[sequence] for sequence in sorted(self.rows)}
 
 
 def to_numpy(x: Tensor, dtype: type = np.float64) -> np.ndarray:

@@ -6,9 +6,7 @@ Shapes: T queries, C keys that are looked at, G groups of keys.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,12 +85,3 @@ class AttentionShares:
         """(group of queries, group of keys, mass, images that have both, mean number of keys)."""
         return [(*pair, float(mass) / int(n), int(n), int(keys) / int(n))
                 for pair, (mass, n, keys) in sorted(self._sums.items()) if int(n)]  # fmt: skip
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Attention statistics are not resumed: an interrupted pass begins again."""
-        raise NotImplementedError("attention shares are not resumed half-way")
-
-    @classmethod
-    def from_state(cls, state: dict[str, np.ndarray]) -> Self:
-        """See `state`."""
-        raise NotImplementedError("attention shares are not resumed half-way")

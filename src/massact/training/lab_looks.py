@@ -19,7 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from massact.corpora import corpus as make_corpus
 from massact.models import Model, load, with_attention
-from massact.stats import Keep, Where
+from massact.stats import Keep, PerSequence, Where
 from massact.stats.attended import Attended
 from massact.trace import Edit, Probe, edited, measure
 from massact.training.backcopy import Backcopy
@@ -60,12 +60,12 @@ def task_losses(module: nn.Module, ids_BT: Tensor, task: Backcopy) -> Row:
 
 
 # -------------------------------------------------------------------------------------------- where attention goes
-class _FirstMass:
+class _FirstMass(PerSequence):
     """Attention on the first position of queries that see many keys, and the probability of an extra slot: (H,)."""
 
     def __init__(self, shifted: int = 0) -> None:
+        super().__init__()
         self.shifted = shifted
-        self.rows: list[tuple[Tensor, Tensor]] = []
 
     def update(self, a: Attended, where: Where) -> None:
         """Take the attention call of one sequence."""
@@ -76,59 +76,44 @@ class _FirstMass:
             slot_H = p_HRK[:, 0]
         else:
             slot_H = torch.full_like(p_HRK[:, 0], torch.nan) if slot is None else slot[:, late].mean(1)
-        self.rows.append((p_HRK[:, self.shifted], slot_H))
-
-    def merge(self, other: _FirstMass) -> None:
-        """Add what another one has seen."""
-        self.rows.extend(other.rows)
+        self.rows[where.sequence] = p_HRK[:, self.shifted], slot_H
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
         """(attention on the first position, probability of the slot), (H,) each."""
-        first_H, slot_H = (torch.stack(part).mean(0).numpy() for part in zip(*self.rows, strict=True))
+        first_H, slot_H = (torch.stack(part).mean(0).numpy() for part in zip(*self.in_order(), strict=True))
         return first_H, slot_H
 
 
-class _KeyScale:
+class _KeyScale(PerSequence):
     """Root mean square of an entry of the keys."""
-
-    def __init__(self) -> None:
-        self.squares: list[float] = []
 
     def update(self, a: Attended, where: Where) -> None:
         """Take the attention call of one sequence."""
         assert a.k_KSE is not None
-        self.squares.append(float(a.k_KSE.square().mean()))
-
-    def merge(self, other: _KeyScale) -> None:
-        """Add what another one has seen."""
-        self.squares.extend(other.squares)
+        self.rows[where.sequence] = float(a.k_KSE.square().mean())
 
     def result(self) -> float:
         """The scale."""
-        return float(np.mean(self.squares) ** 0.5)
+        return float(np.mean(self.in_order()) ** 0.5)
 
 
-class _Sizes:
+class _Sizes(PerSequence):
     """L2 norm of the first position over the mean of all others; greatest |h|, and that over the median."""
 
     def __init__(self, shifted: int = 0) -> None:
+        super().__init__()
         self.shifted = shifted
-        self.rows: list[tuple[float, float, float, float]] = []
 
     def update(self, h_TD: Tensor, where: Where) -> None:
         """Take the hidden state of one sequence."""
         h_TD = h_TD[self.shifted :]
         norm_T, size_TD = h_TD.norm(dim=-1), h_TD.abs()
         top = float(size_TD.max())
-        self.rows.append((float(norm_T[0]), float(norm_T[1:].mean()), top, top / float(size_TD.median())))
-
-    def merge(self, other: _Sizes) -> None:
-        """Add what another one has seen."""
-        self.rows.extend(other.rows)
+        self.rows[where.sequence] = float(norm_T[0]), float(norm_T[1:].mean()), top, top / float(size_TD.median())
 
     def result(self) -> tuple[float, float, float]:
         """(ratio of norms, greatest |h|, greatest |h| over the median), the last a mean over sequences."""
-        first, rest, top, ratio = np.array(self.rows).T
+        first, rest, top, ratio = np.array(self.in_order()).T
         return float(first.mean() / rest.mean()), float(top.max()), float(ratio.mean())
 
 
