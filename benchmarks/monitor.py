@@ -32,7 +32,7 @@ def measure_cost(
     import torch
 
     from massact.training import Monitor, TrainConfig
-    from massact.training.build import Loss, build_model, build_optimizer
+    from massact.training.components import Loss, build_model, build_optimizer
 
     torch.set_num_threads(1)
     name, options = SHAPES[shape]

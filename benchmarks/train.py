@@ -74,7 +74,7 @@ def main() -> None:
     if args.worker:
         worker(args)
         return
-    from massact.variants.catalogue import VARIANTS
+    from massact.variants.registry import VARIANTS
 
     print(f"{machine(args.device)}, Python {platform.python_version()}, {args.dtype}, batch {args.batch}")
     print(f"{'':20s}" + "".join(f"{t:>20,}" for t in args.tokens))

@@ -17,7 +17,7 @@ from pathlib import Path
 from massact import trace
 from massact.classics import CLASSICS
 from massact.corpora import PRESETS, Preset
-from massact.interventions.named import NAMES
+from massact.interventions.edit_names import NAMES
 from massact.records.kinds import tables
 from massact.records.kinds.reproduction import Reproduction
 from massact.records.sites import POINTS

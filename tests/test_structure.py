@@ -122,6 +122,51 @@ def test_no_rooms_of_odds_and_ends() -> None:
         assert not re.search(r"utils|helpers|common|manager|misc", path.stem), path
 
 
+# Words of module names that are no nouns: "ed" at the end, and these; and where one stands nevertheless.
+NO_NOUNS = {
+    "given", "held", "shown", "found", "seen", "kept", "known", "drawn", "made", "told", "written", "hidden", "beside",
+    "between", "build", "attend", "preprocess", "select", "small",
+}  # fmt: skip
+NAMED_SO = {
+    "trace/added_tokens": "tokens that an edit adds, as the class is called",
+    "trace/as_found": "a model is left as it was found",
+    "trace/as_proved": "a pass is as it was proved",
+    "stats/attended": "what one sequence attended to, as the class is called",
+    "stats/hidden": "hidden states",
+    "stats/small": "statistics too small for a file of their own",
+    "stats/select": "which of many values to keep",
+    "classics/saved_run": "a verb on a saved run",
+    "explanations/saved_run": "a verb on a saved run",
+    "interventions/saved_run": "a verb on a saved run",
+}
+
+
+def test_modules_are_nouns() -> None:
+    for path in modules():
+        name = str(path.relative_to(SRC).with_suffix(""))
+        words = path.stem.strip("_").split("_")
+        wrong = [w for w in words if w in NO_NOUNS or (w.endswith("ed") and len(w) > 3)]
+        assert not wrong or name in NAMED_SO, f"{name}: {', '.join(wrong)} is no noun"
+
+
+# Stems that several rooms have on purpose; kinds of results have the same name wherever they are treated.
+IN_TWO_ROOMS = {
+    "blocks": "of a model, and of rows of a tensor",
+    "job": "what a verb does, in the room of each",
+    "saved_run": "a verb on a saved run, in the room of each",
+}
+
+
+def test_no_stem_is_in_two_rooms() -> None:
+    rooms: dict[str, set[str]] = {}
+    for path in modules():
+        parts = path.relative_to(SRC).parts
+        if path.stem != "__init__" and "kinds" not in parts and parts[0] not in DOORS:
+            rooms.setdefault(path.stem, set()).add(parts[0])
+    twice = {stem: sorted(of) for stem, of in rooms.items() if len(of) > 1}
+    assert set(twice) == set(IN_TWO_ROOMS), twice
+
+
 def test_no_module_hides_behind_a_function_of_its_name() -> None:
     for room in ARROWS:
         exported = set(__import__(f"massact.{room}", fromlist=["x"]).__dict__.get("__all__", ()))

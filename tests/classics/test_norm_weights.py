@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import massact as ma
 from massact.classics import classics
 from massact.explanations.weights import layers_beyond, scored_norms
-from massact.interventions.norms import parameters_of, silenced, zero_of
+from massact.interventions.norm_scales import parameters_of, silenced, zero_of
 from massact.models import weights_hash
 from massact.records.kinds.classics import Classics
 from massact.trace import edited

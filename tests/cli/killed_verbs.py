@@ -54,7 +54,7 @@ def run(verb: str, out: Path, at: int = 0, after: bool = False) -> tuple[int, in
     line = VERBS[verb](out) + (THRESHOLDS if verb == "scan" else [])
     replace, calls = dying(at, after)
     with (mock.patch.object(os, "replace", replace), mock.patch("massact.reports.draw"),
-          mock.patch("massact.scans.saved.SAVE_EVERY_S", 0.0), mock.patch.object(sys, "argv", ["massact", *line]),
+          mock.patch("massact.scans.resumption.SAVE_EVERY_S", 0.0), mock.patch.object(sys, "argv", ["massact", *line]),
           open(os.devnull, "w") as nowhere, mock.patch("sys.stdout", nowhere)):  # fmt: skip
         try:
             cli.main()
@@ -154,7 +154,7 @@ def main(folder: Path, kills: int) -> None:
     import massact.classics
     import massact.explanations
     import massact.interventions
-    import massact.models.pretrained
+    import massact.models.transformers_models
     import massact.scans
     import massact.training  # noqa: F401
 

@@ -344,7 +344,7 @@ def test_interrupted_scan_resumes_to_the_same_result(tmp_path: Path) -> None:
     module.save_pretrained(folder)
     arguments = [str(folder), "--out", str(tmp_path / "run")]
     code = (
-        "import sys, time\nimport massact.scans.saved as s\ns.SAVE_EVERY_S = 0\n"
+        "import sys, time\nimport massact.scans.resumption as s\ns.SAVE_EVERY_S = 0\n"
         "import massact.corpora as c\nimport torch\nimport massact as ma\n"
         "ids = torch.randint(5, 90, (64, 16), generator=torch.Generator().manual_seed(0))\n"
         "def slow(stage, done, total):\n    print(stage, done, flush=True)\n    time.sleep(0.05)\n"

@@ -15,7 +15,7 @@ from massact.models import Model
 from massact.records.errors import UserError
 from massact.records.runinfo import RunInfo
 from massact.records.tables import load_arrays, save_arrays
-from massact.scans.saved import Saved
+from massact.scans.resumption import Saved
 from massact.stats import HiddenStats
 from tests.cli.test_cli import FAST, refused, run
 from tests.families import build
@@ -61,7 +61,7 @@ def test_an_interrupt_while_a_batch_is_added_is_not_kept(
         merge(self, other)
 
     monkeypatch.setattr(HiddenStats, "merge", interrupted)
-    monkeypatch.setattr("massact.scans.saved.SAVE_EVERY_S", 0)
+    monkeypatch.setattr("massact.scans.resumption.SAVE_EVERY_S", 0)
     with pytest.raises(KeyboardInterrupt):
         ma.scan(model, IDS, out=tmp_path / "run", **OFF)
     monkeypatch.undo()

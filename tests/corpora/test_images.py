@@ -13,8 +13,8 @@ import transformers
 from PIL import Image
 
 from massact.corpora import Corpus, ImageSource, Source, corpus
-from massact.corpora.preprocess import Recipe, recipe_of
-from massact.models.pretrained import read_processor
+from massact.corpora.preprocessing import Recipe, recipe_of
+from massact.models.transformers_models import read_processor
 from massact.records.errors import UserError
 
 STEPS = {"resize": 20, "crop": 16, "mean": 0.5, "std": 0.25}

@@ -15,7 +15,7 @@ import massact as ma
 from massact.corpora import Batch, Corpus
 from massact.interventions import CONTROLS, Registers, collect_registers, evaluate, fix_registers, register_means
 from massact.interventions.catalogue import massive
-from massact.interventions.named import Setting, check_name, edit_named
+from massact.interventions.edit_names import Setting, check_name, edit_named
 from massact.models import Model
 from massact.records.errors import UserError
 from massact.reproductions import REGISTER_MEANS, check_published

@@ -11,7 +11,7 @@ import torch
 from transformers import GptOssConfig, GptOssForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from massact.explanations.job import _check_parts
-from massact.models import attention, load, with_attention
+from massact.models import attention_proof, load, with_attention
 from massact.records.anatomy import AttentionPlace
 from massact.records.errors import WorkError
 from massact.records.sites import Site
@@ -44,7 +44,7 @@ def sharp(how: str, dtype: torch.dtype, size: float, family: str = "llama") -> t
 
 
 def events(net: torch.nn.Module) -> list[Any]:
-    found, _, reason = attention._events(load(net))
+    found, _, reason = attention_proof._events(load(net))
     assert len(found) == 2, reason
     return found
 
@@ -96,8 +96,8 @@ def mutants(event: Any) -> dict[str, Any]:
 def test_what_is_wrong_is_refused_however_large_the_scores_are(size: float, family: str) -> None:
     """In one layer at least: where every row is at one key alone, the output does not tell one scale from another."""
     found = events(sharp("eager", torch.float32, size, family))
-    assert all(isinstance(attention._place(event), AttentionPlace) for event in found)
-    wrong = [{name: attention._place(replace(e, call=call)) for name, call in mutants(e).items()} for e in found]
+    assert all(isinstance(attention_proof._place(event), AttentionPlace) for event in found)
+    wrong = [{name: attention_proof._place(replace(e, call=call)) for name, call in mutants(e).items()} for e in found]
     for name in wrong[0]:
         assert any(isinstance(layer[name], str) for layer in wrong), name
 
@@ -108,14 +108,14 @@ def test_what_half_precision_sees() -> None:
     In eager attention the softmax's input itself is seen: only what is beside it (a sink) can be read wrongly.
     """
     for event in events(sharp("sdpa", torch.bfloat16, 1.0)):
-        right = attention._place(event)
+        right = attention_proof._place(event)
         assert isinstance(right, AttentionPlace) and right.error < 0.005 and right.allowed == 0.125
-        read = {name: attention._place(replace(event, call=call)) for name, call in mutants(event).items()}
+        read = {name: attention_proof._place(replace(event, call=call)) for name, call in mutants(event).items()}
         near = read.pop("scale off by a tenth")
         assert isinstance(near, AttentionPlace) and near.error > 5 * right.error
         assert all(isinstance(one, str) for one in read.values()), read
     for event in events(sharp("eager", torch.bfloat16, 1.0, "gpt_oss")):
-        assert isinstance(attention._place(replace(event, call=mutants(event)["no sink"])), str)
+        assert isinstance(attention_proof._place(replace(event, call=mutants(event)["no sink"])), str)
 
 
 def test_the_allowance_grows_with_the_scores_alone() -> None:

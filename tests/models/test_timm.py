@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 import massact as ma
 from massact.anatomy.examples import timm_cfg
-from massact.corpora.preprocess import recipe_of
+from massact.corpora.preprocessing import recipe_of
 from massact.explanations import explain
 from massact.interventions import intervene
-from massact.interventions.heads import linear_head
+from massact.interventions.class_heads import linear_head
 from massact.models import with_attention
 from massact.positions import place_names
 from massact.records.errors import MassactError, UserError

@@ -15,16 +15,16 @@ from massact.records.kinds.classics import Classics, ClassicsInfo
 from massact.records.kinds.intervention import InterveneInfo, Intervention
 from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.tables import frame
-from massact.reproductions.attention import concentration
-from massact.reproductions.catalogue import chosen
-from massact.reproductions.effects import FIVE, accuracy, perplexity, zero_shot
+from massact.reproductions.attention_entries import concentration
+from massact.reproductions.effect_entries import FIVE, accuracy, perplexity, zero_shot
 from massact.reproductions.entries import Finished, Nothing
-from massact.reproductions.images import register_attention
+from massact.reproductions.experiments import chosen
+from massact.reproductions.image_entries import register_attention
 from massact.reproductions.job import ReproduceConfig, told
 from massact.reproductions.judgement import judged
-from massact.reproductions.places import outlier_features
+from massact.reproductions.place_entries import outlier_features
 from massact.reproductions.values import PUBLISHED
-from massact.reproductions.variations import bos, trained
+from massact.reproductions.variation_entries import bos, trained
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

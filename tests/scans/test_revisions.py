@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 
 import massact as ma
-from massact.models import pretrained
+from massact.models import transformers_models
 from massact.records.errors import UserError
 from massact.records.kinds.trajectory import Trajectory
 from massact.scans import Checkpoint, checkpoints_in, revisions, revisions_of, scan_checkpoints, step_of
-from massact.scans.trajectory import dynamics
+from massact.scans.emergence import dynamics
 from massact.stats import fit_dynamics
 from tests import stepped
 
@@ -287,7 +287,7 @@ def test_the_same_weights_twice_are_told(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- the Hub
 def test_revisions_of_a_hub_model(folder: Path, whole: Trajectory, tmp_path: Path,
                                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    read, asked = pretrained.read_pretrained, []
+    read, asked = transformers_models.read_pretrained, []
 
     def from_folder(spec: str, dtype: Any, revision: str, options: dict[str, Any]) -> Any:
         asked.append((spec, revision))
@@ -295,7 +295,7 @@ def test_revisions_of_a_hub_model(folder: Path, whole: Trajectory, tmp_path: Pat
             raise UserError(f"Model {spec!r} has no such revision.")
         return read(str(folder / revision), dtype, None, options)
 
-    monkeypatch.setattr(pretrained, "read_pretrained", from_folder)
+    monkeypatch.setattr(transformers_models, "read_pretrained", from_folder)
     found = revisions_of("org/name", "step9:step11:1,step1000,step50,step100")
     done = scan_checkpoints(found, out=tmp_path / "out", **FAST)
     names = ["step9", "step10", "step11", "step50", "step100", "step1000"]

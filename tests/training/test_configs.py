@@ -9,7 +9,7 @@ import torch
 
 from massact.records.errors import UserError
 from massact.training import RECIPES, TrainConfig
-from massact.training.build import build_model, n_trained
+from massact.training.components import build_model, n_trained
 from massact.training.configs import rate
 
 

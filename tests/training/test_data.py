@@ -15,7 +15,7 @@ import torch
 
 from massact.records.errors import UserError, WorkError
 from massact.training import data as data_module
-from massact.training.build import tokenizer_of
+from massact.training.components import tokenizer_of
 from massact.training.configs import RECIPES
 from massact.training.data import Pictures, Windows, open_tokens, prepare, read_pictures, split
 

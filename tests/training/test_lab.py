@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from massact.models.pretrained import from_pretrained
+from massact.models.transformers_models import from_pretrained
 from massact.records.errors import UserError
 from massact.records.kinds.lab import Lab
 from massact.training.backcopy import random_backcopy

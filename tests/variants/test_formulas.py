@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from massact.records.errors import UserError
-from massact.variants.catalogue import VARIANTS, variant
 from massact.variants.formulas import Call, Dims
+from massact.variants.registry import VARIANTS, variant
 from massact.variants.slots import slotted, with_column
 
 B, H, K, T, E, D = 2, 4, 2, 5, 3, 6

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import massact as ma
-from massact.models.pretrained import from_pretrained
+from massact.models.transformers_models import from_pretrained
 from massact.records.errors import UserError
 from massact.training.optimisers import (
     MuonWithAdamW,

@@ -4,9 +4,9 @@ Takes a model, its text and the scan of it; gives `Classics`. Knows each work's 
 Must not know how tensors are caught, nor how results are told or drawn.
 """
 
-from massact.classics.entries import Classic, Ground, Outcome, Unavailable
 from massact.classics.job import CLASSICS, ClassicsConfig, classics
 from massact.classics.saved_run import classics_anew, classics_run
+from massact.classics.works import Classic, Ground, Outcome, Unavailable
 
 __all__ = [
     "CLASSICS",

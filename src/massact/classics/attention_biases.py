@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from massact.classics.entries import Classic, Ground, Outcome, Unavailable, effect_rows, row
+from massact.classics.works import Classic, Ground, Outcome, Unavailable, effect_rows, row
 from massact.interventions.effects import evaluate
 from massact.interventions.predictions import logits_of
 from massact.models import Model

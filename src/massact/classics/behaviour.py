@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from massact.classics.entries import Ground, Unavailable
+from massact.classics.works import Ground, Unavailable
 from massact.interventions.effects import Paired, evaluate
 from massact.interventions.predictions import logits_of
 from massact.records.errors import UserError

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from massact.classics.attention_biases import ATTENTION_BIASES
-from massact.classics.entries import Classic, Ground, Unavailable
 from massact.classics.norm_growth import NORM_GROWTH
 from massact.classics.norm_weights import NORM_WEIGHTS
 from massact.classics.outlier_features import OUTLIER_FEATURES
@@ -18,6 +17,7 @@ from massact.classics.outlier_metrics import OUTLIER_METRICS
 from massact.classics.rogue_dims import ROGUE_DIMS
 from massact.classics.streaming import STREAMING
 from massact.classics.token_classes import TOKEN_CLASSES
+from massact.classics.works import Classic, Ground, Unavailable
 from massact.models import Model, load, with_attention
 from massact.records.errors import UserError, check_options, near
 from massact.records.kinds.classics import Classics, ClassicsInfo

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from massact.classics.entries import Classic, Ground, Outcome, row
+from massact.classics.works import Classic, Ground, Outcome, row
 from massact.stats import HiddenStats
 from massact.trace import Probe, measure
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from massact.classics.behaviour import behaviour
-from massact.classics.entries import Classic, Ground, Outcome, Unavailable, effect_rows, row
+from massact.classics.works import Classic, Ground, Outcome, Unavailable, effect_rows, row
 from massact.explanations.weights import LAYER_SHARE, SIGMA, layers_beyond, scored_norms
-from massact.interventions.norms import Parameter, parameters_of, silenced
+from massact.interventions.norm_scales import Parameter, parameters_of, silenced
 from massact.trace import Together
 
 RELAXED = 2.0  # standard deviations, where the rule of three finds nothing: Kovaleva 2021, RoBERTa

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from massact.classics.entries import Classic, Ground, Outcome, effect_rows, row
+from massact.classics.works import Classic, Ground, Outcome, effect_rows, row
 from massact.interventions import evaluate, zero_dims
 from massact.records.anatomy import Stack
 from massact.records.errors import UserError, WorkError

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from massact.classics.entries import Classic, Ground, Outcome, row
+from massact.classics.works import Classic, Ground, Outcome, row
 from massact.records.sites import Site
 from massact.stats import HiddenStats
 from massact.stats.hits import CountResult, TailCounts

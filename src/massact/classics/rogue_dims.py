@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from massact.classics.behaviour import behaviour
-from massact.classics.entries import Classic, Ground, Outcome, Unavailable, effect_rows, row
+from massact.classics.works import Classic, Ground, Outcome, Unavailable, effect_rows, row
 from massact.interventions.catalogue import zero_dims
 from massact.records.sites import Site
 from massact.stats import TokenMax

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from massact.classics.entries import Classic, Ground, Outcome, Unavailable, effect_rows, row
+from massact.classics.works import Classic, Ground, Outcome, Unavailable, effect_rows, row
 from massact.corpora import Corpus
 from massact.corpora.packing import token_ids
 from massact.interventions.effects import evaluate

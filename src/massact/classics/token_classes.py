@@ -20,8 +20,8 @@ import torch
 
 from massact.classics.attention_by_class import ClassShares
 from massact.classics.attention_gradients import ClassGradients, class_gradients
-from massact.classics.entries import Classic, Ground, Outcome, Unavailable, row
 from massact.classics.token_labels import CLASSES, OTHER, TokenLabels, ids_in, labels_of, paired_text
+from massact.classics.works import Classic, Ground, Outcome, Unavailable, row
 from massact.corpora import Corpus
 from massact.interventions.predictions import task_of
 from massact.records.anatomy import AttentionPlace

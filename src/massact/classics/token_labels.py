@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from massact.corpora import Batch, Corpus
-from massact.corpora.spelling import Spelling
+from massact.corpora.token_strings import Spelling
 from massact.models import Model
 from massact.stats import Where
 

@@ -10,10 +10,10 @@ models, layers, or what is measured.
 
 from massact.corpora.audio_source import AudioSource, Prompt
 from massact.corpora.batch import PADDING, Batch, Corpus, Origin
+from massact.corpora.image_files import Pictures, read_csv
 from massact.corpora.image_source import ImageSource
 from massact.corpora.modalities import Modalities
 from massact.corpora.pairs import PairSource
-from massact.corpora.pictures import Pictures, read_csv
 from massact.corpora.presets import PRESETS, Preset
 from massact.corpora.sources import AnySource, Source, corpus, corpus_again
 

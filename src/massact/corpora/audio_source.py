@@ -17,7 +17,7 @@ import torch
 from massact.corpora.batch import Corpus, Origin
 from massact.corpora.masks import zero_one
 from massact.corpora.recordings import Recordings, at_rate, opened
-from massact.corpora.spelling import Spelling
+from massact.corpora.token_strings import Spelling
 from massact.records.errors import UserError
 
 MOST_BYTES = 4 << 30  # all inputs of a corpus are held as float32

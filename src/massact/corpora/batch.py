@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 
+from massact.corpora.image_files import Pictures
 from massact.corpora.modalities import Modalities
-from massact.corpora.pictures import Pictures
 from massact.corpora.recordings import Recordings
-from massact.corpora.spelling import Spelling
+from massact.corpora.token_strings import Spelling
 from massact.records.errors import UserError
 
 PositionClass = Literal["start", "delimiter", "padding", "other"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from massact.corpora.presets import named_corpora
 from massact.records.errors import UserError, near
-from massact.records.given_files import read_given, refuse_special
+from massact.records.user_files import read_given, refuse_special
 
 MOST_BYTES = 2 << 30  # of one text: it is held in memory, several times over
 

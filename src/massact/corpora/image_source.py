@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from massact.corpora.batch import Corpus, Origin
-from massact.corpora.pictures import Pictures, opened
-from massact.corpora.preprocess import Recipe, checked, recipe_of
+from massact.corpora.image_files import Pictures, opened
+from massact.corpora.preprocessing import Recipe, checked, recipe_of
 from massact.records.errors import UserError
 
 MOST_BYTES = 4 << 30  # all images of a corpus are held as float32
@@ -26,7 +26,7 @@ class ImageSource:
         name: what the user called them.
         pictures: where they are, and their classes.
         n_sequences: how many, from the start; None or 'all' for all.
-        preprocess: steps that are to be other than the model's, see `massact.corpora.preprocess.checked`.
+        preprocess: steps that are to be other than the model's, see `massact.corpora.preprocessing.checked`.
     """
 
     name: str

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from massact.corpora.batch import Corpus, Origin
-from massact.corpora.spelling import Spelling
+from massact.corpora.token_strings import Spelling
 from massact.records.errors import UserError, near
 
 DEFAULT_SEQ_LEN = 1024

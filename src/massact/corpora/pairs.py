@@ -13,10 +13,10 @@ import torch
 
 from massact.corpora.batch import Corpus
 from massact.corpora.files import JSONL_SUFFIXES, at_home, named, read_text
-from massact.corpora.given import from_tensors
+from massact.corpora.image_files import opened
 from massact.corpora.image_source import MOST_NAMES
 from massact.corpora.packing import Request
-from massact.corpora.pictures import opened
+from massact.corpora.tensors import from_tensors
 from massact.records.errors import UserError
 
 # What a processor gives for each token; a shorter row is filled up with zeros, which are masked.

@@ -21,7 +21,7 @@ from massact.corpora.files import (
     named_file,
     read_text,
 )
-from massact.corpora.pictures import is_image_name
+from massact.corpora.image_files import is_image_name
 from massact.records.errors import UserError
 
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC")  # as libsndfile calls what these endings mean; it starts no programs

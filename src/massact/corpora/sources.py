@@ -14,15 +14,15 @@ import torch
 from massact.corpora.audio_source import AudioSource
 from massact.corpora.batch import Corpus
 from massact.corpora.files import at_home, looks_like_path, named, read_path
-from massact.corpora.given import from_ids, from_tensors
 from massact.corpora.hub import read_dataset, read_preset
+from massact.corpora.image_files import is_image, pictures_of
 from massact.corpora.image_source import ImageSource
 from massact.corpora.packing import Request, pack_prompts, pack_windows
 from massact.corpora.pairs import PairSource, pairs_of
-from massact.corpora.pictures import is_image, pictures_of
-from massact.corpora.preprocess import checked
+from massact.corpora.preprocessing import checked
 from massact.corpora.presets import PRESETS
 from massact.corpora.recordings import is_sound, recordings_of
+from massact.corpora.tensors import from_ids, from_tensors
 from massact.records.errors import UserError
 
 EMBEDDED_BREAK = "\n* * *\n"

@@ -1,4 +1,4 @@
-"""From measured heads to tables: concentration, value drain, residual norm, trajectory and decomposition."""
+"""From measured heads to tables: concentration, value drain, residual norm, stages and decomposition."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def axes_table(heads: Heads, hidden: Mapping[Site, dict[str, GroupResult]], read
     return frame("axes", rows)
 
 
-def trajectory_table(heads: Heads, stages: Mapping[str, Mapping[Site, dict[str, GroupResult]]]) -> pd.DataFrame:
+def stages_table(heads: Heads, stages: Mapping[str, Mapping[Site, dict[str, GroupResult]]]) -> pd.DataFrame:
     """Hidden state, norm, q, k, v of tokens with findings and without (Sun 2024, Fig. 7)."""
     rows = []
     for stage, sites in stages.items():

@@ -17,7 +17,7 @@ from massact.explanations.concentration import (
     heads_table,
     positions_table,
     sinks_table,
-    trajectory_table,
+    stages_table,
 )
 from massact.explanations.heat_maps import attention_maps
 from massact.explanations.neurons import neurons_table
@@ -257,7 +257,7 @@ class _Job:
             positions=positions_table(heads),
             sinks=sinks_table(heads, self.texts, self.found),
             axes=axes_table(heads, before, reading),
-            trajectory=trajectory_table(heads, {"hidden": before, "normed": normed}),
+            trajectory=stages_table(heads, {"hidden": before, "normed": normed}),
             decomposition=decomposition_table(heads),
             patch_attention=shares_table(measured),
         )

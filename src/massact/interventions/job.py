@@ -14,10 +14,10 @@ import torch
 
 from massact.corpora import PADDING, Corpus
 from massact.interventions.catalogue import QUARTET, Massive, exactly, findings_at, massive, massive_everywhere
+from massact.interventions.class_heads import head_of
+from massact.interventions.edit_names import Setting, check_name, edit_named
 from massact.interventions.effects import Paired, effects_of, evaluate, told_apart
-from massact.interventions.heads import head_of
 from massact.interventions.labels import labelled, labels_of
-from massact.interventions.named import Setting, check_name, edit_named
 from massact.interventions.repetition import evaluate_repetition
 from massact.interventions.sinks import Sinks, unseen_attention
 from massact.interventions.tasks import evaluate_tasks
@@ -40,7 +40,7 @@ class InterveneConfig:
     """The options of an intervention.
 
     Args:
-        sets: names of edits, see `massact.interventions.named.NAMES`.
+        sets: names of edits, see `massact.interventions.edit_names.NAMES`.
         layer: a layer with findings, several of them, "onset", or "all" for every layer that has any.
         sinks, repetition: also what sinks do, and greedy samples.
         all_keys: of the sinks, also alpha, sink rate and entropy: one more call of the attention kernel.
@@ -109,7 +109,7 @@ def intervene(
             with; or a CSV, see `massact.interventions.labels.labels_of`.
         groups: column -> label of every such sequence: effects are also told for each label.
         head: of a model of images without one: `ZeroShot(...)`, or the file of a linear head, see
-            `massact.interventions.heads`.
+            `massact.interventions.class_heads`.
         more: further edits of the catalogue, or one's own.
         progress: called with sequences done and sequences in all.
         **options: see `InterveneConfig`.

@@ -10,9 +10,9 @@ from typing import Any
 
 from massact.interventions.job import intervene
 from massact.records.errors import UserError, near
-from massact.records.given_files import read_given
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.scan import ScanResult
+from massact.records.user_files import read_given
 from massact.scans import reopen, scanned_corpus
 
 

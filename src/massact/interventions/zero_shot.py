@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from massact.anatomy.examples import to_device
 from massact.models import Model
 from massact.records.errors import UserError
-from massact.records.given_files import read_given
+from massact.records.user_files import read_given
 from massact.trace import unchanged
 
 TEMPLATES = (

@@ -4,7 +4,7 @@ Takes a Hub id, a folder or a live module; gives a `Model` whose every site is p
 transformers are built. Must not know statistics, criteria or corpora.
 """
 
-from massact.models.attention import projection_of, with_attention
+from massact.models.attention_proof import projection_of, with_attention
 from massact.models.loading import EMBEDDED, Model, check_finite, load, random_twin, weights_hash
 from massact.models.speech import decoder_context, first_ids
 

@@ -17,9 +17,9 @@ from torch import nn
 
 from massact.models.gguf_config import settle
 from massact.models.gguf_header import GGUF, GgufHeader, need_package, read_header
-from massact.models.pretrained import _explained, model_class
+from massact.models.transformers_models import _explained, model_class
 from massact.records.errors import UserError, near
-from massact.records.given_files import refuse_special
+from massact.records.user_files import refuse_special
 
 # The first pre-tokenizers of llama.cpp that split a text as GPT-2 does, which is what transformers does by default.
 _AS_GPT2 = {None, "default", "gpt-2"}

@@ -56,7 +56,7 @@ class Model:
         revision: of a Hub model, or None.
         arguments: of every forward pass. example: a short input that it runs on.
         head: what makes logits (B, classes) of the model and inputs, where the module has no head of its own that
-            should; see `massact.interventions.heads`.
+            should; see `massact.interventions.class_heads`.
         asked: options that it was read with.
     """
 
@@ -336,7 +336,7 @@ def _read(
         from massact.models.gguf_models import read_gguf
 
         return (*read_gguf(name, dtype, revision, options), None)
-    from massact.models.pretrained import read_extractor, read_pretrained, read_processor
+    from massact.models.transformers_models import read_extractor, read_pretrained, read_processor
 
     folder = _folder(name)
     if revision is not None and os.path.isdir(folder):

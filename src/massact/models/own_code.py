@@ -16,7 +16,7 @@ import transformers
 from transformers.utils import cached_file
 
 from massact.records.errors import UserError
-from massact.records.given_files import refuse_special_in
+from massact.records.user_files import refuse_special_in
 
 TRUST = "trust_remote_code"
 FLAG = "--trust-remote-code"

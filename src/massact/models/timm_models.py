@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from massact.records.errors import UserError, near
-from massact.records.given_files import refuse_special_in
+from massact.records.user_files import refuse_special_in
 
 TIMM = "timm:"
 INSTALL = "Install both: pip install 'massact[vision]'"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from massact.corpora import Corpus
 from massact.models import Model
-from massact.positions.patches import place_names
+from massact.positions.patch_names import place_names
 from massact.records.anatomy import Stack
 from massact.records.errors import UserError
 from massact.trace.added_tokens import added_positions

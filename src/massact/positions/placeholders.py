@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from massact.corpora import Batch, Corpus, Modalities
 from massact.models import Model
 from massact.positions.embedding import embedding_outputs
-from massact.positions.patches import place_names
+from massact.positions.patch_names import place_names
 from massact.records.anatomy import Stack
 from massact.records.errors import MassactError
 from massact.records.sites import Site

@@ -8,7 +8,7 @@ from dataclasses import replace
 from massact.corpora import Corpus
 from massact.models import Model
 from massact.positions.frames import framed
-from massact.positions.patches import place_names
+from massact.positions.patch_names import place_names
 from massact.positions.placeholders import modalities_of
 
 

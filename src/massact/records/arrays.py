@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from massact.records.errors import UserError
-from massact.records.given_files import refuse_special
 from massact.records.tables import load_arrays
+from massact.records.user_files import refuse_special
 
 # Name -> a letter for each axis, the same length wherever the letter is the same; "?": it may be missing.
 PORTRAIT = {"magnitude": "PTD", "layers": "P", "tokens": "T", "stack": "", "site": ""}

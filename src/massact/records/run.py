@@ -6,8 +6,8 @@ from pathlib import Path
 
 from massact.records.disk import leftovers, write_atomic
 from massact.records.errors import UserError
-from massact.records.given_files import read_given, refuse_special
 from massact.records.runinfo import RunInfo
+from massact.records.user_files import read_given, refuse_special
 
 # Record of a kind of results that went -> what it is, and a massact that reads it.
 RETIRED = {"shapes.json": ("a vision toy lab", "0.1.0 at commit cb16174")}

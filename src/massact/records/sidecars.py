@@ -15,9 +15,9 @@ import pandas as pd
 from massact.records.answer import read_as
 from massact.records.disk import all_or_nothing, leftovers, write_atomic
 from massact.records.errors import UserError
-from massact.records.given_files import read_given, refuse_special
 from massact.records.runinfo import jsonable, versions
 from massact.records.tables import save_arrays, write_table
+from massact.records.user_files import read_given, refuse_special
 
 Info = TypeVar("Info", bound="Sidecar")
 

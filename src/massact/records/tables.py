@@ -15,7 +15,7 @@ import pandas as pd
 
 from massact.records.disk import write_atomic
 from massact.records.errors import UserError
-from massact.records.given_files import refuse_special
+from massact.records.user_files import refuse_special
 
 Columns = dict[str, tuple[str, str]]  # column -> (dtype, meaning), in the order of the file
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from massact.records.disk import write_atomic
 from massact.records.errors import UserError, near
-from massact.records.given_files import refuse_special
 from massact.records.kinds.comparison import Comparison, labels_of, open_compared
+from massact.records.user_files import refuse_special
 from massact.reports.contents import Contents, contents_of
 from massact.reports.kinds.comparison.table import compare
 from massact.reports.pages import Page, page_of, page_of_several

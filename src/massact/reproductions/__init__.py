@@ -6,8 +6,8 @@ others, and what was published of which model, with how that is known. Must not 
 the verbs' own rooms do, nor how results are put into words or drawn.
 """
 
-from massact.reproductions.catalogue import ENTRIES
 from massact.reproductions.entries import Entry
+from massact.reproductions.experiments import ENTRIES
 from massact.reproductions.job import ReproduceConfig, listing, reproduce
 from massact.reproductions.judgement import KNOWN, Published, judged
 from massact.reproductions.register_values import REGISTER_MEANS, check_published

@@ -27,11 +27,11 @@ from massact.records.kinds.reproduction import (
 from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.runinfo import git_state, jsonable
 from massact.records.tables import frame
-from massact.reproductions.catalogue import ENTRIES, chosen
 from massact.reproductions.entries import ASK, Entry, Finished, Nothing, Row, finished, row
+from massact.reproductions.experiments import ENTRIES, chosen
 from massact.reproductions.judgement import KNOWN, judged, known_as
-from massact.reproductions.steps import Progress, Work, domain
 from massact.reproductions.values import PUBLISHED
+from massact.reproductions.verb_steps import Progress, Work, domain
 
 DOMAINS = {"language": "text", "image": "images", "other": "neither text nor images"}
 

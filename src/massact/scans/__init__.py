@@ -4,9 +4,9 @@ Takes a model and a corpus; gives a `ScanResult`. Knows what counts as massive a
 know how tensors are caught, what a position is (it asks), what a family of models looks like, or how results are drawn.
 """
 
-from massact.scans.at_length import AtLength, prove_at_length, proved_at
-from massact.scans.checkpoints import Checkpoint, checkpoints_in, revisions_of, step_of
+from massact.scans.checkpoint_names import Checkpoint, checkpoints_in, revisions_of, step_of
 from massact.scans.criteria import CRITERIA, Criterion, Evidence, criterion
+from massact.scans.earlier_scan import Reopened, check_text, check_weights, reopen, scanned_corpus
 from massact.scans.image_maps import (
     PatchMaps,
     marked,
@@ -17,8 +17,8 @@ from massact.scans.image_maps import (
     patch_maps,
 )
 from massact.scans.job import PROMPT, ScanConfig, ready_corpus, scan
-from massact.scans.portrait import prompt_corpus
-from massact.scans.reopened import Reopened, check_text, check_weights, reopen, scanned_corpus
+from massact.scans.length_proof import AtLength, prove_at_length, proved_at
+from massact.scans.prompt import prompt_corpus
 from massact.scans.revisions import scan_checkpoints, told
 
 __all__ = [

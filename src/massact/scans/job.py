@@ -23,14 +23,14 @@ from massact.records.errors import MassactError, UserError, WorkError, check_opt
 from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
-from massact.scans.at_length import AtLength, prove_at_length, skipped_at
 from massact.scans.criteria import Criterion, Evidence, criterion, sink_dims
 from massact.scans.evidence import evidence
 from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer, with_modalities
 from massact.scans.image_maps import neighbours_probe, scanned_layout, scanned_maps
+from massact.scans.length_proof import AtLength, prove_at_length, skipped_at
 from massact.scans.padding import padding_notes
-from massact.scans.portrait import portrait, prompt_corpus, ranks_table
-from massact.scans.saved import Saved
+from massact.scans.prompt import portrait, prompt_corpus, ranks_table
+from massact.scans.resumption import Saved
 from massact.scans.thumbnails import add_pictures
 from massact.stats import HiddenStats, TokenMax
 from massact.trace import Measurements, Probe, measure

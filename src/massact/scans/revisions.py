@@ -26,10 +26,10 @@ from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.kinds.trajectory import CheckpointRecord, Trajectory, TrajectoryInfo
 from massact.records.run import read_info
 from massact.records.runinfo import git_state, jsonable
-from massact.scans.checkpoints import Checkpoint, in_order
+from massact.scans.checkpoint_names import Checkpoint, in_order
 from massact.scans.criteria import criterion
+from massact.scans.emergence import alike, dynamics, emergence, rows_of, summaries
 from massact.scans.job import Progress, ScanConfig, Text, named, ready_corpus, scan_text
-from massact.scans.trajectory import alike, dynamics, emergence, rows_of, summaries
 
 # Of the last checkpoint only: they say of a model what the others need not repeat.
 CONTROLS = ("null", "bos_contrast")
@@ -249,7 +249,7 @@ class _Job:
         if not isinstance(self.source, Source) or model.tokenizer is not None:
             return []
         if not self.borrowed:
-            from massact.models.pretrained import read_tokenizer  # transformers is slow to import
+            from massact.models.transformers_models import read_tokenizer  # transformers is slow to import
 
             more = self.loading.get("options") or {}
             read = (read_tokenizer(c.spec, c.revision, dict(more)) for c in self.checkpoints)

@@ -19,9 +19,9 @@ _PLACES = {
     "Alarm": "training.monitor", "Monitor": "training.monitor", "dynamics_of": "training.monitor",
     "MassiveActivationsCallback": "training.callback",
     "train": "training.job",
-    "VARIANTS": "variants.catalogue", "apply_variant": "variants.application",
+    "VARIANTS": "variants.registry", "apply_variant": "variants.application",
     "apply_remedy": "variants.remedies", "REMEDIES": "variants.remedies",
-    "from_pretrained": "models.pretrained", "load_variant": "variants.storage",
+    "from_pretrained": "models.transformers_models", "load_variant": "variants.storage",
 }  # fmt: skip
 
 __all__ = list(_PLACES)

@@ -25,7 +25,7 @@ from massact.corpora.files import at_home, looks_like_path, named, read_path, te
 from massact.corpora.hub import read_rows
 from massact.corpora.packing import token_ids
 from massact.records.errors import UserError, WorkError
-from massact.records.given_files import refuse_special
+from massact.records.user_files import refuse_special
 
 FORMAT = 1
 PIECE = 1 << 20  # characters that are tokenised at once

@@ -32,7 +32,7 @@ from massact.records.runinfo import git_state, versions
 from massact.records.sidecars import write_sidecar
 from massact.records.tables import frame
 from massact.training import checkpoints
-from massact.training.build import build_model, n_trained, tokenizer_of
+from massact.training.components import build_model, n_trained, tokenizer_of
 from massact.training.configs import TrainConfig
 from massact.training.data import Pictures, Progress, Windows, prepare, read_pictures, split
 from massact.training.monitor import alarms_as_dicts, dynamics_of, unwrapped

@@ -31,7 +31,7 @@ from massact.records.tables import frame
 from massact.training.backcopy import Backcopy
 from massact.training.lab_looks import N_LOOKED, effects_of, key_scale, look, losses, opened, task_losses, uniform
 from massact.training.toy import FAR, FROM_QUERY, NEXT, ORDINARY, LabConfig, optimiser_of, task_of, toy_model
-from massact.variants.catalogue import variant
+from massact.variants.registry import variant
 
 STORY = ("softmax", "kv-bias", "softmax-off-by-one")
 N_HELD_OUT = 512  # sequences for losses; half as many are looked into

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from massact.models.pretrained import _without_bars
+from massact.models.transformers_models import _without_bars
 from massact.records.errors import WorkError
 from massact.records.tables import frame, read_table, write_table
 from massact.training import checkpoints
-from massact.training.build import Loss, build_optimizer
 from massact.training.callback import MassiveActivationsCallback
+from massact.training.components import Loss, build_optimizer
 from massact.training.configs import TrainConfig, rate
 from massact.training.monitor import alarms_as_dicts
 

@@ -14,7 +14,7 @@ from torch import nn
 from massact.records.errors import UserError, check_options, near
 from massact.training.backcopy import CHAINS, STARTS, Backcopy, random_backcopy, text_backcopy
 from massact.training.configs import _as, _literal
-from massact.variants.catalogue import variant
+from massact.variants.registry import variant
 
 OPTIMISERS = {"adamw": 1e-3, "sgd": 0.05}  # with their learning rates
 FROM_QUERY = 8  # queries before it see too few keys: attention that is merely spread would look like a sink

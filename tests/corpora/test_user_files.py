@@ -17,12 +17,12 @@ from PIL import Image
 import massact as ma
 from massact.corpora import corpus
 from massact.corpora.files import read_text
-from massact.corpora.pictures import FORMATS, opened
+from massact.corpora.image_files import FORMATS, opened
 from massact.corpora.recordings import opened as heard
 from massact.records.errors import UserError
-from massact.records.given_files import read_given, refuse_special
+from massact.records.user_files import read_given, refuse_special
 from massact.training import TrainConfig
-from massact.training.build import tokenizer_of
+from massact.training.components import tokenizer_of
 from massact.training.data import prepare, read_pictures
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n(marker) (w) file closefile showpage\n%%EOF\n"

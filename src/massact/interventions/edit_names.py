@@ -21,7 +21,7 @@ from massact.interventions.catalogue import (
     super_weights,
     zero_dims,
 )
-from massact.interventions.norms import parameters_of, silenced
+from massact.interventions.norm_scales import parameters_of, silenced
 from massact.interventions.registers import CONTROLS, collect_registers, fix_registers
 from massact.models import Model
 from massact.records.errors import UserError, near

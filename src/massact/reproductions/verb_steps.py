@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from massact.classics import classics
-from massact.classics.entries import effect_rows
+from massact.classics.works import effect_rows
 from massact.corpora import Corpus, ImageSource, Source, corpus_again
 from massact.corpora import corpus as make_corpus
 from massact.explanations import explain
 from massact.interventions import CONTROLS, Registers, collect_registers, evaluate, fix_registers, intervene
-from massact.interventions.heads import head_of
+from massact.interventions.class_heads import head_of
 from massact.interventions.labels import labelled, labels_of
 from massact.interventions.predictions import NoHead
 from massact.models import EMBEDDED, Model, load

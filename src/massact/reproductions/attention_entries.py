@@ -87,7 +87,7 @@ def _reading(scan: ScanResult, explanation: Explanation) -> list[tuple[str, int]
     return [(stack, layer) for stack, layer in found if len(at(explanation.trajectory, stack=stack, layer=layer))]
 
 
-def trajectory(f: Finished) -> list[Row]:
+def stages(f: Finished) -> list[Row]:
     """E15: from the hidden state over the norm to queries, keys and values, in the block that reads it first."""
     rows = []
     for name, (scan, explanation) in f.looked().items():
@@ -160,7 +160,7 @@ ATTENTION = (
     Entry("E15", "4.2, Fig. 7, App. B.2", "From the hidden state to Q, K, V", "language",
           ("scan", "prompts", "explain"),
           "The massive tokens as hidden states, after the norm, and as queries, keys and values.",
-          "The norm turns them into sparse vectors in which the massive dims dominate.", trajectory,
+          "The norm turns them into sparse vectors in which the massive dims dominate.", stages,
           ("prompts/warm-cold/figures/trajectory.png", "figures/trajectory.png")),
     Entry("E16", "4.2", "Massive tokens are alike", "any", ("scan", "explain"),
           "Mean cosine and variance of the rows of massive tokens at each stage of E15, beside other tokens.",

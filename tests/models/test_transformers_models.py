@@ -11,7 +11,7 @@ import transformers
 from huggingface_hub import errors as hub
 
 import massact as ma
-from massact.models import pretrained
+from massact.models import transformers_models
 from massact.models.loading import check_finite, weights_hash
 from massact.records.errors import UserError
 from tests.families import build
@@ -38,7 +38,7 @@ def test_errors_are_explained(error: Exception, says: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
     with pytest.raises(UserError) as caught:
-        pretrained.read_pretrained("org/name", "auto", None, {})
+        transformers_models.read_pretrained("org/name", "auto", None, {})
     assert says in str(caught.value) and caught.value.what and "org/name" in caught.value.what
 
 

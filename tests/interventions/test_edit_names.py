@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 import massact as ma
 from massact.interventions import Massive, evaluate, intervene
-from massact.interventions.named import NAMES, Setting, check_name, edit_named
+from massact.interventions.edit_names import NAMES, Setting, check_name, edit_named
 from massact.models import Model, with_attention
 from massact.records.errors import UserError, WorkError
 from massact.records.sites import Site

@@ -27,7 +27,7 @@ from massact.models.own_code import (
     read_with,
 )
 from massact.records.errors import UserError
-from massact.records.given_files import read_given, refuse_special_in
+from massact.records.user_files import read_given, refuse_special_in
 from massact.variants.application import apply_variant
 from massact.variants.storage import load_variant, told_changes
 

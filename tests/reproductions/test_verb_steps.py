@@ -17,7 +17,7 @@ from massact.interventions import CONTROLS, collect_registers
 from massact.models import Model
 from massact.records.errors import UserError, WorkError
 from massact.records.kinds.reproduction import Reproduction
-from massact.reproductions import reproduce, steps
+from massact.reproductions import reproduce, verb_steps
 from tests.golden.make import golden_text_scan
 from tests.interventions.test_registers import classifier
 
@@ -61,7 +61,7 @@ def test_a_second_time_nothing_is_run(text: Any, tmp_path: Path, monkeypatch: py
     first = done_in(text, tmp_path / "run")
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name not in OURS}
     for verb in ("explain", "intervene", "classics", "evaluate"):
-        monkeypatch.setattr(steps, verb, lambda *_, **__: pytest.fail("it was run again"))
+        monkeypatch.setattr(verb_steps, verb, lambda *_, **__: pytest.fail("it was run again"))
     second = done_in(text, tmp_path / "run")
     assert times == {p: p.stat().st_mtime_ns for p in times}
     assert set(states(second).values()) <= {"kept", "not run", "not applicable"}
@@ -92,7 +92,7 @@ def test_a_step_that_fails_is_reported_and_costs_no_other(
     def fails(*_: Any, **__: Any) -> None:
         raise WorkError("Out of memory.")
 
-    monkeypatch.setattr(steps, "intervene", fails)
+    monkeypatch.setattr(verb_steps, "intervene", fails)
     done = done_in(text, tmp_path / "run")
     assert done.info.having("failed") == ["intervene"]
     verdicts = {name: e["verdict"] for name, e in done.info.experiments.items()}
@@ -153,7 +153,7 @@ def test_other_texts_have_folders_of_their_own(tmp_path: Path) -> None:
     b.parent.mkdir()
     a.write_text("one")
     b.write_text("two")
-    names = {steps.folder_of(str(a)), steps.folder_of(str(b)), steps.folder_of("wikitext-2"), steps.folder_of("a/b:c")}
+    names = {verb_steps.folder_of(name) for name in (str(a), str(b), "wikitext-2", "a/b:c")}
     assert len(names) == 4 and "wikitext-2" in names and all("/" not in n and ":" not in n for n in names)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from massact.reproductions.effects import ACCURACY
+from massact.reproductions.effect_entries import ACCURACY
 from massact.reproductions.entries import Entry, Finished, Nothing, Row, answers, at, plain, row, shown_layer
-from massact.reproductions.places import curves
+from massact.reproductions.place_entries import curves
 
 HOWS = {"mean": "Fix-Reg-Mean", "noise": "mean and noise", "shuffle": "those of another image", "zero": "zero"}
 

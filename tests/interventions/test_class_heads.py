@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 import massact as ma
 from massact.corpora import Corpus
 from massact.interventions import intervene
-from massact.interventions.heads import linear_head
+from massact.interventions.class_heads import linear_head
 from massact.interventions.labels import labels_of
 from massact.models import Model
 from massact.records.errors import UserError

@@ -11,7 +11,7 @@ import torch
 from massact.corpora.batch import Corpus, Origin, trim_padding
 from massact.corpora.masks import decoder_counts, is_mask, kept_of, zero_one
 from massact.corpora.packing import Request
-from massact.corpora.spelling import Spelling
+from massact.corpora.token_strings import Spelling
 from massact.records.errors import UserError
 
 

@@ -20,8 +20,8 @@ from massact.models import Model
 from massact.positions import place_names
 from massact.records.anatomy import Place
 from massact.records.errors import UserError
-from massact.records.given_files import refuse_special
 from massact.records.sites import Site
+from massact.records.user_files import refuse_special
 from massact.stats import Keep
 from massact.trace import Probe, measure
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from massact.records.errors import UserError, near
-from massact.reproductions.attention import ATTENTION
-from massact.reproductions.effects import EFFECTS
+from massact.reproductions.attention_entries import ATTENTION
+from massact.reproductions.effect_entries import EFFECTS
 from massact.reproductions.entries import Entry
-from massact.reproductions.images import IMAGES
-from massact.reproductions.places import PLACES
-from massact.reproductions.variations import TRAINED, VARIATIONS
+from massact.reproductions.image_entries import IMAGES
+from massact.reproductions.place_entries import PLACES
+from massact.reproductions.variation_entries import TRAINED, VARIATIONS
 
 ENTRIES: dict[str, Entry] = {e.id: e for e in (*PLACES, *EFFECTS, *ATTENTION, TRAINED, *IMAGES, *VARIATIONS)}
 
