@@ -11,7 +11,7 @@ import massact as ma
 from massact.classics import attention_biases
 from massact.classics.job import classics
 from massact.models import with_attention
-from massact.models.loading import weights_hash
+from massact.models.weight_values import weights_hash
 from massact.records.kinds.classics import Classics
 from massact.trace.bias_roles import bias_roles
 from tests.families import build

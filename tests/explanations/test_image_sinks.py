@@ -10,8 +10,9 @@ from torch import Tensor
 import massact as ma
 from massact.corpora import Batch
 from massact.explanations import visual_sinks
+from massact.positions import ready_corpus
 from massact.records.errors import UserError
-from massact.scans import ScanConfig, ready_corpus
+from massact.scans import ScanConfig
 from massact.trace import Edit, edited
 from tests.families import build
 from tests.mixed import llava, llava_inputs, qwen, qwen_inputs
@@ -56,7 +57,7 @@ def test_every_number_is_that_of_the_formula(mixed: str) -> None:
     module.set_attn_implementation("eager")
     model = ma.load(module)
     given = llava_inputs() if mixed == "llava" else qwen_inputs()
-    corpus = ready_corpus(model, ma.corpus(given), ScanConfig(), None)
+    corpus = ready_corpus(model, ma.corpus(given), ScanConfig())
     dims = [2, 9]
     table = visual_sinks(model, corpus, dims=dims, tau=1.5)
     for s in range(3):

@@ -15,7 +15,8 @@ import pytest
 from transformers import AutoTokenizer
 
 import massact as ma
-from massact.models.loading import EMBEDDED, _folder, weights_hash
+from massact.models.loading import EMBEDDED, _folder
+from massact.models.weight_values import weights_hash
 from massact.records.errors import UserError
 from massact.training import from_pretrained
 from tests.cli.test_cli import FAST, run

@@ -12,7 +12,7 @@ from huggingface_hub import errors as hub
 
 import massact as ma
 from massact.models import transformers_models
-from massact.models.loading import check_finite, weights_hash
+from massact.models.weight_values import check_finite, weights_hash
 from massact.records.errors import UserError
 from tests.families import build
 

@@ -14,10 +14,11 @@ import transformers
 import massact as ma
 from massact.interventions.effects import evaluate
 from massact.models import first_ids
-from massact.positions import ready_sound, tokens_of
+from massact.positions import ready_corpus, tokens_of
 from massact.positions.frames import frames_of
 from massact.records.errors import UserError
 from massact.reports.kinds.scan.words import answer_in_words
+from massact.scans import ScanConfig
 from tests.families import build
 from tests.sounds import CONTENT, POSITIONS, RATE, folder, sweep, tokenizer, wav2vec2, whisper, whisper_extractor
 
@@ -40,7 +41,7 @@ def naive_layers(states: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
 def test_encoder_and_decoder_are_measured_as_transformers_gives_them(tmp_path: Path) -> None:
     model = loaded()
     result = ma.scan(model, folder(tmp_path / "s", texts=True), thresholds=LOW, null=False, batch_size=2)
-    corpus = ready_sound(model, ma.corpus(tmp_path / "s"), None)
+    corpus = ready_corpus(model, ma.corpus(tmp_path / "s"), ScanConfig())
     encoder, decoder = [], []
     for i, row in enumerate(corpus.counts[0]):
         inputs = {"input_features": corpus.inputs["input_features"][i : i + 1],
@@ -94,7 +95,7 @@ def test_names_tell_the_time(kind: str) -> None:
     stack = "encoder" if kind == "whisper" else ""
     for at in (0.21, 0.5, 0.83):
         other = 0.95 if at < 0.6 else 0.1
-        pair = ready_sound(model, ma.corpus([(click(other), RATE), (click(at), RATE)]), None)
+        pair = ready_corpus(model, ma.corpus([(click(other), RATE), (click(at), RATE)]), ScanConfig())
         text = tokens_of(model, pair, stack, 49 if kind == "whisper" else 48)
         inputs = pair.inputs[str(model.sound_input)]
         with torch.no_grad():
@@ -111,7 +112,7 @@ def test_names_tell_the_time(kind: str) -> None:
 def test_padding_that_a_model_masks_does_not_count(tmp_path: Path) -> None:
     model = loaded(*wav2vec2(masked=True))
     files = folder(tmp_path / "s")
-    corpus = ready_sound(model, ma.corpus(files), None)
+    corpus = ready_corpus(model, ma.corpus(files), ScanConfig())
     (counts,) = corpus.counts
     result = ma.scan(model, files, thresholds=LOW, null=False, batch_size=3)
     inputs = {"input_values": corpus.inputs["input_values"], "attention_mask": corpus.mask.long()}
@@ -133,7 +134,7 @@ def test_a_mask_that_the_model_does_not_heed_is_left_out(tmp_path: Path) -> None
     """Whisper takes a mask and attends to everything."""
     extractor = whisper_extractor()
     extractor.return_attention_mask = True
-    corpus = ready_sound(loaded(extractor=extractor), ma.corpus(folder(tmp_path / "s")), None)
+    corpus = ready_corpus(loaded(extractor=extractor), ma.corpus(folder(tmp_path / "s")), ScanConfig())
     assert corpus.mask is None and corpus.counts == () and not corpus.origin.source["preprocess"]["masked"]
 
 
@@ -151,7 +152,7 @@ def test_positions_that_are_no_frames_are_not_named() -> None:
 
 def test_a_short_recording_and_one_that_fills_the_model() -> None:
     model = loaded()
-    corpus = ready_sound(model, ma.corpus([(sweep(0.001), RATE), (sweep(1.0), RATE)]), None)
+    corpus = ready_corpus(model, ma.corpus([(sweep(0.001), RATE), (sweep(1.0), RATE)]), ScanConfig())
     text = tokens_of(model, corpus, "encoder", POSITIONS - 1)
     assert text.ends == (1, POSITIONS)
     assert text.position_class(0, 0) == "start" and text.token(0, 0) == "frame 0.00-0.02 s"
@@ -195,7 +196,7 @@ def test_loss_is_that_of_the_transcript_behind_the_start_tokens(tmp_path: Path) 
     module = whisper()
     module.generation_config.forced_decoder_ids = [[1, 30], [2, 31]]
     model = loaded(module)
-    corpus = ready_sound(model, ma.corpus(folder(tmp_path / "s", texts=True)), None)
+    corpus = ready_corpus(model, ma.corpus(folder(tmp_path / "s", texts=True)), ScanConfig())
     paired = evaluate(model, corpus, [], batch_size=2)
     assert paired.n_targets.tolist() == [1, 2, 3]
     for i, row in enumerate(corpus.counts[0]):
@@ -212,7 +213,7 @@ def test_without_a_transcript_there_is_no_loss_but_a_divergence(kind: str, tmp_p
 
     model = loaded(words=False) if kind == "whisper" else loaded(*wav2vec2(masked=True))
     site = "encoder/2.resid_post" if kind == "whisper" else "2.resid_post"
-    corpus = ready_sound(model, ma.corpus(folder(tmp_path / "s")), None)
+    corpus = ready_corpus(model, ma.corpus(folder(tmp_path / "s")), ScanConfig())
     edit = replace(zero_dims([3, 4, 5], site), name="zero")
     paired = evaluate(model, corpus, [edit], batch_size=3)
     assert "nll" not in paired.baseline and (paired.edited["zero"]["kl"] > 1e-5).all()

@@ -7,8 +7,8 @@ not know where a model came from, or what is measured on it.
 
 from massact.anatomy.discovery import discover
 from massact.anatomy.equations import Off, equations_of
-from massact.anatomy.examples import example_inputs, token_types
+from massact.anatomy.examples import example_inputs
 from massact.anatomy.norms import norms_of
 from massact.anatomy.proof import Proof, prove
 
-__all__ = ["Off", "Proof", "discover", "equations_of", "example_inputs", "norms_of", "prove", "token_types"]
+__all__ = ["Off", "Proof", "discover", "equations_of", "example_inputs", "norms_of", "prove"]

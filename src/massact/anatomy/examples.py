@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from massact.corpora.modalities import token_types
 from massact.records.errors import UserError
 
 N_TOKENS = 13  # a prime that is no usual width, so that a product over tokens is told from one over features
@@ -126,14 +127,6 @@ def placeholders_of(config: Any) -> dict[int, str]:
                 if isinstance(value, int):
                     found.setdefault(value, kind)
     return found
-
-
-def token_types(ids: Tensor, placeholders: dict[int, str]) -> Tensor:
-    """The `mm_token_type_ids` of transformers: 0 text, 1 image, 2 video, 3 audio; of the shape of `ids`."""
-    types = torch.zeros_like(ids)
-    for token_id, kind in placeholders.items():
-        types[ids == token_id] = 1 + ("image", "video", "audio").index(kind)
-    return types
 
 
 def mixed_example(model: nn.Module, seed: int = 0) -> dict[str, Any] | None:

@@ -8,16 +8,18 @@ Knows: files, data sets and their protocols, tokenizers, preprocessing of images
 models, layers, or what is measured.
 """
 
-from massact.corpora.audio_source import AudioSource, Prompt
+from massact.corpora.audio_source import AudioSource
 from massact.corpora.batch import PADDING, Batch, Corpus, Origin
 from massact.corpora.image_files import Pictures, read_csv
 from massact.corpora.image_source import ImageSource
 from massact.corpora.modalities import Modalities
 from massact.corpora.pairs import PairSource
 from massact.corpora.presets import PRESETS, Preset
+from massact.corpora.readiness import ready
+from massact.corpora.recordings import Prompt
 from massact.corpora.sources import AnySource, Source, corpus, corpus_again
 
 __all__ = [
     "PADDING", "PRESETS", "AnySource", "AudioSource", "Batch", "Corpus", "ImageSource", "Modalities", "Origin",
-    "PairSource", "Pictures", "Preset", "Prompt", "Source", "corpus", "corpus_again", "read_csv",
+    "PairSource", "Pictures", "Preset", "Prompt", "Source", "corpus", "corpus_again", "read_csv", "ready",
 ]  # fmt: skip

@@ -16,7 +16,8 @@ import torch
 
 from massact.corpora.batch import Corpus, Origin
 from massact.corpora.masks import zero_one
-from massact.corpora.recordings import Recordings, at_rate, opened
+from massact.corpora.readiness import Reader, Wish, refuse_text_options
+from massact.corpora.recordings import Prompt, Recordings, at_rate, opened
 from massact.corpora.token_strings import Spelling
 from massact.records.errors import UserError
 
@@ -24,21 +25,6 @@ MOST_BYTES = 4 << 30  # all inputs of a corpus are held as float32
 MOST_NAMES = 1000  # file names kept in run.json
 AT_ONCE = 8  # recordings that an extractor of fixed length gets in one call
 _LARGE = ("mel_filters", "mel_filters_slaney", "window")  # follow from the other fields
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What the decoder of a model of sound reads ahead of any transcript.
-
-    Args:
-        ids: token ids.
-        said_by: where they are from, for run.json.
-        context: most positions of the decoder; None where that is not known.
-    """
-
-    ids: tuple[int, ...]
-    said_by: str
-    context: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +40,21 @@ class AudioSource:
     name: str
     recordings: Recordings
     n_sequences: int | Literal["all"] | None = None
+
+    def ready(self, model: Reader, wish: Wish) -> Corpus:
+        """Read and prepared for a model, see `massact.corpora.readiness.ready`."""
+        refuse_text_options("sound", wish)
+        if model.sound_input is None:
+            raise UserError(
+                f"{model.name or 'The model'} takes {model.main_input}, not sound.", do="Give what it takes."
+            )
+        return self.encode(
+            model.processor,
+            input_name=model.sound_input,
+            tokenizer=model.tokenizer,
+            prompt=model.prompt,
+            n_sequences=wish.n_sequences,
+        )
 
     def encode(
         self,

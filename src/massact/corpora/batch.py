@@ -14,8 +14,9 @@ from typing import Any, Literal
 import torch
 
 from massact.corpora.image_files import Pictures
-from massact.corpora.modalities import Modalities
-from massact.corpora.recordings import Recordings
+from massact.corpora.modalities import Modalities, token_types
+from massact.corpora.readiness import Reader, Wish
+from massact.corpora.recordings import Prompt, Recordings
 from massact.corpora.token_strings import Spelling
 from massact.records.errors import UserError
 
@@ -272,6 +273,31 @@ class Corpus:
     def with_tokenizer(self, tokenizer: Any) -> Corpus:
         """Return the same corpus with readable token strings (token ids that came without a tokenizer)."""
         return replace(self, spelling=Spelling(tokenizer))
+
+    def ready(self, model: Reader, wish: Wish) -> Corpus:
+        """The same with what only the model knows of it: readable tokens, and what a decoder of sound reads."""
+        if self.kind == "tokens" and self.spelling is None and model.tokenizer is not None:
+            return self.with_tokenizer(model.tokenizer)
+        prompt = model.prompt
+        if prompt is None or self.spelling is not None or "decoder_inputs_embeds" in self.inputs:
+            return self
+        made = self if "decoder_input_ids" in self.inputs else self._with_prompt(prompt)
+        return made if model.tokenizer is None else made.with_tokenizer(model.tokenizer)
+
+    def _with_prompt(self, prompt: Prompt) -> Corpus:
+        """Features of sound that were given as tensors, with the decoder's start tokens."""
+        ids = torch.tensor([prompt.ids]).expand(self.n_sequences, -1).contiguous()
+        record = {"prompt_ids": list(prompt.ids), "prompt_from": prompt.said_by, "then": None}
+        origin = replace(self.origin, source=self.origin.source | {"decoder": record})
+        return replace(self, inputs={**self.inputs, "decoder_input_ids": ids}, origin=origin)
+
+    def with_types(self, model: Reader) -> Corpus:
+        """The same with what its tokens are, where an image grid stands beside them: multimodal rotary positions."""
+        needed = "mm_token_type_ids" in model.inputs_accepted() and "mm_token_type_ids" not in self.inputs
+        if not needed or not self.packed or self.kind != "tokens":
+            return self
+        types = token_types(self.inputs["input_ids"], model.placeholders)
+        return replace(self, inputs={**self.inputs, "mm_token_type_ids": types})
 
     def require(self, vocabulary: int | None = None, context: int | None = None) -> None:
         """Check the token ids against a model before it runs on them.

@@ -12,6 +12,7 @@ import torch
 from massact.corpora.batch import Corpus, Origin
 from massact.corpora.image_files import Pictures, opened
 from massact.corpora.preprocessing import Recipe, checked, recipe_of
+from massact.corpora.readiness import Reader, Wish, refuse_text_options
 from massact.records.errors import UserError
 
 MOST_BYTES = 4 << 30  # all images of a corpus are held as float32
@@ -33,6 +34,22 @@ class ImageSource:
     pictures: Pictures
     n_sequences: int | Literal["all"] | None = None
     preprocess: dict[str, Any] = field(default_factory=dict)
+
+    def ready(self, model: Reader, wish: Wish) -> Corpus:
+        """Read and prepared for a model, see `massact.corpora.readiness.ready`."""
+        whose, name = model.name or "The model", model.image_input
+        if name is None:
+            raise UserError(f"{whose} takes {model.main_input}, not images.", do="Give text, or tensors by name.")
+        example = model.example.get(name)
+        if example is not None and example.ndim == 4 and example.shape[1] != 3:
+            raise UserError(
+                f"{whose} takes images of {example.shape[1]} channels.",
+                "Files are read as three (RGB).",
+                f"Give tensors: corpus({{{name!r}: tensor}}).",
+            )
+        refuse_text_options("images", wish)
+        processor = getattr(model.processor, "image_processor", model.processor)  # the part of a mixed model's
+        return self.encode(processor, input_name=name, n_sequences=wish.n_sequences, preprocess=wish.preprocess)
 
     def encode(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 NAMES = ("text", "image", "video", "audio")
@@ -37,3 +38,11 @@ class Modalities:
         names = self.names[sequence] if self.names and self.ids[mine] == "image" else ()
         # As many names as there are image tokens, or nothing is known of their order.
         return names[index] if len(names) == int((ids_T == mine).sum()) else f"{self.ids[mine]} {index}"
+
+
+def token_types(ids: Tensor, placeholders: Mapping[int, str]) -> Tensor:
+    """The `mm_token_type_ids` of transformers: 0 text, 1 image, 2 video, 3 audio; of the shape of `ids`."""
+    types = torch.zeros_like(ids)
+    for token_id, kind in placeholders.items():
+        types[ids == token_id] = NAMES.index(kind)
+    return types

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Collection
@@ -16,6 +17,7 @@ from massact.corpora.files import JSONL_SUFFIXES, at_home, named, read_text
 from massact.corpora.image_files import opened
 from massact.corpora.image_source import MOST_NAMES
 from massact.corpora.packing import Request
+from massact.corpora.readiness import Reader, Wish, refuse_text_options
 from massact.corpora.tensors import from_tensors
 from massact.records.errors import UserError
 
@@ -39,6 +41,21 @@ class PairSource:
     names: tuple[str, ...]
     n_sequences: int | Literal["all"] | None = None
     origin: dict[str, Any] = field(default_factory=dict)
+
+    def ready(self, model: Reader, wish: Wish) -> Corpus:
+        """Read and prepared for a model, see `massact.corpora.readiness.ready`."""
+        name = model.name or "The model"
+        if not {"input_ids", "pixel_values"} <= model.inputs_accepted():
+            raise UserError(f"{name} does not take images and text together.", do="Give text, or images.")
+        if not all(hasattr(model.processor, part) for part in ("image_processor", "tokenizer")):
+            missing = importlib.util.find_spec("torchvision") is None
+            raise UserError(
+                f"{name} comes without a processor of images and text.",
+                "Its processor may need torchvision, which is not installed." if missing else "",
+                "Save it beside the weights (processor.save_pretrained), or give tensors by name.",
+            )
+        refuse_text_options("images with text", wish)
+        return self.encode(model.processor, model.inputs_accepted(), n_sequences=wish.n_sequences)
 
     def encode(
         self, processor: Any, accepted: Collection[str], *, n_sequences: int | Literal["all"] | None = None

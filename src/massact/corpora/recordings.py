@@ -32,6 +32,21 @@ INSTALL = "Install what reads audio: pip install 'massact[audio]'"
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What the decoder of a model of sound reads ahead of any transcript.
+
+    Args:
+        ids: token ids.
+        said_by: where they are from, for run.json.
+        context: most positions of the decoder; None where that is not known.
+    """
+
+    ids: tuple[int, ...]
+    said_by: str
+    context: int | None = None
+
+
+@dataclass(frozen=True)
 class Recordings:
     """Recordings of a corpus, in order, and what is said in them.
 

@@ -21,6 +21,7 @@ from massact.corpora.packing import Request, pack_prompts, pack_windows
 from massact.corpora.pairs import PairSource, pairs_of
 from massact.corpora.preprocessing import checked
 from massact.corpora.presets import PRESETS
+from massact.corpora.readiness import Reader, Wish
 from massact.corpora.recordings import is_sound, recordings_of
 from massact.corpora.tensors import from_ids, from_tensors
 from massact.records.errors import UserError
@@ -53,6 +54,29 @@ class Source:
     def documents(self) -> list[str]:
         """Return the texts, in order."""
         return list(self.read(self.request.seed))
+
+    def ready(self, model: Reader, wish: Wish) -> Corpus:
+        """Read and tokenised for a model, see `massact.corpora.readiness.ready`."""
+        name = model.name or "The model"
+        if "input_ids" not in model.inputs_accepted():
+            raise UserError(
+                f"{name} takes {model.main_input}, not text.",
+                do="Give images or recordings (a folder, a CSV, a list), or tensors: corpus({'pixel_values': tensor}).",
+            )
+        if model.tokenizer is None:
+            raise UserError(
+                f"{name} comes without a tokenizer, so it cannot read text.",
+                do="Put its tokenizer's files into its folder; in Python give token ids (a (sequences, tokens) tensor) "
+                "or load(..., tokenizer=...).",
+            )
+        return self.encode(
+            model.tokenizer,
+            seq_len=wish.seq_len,
+            n_sequences=wish.n_sequences,
+            bos=wish.bos,
+            seed=wish.seed,
+            context=model.context,
+        )
 
     def encode(
         self,

@@ -5,14 +5,14 @@ transformers are built. Must not know statistics, criteria or corpora.
 """
 
 from massact.models.attention_proof import projection_of, with_attention
-from massact.models.loading import EMBEDDED, Model, check_finite, load, random_twin, weights_hash
-from massact.models.speech import decoder_context, first_ids
+from massact.models.loading import EMBEDDED, Model, load, random_twin
+from massact.models.speech import first_ids
+from massact.models.weight_values import check_finite, weights_hash
 
 __all__ = [
     "EMBEDDED",
     "Model",
     "check_finite",
-    "decoder_context",
     "first_ids",
     "load",
     "projection_of",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import os
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from massact.anatomy.discovery import discover, run_example
 from massact.anatomy.examples import (
@@ -27,9 +25,12 @@ from massact.anatomy.examples import (
 )
 from massact.anatomy.proof import Proof, prove
 from massact.anatomy.rows import proved_rows
+from massact.corpora import Prompt
 from massact.models.gguf_header import in_folder, is_gguf
 from massact.models.names import short_name
+from massact.models.speech import prompt_of
 from massact.models.timm_models import TIMM, read_timm
+from massact.models.weight_values import check_finite, weights_hash
 from massact.records.anatomy import Anatomy, Place, Stack
 from massact.records.errors import ProofError, UserError
 from massact.records.runinfo import ModelInfo
@@ -159,6 +160,14 @@ class Model:
     def sound_input(self) -> str | None:
         """Name of the input that takes sound; None where the model takes none."""
         return self.main_input if self.main_input in SOUND else None
+
+    @property
+    def prompt(self) -> Prompt | None:
+        """What the decoder of a model of sound reads first; None for any other model."""
+        takes = self.inputs_accepted()
+        if "decoder_input_ids" not in takes or self.sound_input is None or "input_ids" in takes:
+            return None
+        return prompt_of(self.module, self.tokenizer)
 
     @property
     def vocabulary(self) -> int | None:
@@ -430,48 +439,6 @@ def _required(part: nn.Module) -> set[str]:
 
 def _needs_decoder(part: nn.Module) -> bool:
     return bool(getattr(getattr(part, "config", None), "is_encoder_decoder", False))
-
-
-def check_finite(module: nn.Module) -> None:
-    """Refuse weights with NaN or Inf.
-
-    Raises:
-        UserError: names the first such tensor and how many values of it are not finite.
-    """
-    weights = {name for name, _ in module.named_parameters()}
-    for name, tensor in module.state_dict().items():
-        if not isinstance(tensor, Tensor):  # the packed weights of a quantised module
-            continue
-        if tensor.is_meta or is_lazy(tensor):
-            raise UserError(
-                f"Weight {name!r} holds no values.",
-                "The model was built on the meta device, or its shapes are not known yet.",
-                "Load its weights (or run it once), then give it to load().",
-            )
-        # Sums are not defined for every 8-bit float.
-        tensor = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
-            # A buffer may hold infinities on purpose: a mask, or the bounds of a clamp that clips nothing.
-            bad = int((~torch.isfinite(tensor) if name in weights else tensor.isnan()).sum())
-            if bad:
-                raise UserError(
-                    f"Weight {name!r} is NaN or Inf in {bad:,} of {tensor.numel():,} places.",
-                    "Nothing measured with such weights would mean anything.",
-                    "Load the original checkpoint, or a dtype with more range (--dtype bfloat16).",
-                )
-
-
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if not isinstance(tensor, Tensor):  # the packed weights of a quantised module
-            digest.update(f"{name} {tensor!r}".encode())
-            continue
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        data = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(memoryview(data.view(torch.uint8).numpy()) if data.numel() else b"")
-    return digest.hexdigest()
 
 
 def random_twin(model: Model, seed: int = 0) -> Model | str:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from massact.corpora import Prompt
+
 
 def first_ids(module: nn.Module, tokenizer: Any = None) -> tuple[tuple[int, ...], str]:
     """The ids ahead of any transcript, and what says so: start of transcript, language, task, no timestamps.
@@ -35,6 +37,12 @@ def first_ids(module: nn.Module, tokenizer: Any = None) -> tuple[tuple[int, ...]
         ids.append(int(token))
     forced = " and forced_decoder_ids" if len(ids) > 1 else ""
     return tuple(ids), f"decoder_start_token_id{forced}" if known[0] is not None else f"the start token{forced}"
+
+
+def prompt_of(module: nn.Module, tokenizer: Any = None) -> Prompt:
+    """What the decoder reads ahead of any transcript, see `first_ids`."""
+    ids, said_by = first_ids(module, tokenizer)
+    return Prompt(ids, said_by, decoder_context(module))
 
 
 def decoder_context(module: nn.Module) -> int | None:

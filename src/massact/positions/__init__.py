@@ -8,7 +8,7 @@ or what a family of models looks like.
 
 from massact.positions.layout import Layout, image_stack, layout_now, layout_of, places_now, read_layout
 from massact.positions.patch_names import place_names
-from massact.positions.sound import ready_sound, with_decoder
+from massact.positions.sound import ready_corpus
 from massact.positions.tokens import notes_on_positions, tokens_of
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "place_names",
     "places_now",
     "read_layout",
-    "ready_sound",
+    "ready_corpus",
     "tokens_of",
-    "with_decoder",
 ]

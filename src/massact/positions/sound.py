@@ -1,4 +1,4 @@
-"""Recordings prepared for a model, and which positions of its stacks count."""
+"""A corpus made ready for a model; of recordings also which positions of its stacks count."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from massact.corpora import AudioSource, Corpus, Prompt
-from massact.models import Model, decoder_context, first_ids
+from massact.corpora import AnySource, AudioSource, Corpus, ready
+from massact.corpora.readiness import Wish
+from massact.models import Model
 from massact.positions.embedding import embedding_outputs
 from massact.positions.frames import framed
 from massact.records.errors import MassactError, UserError
@@ -19,23 +20,19 @@ from massact.stats import Keep
 from massact.trace import Probe, measure
 
 
-def ready_sound(model: Model, source: AudioSource, n_sequences: int | None) -> Corpus:
-    """Recordings as a model takes them.
+def ready_corpus(model: Model, source: Corpus | AnySource, wish: Wish) -> Corpus:
+    """A corpus that fits a model, see `massact.corpora.ready`; of recordings also which positions count.
 
     Padding that the model masks does not count; padding that it attends to counts, and is told apart (`framed`). A
     decoder reads its start tokens, and the transcript where there is one.
-
-    Raises:
-        UserError: the model takes no sound; see `AudioSource.encode`.
     """
-    name = model.sound_input
-    if name is None:
-        raise UserError(f"{model.name or 'The model'} takes {model.main_input}, not sound.", do="Give what it takes.")
-    corpus = source.encode(
-        model.processor, input_name=name, tokenizer=model.tokenizer, prompt=_prompt(model), n_sequences=n_sequences
-    )
+    corpus = ready(model, source, wish)
+    return _placed(model, corpus) if isinstance(source, AudioSource) else corpus
+
+
+def _placed(model: Model, corpus: Corpus) -> Corpus:
     notes = list(corpus.origin.source["notes"])
-    for stack in [s.name for s in model.anatomy.stacks if model.reads(s) == name]:
+    for stack in [s.name for s in model.anatomy.stacks if model.reads(s) == model.sound_input]:
         n = _positions(model, corpus, stack)
         if any(mask.shape[1] == n for mask in corpus.counts):
             corpus = _wider(corpus)
@@ -46,29 +43,6 @@ def ready_sound(model: Model, source: AudioSource, n_sequences: int | None) -> C
             told = "" if masked else ", so padding is not told apart in them"
             notes.append(f"The positions {whose}were not placed in time{told}.")
     return _noted(corpus, notes)
-
-
-def with_decoder(model: Model, corpus: Corpus) -> Corpus:
-    """Features of sound given as tensors, with the decoder's start tokens where there is a decoder and no ids."""
-    prompt = _prompt(model)
-    if prompt is None or corpus.spelling is not None or "decoder_inputs_embeds" in corpus.inputs:
-        return corpus
-    if "decoder_input_ids" in corpus.inputs:
-        return corpus if model.tokenizer is None else corpus.with_tokenizer(model.tokenizer)
-    ids = torch.tensor([prompt.ids]).expand(corpus.n_sequences, -1).contiguous()
-    record = {"prompt_ids": list(prompt.ids), "prompt_from": prompt.said_by, "then": None}
-    origin = replace(corpus.origin, source=corpus.origin.source | {"decoder": record})
-    made = replace(corpus, inputs={**corpus.inputs, "decoder_input_ids": ids}, origin=origin)
-    return made if model.tokenizer is None else made.with_tokenizer(model.tokenizer)
-
-
-def _prompt(model: Model) -> Prompt | None:
-    """What the decoder reads first; None for a model of sound without one."""
-    takes = model.inputs_accepted()
-    if "decoder_input_ids" not in takes or model.sound_input is None or "input_ids" in takes:
-        return None
-    ids, said_by = first_ids(model.module, model.tokenizer)
-    return Prompt(ids, said_by, decoder_context(model.module))
 
 
 def _positions(model: Model, corpus: Corpus, stack: str) -> int:

@@ -16,7 +16,7 @@ from massact.scans.image_maps import (
     outlier_patches,
     patch_maps,
 )
-from massact.scans.job import PROMPT, ScanConfig, ready_corpus, scan
+from massact.scans.job import PROMPT, ScanConfig, scan
 from massact.scans.length_proof import AtLength, prove_at_length, proved_at
 from massact.scans.prompt import prompt_corpus
 from massact.scans.revisions import scan_checkpoints, told
@@ -44,7 +44,6 @@ __all__ = [
     "prompt_corpus",
     "prove_at_length",
     "proved_at",
-    "ready_corpus",
     "reopen",
     "revisions_of",
     "scan",

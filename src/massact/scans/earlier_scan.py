@@ -9,9 +9,10 @@ from typing import Any
 from massact.corpora import AnySource, Corpus, corpus_again
 from massact.corpora import corpus as make_corpus
 from massact.models import EMBEDDED, Model, load
+from massact.positions import ready_corpus
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
-from massact.scans.job import ScanConfig, ready_corpus, scan
+from massact.scans.job import ScanConfig, scan
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def scanned_corpus(model: Model, corpus: Any, result: ScanResult) -> Corpus:
     asked = ScanConfig.of({k: v for k, v in result.info.config.items() if k in known})
     source = corpus_again(result.info.corpus, result.info.config.get("corpus")) if corpus is None else corpus
     source = source if isinstance(source, Corpus | AnySource) else make_corpus(source)
-    return ready_corpus(model, source, asked, asked.bos)
+    return ready_corpus(model, source, asked)
 
 
 def check_weights(model: Model, result: ScanResult) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -11,15 +10,14 @@ from typing import Any
 
 import torch
 
-from massact.anatomy import token_types
-from massact.corpora import AnySource, AudioSource, Corpus, ImageSource, PairSource, Source
+from massact.corpora import AnySource, Corpus, ImageSource, Source
 from massact.corpora import corpus as make_corpus
 from massact.corpora.first_token import both_ways
 from massact.models import Model, load, random_twin
 from massact.models.gguf_header import gguf_notes
-from massact.positions import notes_on_positions, ready_sound, tokens_of, with_decoder
+from massact.positions import notes_on_positions, ready_corpus, tokens_of
 from massact.records.answer import Answer
-from massact.records.errors import MassactError, UserError, WorkError, check_options, near
+from massact.records.errors import MassactError, UserError, WorkError, check_options
 from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
@@ -121,7 +119,7 @@ def scan(
     criterion(config.criterion).resolved(config.thresholds)  # refused now, not after the model is loaded
     loaded = model if isinstance(model, Model) else load(model)
     source = corpus if isinstance(corpus, Corpus | AnySource) else make_corpus(corpus)
-    text = Text(source, ready_corpus(loaded, source, config, config.bos), named(corpus))
+    text = Text(source, ready_corpus(loaded, source, config), named(corpus))
     return scan_text(loaded, text, config, out=out, resume=resume, progress=progress)
 
 
@@ -186,114 +184,6 @@ def scan_text(
         raise
     finally:
         saved.release()
-
-
-# ---------------------------------------------------------------------------- inputs
-def ready_corpus(
-    model: Model, source: Corpus | AnySource, config: ScanConfig, bos: str | None
-) -> Corpus:
-    """A corpus that fits the model.
-
-    Raises:
-        UserError: no tokenizer, another modality, or ids and lengths that the model does not take.
-    """
-    accepted = model.inputs_accepted()
-    if isinstance(source, ImageSource):
-        source = _ready_images(model, source, config)
-    elif config.preprocess and (not isinstance(source, Corpus) or source.pictures is None):
-        raise UserError("preprocess was given.", "The corpus is not read from images.", "Leave it out.")
-    elif isinstance(source, AudioSource):
-        _nothing_of_text("sound", config)
-        source = ready_sound(model, source, config.n_sequences)
-    elif isinstance(source, PairSource):
-        source = _ready_pairs(model, source, config)
-    elif isinstance(source, Source):
-        if "input_ids" not in accepted:
-            raise UserError(
-                f"{model.name or 'The model'} takes {model.main_input}, not text.",
-                do="Give images or recordings (a folder, a CSV, a list), or tensors: corpus({'pixel_values': tensor}).",
-            )
-        if model.tokenizer is None:
-            raise UserError(
-                f"{model.name or 'The model'} comes without a tokenizer, so it cannot read text.",
-                do="Put its tokenizer's files into its folder; in Python give token ids (a (sequences, tokens) tensor) "
-                "or load(..., tokenizer=...).",
-            )
-        source = source.encode(
-            model.tokenizer,
-            seq_len=config.seq_len,
-            n_sequences=config.n_sequences,
-            bos=bos,
-            seed=config.seed,
-            context=model.context,
-        )
-    elif source.spelling is None and model.tokenizer is not None and source.kind == "tokens":
-        source = source.with_tokenizer(model.tokenizer)
-    else:
-        source = with_decoder(model, source)
-    for name in source.inputs:
-        if name not in accepted:
-            raise UserError(
-                f"The corpus holds {name!r}, which {model.name or 'the model'} does not take.", do=near(name, accepted)
-            )
-    source.require(model.vocabulary, model.context)
-    return _with_types(source, model)
-
-
-def _with_types(corpus: Corpus, model: Model) -> Corpus:
-    """A corpus with an image grid and what its tokens are, where multimodal rotary positions need them beside it."""
-    needed = "mm_token_type_ids" in model.inputs_accepted() and "mm_token_type_ids" not in corpus.inputs
-    if not needed or not corpus.packed or corpus.kind != "tokens":
-        return corpus
-    types = token_types(corpus.inputs["input_ids"], model.placeholders)
-    return replace(corpus, inputs={**corpus.inputs, "mm_token_type_ids": types})
-
-
-def _ready_images(model: Model, source: ImageSource, config: ScanConfig) -> Corpus:
-    """Images prepared for a model.
-
-    Raises:
-        UserError: it takes none, or none of three channels; a length or a BOS policy was asked for.
-    """
-    name = model.image_input
-    if name is None:
-        raise UserError(
-            f"{model.name or 'The model'} takes {model.main_input}, not images.", do="Give text, or tensors by name."
-        )
-    example = model.example.get(name)
-    if example is not None and example.ndim == 4 and example.shape[1] != 3:
-        raise UserError(
-            f"{model.name or 'The model'} takes images of {example.shape[1]} channels.",
-            "Files are read as three (RGB).", f"Give tensors: corpus({{{name!r}: tensor}}).",
-        )  # fmt: skip
-    _nothing_of_text("images", config)
-    processor = getattr(model.processor, "image_processor", model.processor)  # the part of a mixed model's
-    return source.encode(processor, input_name=name, n_sequences=config.n_sequences, preprocess=config.preprocess)
-
-
-def _ready_pairs(model: Model, source: PairSource, config: ScanConfig) -> Corpus:
-    """Images with text, prepared for a model.
-
-    Raises:
-        UserError: it takes no images, or has no processor of images and text; a length or a BOS policy was asked for.
-    """
-    name = model.name or "The model"
-    if not {"input_ids", "pixel_values"} <= model.inputs_accepted():
-        raise UserError(f"{name} does not take images and text together.", do="Give text, or images.")
-    if not all(hasattr(model.processor, part) for part in ("image_processor", "tokenizer")):
-        missing = importlib.util.find_spec("torchvision") is None
-        raise UserError(
-            f"{name} comes without a processor of images and text.",
-            "Its processor may need torchvision, which is not installed." if missing else "",
-            "Save it beside the weights (processor.save_pretrained), or give tensors by name.",
-        )
-    _nothing_of_text("images with text", config)
-    return source.encode(model.processor, model.inputs_accepted(), n_sequences=config.n_sequences)
-
-
-def _nothing_of_text(kind: str, config: ScanConfig) -> None:
-    if config.seq_len is not None or config.bos not in (None, "auto"):
-        raise UserError(f"seq_len and bos mean nothing for {kind}.", do="Leave them out.")
 
 
 # ---------------------------------------------------------------------------- the work
@@ -440,7 +330,7 @@ class _Job:
             both = both_ways(self.corpus.head(min(CONTRAST_SEQUENCES, len(self.corpus))), first, self.model.context)
         except UserError as error:
             return {"unavailable": error.what}
-        return {name: self.short(self.model, _with_types(text, self.model), stacks) for name, text in both.items()}
+        return {name: self.short(self.model, text.with_types(self.model), stacks) for name, text in both.items()}
 
     def notes(self, seen: Evidence, rows: Any, near_rows: Any) -> list[str]:
         """What the tables cannot say of themselves: what could not be seen, and where a list was cut."""

@@ -20,6 +20,7 @@ import torch
 from massact.corpora import AnySource, Corpus, Source
 from massact.corpora import corpus as make_corpus
 from massact.models import Model, load
+from massact.positions import ready_corpus
 from massact.records.disk import leftovers
 from massact.records.errors import MassactError, UserError, WorkError
 from massact.records.kinds.scan import ScanResult, open_run
@@ -29,7 +30,7 @@ from massact.records.runinfo import git_state, jsonable
 from massact.scans.checkpoint_names import Checkpoint, in_order
 from massact.scans.criteria import criterion
 from massact.scans.emergence import alike, dynamics, emergence, rows_of, summaries
-from massact.scans.job import Progress, ScanConfig, Text, named, ready_corpus, scan_text
+from massact.scans.job import Progress, ScanConfig, Text, named, scan_text
 
 # Of the last checkpoint only: they say of a model what the others need not repeat.
 CONTROLS = ("null", "bos_contrast")
@@ -230,7 +231,7 @@ class _Job:
         self.progress("load", 1, 1)
         notes = self.with_tokenizer(model)
         config = self.options_of(one)
-        ready = ready_corpus(model, self.source, config, config.bos)
+        ready = ready_corpus(model, self.source, config)
         known = self.info.corpus.get("sha256")
         if known is not None and ready.sha256 != known:
             raise UserError(

@@ -1,0 +1,90 @@
+"""How a source becomes a corpus that fits a model: each source makes itself ready, what fits is looked at for all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from massact.corpora.recordings import Prompt
+from massact.records.errors import UserError, near
+
+if TYPE_CHECKING:
+    from massact.corpora.batch import Corpus
+
+
+class Reader(Protocol):
+    """What a source must know of a model: what it takes, and what prepares that (see `massact.models.Model`)."""
+
+    name: str
+    tokenizer: Any
+    processor: Any
+    example: dict[str, Any]
+
+    @property
+    def main_input(self) -> str: ...
+    @property
+    def image_input(self) -> str | None: ...
+    @property
+    def sound_input(self) -> str | None: ...
+    @property
+    def prompt(self) -> Prompt | None: ...
+    @property
+    def context(self) -> int | None: ...
+    @property
+    def vocabulary(self) -> int | None: ...
+    @property
+    def placeholders(self) -> dict[int, str]: ...
+    def inputs_accepted(self) -> set[str]: ...
+
+
+class Wish(Protocol):
+    """What is asked of a corpus that is not ready yet; None: what `corpus()` was given, see there."""
+
+    @property
+    def seq_len(self) -> int | None: ...
+    @property
+    def n_sequences(self) -> int | Literal["all"] | None: ...
+    @property
+    def bos(self) -> str | None: ...
+    @property
+    def seed(self) -> int | None: ...
+    @property
+    def preprocess(self) -> dict[str, Any]: ...
+
+
+class Readable(Protocol):
+    """What can be made ready: text, images, images with text, sound, or a corpus that is ready already."""
+
+    def ready(self, model: Reader, wish: Wish) -> Corpus:
+        """The corpus of it for a model.
+
+        Raises:
+            UserError: the model does not take it, or comes without what prepares it.
+        """
+
+
+def ready(model: Reader, source: Readable, wish: Wish) -> Corpus:
+    """A corpus that fits a model.
+
+    Raises:
+        UserError: no tokenizer, another modality, or ids and lengths that the model does not take.
+    """
+    if wish.preprocess and getattr(source, "pictures", None) is None:
+        raise UserError("preprocess was given.", "The corpus is not read from images.", "Leave it out.")
+    corpus, accepted = source.ready(model, wish), model.inputs_accepted()
+    for name in corpus.inputs:
+        if name not in accepted:
+            raise UserError(
+                f"The corpus holds {name!r}, which {model.name or 'the model'} does not take.", do=near(name, accepted)
+            )
+    corpus.require(model.vocabulary, model.context)
+    return corpus.with_types(model)
+
+
+def refuse_text_options(kind: str, wish: Wish) -> None:
+    """Refuse a length and a BOS policy where there is no text.
+
+    Raises:
+        UserError: one was asked for.
+    """
+    if wish.seq_len is not None or wish.bos not in (None, "auto"):
+        raise UserError(f"seq_len and bos mean nothing for {kind}.", do="Leave them out.")
