@@ -22,7 +22,9 @@ from massact.records.errors import UserError
 from massact.records.result import Result, table
 from massact.records.sidecars import Sidecar
 from massact.records.tables import Columns, declare
-from massact.reports import draw, show
+from massact.reports import Reading, draw, show
+from massact.reports import kinds as readings
+from massact.reports.parts import Section, grid
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TABLES: dict[str, Columns] = {"blinks": {"layer": ("int64", "layer"), "rate": ("float64", "blinks a token")}}
@@ -103,6 +105,28 @@ def test_alone_it_is_shown_and_reported(run: Path, tmp_path: Path) -> None:
     show(one, Console(file=out, width=80))
     assert "One lamp is out." in out.getvalue()
     assert "0.25" in ma.report(one, tmp_path / "page.md", kind="md").read_text()
+
+
+def _told(result: Result) -> list[str]:
+    return [f"{len(result.tables()['blinks'])} layers blink."]
+
+
+READING = Reading(_told, brief=lambda result: [Section("x", "", [grid("Rates", ("layer",), [["17"]])])])
+
+
+@pytest.mark.usefixtures("installed")
+def test_it_can_say_itself_how_it_is_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(value: str) -> None:
+        entry = EntryPoint("blinking", value, "massact.readings")
+        monkeypatch.setattr(readings, "entry_points", lambda group, name: [entry] if name == entry.name else [])
+
+    named(f"{__name__}:READING")
+    told = cli("show", str(run))
+    assert "2 layers blink." in told and "Rates" in told and "17" in told and "0.25" not in told
+    assert "2 layers blink." in ma.report(run, kind="html").read_text()
+    named(f"{__name__}:TABLES")
+    with pytest.raises(UserError, match="no reading"):
+        show(registry.results_in(run)[1], Console(file=io.StringIO()))
 
 
 @pytest.mark.usefixtures("installed")

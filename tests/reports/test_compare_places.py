@@ -10,7 +10,7 @@ from rich.console import Console
 
 from massact.records.kinds.comparison import open_compared
 from massact.reports import compare, show
-from massact.reports.kinds.comparison.words import places_of
+from massact.reports.kinds.comparison.tables import places_of
 from massact.reports.kinds.scan.views import views
 
 

@@ -18,8 +18,8 @@ from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import jsonable
 from massact.records.tables import frame
 from massact.reports import show, to_json
+from massact.reports.kinds.scan.tables import kept_rows
 from massact.reports.kinds.scan.views import views
-from massact.reports.render.terminal import kept_rows
 from massact.reports.spelling import cell, percent
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from massact.records.kinds.trajectory import CheckpointRecord, Emergence, StackSummary, Trajectory, TrajectoryInfo
 from massact.records.tables import columns_of, frame
 from massact.reports import draw, show, to_json, trajectory_in_words
-from massact.reports.kinds.trajectory.words import MOST_ROWS
+from massact.reports.kinds.trajectory.tables import MOST_ROWS
 
 RULE = {"name": "sun2024", "formula": "|h| > magnitude and |h| >= ratio x median|h|", "kind": "element",
         "source": "", "thresholds": {"magnitude": 100.0, "ratio": 1000.0}}  # fmt: skip

@@ -8,7 +8,8 @@ Knows how numbers and strange tokens are spelled, and what each figure of Sun 20
 models, or how anything was measured; it measures nothing, and nothing that it writes is read back.
 """
 
-from massact.reports.documents import report
+from massact.reports.documents import draw, report
+from massact.reports.kinds import READINGS
 from massact.reports.kinds.classics import classics_in_words
 from massact.reports.kinds.comparison.table import compare
 from massact.reports.kinds.comparison.words import comparison_in_words
@@ -19,8 +20,10 @@ from massact.reports.kinds.reproduction import findings_in_words, reproduction_i
 from massact.reports.kinds.scan.words import answer_in_words
 from massact.reports.kinds.training import training_in_words
 from massact.reports.kinds.trajectory.words import trajectory_in_words
-from massact.reports.readings import READINGS, Reading, draw, show, to_json
+from massact.reports.readings import Reading
+from massact.reports.render.json import to_json
 from massact.reports.render.notebook import notebook_html
+from massact.reports.render.terminal import show
 
 __all__ = [
     "READINGS",

@@ -12,7 +12,6 @@ from massact.records.kinds import alone_in, kinds, scan_in
 from massact.records.kinds.scan import ScanResult
 from massact.records.result import Result
 from massact.records.run import finished
-from massact.reports.parts import Words
 from massact.reports.spelling import visible
 
 R = TypeVar("R", bound=Result)
@@ -98,10 +97,3 @@ def contents_of(run: Any, label: str = "") -> Contents:
         found += scan_in(path / "scan")
     held.results = {one.KIND: one for one in found}
     return held
-
-
-def words_of(held: Contents, kind: str) -> Words | None:
-    """The words of a result in its own section; None where they are the answer already."""
-    from massact.reports.readings import reading_of  # which knows of all kinds, and they of this file
-
-    return None if held.leads == kind else Words(reading_of(kind).words(held.results[kind]))

@@ -1,9 +1,9 @@
-"""`report`: from run directories to a file."""
+"""From run directories to files: `report` and `draw`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from massact.records.errors import UserError, near
 from massact.records.kinds.comparison import Comparison, labels_of, open_compared
 from massact.records.user_files import refuse_special
 from massact.reports.contents import Contents, contents_of
+from massact.reports.kinds import reading_of
 from massact.reports.kinds.comparison.table import compare
 from massact.reports.pages import Page, page_of, page_of_several
 from massact.reports.provenance import model_card
-from massact.reports.readings import draw
+from massact.reports.render.figures import USUAL, write_figures
 from massact.reports.render.html import html
 from massact.reports.render.latex import latex
 from massact.reports.render.markdown import markdown
@@ -100,3 +101,22 @@ def _draw(held: Sequence[Contents], comparison: Comparison | None, directory: Pa
         return
     for result in held[0].results.values():
         draw(result, directory, formats)
+
+
+def draw(result: Any, directory: Path, formats: Sequence[str] = USUAL, only: Container[str] = ()) -> list[Path]:
+    """Write every figure of a result of any kind into `figures/`.
+
+    Args:
+        result: fresh, or of a run directory.
+        directory: the run directory; made if it is not there.
+        formats: of png, svg, pdf.
+        only: names of figures; nothing: all.
+
+    Returns:
+        The files, in the order of the figures; one without anything to show is missing.
+
+    Raises:
+        UserError: the directory cannot be written, or there is no such format.
+    """
+    figures = reading_of(result.KIND).figures
+    return write_figures(result, {n: make for n, make in figures.items() if not only or n in only}, directory, formats)

@@ -1,40 +1,19 @@
-"""Which sections a page has, and in which order. A new section is one function in `SECTIONS`."""
+"""A page: the answer, the sections of every result of a run, definitions and provenance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from massact.records.kinds.comparison import Comparison
 from massact.reports import provenance
 from massact.reports.contents import Contents
-from massact.reports.kinds import classics, foreign, intervention, lab, reproduction, training
+from massact.reports.kinds import reading_of
 from massact.reports.kinds.comparison import sections as comparison
-from massact.reports.kinds.explanation import sections as explanation
-from massact.reports.kinds.scan import images
-from massact.reports.kinds.scan import sections as scan
-from massact.reports.kinds.trajectory import sections as trajectory
-from massact.reports.parts import Section
-
-# Each gives its section of a run, or None where the run holds nothing of it.
-SECTIONS: tuple[Callable[[Contents], Section | None], ...] = (
-    scan.answer,
-    scan.layers,
-    scan.where,
-    images.patches,
-    scan.portrait,
-    scan.ranks,
-    explanation.attention,
-    explanation.bias,
-    explanation.writers,
-    intervention.interventions,
-    classics.classic_works,
-    reproduction.founding_paper,
-    training.training,
-    trajectory.checkpoints,
-    lab.toy_lab,
-    foreign.of_other_packages,
-)
+from massact.reports.kinds.scan.sections import definition
+from massact.reports.kinds.scan.views import views
+from massact.reports.parts import Part, Section, Table, Words, parts_of, table_of
+from massact.reports.spelling import visible
 
 
 @dataclass(frozen=True)
@@ -48,18 +27,64 @@ class Page:
 
 def page_of(held: Contents) -> Page:
     """The page of one run."""
-    sections = [made for make in SECTIONS if (made := make(held)) is not None]
+    sections = sections_of(held)
     on = f" on {held.corpus}" if held.corpus else ""
     first = next(iter(held.records.values()))
     when = str(getattr(first, "started", ""))[:10]
-    return Page(f"Massive activations of {held.model}", f"{', '.join(held.records)}{on}; {when}",
-                [*sections, provenance.definitions(sections), provenance.provenance(held)])  # fmt: skip
+    closing = [provenance.definitions(sections), provenance.provenance(held)]
+    return Page(
+        f"Massive activations of {held.model}", f"{', '.join(held.records)}{on}; {when}", [*sections, *closing]
+    )
+
+
+def sections_of(held: Contents) -> list[Section]:
+    """The answer, then the sections of every result; of those with one id, tables stand behind all else."""
+    answer = answer_of(held)
+    made: dict[str, Section] = {} if answer is None else {answer.id: answer}
+    for kind, result in held.results.items():
+        reading = reading_of(kind)
+        told = Words(reading.words(result)) if kind == held.leads else None
+        for section in reading.sections_of(result):
+            parts = [part for part in section.parts if part != told]
+            if (first := made.get(section.id)) is not None:
+                parts = sorted([*first.parts, *parts], key=lambda part: isinstance(part, Table))
+            made[section.id] = replace(section, parts=parts)
+    return list(made.values())
+
+
+def answer_of(held: Contents) -> Section | None:
+    """The words of the result that leads, and the rule behind it; None where nothing is."""
+    if not held.leads:
+        return None
+    reading, result = reading_of(held.leads), held.results[held.leads]
+    return Section("answer", "Answer", [Words(reading.words(result), True), *reading.definition(result)])
 
 
 def page_of_several(runs: Sequence[Contents], compared: Comparison) -> Page:
     """The page of several runs: side by side, then the answer of each."""
-    sections = [made for make in comparison.SECTIONS if (made := make(runs, compared)) is not None]
+    sections = [*comparison.sections(runs, compared), _each(runs)]
+    closing = [_provenance_of(held, i) for i, held in enumerate(runs)]
     labels = ", ".join(held.label for held in runs)
-    return Page("Massive activations, compared", labels,
-                [*sections, provenance.definitions(sections), *(comparison.provenance_of(held, i)
-                                                             for i, held in enumerate(runs))])  # fmt: skip
+    return Page("Massive activations, compared", labels, [*sections, provenance.definitions(sections), *closing])
+
+
+def _each(runs: Sequence[Contents]) -> Section:
+    """The answer of every run on its own, and its coordinates."""
+    parts: list[Part | None] = []
+    for held in runs:
+        name, own = visible(held.label), answer_of(held)
+        first, *rest = own.parts[0].sentences if own is not None else ["Nothing was measured."]
+        parts.append(Words([f"{name}: {first}", *rest], True))
+        if held.scan is not None:
+            parts += definition(held.scan)
+            rows = held.scan.coordinates.sort_values("count", ascending=False, kind="stable")
+            parts.append(table_of("coordinates", rows, f"Coordinates in {name}", most=100))
+            if not any(view.n_sequences for view in views(held.scan)):
+                parts.append(Words([f"{name}: no sequences were scanned."]))
+    return Section("runs", "Each run", parts_of(*parts))
+
+
+def _provenance_of(held: Contents, place: int) -> Section:
+    """The provenance of one of several runs."""
+    made = provenance.provenance(held)
+    return Section(f"{made.id}-{place + 1}", f"{made.title} of {visible(held.label)}", made.parts)

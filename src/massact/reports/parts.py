@@ -31,13 +31,18 @@ class Words:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its name in the file, what it means, its values as they are and as they are shown."""
+    """A column: its name in the file, what it means, its values as they are and as they are shown.
+
+    Args:
+        folds: whether its cells may take several lines where room is scarce.
+    """
 
     name: str
     meaning: str
     values: Sequence[Any]
     shown: Sequence[str]
     numeric: bool
+    folds: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,9 @@ class Table:
         notes: what is left out, and what is unavailable, a sentence each.
         total: rows that there are in the file.
         open: whether it is shown at once; otherwise it is folded under its title.
+        looks: of every row "", "dim" or "red", where there are colours.
+        abreast: so many columns, behind the first, go together; where there is no room for all, the table breaks
+            between such groups. 0: it does not break.
     """
 
     title: str
@@ -57,6 +65,8 @@ class Table:
     total: int
     notes: Sequence[str] = ()
     open: bool = False
+    looks: Sequence[str] = ()
+    abreast: int = 0
 
     @property
     def n_rows(self) -> int:
@@ -201,6 +211,26 @@ def table_of(
     if missing:
         notes.append(f"Unavailable in this run: {listed(missing)}.")
     return Table(title, kept, len(rows), notes, shown_first)
+
+
+def grid(
+    title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], looks: Sequence[str] = (), abreast: int = 0
+) -> Table | None:
+    """A small table of cells that are spelled already, for narrow places; None without rows.
+
+    Args:
+        title: what it is of.
+        heads: over the columns, with line breaks where they are long. `<` in front: cells of words, on the left, which
+            fold; `>`: on the right, which fold; nothing: numbers, on the right.
+        rows: cells, as many as there are heads.
+        looks, abreast: see `Table`.
+    """
+    cells = list(zip(*rows, strict=True)) if rows else []
+    columns = [
+        Column(head.lstrip("<>"), "", shown, shown, head[:1] != "<", head[:1] in ("<", ">"))
+        for head, shown in zip(heads, cells, strict=False)
+    ]
+    return Table(title, columns, len(rows), (), True, looks, abreast) if rows else None
 
 
 def parts_of(*parts: Part | None) -> list[Part]:

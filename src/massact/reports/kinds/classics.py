@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from massact.records.kinds.classics import Classics
-from massact.reports.contents import Contents, words_of
 from massact.reports.lettering import STACKS, TOP_1, TOP_2, WARNING, layer_axis, lettered, log_axis
-from massact.reports.parts import Section, parts_of, table_of
+from massact.reports.parts import Section, Words, parts_of, table_of
+from massact.reports.readings import Reading
 from massact.reports.spelling import counted, listed, number, numbered, percent, real, signed, spanned, visible
 
 Numbers = Mapping[str, Any]
@@ -274,13 +274,13 @@ def _draw_window(axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_title("Perplexity in a window, k initial tokens kept")
 
 
-def classic_works(held: Contents) -> Section | None:
+def section(c: Classics) -> Section:
     """What the works that the paper grew from find on this model."""
-    c = held.of(Classics)
-    if c is None:
-        return None
     return Section("classics", "Classic works", parts_of(
-        words_of(held, "classics"),
+        Words(classics_in_words(c)),
         table_of("classics", c.classics, "All that was measured", most=500),
         table_of("classic_effects", c.classic_effects, "What their edits did"),
     ))  # fmt: skip
+
+
+READING = Reading(classics_in_words, (section,), figures={"classics": draw_classics}, table="classics")

@@ -14,14 +14,15 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from massact.records.kinds.intervention import Intervention
 from massact.reports import charts
-from massact.reports.contents import Contents, words_of
 from massact.reports.lettering import PLAIN, TOP_1, WARNING, lettered
-from massact.reports.parts import Chart, Column, Facts, Part, Section, parts_of, table_of
+from massact.reports.parts import Chart, Column, Facts, Part, Section, Table, Words, grid, parts_of, table_of
+from massact.reports.readings import Reading
 from massact.reports.render.markup import figure_text
 from massact.reports.spelling import counted, number, numbered, percent, real, shortened, signed, spanned, visible
 
 HARM = 0.01  # relative change of perplexity, change of accuracy: within it nothing has happened
 HARMFUL, HARMLESS, OPEN = "harmful", "harmless", "inconclusive"
+EDITS_ABREAST = 4  # columns of one table that a narrow terminal holds
 
 
 def main_metric(effects: pd.DataFrame) -> str:
@@ -137,12 +138,9 @@ def draw_effects(e: Intervention) -> Figure | None:
 VERDICTS = {HARMFUL: ("--limit", "diamond"), HARMLESS: ("--s3", "circle"), OPEN: ("--s6", "square")}
 
 
-def interventions(held: Contents) -> Section | None:
+def section(e: Intervention) -> Section:
     """What edits of the massive activations do, with intervals and controls (Sun 2024, Table 3)."""
-    e = held.of(Intervention)
-    if e is None:
-        return None
-    parts: list[Part | None] = [words_of(held, "intervention"), effects_chart(e.effects)]
+    parts: list[Part | None] = [Words(effects_in_words(e)), effects_chart(e.effects)]
     metrics = e.effects.assign(harm=[_judged(row, main_metric(e.effects)) for _, row in e.effects.iterrows()])
     table = table_of("effects", e.effects, "Effects of every edit on every metric", most=600, shown_first=True)
     if table is not None:
@@ -210,3 +208,38 @@ def effects_chart(effects: pd.DataFrame, title: str = "") -> Chart | None:
     caption += f" Not finite, so not drawn: {', '.join(visible(n) for n in unseen)}." if unseen else ""
     head = f"{title}: change under each edit" if title else "Change under each edit"
     return Chart(head, [trace], layout, caption, 90 + 44 * max(len(names), 3))
+
+
+def brief(e: Intervention) -> list[Section]:
+    """A line for each metric, a column for each edit, group by group."""
+    made: list[Table | None] = []
+    for group, rows in e.effects.groupby("group", sort=False):
+        edits = list(dict.fromkeys(rows["edit"]))
+        for start in range(0, len(edits), EDITS_ABREAST):
+            few = rows[rows["edit"].isin(edits[start : start + EDITS_ABREAST])]
+            made.append(_changes(few, "" if group == "all" else str(group)))
+    return [Section("effects", "", parts_of(*made))]
+
+
+def _changes(effects: pd.DataFrame, group: str) -> Table | None:
+    """The change of each metric by each edit, starred where the interval leaves out zero."""
+    edits, lines = list(dict.fromkeys(effects["edit"])), []
+    for metric, mine in effects.groupby("metric", sort=False):
+        by_edit = {row["edit"]: row for _, row in mine.iterrows()}
+        before = [real(row["baseline"]) for row in by_edit.values()]
+        # Sink statistics are of the layers behind an edit, so edits at different layers differ in them.
+        same = all(b == before[0] or abs(b - before[0]) <= 1e-6 * abs(before[0]) for b in before)
+        lines.append([_spaced(visible(str(metric))), number(before[0]) if same else "varies",
+                      *(_starred(by_edit[edit]) if edit in by_edit else "-" for edit in edits)])  # fmt: skip
+    of = f" of {visible(group)}" if group else ""
+    nats = "; nll and kl in nats" if {"nll", "kl"} & set(effects["metric"]) else ""
+    heads = ["<metric", "without", *(f">{shortened(visible(str(edit)), 24)}" for edit in edits)]
+    return grid(f"Change by each edit{of} (*: zero is outside of the 95% interval{nats})", heads, lines)
+
+
+def _starred(row: pd.Series) -> str:
+    low, high = real(row["ci_low"]), real(row["ci_high"])
+    return signed(row["delta"]) + ("*" if low > 0 or high < 0 else " ")
+
+
+READING = Reading(effects_in_words, (section,), brief, figures={"effects": draw_effects}, table="effects")

@@ -10,17 +10,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from rich.console import Console
-from rich.table import Table
 
 from massact.records.kinds.lab import Lab
 from massact.records.sun2024 import MAGNITUDE, RATIO, WORDS
 from massact.reports import charts
-from massact.reports.contents import Contents, words_of
 from massact.reports.lettering import PLAIN, STACKS, lettered
-from massact.reports.parts import Chart, Part, Section, parts_of, table_of
+from massact.reports.parts import Chart, Part, Section, Table, Words, grid, parts_of, table_of
+from massact.reports.readings import Reading
 from massact.reports.render.markup import figure_text
-from massact.reports.render.terminal import _framed, _Section, _table
 from massact.reports.spelling import cell, number, or_dash, percent, real, visible
 
 SINK = 0.3  # attention of one head on the first position from which on Gu 2025 speak of a sink
@@ -138,52 +135,6 @@ def _nats(value: Any) -> str:
     return f"{real(value):+.4f}"
 
 
-def show_lab(lab: Lab, console: Console) -> None:
-    """Print what a toy lab shows in words, then its two tables.
-
-    Args:
-        lab: fresh, or of a directory.
-        console: where to; colours and width are its own.
-    """
-    words = [visible(line, console.encoding) for line in lab_in_words(lab)]
-    console.print(_framed(words, console.encoding, "toy lab"))
-    for note in lab.info.notes:
-        console.print(visible(note, console.encoding), markup=False, highlight=False, style="dim")
-    ends = _table("variant", "loss", "backcopy", "bigram\nexcess", "on\nfirst", "greatest\nhead",
-                  "slot\nmass", "norm\nratio", left=("variant",))  # fmt: skip
-    columns = ("nats", "backcopy_nats", "bigram_excess_nats", "first_attention", "first_attention_max", "slot_mass",
-               "norm_ratio")  # fmt: skip
-    for variant in lab.variants:
-        row = lab.last(variant)
-        ends.add_row(visible(variant, console.encoding), *(or_dash(row[c]) for c in columns))
-    console.print()
-    console.print(_Section("At the end (losses in nats, held out; attention on the first position, mean of heads and "
-                           "greatest; -: no slot)", ends))  # fmt: skip
-    if not len(lab.lab_effects):
-        return
-    c = lab.info.corpus
-    for targets, which in (("far", f"predicted from position {c.get('far')} on"),
-                           ("next", f"the {c.get('next')} right behind the edited position")):  # fmt: skip
-        if targets in set(lab.lab_effects["targets"]):
-            console.print()
-            title = f"Change of the loss of {targets} targets ({which}) when a state after block 1 is set"
-            console.print(_Section(f"{title}; cosine: with its mean", _changes(lab, targets, console.encoding)))
-
-
-def _changes(lab: Lab, targets: str, encoding: str) -> Table:
-    """Three rows for each variant: its name, set to zero, and to the mean. A column of names would be too narrow."""
-    ordinary = _ordinary(lab)
-    table = _table("set to", "first position", f"position {ordinary}", "cosine", left=("set to",),
-                   folding=("set to",))  # fmt: skip
-    for variant in lab.variants:
-        zeroed = lab.effect(variant, "zero", 0, targets)
-        table.add_row(visible(variant, encoding), "", "", "-" if zeroed is None else cell(zeroed["cosine"]))
-        for edit in ("zero", "mean"):
-            first, other = (lab.effect(variant, edit, p, targets) for p in (0, ordinary))
-            table.add_row(f"  {edit}", _interval(first), _interval(other), "")
-    return table
-
-
 def _interval(effect: pd.Series | None) -> str:
     if effect is None:
         return "-"
@@ -256,12 +207,9 @@ def _bars(axes: Axes, lab: Lab, looks: dict[str, dict[str, Any]]) -> None:
     axes.set_xticks(range(len(places)), [f"{edit}\n{'first' if p == 0 else f'pos. {p}'}" for edit, p in places])
 
 
-def toy_lab(held: Contents) -> Section | None:
+def section(lab: Lab) -> Section:
     """The toy lab: losses, attention on the first position and effects of every variant."""
-    lab = held.of(Lab)
-    if lab is None:
-        return None
-    parts: list[Part | None] = [words_of(held, "lab")]
+    parts: list[Part | None] = [Words(lab_in_words(lab))]
     parts += [_over_the_steps(lab, *panel) for panel in (
         ("backcopy_nats", "Loss of targets that repeat"), ("first_attention", "Attention on the first position"),
         ("top1", "Greatest |h|"))]  # fmt: skip
@@ -282,3 +230,35 @@ def _over_the_steps(lab: Lab, column: str, title: str) -> Chart | None:
             color = charts.SERIES[i % len(charts.SERIES)]
             data.append(charts.line(rows["step"], rows[column], name, color, text=said))
     return Chart(title, data, {"xaxis": {"title": {"text": "Step"}}}, "", 300, width="third") if data else None
+
+
+def brief(lab: Lab) -> list[Section]:
+    """Every variant at the end, and what edits change."""
+    heads = ("<variant", "loss", "backcopy", "bigram\nexcess", "on\nfirst", "greatest\nhead", "slot\nmass",
+             "norm\nratio")  # fmt: skip
+    columns = ("nats", "backcopy_nats", "bigram_excess_nats", "first_attention", "first_attention_max", "slot_mass",
+               "norm_ratio")  # fmt: skip
+    rows = [[visible(v), *(or_dash(row[c]) for c in columns)] for v in lab.variants for row in [lab.last(v)]]
+    made = [grid("At the end (losses in nats, held out; attention on the first position, mean of heads and greatest; "
+                 "-: no slot)", heads, rows)]  # fmt: skip
+    c, there = lab.info.corpus, set(lab.lab_effects["targets"])
+    for targets, which in (("far", f"predicted from position {c.get('far')} on"),
+                           ("next", f"the {c.get('next')} right behind the edited position")):  # fmt: skip
+        if targets in there:
+            title = f"Change of the loss of {targets} targets ({which}) when a state after block 1 is set"
+            made.append(_changes(lab, targets, f"{title}; cosine: with its mean"))
+    return [Section("lab", "", parts_of(*made))]
+
+
+def _changes(lab: Lab, targets: str, title: str) -> Table | None:
+    """Three rows for each variant: its name, set to zero, and to the mean. A column of names would be too narrow."""
+    ordinary, rows = _ordinary(lab), []
+    for variant in lab.variants:
+        zeroed = lab.effect(variant, "zero", 0, targets)
+        rows.append([visible(variant), "", "", "-" if zeroed is None else cell(zeroed["cosine"])])
+        for edit in ("zero", "mean"):
+            rows.append([f"  {edit}", *(_interval(lab.effect(variant, edit, p, targets)) for p in (0, ordinary)), ""])
+    return grid(title, ("<set to", "first position", f"position {ordinary}", "cosine"), rows)
+
+
+READING = Reading(lab_in_words, (section,), brief, noun="toy lab", figures={"lab": lab_figure}, table="lab")

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from massact.records.kinds.reproduction import AGREES, DIFFERS, UNPUBLISHED, VERDICTS, Reproduction
-from massact.reports.contents import Contents, words_of
-from massact.reports.parts import Section, parts_of, table_of
+from massact.reports.parts import Section, Words, grid, parts_of, table_of
+from massact.reports.readings import Reading
 from massact.reports.spelling import counted, number, shortened, visible
 
 MOST_SAID, LONGEST = 5, 64
@@ -89,16 +89,28 @@ def published(row: pd.Series) -> str:
     return text if text.startswith("at least") else ", ".join(x for x in (number(row["published"]), text) if x)
 
 
-def founding_paper(held: Contents) -> Section | None:
+def section(r: Reproduction) -> Section:
     """The experiments of Sun 2024 on this model, beside what was published of it."""
-    r = held.of(Reproduction)
-    if r is None:
-        return None
     columns = ("experiment", "quantity", "stack", "layer", "place", "unit", "ours", "ours_text", "published",
                "published_text", "tag", "source", "verdict", "reason")  # fmt: skip
-    compared = r.reproduced[r.reproduced["verdict"].isin((AGREES, DIFFERS))]
     return Section("paper", "The founding paper, redone", parts_of(
-        words_of(held, "reproduction"),
-        table_of("reproduced", compared, "Beside published values", columns, shown_first=True),
+        Words(reproduction_in_words(r)),
+        table_of("reproduced", _compared(r), "Beside published values", columns, shown_first=True),
         table_of("reproduced", r.reproduced[r.reproduced["headline"]], "What the lines say", columns, most=400),
     ))  # fmt: skip
+
+
+def _compared(r: Reproduction) -> pd.DataFrame:
+    """The rows of which a value was published."""
+    return r.reproduced[r.reproduced["verdict"].isin((AGREES, DIFFERS))]
+
+
+def brief(r: Reproduction) -> list[Section]:
+    """Every value of which one was published."""
+    heads = ("<", "<quantity", ">here", ">published", "<tag", "<verdict")
+    rows = [[str(x) for x in (row["experiment"], where(row), ours(row), published(row), row["tag"], row["verdict"])]
+            for _, row in _compared(r).iterrows()]  # fmt: skip
+    return [Section("paper", "", parts_of(grid("Beside published values", heads, rows)))]
+
+
+READING = Reading(reproduction_in_words, (section,), brief)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from rich.console import Console
 
 from massact.records.kinds.training import Trained
 from massact.records.sun2024 import WORDS
 from massact.reports import charts
 from massact.reports.charts import heat_over_steps
-from massact.reports.contents import Contents, words_of
-from massact.reports.parts import Chart, Part, Section, parts_of, table_of
-from massact.reports.render.terminal import _framed, _Section, _table
+from massact.reports.parts import Chart, Part, Section, Words, grid, parts_of, table_of
+from massact.reports.readings import Reading
 from massact.reports.spelling import cell, counted, number, or_dash, real, visible
 
 MOST_LAYERS = 38
@@ -52,34 +50,6 @@ def trained_in_words(t: Trained) -> list[str]:
     return [*training_in_words(t), *(f"Note: {visible(str(n))}" for n in t.info.notes)]
 
 
-def show_training(t: Trained, console: Console) -> None:
-    """Print how a training ended, then the layers at its last observation.
-
-    Args:
-        t: fresh, or of a run directory.
-        console: where to; colours and width are its own.
-    """
-    words = [visible(line, console.encoding) for line in training_in_words(t)]
-    console.print(_framed(words, console.encoding, "training"))
-    for note in t.info.notes:
-        console.print(visible(note, console.encoding), markup=False, highlight=False, style="dim")
-    if not len(t.monitor):
-        return
-    last = t.monitor[t.monitor["step"] == t.monitor["step"].max()]
-    fits = {(d.get("stack"), real(d.get("layer"))): d.get("r2") for d in t.info.dynamics}
-    fitted = any(_real(r) for r in fits.values())
-    columns = ("top1", "median", "ratio", "sink_mass", "value_drain")
-    table = _table("layer", "top |h|", "median", "ratio", "attention on\nposition 0", "value norm\nratio",
-                   *["R^2 of\nthe curve"] * fitted)  # fmt: skip
-    for _, row in last.head(MOST_LAYERS).iterrows():
-        name = f"{row['stack']}/{row['layer']}" if row["stack"] else str(row["layer"])
-        r2 = fits.get((row["stack"], row["layer"]), math.nan)
-        table.add_row(visible(name, console.encoding), *(cell(row[c]) for c in columns[:3]),
-                      *(or_dash(row[c]) for c in columns[3:]), *[or_dash(r2)] * fitted)  # fmt: skip
-    console.print()
-    console.print(_Section(f"Layers at step {int(last['step'].iloc[0]):,}", table))
-
-
 def _count(x: object) -> str:
     return f"{real(x):,.0f}"
 
@@ -93,12 +63,9 @@ def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-def training(held: Contents) -> Section | None:
+def section(t: Trained) -> Section:
     """Losses and massive activations over the steps of a training."""
-    t = held.of(Trained)
-    if t is None:
-        return None
-    parts: list[Part | None] = [words_of(held, "training"), _losses(t.training)]
+    parts: list[Part | None] = [Words(trained_in_words(t)), _losses(t.training)]
     for stack, rows in t.monitor.groupby("stack", sort=False):
         head = f"{visible(stack)}: " if stack else ""
         parts.append(heat_over_steps(rows, "step", "top1", f"{head}Greatest |h|"))
@@ -117,3 +84,23 @@ def _losses(rows: pd.DataFrame) -> Chart | None:
                 f"{name}, step {int(s):,}" for s in known["step"]]))  # fmt: skip
     layout = {"xaxis": {"title": {"text": "Step"}}, "yaxis": {"title": {"text": "Loss (nats)"}}}
     return Chart("Loss", data, layout, "", 320) if data else None
+
+
+def brief(t: Trained) -> list[Section]:
+    """The layers at the last observation."""
+    last = t.monitor[t.monitor["step"] == t.monitor["step"].max()]
+    fits = {(d.get("stack"), real(d.get("layer"))): d.get("r2") for d in t.info.dynamics}
+    fitted = any(_real(r) for r in fits.values())
+    rows = []
+    for _, row in last.head(MOST_LAYERS).iterrows():
+        name = f"{row['stack']}/{row['layer']}" if row["stack"] else str(row["layer"])
+        r2 = fits.get((row["stack"], row["layer"]), math.nan)
+        rows.append([visible(name), *(cell(row[c]) for c in ("top1", "median", "ratio")),
+                     *(or_dash(row[c]) for c in ("sink_mass", "value_drain")), *[or_dash(r2)] * fitted])  # fmt: skip
+    heads = ("layer", "top |h|", "median", "ratio", "attention on\nposition 0", "value norm\nratio",
+             *["R^2 of\nthe curve"] * fitted)  # fmt: skip
+    title = f"Layers at step {int(last['step'].iloc[0]):,}" if len(last) else ""
+    return [Section("monitor", "", parts_of(grid(title, heads, rows)))]
+
+
+READING = Reading(trained_in_words, (section,), brief, table="training")

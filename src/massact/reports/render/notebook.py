@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from massact.reports.kinds import reading_of
 from massact.reports.parts import table_of
-from massact.reports.readings import reading_of
 from massact.reports.render.markup import join, prose, tag
 
 MOST_SENTENCES, MOST_COLUMNS = 8, 10

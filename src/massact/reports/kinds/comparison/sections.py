@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -14,12 +14,12 @@ from massact.records.tables import columns_of, frame
 from massact.reports import charts
 from massact.reports.contents import Contents
 from massact.reports.kinds.comparison.table import EXPLAINED, SCANNED, TRAINED
-from massact.reports.kinds.comparison.words import comparison_in_words, places_of, shown
+from massact.reports.kinds.comparison.tables import places_of
+from massact.reports.kinds.comparison.words import shown, told
 from massact.reports.kinds.intervention import effects_chart, main_metric
-from massact.reports.kinds.scan import sections as scanned
+from massact.reports.kinds.scan.sections import portraits as portraits_of
 from massact.reports.kinds.scan.views import views
 from massact.reports.parts import UNAVAILABLE, Chart, Column, Part, Section, Table, Words, parts_of, table_of
-from massact.reports.provenance import provenance
 from massact.reports.spelling import listed, visible
 
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -27,8 +27,7 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 
 def answer(runs: Sequence[Contents], c: Comparison) -> Section:
     """What differs, in words, and the numbers of every run."""
-    said = [*comparison_in_words(c), *(f"Note: {note}" for note in c.notes)]
-    return Section("answer", "Answer", parts_of(Words(said, True), _rows(c, "run", "Runs side by side"), _places(c),
+    return Section("answer", "Answer", parts_of(Words(told(c), True), _rows(c, "run", "Runs side by side"), _places(c),
                                                 _rows(c, "mean", "Over seeds: means")))  # fmt: skip
 
 
@@ -104,7 +103,7 @@ def portraits(runs: Sequence[Contents], c: Comparison) -> Section | None:
             continue
         greatest = [float(h[h == h].max()) if (h == h).any() else -math.inf for h in kept["magnitude"]]
         best = max(range(len(greatest)), key=greatest.__getitem__)
-        parts += scanned.portraits(held.scan, best, visible(held.label))
+        parts += portraits_of(held.scan, best, visible(held.label))
     return Section("portrait", "One prompt in three dimensions", parts) if parts else None
 
 
@@ -137,30 +136,7 @@ def _effects(runs: Sequence[Contents]) -> Table | None:
     return replace(made, columns=[label, *made.columns])
 
 
-def each(runs: Sequence[Contents], c: Comparison) -> Section:
-    """The answer of every run on its own, and its coordinates."""
-    parts: list[Part | None] = []
-    for held in runs:
-        own = scanned.answer(held)
-        name = visible(held.label)
-        words = own.parts[0] if own is not None else Words(["Nothing was measured."])
-        sentences = words.sentences if isinstance(words, Words) else []
-        parts.append(Words([f"{name}: {sentences[0]}", *sentences[1:]], True))
-        if held.scan is not None:
-            parts += own.parts[1:] if own is not None else []
-            rows = held.scan.coordinates.sort_values("count", ascending=False, kind="stable")
-            parts.append(table_of("coordinates", rows, f"Coordinates in {name}", most=100))
-            if not any(view.n_sequences for view in views(held.scan)):
-                parts.append(Words([f"{name}: no sequences were scanned."]))
-    return Section("runs", "Each run", parts_of(*parts))
-
-
-SECTIONS: tuple[Callable[[Sequence[Contents], Comparison], Section | None], ...] = (
-    answer, layers, portraits, interventions, each,
-)  # fmt: skip
-
-
-def provenance_of(held: Contents, place: int) -> Section:
-    """The provenance of one of several runs."""
-    made = provenance(held)
-    return Section(f"{made.id}-{place + 1}", f"{made.title} of {visible(held.label)}", made.parts)
+def sections(runs: Sequence[Contents], c: Comparison) -> list[Section]:
+    """The sections of several runs that put them side by side."""
+    made = (make(runs, c) for make in (answer, layers, portraits, interventions))
+    return [section for section in made if section is not None]

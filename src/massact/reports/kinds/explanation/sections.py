@@ -7,7 +7,7 @@ import pandas as pd
 
 from massact.records.kinds.explanation import Explanation
 from massact.reports import charts
-from massact.reports.contents import Contents, words_of
+from massact.reports.kinds.explanation.words import story_in_words
 from massact.reports.parts import Chart, Part, Section, Words, parts_of, table_of
 from massact.reports.render.markup import figure_text
 from massact.reports.spelling import visible
@@ -16,12 +16,9 @@ STAGES = ("hidden", "normed", "q", "k", "v")
 MOST_COORDINATES, MOST_TOKENS = 3, 64
 
 
-def attention(held: Contents) -> Section | None:
+def attention(e: Explanation) -> Section:
     """How much attention goes to the tokens with findings, their values and norms, sinks (Sun 2024, Figs. 5 and 6)."""
-    e = held.of(Explanation)
-    if e is None:
-        return None
-    parts: list[Part | None] = [words_of(held, "explanation")]
+    parts: list[Part | None] = [Words(story_in_words(e))]
     for stack, rows in _stacks(e.axes):
         parts += _axes(stack, rows)
     parts += [*_heads(e), *_maps(e)]
@@ -116,10 +113,9 @@ def _maps(e: Explanation) -> list[Part]:
     return made
 
 
-def bias(held: Contents) -> Section | None:
+def bias(e: Explanation) -> Section | None:
     """What these tokens add to all others: constant or not (Sun 2024, Eq. 2 and Figs. 7 and 8)."""
-    e = held.of(Explanation)
-    if e is None or not (len(e.decomposition) or len(e.trajectory)):
+    if not (len(e.decomposition) or len(e.trajectory)):
         return None
     parts: list[Part | None] = []
     measured = e.decomposition[e.decomposition["constancy"].notna()]
@@ -166,10 +162,9 @@ def _likeness(e: Explanation) -> list[Part]:
     return made
 
 
-def writers(held: Contents) -> Section | None:
+def writers(e: Explanation) -> Section | None:
     """Which submodule, neuron or weight writes the massive dims, and which takes them away."""
-    e = held.of(Explanation)
-    if e is None or not (len(e.writers) or len(e.norm_weights)):
+    if not (len(e.writers) or len(e.norm_weights)):
         return None
     parts: list[Part | None] = []
     groups = list(e.writers.groupby(["stack", "dim", "position_class"], sort=False))

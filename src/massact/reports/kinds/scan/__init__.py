@@ -1,1 +1,27 @@
-"""How a scan is read: words, sections, figures."""
+"""How a scan is read: words, sections, small tables, figures."""
+
+from massact.reports.kinds.scan import images, sections, tables
+from massact.reports.kinds.scan.census import draw_census
+from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
+from massact.reports.kinds.scan.patches import PATCH_FIGURES
+from massact.reports.kinds.scan.portrait import draw_magnitudes
+from massact.reports.kinds.scan.words import answer_in_words
+from massact.reports.readings import Reading
+
+READING = Reading(
+    words=answer_in_words,
+    sections=(sections.layers, sections.where, images.patches, sections.portrait, sections.ranks),
+    brief=tables.brief,
+    definition=sections.definition,
+    noun="",
+    figures={
+        "layers": draw_layers,
+        "magnitudes": draw_magnitudes,
+        "census": draw_census,
+        "headroom": draw_headroom,
+        "norms": draw_norms,
+        **PATCH_FIGURES,
+    },
+    table="findings",
+    by="magnitude",
+)

@@ -13,7 +13,6 @@ from PIL import Image
 from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.scan import ScanResult
 from massact.reports import charts
-from massact.reports.contents import Contents
 from massact.reports.kinds.scan.patches import chosen_norms
 from massact.reports.parts import Chart, Gallery, Part, Picture, Section, Words, parts_of, table_of
 from massact.reports.spelling import counted, listed, number, percent, visible
@@ -29,23 +28,31 @@ GROUPS = {
 MOST_NAMED = 4
 
 
-def patches(held: Contents) -> Section | None:
-    """Massive patches on the pictures, norms, neighbours and attention (Darcet 2023, Figs. 4 and 5a; Sun 2024, 13)."""
-    parts: list[Part | None] = []
-    scan, e = held.scan, held.of(Explanation)
-    if scan is not None and scan.images:
-        parts += [_said(scan), _overlay(scan), _share(scan), _norm_maps(scan), _histograms(scan.patch_norms),
-                  _neighbours(scan.patch_cosines)]  # fmt: skip
-    if e is not None:
-        parts += _attention(e)
-    if scan is not None and scan.images:
-        parts += [
-            table_of("patch_cosines", scan.patch_cosines, "Cosine of patches to their neighbours", most=600),
-            table_of("patch_norms", scan.patch_norms[scan.patch_norms["count"] > 0], "Norms of patches: bins that hold "
-                     "any", most=600),
-        ]  # fmt: skip
-    if e is not None:
-        parts.append(table_of("patch_attention", e.patch_attention, "Attention between groups of tokens", most=600))
+def patches(scan: ScanResult) -> Section | None:
+    """Massive patches on the pictures, norms and neighbours (Darcet 2023, Figs. 4 and 5a; Sun 2024, Fig. 16)."""
+    if not scan.images:
+        return None
+    bins = scan.patch_norms[scan.patch_norms["count"] > 0]
+    return section(
+        _said(scan),
+        _overlay(scan),
+        _share(scan),
+        _norm_maps(scan),
+        _histograms(scan.patch_norms),
+        _neighbours(scan.patch_cosines),
+        table_of("patch_cosines", scan.patch_cosines, "Cosine of patches to their neighbours", most=600),
+        table_of("patch_norms", bins, "Norms of patches: bins that hold any", most=600),
+    )
+
+
+def attended(e: Explanation) -> Section | None:
+    """What class token and patches attend to (Sun 2024, Fig. 13)."""
+    table = table_of("patch_attention", e.patch_attention, "Attention between groups of tokens", most=600)
+    return section(*_attention(e), table)
+
+
+def section(*parts: Part | None) -> Section | None:
+    """The section of images, to which scan and explanation each give their parts."""
     made = parts_of(*parts)
     return Section("patches", "Patches of the images", made) if made else None
 

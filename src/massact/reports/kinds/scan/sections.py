@@ -1,4 +1,4 @@
-"""Sections of a scan: the answer, the layers, where findings are, the prompt in three dimensions, ranks."""
+"""Sections of a scan: the layers, where findings are, the prompt in three dimensions, ranks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import numpy as np
 from massact.records.kinds.scan import ScanResult
 from massact.records.kinds.trajectory import Trajectory
 from massact.reports import charts
-from massact.reports.contents import Contents
 from massact.reports.kinds.scan.portrait import _kept_tokens, outline, peaks
 from massact.reports.kinds.scan.views import FORMATS, Rule, StackView, census, nonfinite_note, rule_of, views
-from massact.reports.kinds.scan.words import answer_in_words
 from massact.reports.parts import Chart, Facts, Part, Section, Words, parts_of, table_of
-from massact.reports.readings import reading_of
 from massact.reports.render.markup import figure_text
 from massact.reports.spelling import listed, number, shortened, visible
 
@@ -25,19 +22,9 @@ MAIN = ("stack", "site", "layer", "top1", "top2", "top3", "median", "ratio", "he
 MOST_BARS, MOST_PANELS, BINS = 12, 3, 160
 
 
-def answer(held: Contents) -> Section | None:
-    """The answer in words, and the rule behind it."""
-    if held.scan is not None:
-        rule = rule_of(held.scan)
-        return Section("answer", "Answer", [Words(answer_in_words(held.scan), True), *_rule(rule)])
-    if not held.leads:
-        return None
-    told = reading_of(held.leads).words(held.results[held.leads])
-    rules = _rule(rule_of(held.of(Trajectory))) if held.of(Trajectory) is not None else []
-    return Section("answer", "Answer", [Words(told, True), *rules])
-
-
-def _rule(rule: Rule) -> list[Part]:
+def definition(result: ScanResult | Trajectory) -> list[Part]:
+    """The rule that says what is massive."""
+    rule = rule_of(result)
     if not rule.name:
         return []
     constants = ", ".join(f"{k} = {number(v, 6)}" for k, v in rule.thresholds.items())
@@ -46,10 +33,9 @@ def _rule(rule: Rule) -> list[Part]:
     return [Facts([(k, visible(v)) for k, v in pairs], "Definition of massive in this run", open=False)]
 
 
-def layers(held: Contents) -> Section | None:
+def layers(scan: ScanResult) -> Section | None:
     """The trajectory over layers (Sun 2024, Fig. 4), headroom and norms."""
-    scan = held.scan
-    if scan is None or not len(scan.layers):
+    if not len(scan.layers):
         return None
     rule, parts = rule_of(scan), []
     for view in views(scan):
@@ -111,10 +97,9 @@ def _norms(view: StackView) -> Chart:
     return Chart(_titled(view, "Norm of the first token and of the others"), data, layout, "", 300, width="half")
 
 
-def where(held: Contents) -> Section | None:
+def where(scan: ScanResult) -> Section | None:
     """Dims, tokens and positions of the findings (Sun 2024, section 2.2); near misses."""
-    scan = held.scan
-    if scan is None or not (len(scan.findings) or len(scan.near_misses)):
+    if not (len(scan.findings) or len(scan.near_misses)):
         return None
     parts: list[Part | None] = []
     for view in views(scan):
@@ -169,11 +154,9 @@ def _census(view: StackView) -> list[Part]:
     return made
 
 
-def portrait(held: Contents) -> Section | None:
+def portrait(scan: ScanResult) -> Section | None:
     """|h| of the prompt over tokens and dims, in three dimensions (Sun 2024, Figs. 1 to 3)."""
-    if held.scan is None:
-        return None
-    made = portraits(held.scan)
+    made = portraits(scan)
     if not made:
         return None
     said = "One prompt: tokens along one side, dims along the other, |h| upwards. Drag to turn. "
@@ -245,10 +228,9 @@ def _short(token: str) -> str:
     return shortened(visible(token.strip(" ") or token), 10) or "(empty)"
 
 
-def ranks(held: Contents) -> Section | None:
+def ranks(scan: ScanResult) -> Section | None:
     """Tables 1 and 2 of Sun 2024: the ranks of |h| in one prompt and over the sequences."""
-    scan = held.scan
-    if scan is None or not len(scan.ranks):
+    if not len(scan.ranks):
         return None
     parts: list[Part | None] = []
     for view in views(scan):

@@ -7,18 +7,15 @@ from typing import Any
 from massact.records.kinds.trajectory import Trajectory
 from massact.reports import charts
 from massact.reports.charts import heat_over_steps
-from massact.reports.contents import Contents, words_of
-from massact.reports.parts import Chart, Part, Section, parts_of, table_of
+from massact.reports.kinds.trajectory.words import trajectory_in_words
+from massact.reports.parts import Chart, Part, Section, Words, parts_of, table_of
 from massact.reports.render.markup import figure_text
 from massact.reports.spelling import visible
 
 
-def checkpoints(held: Contents) -> Section | None:
+def checkpoints(t: Trajectory) -> Section:
     """Where in a training massive activations emerge, over published checkpoints."""
-    t = held.of(Trajectory)
-    if t is None:
-        return None
-    parts: list[Part | None] = [words_of(held, "trajectory")]
+    parts: list[Part | None] = [Words(trajectory_in_words(t))]
     for (stack, site), rows in t.revisions.groupby(["stack", "site"], sort=False):
         head = f"{visible(stack)} {visible(site)}: " if t.revisions[["stack", "site"]].nunique().max() > 1 else ""
         most = rows.groupby("revision", sort=False)["ratio"].max()

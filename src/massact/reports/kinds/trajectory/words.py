@@ -1,18 +1,14 @@
-"""A model over its checkpoints, in words and in a terminal: where massive activations appear, and whether they stay."""
+"""A model over its checkpoints, in words: where massive activations appear, and whether they stay."""
 
 from __future__ import annotations
 
 import math
 
-from rich.console import Console
-from rich.text import Text
-
-from massact.records.kinds.trajectory import CheckpointRecord, Emergence, StackSummary, Trajectory
+from massact.records.kinds.trajectory import CheckpointRecord, Emergence, Trajectory
 from massact.reports.kinds.scan.views import Rule, rule_of
-from massact.reports.render.terminal import _framed, _Section, _table
-from massact.reports.spelling import cell, counted, listed, number, ranges, real, shortened, visible
+from massact.reports.spelling import counted, listed, number, real, shortened, visible
 
-MOST_ROWS, MOST_NAMES, MOST_DIMS = 60, 6, 6
+MOST_NAMES, MOST_DIMS = 6, 6
 
 
 def trajectory_in_words(t: Trajectory) -> list[str]:
@@ -24,8 +20,8 @@ def trajectory_in_words(t: Trajectory) -> list[str]:
                 f"(status: {visible(info.status)})."]  # fmt: skip
     else:
         said = [_headline(t, rule)]
-        several = len(_pairs(t)) > 1
-        for stack, site in _pairs(t):
+        several = len(pairs(t)) > 1
+        for stack, site in pairs(t):
             found = next((e for e in info.emergence if (e.stack, e.site) == (stack, site)), None)
             sentences = [*(_emerged(found, scanned) if found else []), *_peak(t, stack, site), *_curves(t, stack, site)]
             label = f"{visible(stack) or visible(site)}{f' ({visible(site)})' if stack else ''}: " if several else ""
@@ -44,7 +40,8 @@ def _name(checkpoint: str) -> str:
     return shortened(visible(checkpoint), 60) or "''"
 
 
-def _pairs(t: Trajectory) -> list[tuple[str, str]]:
+def pairs(t: Trajectory) -> list[tuple[str, str]]:
+    """Stack and site of what was scanned."""
     return list(dict.fromkeys((s.stack, s.site) for c in t.info.having("ok") for s in c.stacks))
 
 
@@ -117,69 +114,3 @@ def _curves(t: Trajectory, stack: str, site: str) -> list[str]:
             f"{number(sum(good) / len(good))} in the mean, {number(min(good))} to {number(max(good))}."]  # fmt: skip
 
 
-def show_trajectory(t: Trajectory, console: Console) -> None:
-    """Print what happens over the checkpoints in words, then a table of them, then the fitted curves.
-
-    Args:
-        t: fresh, or of a directory.
-        console: where to; colours and width are its own.
-    """
-    name = visible(str(t.info.model.get("id") or ""), console.encoding)
-    words = [visible(line, console.encoding) for line in trajectory_in_words(t)]
-    console.print(_framed(words, console.encoding, f"{name}: checkpoints" if name else "checkpoints"))
-    for stack, site in _pairs(t):
-        label = f"{visible(stack, console.encoding)} {visible(site)}".strip() + ": " if len(_pairs(t)) > 1 else ""
-        console.print()
-        console.print(_rows(t, stack, site, label, console.encoding))
-        if (curves := _fitted(t, stack, site, label)) is not None:
-            console.print()
-            console.print(curves)
-
-
-def _rows(t: Trajectory, stack: str, site: str, label: str, encoding: str) -> _Section:
-    table = _table("checkpoint", "findings", "layers", "dims", "peak\nlayer", "top 1", "median", "ratio",
-                   "greatest\nratio", left=("checkpoint", "dims"), folding=("checkpoint", "dims"))  # fmt: skip
-    kept = _kept(t)
-    for i, c in enumerate(t.info.checkpoints):
-        if i not in kept:
-            if i - 1 in kept:
-                table.add_row("...", *[""] * 8, style="dim")
-            continue
-        s = next((s for s in c.stacks if (s.stack, s.site) == (stack, site)), None)
-        name = Text(shortened(visible(c.name, encoding), 40))
-        if s is None:
-            table.add_row(name, visible(c.status), *[""] * 7, style="red" if c.status == "failed" else "dim")
-        else:
-            table.add_row(name, *_cells(s), style="" if s.n_findings else "dim")
-    return _Section(f"{label}Checkpoints; top 1, median and ratio of the layer with the greatest ratio", table)
-
-
-def _cells(s: StackSummary) -> list[str]:
-    layers = "-" if s.onset is None else ranges({s.onset}) if s.onset == s.offset else f"{s.onset}-{s.offset}"
-    dims = ", ".join(str(d) for d in s.dims[:MOST_DIMS]) + (", ..." if len(s.dims) > MOST_DIMS else "")
-    peak = "-" if s.peak_layer is None else str(s.peak_layer)
-    numbers = (cell(x) for x in (s.top1, s.median, s.ratio, s.ratio_max))
-    return [f"{s.n_findings:,}", layers, dims or "-", peak, *numbers]
-
-
-def _kept(t: Trajectory) -> set[int]:
-    """Rows to print: all; of many the ends, those about an emergence and those that failed, while there is room."""
-    n, names = len(t.info.checkpoints), [c.name for c in t.info.checkpoints]
-    if n <= MOST_ROWS:
-        return set(range(n))
-    marked = [names.index(x) for e in t.info.emergence for x in (e.before, e.first, e.gone) if x in names]
-    order = [*marked, 0, n - 1, *(i for i, c in enumerate(t.info.checkpoints) if c.status == "failed")]
-    every = math.ceil(n / (MOST_ROWS // 2))
-    return set([*dict.fromkeys([*order[: MOST_ROWS // 2], *range(0, n, every)])][:MOST_ROWS])
-
-
-def _fitted(t: Trajectory, stack: str, site: str, label: str) -> _Section | None:
-    fits = [d for d in t.info.dynamics if (d.get("stack"), d.get("site")) == (stack, site)]
-    if not any(math.isfinite(real(d.get("r2"))) for d in fits):
-        return None
-    table = _table("layer", "R^2", "A", "lambda", "gamma", "t0", "K", "peak at\nstep")
-    for d in fits:
-        names = ("r2", "A", "lam", "gamma", "t0", "K", "peak_step")
-        known = math.isfinite(real(d.get("r2")))
-        table.add_row(str(d.get("layer")), *(cell(d.get(n)) if known else "-" for n in names))
-    return _Section(f"{label}A exp(-lambda x) log(x) + K, x = gamma t + t0, of the ratio", table)

@@ -1,0 +1,150 @@
+"""The small tables of a scan, stack by stack: layers, coordinates, ranks, near misses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from massact.records.kinds.scan import ScanResult
+from massact.reports.kinds.scan.views import Rule, StackView, rule_of, views
+from massact.reports.parts import Section, Table, grid, parts_of
+from massact.reports.spelling import cell, percent, quoted, real, token_list, visible
+
+MOST_LAYERS, MOST_COORDINATES, MOST_NEAR_MISSES = 38, 16, 5
+
+
+def brief(scan: ScanResult) -> list[Section]:
+    """A section of small tables for each stack."""
+    of = "the first sequence" if (scan.info.corpus or {}).get("kind") == "tensors" else "the prompt"
+    if of == "the prompt" and (tokens := scan.portrait.get("tokens")) is not None:
+        of += f" {quoted(''.join(map(str, tokens)), 40)}"
+    rule, made = rule_of(scan), []
+    for view in views(scan):
+        tables = (_layers(view), _coordinates(view), *_ranks(view, of), _near_misses(view, rule))
+        made.append(Section("stack", view.label, parts_of(*tables)))
+    return made
+
+
+def _layers(view: StackView) -> Table | None:
+    """Fig. 4 of Sun 2024 in numbers."""
+    rows, looks, previous = [], [], -1
+    for i in kept_rows(view):
+        if i > previous + 1:
+            between = int(view.layers["n_findings"][previous + 1 : i].sum())
+            rows.append(["", "...", *[""] * 6, f"{between:,}"])
+            looks.append("dim")
+        row, previous = view.layers.iloc[i], i
+        values = [cell(row[c]) for c in ("top1", "top2", "top3", "median", "ratio", "headroom_fp16")]
+        mark = _mark(int(row["layer"]), view.span, view.peak_layer)
+        rows.append([mark, str(row["layer"]), *values, f"{int(row['n_findings']):,}"])
+        overflows = row["headroom_fp16"] < 1 or row["nonfinite"] > 0
+        looks.append("red" if overflows else "" if row["n_findings"] else "dim")
+    mean, of = (f", mean over {view.n_sequences:,} sequences", " of all") if view.n_sequences > 1 else ("", "")
+    columns = f"ratio: top 1 / median; fp16 headroom: 65,504 / the largest |h|{of}"
+    heads = ("<", "layer", "top 1", "top 2", "top 3", "median", "ratio", "fp16\nheadroom", "findings")
+    return grid(f"Largest and median |h| of each layer{mean} ({columns})", heads, rows, looks)
+
+
+def _mark(layer: int, span: tuple[int, int] | None, peak: int | None) -> str:
+    """Where a layer is between onset and offset."""
+    if span is None or not span[0] <= layer <= span[1]:
+        return ""
+    if layer in span:
+        return "only" if span[0] == span[1] else "onset" if layer == span[0] else "offset"
+    return "peak" if layer == peak else "|"
+
+
+def kept_rows(view: StackView) -> list[int]:
+    """Rows of the layers table to print: all; of deep models the ends and what is near onset and offset."""
+    n, numbers = len(view.layers), [int(x) for x in view.layers["layer"]]
+    if n <= MOST_LAYERS + 2:
+        return list(range(n))
+    wanted = [x for x in (*(view.span or ()), view.peak_layer, view.shown_layer) if x is not None]
+    marked = [numbers.index(x) for x in wanted if x in numbers]
+    # In order of importance: the marked rows, both ends, their neighbours ever further away.
+    order = [*marked, 0, n - 1]
+    for distance in range(1, n):
+        order += [i + side * distance for i in dict.fromkeys([*marked, 0, n - 1]) for side in (-1, 1)]
+    kept: set[int] = set()
+    for i in order:
+        if 0 <= i < n and len(kept) < MOST_LAYERS - 4:  # at most five gaps, one row each
+            kept.add(i)
+    return sorted(kept)
+
+
+def _coordinates(view: StackView) -> Table | None:
+    """Where the findings of the peak layer are, and how constant (Sun 2024, section 2.2 and Table 2)."""
+    rows = view.coordinates[view.coordinates["layer"] == view.peak_layer]
+    size = rows["mean"].abs().to_numpy(float, na_value=np.nan)
+    rows = rows.assign(size=size).sort_values(["count", "size"], ascending=False, kind="stable")
+    columns = "share: of the sequences; spread: std / |mean|"
+    more = f", the {MOST_COORDINATES} most frequent of {len(rows):,}" if len(rows) > MOST_COORDINATES else ""
+    title = f"Coordinates at layer {view.peak_layer}, that of the largest finding{more} ({columns})"
+    heads = ("layer", "dim", "<class", "findings", "share", "mean ± std", "spread", "<tokens")
+    return grid(title, heads, [_coordinate(row) for _, row in rows.head(MOST_COORDINATES).iterrows()])
+
+
+def _coordinate(row: pd.Series) -> list[str]:
+    tokens, several = token_list(row["tokens"]), row["count"] > 1
+    named = ", ".join(quoted(t, 16) for t in tokens[:3])
+    left = int(row["n_tokens"]) - min(len(tokens), 3)
+    return [
+        str(row["layer"]),
+        _index(row["dim"]),
+        visible(row["position_class"]),
+        f"{int(row['count']):,}",
+        "-" if math.isnan(real(row["share"])) else percent(row["share"]),
+        f"{cell(row['mean'])} ± {cell(row['std'])}" if several else cell(row["mean"]),
+        percent(row["spread"]) if several else "-",
+        named + (f", {left:,} more" if left > 0 and named else ""),
+    ]
+
+
+def _index(value: Any) -> str:
+    """-1 stands for 'has none' in the tables."""
+    return str(int(value)) if int(value) >= 0 else "-"
+
+
+def _ranks(view: StackView, of: str) -> list[Table | None]:
+    """Tables 1 and 2 of Sun 2024; of the second also the share of sequences whose value sits at the same dim (E8)."""
+    prompt, corpus = (view.ranks[view.ranks["source"] == source] for source in ("prompt", "corpus"))
+    one = [[visible(r["rank"]), cell(r["magnitude"]), cell(r["value_mean"])] for _, r in prompt.iterrows()]
+    all_ = [
+        [
+            visible(r["rank"]),
+            cell(r["magnitude"]),
+            f"{cell(r['value_mean'])} ± {cell(r['value_std'])}",
+            percent(r["same_dim"]),
+            f"{int(r['n_sequences']):,}",
+        ]
+        for _, r in corpus.iterrows()
+    ]
+    heads = ("<rank", "mean |h|", "mean value ± std", "at the same dim", "sequences")
+    at = f"layer {view.shown_layer}"
+    return [
+        grid(f"Ranks of |h| in the hidden state of {of}, {at}", ("<rank", "|h|", "signed value"), one),
+        grid(f"Ranks of |h| over the sequences of the corpus, {at}", heads, all_),
+    ]
+
+
+def _near_misses(view: StackView, rule: Rule) -> Table | None:
+    """The activations that come nearest to the criterion without passing."""
+    near = view.near_misses
+    rows = [
+        [
+            str(row["layer"]),
+            *(_index(row[c]) for c in ("sequence", "pos", "dim")),
+            visible(row["position_class"]),
+            cell(row["value"]),
+            cell(row["ratio"]),
+            ", ".join(rule.failed(row["magnitude"], row["ratio"])) or "-",
+            quoted(row["token"], 20),  # all of 'frame 10.56-10.58 s'
+        ]
+        for _, row in near.head(MOST_NEAR_MISSES).iterrows()
+    ]
+    order = "largest |h|" if near["ratio"].isna().all() else "highest ratio (|h| / median)"
+    heads = ("layer", "sequence", "pos", "dim", "<class", "value", "ratio", "<fails on", "<token")
+    return grid(f"Near misses: {len(rows)} of {len(near):,}, the {order} first", heads, rows)
