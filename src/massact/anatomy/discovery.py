@@ -17,7 +17,7 @@ from massact.anatomy.passage import after_last, ends_of, has_skips, joined, othe
 from massact.anatomy.roles import mixing_writes
 from massact.anatomy.stacks import NO_BLOCKS, Listed, find_stacks, layer_counts, lists_inside, no_stack, stack_names
 from massact.records.anatomy import Anatomy, Block, Place, Stack
-from massact.records.errors import MassactError, ProofError, UserError
+from massact.records.errors import MassactError, ProofError, UserError, class_and_line
 from massact.trace.watch import Call, Watch
 
 
@@ -40,7 +40,7 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
         run_example(model, inputs)
         raise ProofError(
             f"{type(model).__name__} runs, but not while every operation of it is watched.",
-            f"{type(error).__name__}: {_first_line(error)}",
+            class_and_line(error),
             "Take away what does not run under a dispatch mode (compiled or traced parts), then load it again.",
         ) from error
     counts = layer_counts(getattr(model, "config", None))
@@ -84,10 +84,6 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
-
-
 def run_example(model: nn.Module, inputs: dict[str, Any]) -> Any:
     """Run the model once on an example.
 
@@ -102,7 +98,7 @@ def run_example(model: nn.Module, inputs: dict[str, Any]) -> Any:
         shapes = ", ".join(f"{k} {tuple(v.shape)}" if isinstance(v, Tensor) else f"{k}={v}" for k, v in inputs.items())
         raise UserError(
             f"{type(model).__name__} does not run on the example input ({shapes or 'empty'}).",
-            f"{type(error).__name__}: {_first_line(error)}",
+            class_and_line(error),
             "Give one short example that it runs on: load(model, inputs={'name': tensor, ...}).",
         ) from error
 

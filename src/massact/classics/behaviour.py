@@ -9,7 +9,7 @@ import torch
 from massact.classics.works import Ground, Unavailable
 from massact.interventions.effects import Paired, evaluate
 from massact.interventions.predictions import logits_of
-from massact.records.errors import UserError
+from massact.records.errors import UserError, first_line
 from massact.trace.edits import AnyEdit
 
 
@@ -33,7 +33,7 @@ def no_predictions(ground: Ground) -> str:
     except UserError as error:
         return error.what
     except (TypeError, ValueError) as error:  # one tower of two, say: the whole wants more inputs than there are
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+        why = first_line(error)
         return f"The whole model does not run on this corpus: {why}"
     if logits.ndim == 2 or (logits.ndim == 3 and "input_ids" in batch.inputs):
         return ""

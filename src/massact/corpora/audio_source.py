@@ -16,10 +16,10 @@ import torch
 
 from massact.corpora.batch import Corpus, Origin
 from massact.corpora.masks import zero_one
-from massact.corpora.readiness import Reader, Wish, refuse_text_options
+from massact.corpora.readiness import Reader, Wish, how_many, refuse_text_options
 from massact.corpora.recordings import Prompt, Recordings, at_rate, opened
 from massact.corpora.token_strings import Spelling
-from massact.records.errors import UserError
+from massact.records.errors import UserError, class_and_line
 
 MOST_BYTES = 4 << 30  # all inputs of a corpus are held as float32
 MOST_NAMES = 1000  # file names kept in run.json
@@ -88,13 +88,8 @@ class AudioSource:
                 "Beside its weights there is no preprocessor_config.json of a feature extractor.",
                 f"Save its feature extractor there, or give tensors: corpus({{{input_name!r}: tensor}}).",
             )
-        n, recordings = n_sequences if n_sequences is not None else self.n_sequences, self.recordings
-        if n not in (None, "all"):
-            if int(n) > len(recordings):
-                raise UserError(
-                    f"{n} recordings were asked for.", f"{self.name!r} has {len(recordings):,}.", "Use fewer."
-                )
-            recordings = recordings.part(0, int(n))
+        n = how_many(n_sequences, self.n_sequences, len(self.recordings), "recordings", self.name)
+        recordings = self.recordings.part(0, n)
         sounds, heard = _read(recordings, int(rate))
         inputs, mask = _extracted(self.name, extractor, sounds, input_name)
         time_axis = _time_axis(inputs, extractor)
@@ -168,10 +163,9 @@ def _extracted(
     except UserError:
         raise
     except Exception as error:  # extractors raise what their arithmetic raises: too short for one window, ...
-        text = str(error).splitlines()[0] if str(error) else ""
         raise UserError(
             f"{type(extractor).__name__} cannot prepare the recordings of {name!r}.",
-            f"{type(error).__name__}: {text}", "Look for one that is very short.",
+            class_and_line(error), "Look for one that is very short.",
         ) from error  # fmt: skip
     inputs = torch.from_numpy(np.concatenate(values))
     if not bool(torch.isfinite(inputs).all()):

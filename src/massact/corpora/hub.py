@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from massact.corpora.presets import PRESETS, Preset, named_corpora
-from massact.records.errors import UserError
+from massact.records.errors import UserError, class_and_line
 
 # How much of a data set without a protocol is read: its first documents, enough for any scan.
 MAX_DOCUMENTS = 10_000
@@ -207,9 +207,8 @@ def _refused(dataset: str, error: Exception) -> UserError:
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
         chain.append(cause)
     kinds = {cls.__name__ for link in chain for cls in type(link).__mro__}
-    first_line = (str(error).strip().splitlines() or [""])[0]
-    why = f"{type(error).__name__}: {first_line}"
-    if "GatedRepoError" in kinds or "gated" in first_line.lower():
+    why = class_and_line(error)
+    if "GatedRepoError" in kinds or "gated" in why.lower():
         do = f"Accept its terms on its page on the Hub, then log in with `hf auth login`. ({dataset})"
         return UserError(f"The data set {dataset!r} is gated.", why, do)
     offline = {

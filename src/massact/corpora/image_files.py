@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from massact.corpora.files import IMAGE_SUFFIXES, JSONL_SUFFIXES, TEXT_SUFFIXES, csv_rows, files_in, named_file
-from massact.records.errors import UserError
+from massact.records.errors import UserError, class_and_line
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image")
 # What Pillow may decode, whatever a file is called: raster formats that it reads by itself. EPS, for one, it hands to
@@ -210,9 +210,8 @@ def opened(image: Any, name: str) -> Any:
     except UserError:
         raise
     except Exception as error:  # Pillow raises what its decoders raise: OSError, SyntaxError, struct.error, ...
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"The image {name!r} cannot be read.", f"{type(error).__name__}: {text}", "Copy it again, or leave it out."
+            f"The image {name!r} cannot be read.", class_and_line(error), "Copy it again, or leave it out."
         ) from error
 
 

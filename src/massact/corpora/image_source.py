@@ -12,7 +12,7 @@ import torch
 from massact.corpora.batch import Corpus, Origin
 from massact.corpora.image_files import Pictures, opened
 from massact.corpora.preprocessing import Recipe, checked, recipe_of
-from massact.corpora.readiness import Reader, Wish, refuse_text_options
+from massact.corpora.readiness import Reader, Wish, how_many, refuse_text_options
 from massact.records.errors import UserError
 
 MOST_BYTES = 4 << 30  # all images of a corpus are held as float32
@@ -71,12 +71,8 @@ class ImageSource:
         """
         asked = self.preprocess | checked(preprocess)
         recipe = recipe_of(processor, asked)
-        n = n_sequences if n_sequences is not None else self.n_sequences
-        pictures = self.pictures
-        if n not in (None, "all"):
-            if int(n) > len(pictures):
-                raise UserError(f"{n} images were asked for.", f"{self.name!r} has {len(pictures):,}.", "Use fewer.")
-            pictures = pictures.part(0, int(n))
+        n = how_many(n_sequences, self.n_sequences, len(self.pictures), "images", self.name)
+        pictures = self.pictures.part(0, n)
         pixels = _read(self.name, pictures, recipe)
         source = {
             "kind": "images", "form": pictures.form, "n_classes": len(pictures.classes or ()) or None,

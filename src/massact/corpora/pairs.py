@@ -17,9 +17,9 @@ from massact.corpora.files import JSONL_SUFFIXES, at_home, named, read_text
 from massact.corpora.image_files import opened
 from massact.corpora.image_source import MOST_NAMES
 from massact.corpora.packing import Request
-from massact.corpora.readiness import Reader, Wish, refuse_text_options
+from massact.corpora.readiness import Reader, Wish, how_many, refuse_text_options
 from massact.corpora.tensors import from_tensors
-from massact.records.errors import UserError
+from massact.records.errors import UserError, class_and_line
 
 # What a processor gives for each token; a shorter row is filled up with zeros, which are masked.
 _PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
@@ -74,10 +74,7 @@ class PairSource:
         Raises:
             UserError: an image cannot be read, there are too few rows, or the processor objects to one of them.
         """
-        n = n_sequences if n_sequences is not None else self.n_sequences
-        n = len(self.rows) if n in (None, "all") else int(n)
-        if n > len(self.rows):
-            raise UserError(f"{n} sequences were asked for.", f"{self.name!r} has {len(self.rows):,}.", "Use fewer.")
+        n = how_many(n_sequences, self.n_sequences, len(self.rows), "sequences", self.name)
         made = [self._encoded(processor, i) for i in range(n)]
         texts, parts = [t for t, _ in made], [p for _, p in made]
         given = set(parts[0]) & (set(accepted) | {"attention_mask"})
@@ -106,7 +103,7 @@ class PairSource:
         except Exception as error:
             raise UserError(
                 f"{type(processor).__name__} cannot prepare row {i} ({self.names[i]!r}).",
-                f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+                class_and_line(error),
                 "Prepare it yourself, and give tensors: corpus({'input_ids': ..., 'pixel_values': ..., ...}).",
             ) from error
         return text, {name: x for name, x in made.items() if isinstance(x, torch.Tensor)}

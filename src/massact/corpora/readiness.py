@@ -88,3 +88,21 @@ def refuse_text_options(kind: str, wish: Wish) -> None:
     """
     if wish.seq_len is not None or wish.bos not in (None, "auto"):
         raise UserError(f"seq_len and bos mean nothing for {kind}.", do="Leave them out.")
+
+
+def how_many(asked: Any, otherwise: Any, have: int, kind: str, name: str) -> int:
+    """How many of what a source holds are read, from the first one on.
+
+    Args:
+        asked, otherwise: a count, 'all', or None; `otherwise` is what `corpus()` was given.
+        have: how many there are. kind, name: what they are called, for the error.
+
+    Raises:
+        UserError: more than there are.
+    """
+    n = otherwise if asked is None else asked
+    if n in (None, "all"):
+        return have
+    if int(n) > have:
+        raise UserError(f"{n} {kind} were asked for.", f"{name!r} has {have:,}.", "Use fewer.")
+    return int(n)

@@ -22,7 +22,7 @@ from massact.corpora.files import (
     read_text,
 )
 from massact.corpora.image_files import is_image_name
-from massact.records.errors import UserError
+from massact.records.errors import UserError, class_and_line
 
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC")  # as libsndfile calls what these endings mean; it starts no programs
 MOST_BYTES = 4 << 30  # of one recording as float32: a few bytes of flac can say that they are hours
@@ -249,9 +249,8 @@ def _read(path: Path, name: str) -> tuple[np.ndarray, int]:
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"The recording {name!r} cannot be read.", f"{type(error).__name__}: {text}",
+            f"The recording {name!r} cannot be read.", class_and_line(error),
             "Copy it again, or leave it out.",
         ) from error  # fmt: skip
     return samples, rate

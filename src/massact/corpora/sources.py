@@ -201,16 +201,13 @@ def corpus_again(record: Mapping[str, Any], given: str | None = None) -> AnySour
         return corpus()
     if kind in ("file", "folder") and given is not None:
         return corpus(Path(given), text_column=source.get("text_column"))
-    if kind == "images" and given is not None:
-        made = corpus(Path(given), n_sequences=record.get("n_sequences"), preprocess=source.get("asked"))
-        assert not isinstance(made, Corpus)
-        return made
-    if kind == "pairs" and given is not None:
-        again = corpus(Path(given), n_sequences=record.get("n_sequences"), text_column=source.get("text_column"))
-        assert not isinstance(again, Corpus)
-        return again
-    if kind == "recordings" and given is not None:
-        made = corpus(Path(given), n_sequences=record.get("n_sequences"))
+    if kind in ("images", "pairs", "recordings") and given is not None:
+        made = corpus(
+            Path(given),
+            n_sequences=record.get("n_sequences"),
+            text_column=source.get("text_column"),
+            preprocess=source.get("asked"),
+        )
         assert not isinstance(made, Corpus)
         return made
     if kind in ("preset", "dataset"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from massact.anatomy.examples import to_device
 from massact.models import Model
-from massact.records.errors import UserError
+from massact.records.errors import UserError, first_line
 from massact.records.user_files import read_given
 from massact.trace import unchanged
 
@@ -169,8 +169,8 @@ def _encoded(model: Model, prompts: list[str]) -> dict[str, Tensor]:
             return_attention_mask=True, return_tensors="pt",
         )  # fmt: skip
     except (ValueError, TypeError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError("The model's tokenizer cannot read the prompts.", first, "Give it a padding token.") from None
+        why = first_line(error, "")
+        raise UserError("The model's tokenizer cannot read the prompts.", why, "Give it a padding token.") from None
     used = tokens["attention_mask"].sum(1)
     if room is not None and int(used.max()) > room:
         raise UserError(f"The prompt {prompts[int(used.argmax())]!r} has {int(used.max())} tokens.",

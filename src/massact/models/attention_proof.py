@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from massact.anatomy.discovery import run_example
 from massact.models.loading import Model
 from massact.records.anatomy import AttentionPlace, Block, Place, Stack
-from massact.records.errors import ProofError
+from massact.records.errors import ProofError, class_and_line
 from massact.records.sites import Site
 from massact.stats.attended import Attended, hides_only, rounding_allowed
 from massact.trace import tensors_in
@@ -115,8 +115,7 @@ def _events(model: Model) -> tuple[list[_Event], dict[str, int], str]:
                 state.begin()
                 seen = [t.clone() for _, t in tensors_in(module(**model.example))]
         except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0]
-            return [], {}, f"the model does not run while its attention is watched ({type(error).__name__}: {first})"
+            return [], {}, f"the model does not run while its attention is watched ({class_and_line(error)})"
     if not all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(bare, seen, strict=True)):
         raise ProofError(
             "The model's outputs change while its attention is watched.",

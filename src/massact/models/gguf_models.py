@@ -18,7 +18,7 @@ from torch import nn
 from massact.models.gguf_config import settle
 from massact.models.gguf_header import GGUF, GgufHeader, need_package, read_header
 from massact.models.transformers_models import _explained, model_class
-from massact.records.errors import UserError, near
+from massact.records.errors import UserError, first_line, near
 from massact.records.user_files import refuse_special
 
 # The first pre-tokenizers of llama.cpp that split a text as GPT-2 does, which is what transformers does by default.
@@ -133,7 +133,7 @@ def _absent(path: Path) -> UserError:
 
 
 def _unread(header: GgufHeader, error: Exception) -> UserError:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else ""
+    text = first_line(error, "")
     if "not supported yet" in text and "architecture" in text:
         return UserError(
             f"{header.path} is of the architecture {header.architecture!r}.",

@@ -32,7 +32,7 @@ from massact.models.speech import prompt_of
 from massact.models.timm_models import TIMM, read_timm
 from massact.models.weight_values import check_finite, weights_hash
 from massact.records.anatomy import Anatomy, Place, Stack
-from massact.records.errors import ProofError, UserError
+from massact.records.errors import ProofError, UserError, first_line
 from massact.records.runinfo import ModelInfo
 from massact.trace import unchanged
 
@@ -414,7 +414,7 @@ def _device(name: str) -> torch.device:
         return device
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"Device {name!r} cannot be used.", str(error).splitlines()[0], "Use --device cpu, or auto."
+            f"Device {name!r} cannot be used.", first_line(error), "Use --device cpu, or auto."
         ) from None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from massact.records.errors import UserError, near
+from massact.records.errors import UserError, first_line, near
 from massact.records.user_files import refuse_special_in
 
 TIMM = "timm:"
@@ -34,8 +34,8 @@ def read_timm(spec: str, dtype: torch.dtype | str, revision: str | None, options
     except ImportError as error:
         raise UserError(f"{spec!r} needs timm, and timm needs torchvision.", str(error), INSTALL) from None
     except Exception as error:  # torchvision of another build than torch
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{spec!r} needs timm, which cannot be used as it is installed.", first, INSTALL) from None
+        why = first_line(error)
+        raise UserError(f"{spec!r} needs timm, which cannot be used as it is installed.", why, INSTALL) from None
     name = spec.removeprefix(TIMM)
     if revision is not None:
         raise UserError("Models of timm have no --revision.", do=f"Write {TIMM}hf-hub:OWNER/NAME@REVISION")
@@ -53,7 +53,7 @@ def read_timm(spec: str, dtype: torch.dtype | str, revision: str | None, options
 
 
 def _explained(spec: str, error: BaseException) -> UserError:
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = first_line(error)
     kinds, cause = set(), error
     while cause is not None:
         kinds.add(type(cause).__name__)

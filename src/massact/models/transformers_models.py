@@ -26,7 +26,7 @@ from massact.models.own_code import (
     own_class,
     read_with,
 )
-from massact.records.errors import UserError
+from massact.records.errors import UserError, first_line
 from massact.records.user_files import read_given, refuse_special_in
 from massact.variants.application import apply_variant
 from massact.variants.storage import load_variant, told_changes
@@ -273,7 +273,7 @@ def _explained(spec: str, error: Exception, looks_local: bool) -> UserError:
     chain = [error]
     while chain[-1].__cause__ or chain[-1].__context__:
         chain.append(chain[-1].__cause__ or chain[-1].__context__)  # type: ignore[arg-type]
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = first_line(error)
     kinds = tuple(type(e).__name__ for e in chain)
     everything = " ".join(str(e) for e in chain)
     if any(isinstance(e, hub_errors.GatedRepoError) for e in chain) or "gated repo" in everything:

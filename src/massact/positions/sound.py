@@ -14,7 +14,7 @@ from massact.corpora.readiness import Wish
 from massact.models import Model
 from massact.positions.embedding import embedding_outputs
 from massact.positions.frames import framed
-from massact.records.errors import MassactError, UserError
+from massact.records.errors import MassactError, UserError, first_line
 from massact.records.sites import Site
 from massact.stats import Keep
 from massact.trace import Probe, measure
@@ -56,9 +56,9 @@ def _positions(model: Model, corpus: Corpus, stack: str) -> int:
     except MassactError:
         raise
     except Exception as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{model.name or 'The model'} does not run on what its {type(model.processor).__name__} makes.", text,
+            f"{model.name or 'The model'} does not run on what its {type(model.processor).__name__} makes.",
+            first_line(error),
             "Is the preprocessor_config.json beside the weights that of this model?",
         ) from error  # fmt: skip
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from massact.records.errors import WorkError
+from massact.records.errors import WorkError, first_line
 
 # EFBIG: beyond what a file may hold here (ulimit -f, the file system).
 # What torch and safetensors say of a failed write follows below; they do not hand on the error of the system.
@@ -33,7 +33,7 @@ def disk_full(error: BaseException | None) -> bool:
 
 def full(path: Path, error: BaseException) -> WorkError:
     """The message of a file that a full disk has no room for."""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    said = first_line(error)
     return WorkError(f"The disk is full: {path} could not be written.",
                      f"{getattr(error, 'strerror', None) or said}. What was there before is as it was.",
                      "Make room, then run the command again (a scan with --resume).")  # fmt: skip

@@ -55,6 +55,17 @@ def check_options(verb: str, given: Iterable[str], known: Iterable[str]) -> None
             raise UserError(f"{verb} has no option {name!r}.", do=near(name, known))
 
 
+def first_line(error: BaseException, empty: str | None = None) -> str:
+    """The first line of what an exception says; where it says nothing, `empty` or else its class."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__ if empty is None else empty
+
+
+def class_and_line(error: BaseException) -> str:
+    """What an exception of somebody else is, and the first line of what it says."""
+    return f"{type(error).__name__}: {first_line(error, '')}"
+
+
 def near(name: str, names: Iterable[str], kind: str = "Known") -> str:
     """Say which known names resemble `name`, and list them all when they are few.
 

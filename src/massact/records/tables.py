@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from massact.records.disk import write_atomic
-from massact.records.errors import UserError
+from massact.records.errors import UserError, class_and_line, first_line
 from massact.records.user_files import refuse_special
 
 Columns = dict[str, tuple[str, str]]  # column -> (dtype, meaning), in the order of the file
@@ -85,8 +85,7 @@ def read_table(directory: Path, table: str, again: str = "Scan again.") -> pd.Da
         with open(path, "rb") as file:
             data = pd.read_parquet(file)
     except Exception as error:
-        said = str(error).splitlines()[0] if str(error) else ""
-        raise UserError(f"{path} cannot be read.", f"It is damaged ({type(error).__name__}: {said}).", again) from None
+        raise UserError(f"{path} cannot be read.", f"It is damaged ({class_and_line(error)}).", again) from None
     data = data.assign(**{c: v for c, v in ADDED_LATER.items() if c in columns and c not in data.columns})
     missing = [c for c in columns if c not in data.columns]
     if missing:
@@ -121,6 +120,6 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:
         raise UserError(
             f"{path} cannot be read.",
-            str(error).splitlines()[0] if str(error) else type(error).__name__,
+            first_line(error),
             "The file is damaged: scan again.",
         ) from None

@@ -22,7 +22,7 @@ from massact.corpora import corpus as make_corpus
 from massact.models import Model, load
 from massact.positions import ready_corpus
 from massact.records.disk import leftovers
-from massact.records.errors import MassactError, UserError, WorkError
+from massact.records.errors import MassactError, UserError, WorkError, class_and_line
 from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.kinds.trajectory import CheckpointRecord, Trajectory, TrajectoryInfo
 from massact.records.run import read_info
@@ -299,7 +299,7 @@ def _said(error: Exception) -> str:
     """What failed, on one line."""
     if isinstance(error, MassactError):
         return " ".join(part for part in (error.what, error.why) if part)
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    return class_and_line(error)
 
 
 def _free() -> None:

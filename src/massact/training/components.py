@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from massact.records.errors import UserError, check_options, near
+from massact.records.errors import UserError, check_options, class_and_line, first_line, near
 from massact.training.configs import TrainConfig
 
 # Options that every configuration of transformers takes, whether it lists them or not.
@@ -35,7 +35,7 @@ def tokenizer_of(config: TrainConfig) -> Any:
     except Exception as error:  # the Hub's packages raise many kinds
         raise UserError(
             f"The tokenizer {config.tokenizer!r} cannot be loaded.",
-            f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+            class_and_line(error),
             "Go online once, or name a local folder: tokenizer=FOLDER.",
         ) from error
 
@@ -56,7 +56,7 @@ def build_model(config: TrainConfig) -> nn.Module:
         unknown = sorted(set(config.model) - options)
     except Exception as error:
         raise UserError(f"The model {config.architecture!r} cannot be configured.",
-                        f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+                        class_and_line(error),
                         "Check architecture and model.*; see massact train --list.") from error  # fmt: skip
     if unknown:
         raise UserError(f"{config.architecture!r} has no option {unknown[0]!r}.", do=near(unknown[0], options))
@@ -65,7 +65,7 @@ def build_model(config: TrainConfig) -> nn.Module:
         model = head.from_config(made, attn_implementation="sdpa", trust_remote_code=False)
     except ValueError as error:
         raise UserError(f"The model {config.architecture!r} cannot be built.",
-                        (str(error).splitlines() or [""])[0]) from error  # fmt: skip
+                        first_line(error, "")) from error  # fmt: skip
     if not config.biases:
         hold_biases(model)
     if config.variant != "softmax":

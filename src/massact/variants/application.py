@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 
 from massact.anatomy import example_inputs
 from massact.anatomy.examples import float_dtype, to_device
-from massact.records.errors import MassactError, UserError
+from massact.records.errors import MassactError, UserError, class_and_line
 from massact.stats.attended import fused_attention
 from massact.trace.inputs_of import input_of, inputs_kept, keep_input
 from massact.variants.changes import PREFIX, changeable, changes_of, note_change
@@ -162,10 +162,9 @@ def _attention_modules(model: nn.Module, inputs: dict[str, Any] | None) -> dict[
     except MassactError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
         raise UserError(
             f"{type(model).__name__} does not run on a short input while its attention is looked for.",
-            f"{type(error).__name__}: {first}", "Give one that it runs on: apply_variant(model, name, inputs={...}).",
+            class_and_line(error), "Give one that it runs on: apply_variant(model, name, inputs={...}).",
         ) from error  # fmt: skip
     finally:
         for holder, value in before:
