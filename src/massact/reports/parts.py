@@ -221,13 +221,13 @@ def grid(
     Args:
         title: what it is of.
         heads: over the columns, with line breaks where they are long. `<` in front: cells of words, on the left, which
-            fold; `>`: on the right, which fold; nothing: numbers, on the right.
+            fold; `>`: on the right, which fold; `=` or nothing: numbers, on the right.
         rows: cells, as many as there are heads.
         looks, abreast: see `Table`.
     """
     cells = list(zip(*rows, strict=True)) if rows else []
     columns = [
-        Column(head.lstrip("<>"), "", shown, shown, head[:1] != "<", head[:1] in ("<", ">"))
+        Column(head[head[:1] in tuple("<>=") :], "", shown, shown, head[:1] != "<", head[:1] in ("<", ">"))
         for head, shown in zip(heads, cells, strict=False)
     ]
     return Table(title, columns, len(rows), (), True, looks, abreast) if rows else None

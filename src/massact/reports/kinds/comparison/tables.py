@@ -100,7 +100,7 @@ def _layers(c: Comparison) -> list[Table | None]:
     for (stack, site), part in layers.groupby(["stack", "site"], sort=False):
         by = {label: part[part["label"] == label].set_index("layer") for label in dict.fromkeys(part["label"])}
         heads = [
-            f"{'' if i else _name(label, 10)}\n{head}" for label in by for i, head in enumerate(DRAWN.values())
+            f"={'' if i else _name(label, 10)}\n{head}" for label in by for i, head in enumerate(DRAWN.values())
         ]
         rows = [
             [str(layer), *(cell(of.at[layer, c]) if layer in of.index else "-" for of in by.values() for c in DRAWN)]
