@@ -22,8 +22,8 @@ from massact.interventions.effects import effects_of
 from massact.interventions.tasks import evaluate_tasks
 from massact.models import Model
 from massact.records.errors import UserError, WorkError
-from massact.trace import Edit
-from massact.trace.edits import AnyEdit, edited
+from massact.trace import Edit, edited
+from massact.trace.edits import AnyEdit
 
 tasks = pytest.importorskip("lm_eval.tasks")
 

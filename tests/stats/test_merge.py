@@ -19,9 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import massact
+from massact.classics import attention_biases
 from massact.classics.attention_by_class import ClassShares
 from massact.explanations.heat_maps import _Dense
 from massact.explanations.image_sinks import _OnImages, _Scaled
+from massact.interventions import relocation
+from massact.interventions.catalogue import Massive
+from massact.interventions.sinks import MassiveTokens, Sinks, SinkStats
+from massact.records.sites import Site
 from massact.stats import DimMoments, HiddenStats, Keep, Ranks, Resumable, Statistic, TokenMax, Where
 from massact.stats.groups import Gather, GroupStats
 from massact.stats.heads import HeadStats
@@ -30,6 +35,7 @@ from massact.stats.neighbours import NeighbourCosines
 from massact.stats.positions import MagnitudesAt, PositionMoments
 from massact.stats.shares import AttentionShares
 from massact.training.lab_looks import _FirstMass, _KeyScale, _Sizes
+from massact.training.monitor import AttentionSums, HiddenSums
 from tests.stats import test_groups as groups
 from tests.stats import test_heads as heads
 from tests.stats import test_shares as shares
@@ -164,6 +170,11 @@ def check_magnitudes(result: Any, stream: list[Seen]) -> None:
     np.testing.assert_allclose(result.rest, np.mean(rest, 0), rtol=1e-12)
 
 
+def check_outputs(result: Any, stream: list[Seen]) -> None:
+    for seen in stream:
+        assert torch.equal(result[seen.sequence], seen.h_TD)
+
+
 # ------------------------------------------------------------------------------- the cases
 def assert_same(a: Any, b: Any, rtol: float = 1e-9, joined: Container[str] | None = None, name: str = "") -> None:
     """Two results, entry by entry: what is selected or counted is equal, floats are so to `rtol`.
@@ -246,6 +257,14 @@ CASES: dict[str, Case] = {
     "attention maps": Case(_Dense, None, long_calls),
     "first mass": Case(lambda: _FirstMass(1), None, long_calls),
     "key scale": Case(_KeyScale, None, long_calls),
+    "sums": Case(lambda: HiddenSums((1.0, 1.0)), None, spoilt_stream),
+    "attention sums": Case(AttentionSums, None, long_calls),
+    "massive tokens": Case(
+        lambda: MassiveTokens(Massive(Site("", 3, "resid_post"), (0, 1), (900.0, 777.0), {}, {})), None, of_one_length
+    ),
+    "sinks": Case(lambda: SinkStats(Sinks(eps=0.12), {0: [4], 2: [0, 7]}), None, attention_stream),
+    "outputs": Case(relocation._Outputs, check_outputs),
+    "attention outputs": Case(attention_biases._Outputs, None, attention_stream),
     "sizes": Case(lambda: _Sizes(1), None, of_one_length),
     "phi": Case(lambda: _Scaled(dict.fromkeys(range(6), [1, 4]), [0, 1]), None, of_one_length),
     "on images": Case(

@@ -24,8 +24,9 @@ from transformers import (
 )
 
 from massact.records.errors import UserError, WorkError
+from massact.stats import Where
 from massact.training import MassiveActivationsCallback, Monitor
-from massact.training.monitor import dynamics_of, hidden_sums, unwrapped
+from massact.training.monitor import HiddenSums, dynamics_of, unwrapped
 
 V, T, B = 50, 16, 3
 
@@ -223,9 +224,16 @@ def test_nothing_seen_is_an_error() -> None:
 def test_nonfinite_values_are_counted_and_left_out() -> None:
     h = torch.arange(24.0).reshape(2, 3, 4)
     h[0, 0, 0], h[0, 2, 3] = float("nan"), float("inf")
-    sums = hidden_sums(h, 9, (1, 1)).tolist()
+    sums = _summed(h)
     assert sums[0] == 10 + 23 and sums[3] == 5 + 17 and sums[-2] == 2 and sums[-1] == 2
-    assert hidden_sums(h.bfloat16(), 9, (1, 1)).tolist() == sums
+    assert _summed(h.bfloat16()) == sums
+
+
+def _summed(h_BTD: torch.Tensor) -> list[float]:
+    statistic = HiddenSums((1, 1))
+    for b, h_TD in enumerate(h_BTD):
+        statistic.update(h_TD, Where(b))
+    return statistic.result().tolist()
 
 
 def test_alarms(caplog: pytest.LogCaptureFixture) -> None:

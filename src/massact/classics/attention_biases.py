@@ -11,8 +11,9 @@ of a norm of queries or keys, learned sinks) are out of scope.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,9 +26,11 @@ from massact.models import Model
 from massact.records.anatomy import AttentionPlace
 from massact.records.errors import UserError
 from massact.records.sites import Site
-from massact.trace import Together, WeightEdit, edited, unchanged
-from massact.trace.attention import AttentionCall, attending
+from massact.stats import PerSequence, Where
+from massact.stats.attended import Attended
+from massact.trace import AttentionEdit, Probe, Seen, Together, WeightEdit, edited, observing, unchanged
 from massact.trace.bias_roles import ROLES, bias_roles
+from massact.trace.edits import AnyEdit
 
 WORDS = {"q": "query", "k": "key", "v": "value"}
 METRICS = ("perplexity", "nll", "kl", "top1_agreement")
@@ -261,38 +264,40 @@ def _identity_errors(
     On the example input. Every layer sees what it sees in the model: the calls without b_v hand on the outputs with
     it. b_v of a call is the change of its values at the first key.
     """
-    kept: dict[Site, tuple[Tensor, Tensor]] = {}
-    errors: dict[Site, tuple[float, int]] = {}
+    sizes: dict[Site, list[tuple[float, float, int]]] = {}
 
-    def keep(site: Site) -> Callable[[AttentionCall], None]:
-        def look(call: AttentionCall) -> None:
-            if call.v_BKSF is not None and call.out_BHTF is not None:
-                kept[site] = call.v_BKSF.clone(), call.out_BHTF.clone()
+    def as_before(site: Site, kept: list[tuple[Tensor, Tensor]], a: Attended) -> Tensor:
+        v_KF, out_HTF = kept.pop(0)
+        assert a.v_KSF is not None and a.out_HTF is not None
+        added_KF = (v_KF - a.v_KSF[:, 0]).float()
+        added_HF = added_KF.repeat_interleave(len(out_HTF) // len(added_KF), 0)
+        off = a.out_HTF.float() + added_HF[:, None] - out_HTF.float()
+        sizes.setdefault(site, []).append((float(off.abs().max()), float(out_HTF.abs().max()), out_HTF.numel()))
+        return out_HTF
 
-        return look
+    def run(probes: Sequence[Probe], edits: Sequence[AnyEdit]) -> Seen:
+        lenient = ("edits", "sites")
+        with torch.inference_mode(), unchanged(model.module), observing(model, probes, edits, lenient=lenient) as seen:
+            model.module(**model.example)
+        return seen
 
-    def compare(site: Site) -> Callable[[AttentionCall], Tensor | None]:
-        def look(call: AttentionCall) -> Tensor | None:
-            if site not in kept:
-                return None
-            v_BKSF, out_BHTF = kept.pop(site)
-            assert call.v_BKSF is not None and call.out_BHTF is not None
-            added_BKF = (v_BKSF[:, :, 0] - call.v_BKSF[:, :, 0]).float()
-            added_BHF = added_BKF.repeat_interleave(out_BHTF.shape[1] // added_BKF.shape[1], 1)
-            off = call.out_BHTF.float() + added_BHF[:, :, None] - out_BHTF.float()
-            top = float(out_BHTF.abs().max())
-            errors[site] = float(off.abs().max()) / top if top > 0 else float("nan"), out_BHTF.numel()
-            return out_BHTF
-
-        return look
-
-    with torch.inference_mode():
-        for see, edits in ((keep, ()), (compare, (without,))):
-            with edited(model, *edits), attending(model.module, {p: see(s) for s, p in places.items()}) as heads:
-                heads.begin()
-                with unchanged(model.module):
-                    model.module(**model.example)
+    seen = run([Probe("outputs", str(site), _Outputs) for site in places], ())
+    kept = {site: list(rows.values()) for site in places if (rows := seen.result("outputs", site))}
+    run((), [without, *(AttentionEdit(str(s), str(s), partial(as_before, s, rows)) for s, rows in kept.items())])
+    errors = {}
+    for site, found in sizes.items():
+        off, top, n = (max(x[0] for x in found), max(x[1] for x in found), sum(x[2] for x in found))
+        errors[site] = off / top if top > 0 else float("nan"), n
     return errors
+
+
+class _Outputs(PerSequence):
+    """Values of the first key and the output of attention calls, where both are seen."""
+
+    def update(self, a: Attended, where: Where) -> None:
+        """Take the attention call of one sequence."""
+        if a.v_KSF is not None and a.out_HTF is not None:
+            self.rows[where.sequence] = a.v_KSF[:, 0].clone(), a.out_HTF.clone()
 
 
 ATTENTION_BIASES = Classic(

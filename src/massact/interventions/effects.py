@@ -5,8 +5,8 @@ Shapes: B batch, T tokens, V vocabulary or classes, N sequences, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from massact.corpora import Batch, Corpus
+from massact.corpora import Corpus
 from massact.interventions.predictions import Asked, Predicted, Task, arrays, ask, logits_of, predicted, task_of
-from massact.interventions.sinks import SINK_METRICS, Masses, Sinks, finding_tokens, unseen_attention, watching_sinks
+from massact.interventions.sinks import SINK_METRICS, Masses, Sinks, sink_probes, unseen_attention
 from massact.models import Model
 from massact.records.anatomy import Stack
-from massact.records.errors import UserError, WorkError
+from massact.records.errors import UserError
 from massact.records.sites import Site
-from massact.trace import Edit, Fired, Together
-from massact.trace.edits import AnyEdit, check_fired, edited
+from massact.trace import Edit, Fired, Together, observing
+from massact.trace.edits import AnyEdit, check_fired
 from massact.trace.replay import Prefix
-from massact.trace.text_rows import TextRows
 
 # One number of every sequence; all but `perplexity` are means over sequences.
 _PERPLEXITIES = ("perplexity", "perplexity_windowed")
+LENIENT = ("edits", "sites")  # one batch may have nothing to edit, and an input may leave a part of the model out
 METRICS = ("nll", "kl", "top1_agreement", "top1_probability", "accuracy")
 
 
@@ -118,26 +118,28 @@ def evaluate(
     for batch in corpus.batches(batch_size):
         truth = None if labels is None else labels[list(batch.sequences)]
         asked = ask(batch, task)
-        prefixes = _prefixes(model, edits) if share_prefix else {}
+        prefixes, tokens = _prefixes(model, edits) if share_prefix else {}, dict[int, list[int]]()
         with torch.inference_mode(), ExitStack() as stack:
             for prefix in prefixes.values():
                 stack.enter_context(prefix.recording())
-            tokens = stack.enter_context(finding_tokens(model, batch, None if sinks is None else sinks.target))
-            first = stack.enter_context(watching_sinks(model, batch, sinks, tokens))
+            probes = sink_probes(model, sinks, tokens, find=True)
+            seen = stack.enter_context(observing(model, probes, batch=batch, lenient=LENIENT))
             logits = logits_of(model, asked.batch)
-        before = predicted(logits, asked, truth, task)
+        first, before = Masses.of(seen), predicted(logits, asked, truth, task)
         base.append(arrays([p.numbers() for p in before]))
         for edit in edits:
-            where, rows = _layer_of(model, edit), list[TextRows]()
-            with torch.inference_mode(), _silently(model, edit, fired[edit.name], batch, rows):
-                with prefixes[where].skipping() if where in prefixes else nullcontext():  # type: ignore[index]
-                    with watching_sinks(model, batch, sinks, tokens, rows, first) as now:
-                        changed = logits_of(model, asked.batch)
-            moved = rows[-1] if rows and _reads_text(asked, task) else None
+            where, probes = _layer_of(model, edit), sink_probes(model, sinks, tokens, among=first)
+            skipping = prefixes[where].skipping() if where in prefixes else nullcontext()  # type: ignore[index]
+            with torch.inference_mode(), skipping:
+                # It may leave a batch alone, but not all of them.
+                with observing(model, probes, [edit], batch=batch, text=True, lenient=LENIENT) as seen:
+                    changed = logits_of(model, asked.batch)
+            fired[edit.name].add(seen.edits[0])
+            now, moved = Masses.of(seen), seen.rows[-1] if seen.rows and _reads_text(asked, task) else None
             said = predicted(changed, asked, truth, task, moved=moved, among=before)
             new, old = _alike(before, said)
             after[edit.name].append(new | now.behind(where, unseen[edit.name]))
-            same = _over_the_same(model, asked, first, now)
+            same = _over_the_same(model, asked, sinks, tokens, (first, now))
             own[edit.name].append(old | same.behind(where, unseen[edit.name]))
         done += len(batch.sequences)
         if progress is not None:
@@ -147,13 +149,17 @@ def evaluate(
                    fired)  # fmt: skip
 
 
-def _over_the_same(model: Model, asked: Asked, old: Masses, new: Masses) -> Masses:
+def _over_the_same(
+    model: Model, asked: Asked, sinks: Sinks | None, tokens: dict[int, list[int]], runs: tuple[Masses, Masses]
+) -> Masses:
     """Sink statistics without an edit over the queries of those with it; one more pass where these are fewer."""
+    old, new = runs
     if all(old.queries[site].used == queries.used for site, queries in new.queries.items()):
         return old
-    with torch.inference_mode(), old.once_more(new) as again:
+    probes = sink_probes(model, sinks, tokens, among=new)
+    with torch.inference_mode(), observing(model, probes, batch=asked.batch, lenient=LENIENT) as again:
         logits_of(model, asked.batch)
-    return again
+    return Masses.of(again)
 
 
 def _alike(before: list[Predicted], after: list[Predicted]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -185,20 +191,6 @@ def _paired(base: _Numbers, after: dict[str, _Numbers], own: dict[str, _Numbers]
 def _reads_text(asked: Asked, task: Task) -> bool:
     """Whether the predictions are of the tokens that an edit of the inputs moves; a decoder's own ids stay."""
     return task.ahead != 0 and "decoder_input_ids" not in asked.batch.inputs
-
-
-@contextmanager
-def _silently(model: Model, edit: AnyEdit, total: Fired, batch: Batch, rows: list[TextRows]) -> Iterator[None]:
-    """One batch under an edit: it may leave a batch alone, but not all of them."""
-    counts: list[Fired] = []
-    try:
-        with edited(model, edit, sequences=batch.sequences, rows=rows) as counts:
-            yield
-    except WorkError:
-        if not counts or any(c.n_calls == 0 for c in counts):
-            raise
-    total.n_calls += sum(c.n_calls for c in counts)
-    total.n_elements += sum(int(c.n_elements) for c in counts)
 
 
 def _layer_of(model: Model, edit: AnyEdit) -> tuple[str, int] | None:

@@ -21,8 +21,9 @@ from massact.models import Model, with_attention
 from massact.positions import Layout, image_stack
 from massact.records.errors import UserError
 from massact.records.sites import Site
+from massact.stats import PerSequence, Where
 from massact.stats.positions import MagnitudesAt
-from massact.trace import AddedTokens, Edit, Fired, Probe, Together, edited, measure, tapped
+from massact.trace import AddedTokens, Edit, Fired, Probe, Together, edited, measure, observing
 
 Outliers = Mapping[int, Sequence[int]]  # image -> positions of its massive patches
 COLUMNS = ("rank", "layer", "neuron", "activation", "elsewhere")
@@ -187,6 +188,14 @@ def _is_rotary(model: Model) -> bool:
     return any(getattr(h, name, None) for h in holders for name in ("rope_parameters", "rope_theta"))
 
 
+class _Outputs(PerSequence):
+    """Hidden states as they are."""
+
+    def update(self, h_TD: Tensor, where: Where) -> None:
+        """Take the hidden state of one sequence."""
+        self.rows[where.sequence] = h_TD.clone()
+
+
 def _check_added(model: Model, added: AddedTokens) -> None:
     """Whether tokens that nothing attends to change nothing."""
     seen = with_attention(model)
@@ -195,15 +204,12 @@ def _check_added(model: Model, added: AddedTokens) -> None:
     if len(seen.anatomy.select_attention(pattern)) != n_layers:
         raise UserError("It cannot be shown that added tokens do nothing by themselves in this model.",
                         "Attention is not seen in all of its blocks.")  # fmt: skip
-    place = model.anatomy.stack(added.stack).blocks[-1].places["resid_post"]
-    kept: list[Tensor] = []
-    taps: Any = [(place, lambda h: kept.append(h.clone()))]
+    last = Site(added.stack, n_layers, "resid_post")
 
     def run(*edits: Any) -> Tensor:
-        with torch.inference_mode(), edited(seen, *edits), tapped(model.module, taps) as state:
-            state.begin()
-            model.run(model.example, places=[place])
-        return kept.pop()
+        with torch.inference_mode(), observing(seen, [Probe("last", str(last), _Outputs)], edits) as found:
+            model.run(model.example, places=found.places)
+        return torch.stack(list(found.result("last", last).values()))
 
     before_BTD = run()
     T = before_BTD.shape[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -13,8 +12,8 @@ from torch import Tensor
 from massact.corpora import Corpus
 from massact.interventions.effects import Paired
 from massact.models import Model
-from massact.trace import Fired
-from massact.trace.edits import AnyEdit, edited
+from massact.trace import Fired, observing
+from massact.trace.edits import AnyEdit
 
 N_GRAM = 4
 N_SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 8, 16, 48
@@ -45,9 +44,9 @@ def evaluate_repetition(model: Model, corpus: Corpus, edits: Sequence[AnyEdit]) 
     )  # fmt: skip
 
     def samples(edit: AnyEdit | None) -> tuple[np.ndarray, list[Fired]]:
-        with edited(model, edit) if edit is not None else nullcontext([]) as fired, torch.inference_mode():
+        with observing(model, edits=[] if edit is None else [edit]) as seen, torch.inference_mode():
             out = model.module.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=settings)
-        return np.array([repeated(row[prompts.shape[1] :]) for row in out]), fired
+        return np.array([repeated(row[prompts.shape[1] :]) for row in out]), seen.edits
 
     base, _ = samples(None)
     after = {edit.name: samples(edit) for edit in edits}

@@ -5,29 +5,25 @@ Shapes: B batch, T tokens, J dims, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from massact.corpora import Batch
-from massact.corpora.batch import counted
 from massact.interventions.catalogue import Massive
 from massact.models import Model
-from massact.records.anatomy import AttentionPlace
 from massact.records.sites import Site
+from massact.stats.attended import Attended
+from massact.stats.groups import Chosen
 from massact.stats.heads import HeadOptions, HeadStats, Queries, Targets
-from massact.stats.protocol import Where
-from massact.trace import AttentionEdit
-from massact.trace.as_proved import check_calls
-from massact.trace.attention import AttentionCall, attending
+from massact.stats.protocol import PerSequence, Where
+from massact.trace import AttentionEdit, Measurements, Probe
 from massact.trace.edits import AnyEdit, parts_of
-from massact.trace.hooks import tapped
-from massact.trace.measurements import attended_sequences
-from massact.trace.text_rows import TextRows
 
 # metric -> the statistic of `HeadStats` that it is the mean of, over heads and layers.
 METRICS = {
@@ -35,6 +31,7 @@ METRICS = {
     "value_norm_first": "value_norm_first", "value_norm_ratio": "value_norm_findings",
     "alpha_first": "alpha_first", "sink_secondary": "secondary", "entropy_nats": "entropy",
 }  # fmt: skip
+Among = Mapping[int, Mapping[str, Set[int]]]  # sequence -> name -> positions of queries, see `Queries`
 _OF_VALUES = ("value_norm_first", "value_norm_ratio")
 SINK_METRICS = (*METRICS, "sink_rate", "update_stable_rank")
 
@@ -65,7 +62,13 @@ class Masses:
 
     layers: dict[Site, dict[str, np.ndarray]] = field(default_factory=dict)
     queries: dict[Site, Queries] = field(default_factory=dict)
-    once_more: Callable[[Masses], AbstractContextManager[Masses]] = nullcontext  # this pass, among another's queries
+
+    @classmethod
+    def of(cls, seen: Measurements) -> Masses:
+        """What the probes of `sink_probes` have seen."""
+        found = {site: seen.statistics[NAME, site] for site in seen.sites(NAME)}
+        known = {site: s for site, s in found.items() if isinstance(s, SinkStats) and s.rows}
+        return cls({site: s.result() for site, s in known.items()}, {site: s.queries for site, s in known.items()})
 
     def behind(self, where: tuple[str, int] | None, unseen: Collection[Site] = ()) -> dict[str, np.ndarray]:
         """Means over the layers behind one, or over all: metric -> (B,); NaN where no layer has it.
@@ -85,81 +88,86 @@ def unseen_attention(model: Model, edit: AnyEdit) -> set[Site]:
     return {s for e in parts_of(edit) if isinstance(e, AttentionEdit) for s in model.anatomy.select_attention(e.site)}
 
 
-@contextmanager
-def finding_tokens(model: Model, batch: Batch, target: Massive | None) -> Iterator[dict[int, list[int]]]:
-    """Inside, a forward pass without edits; afterwards, which positions of every sequence were massive."""
-    found: dict[int, list[int]] = {}
+class MassiveTokens(PerSequence):
+    """Positions with massive activations.
 
-    def look(h_BTD: Tensor) -> None:
-        assert target is not None
-        if h_BTD.ndim == 2:
-            h_BTD = h_BTD.reshape(len(batch.sequences), -1, h_BTD.shape[-1])
-        for sequence, mask_TJ in zip(batch.sequences, target.mask(h_BTD, batch), strict=True):
-            found[sequence] = mask_TJ.any(-1).nonzero().flatten().tolist()
+    Args:
+        target: what is massive.
+        found: gets the positions of every sequence, for statistics of later layers in the same pass.
+    """
 
-    taps = [] if target is None else [(p, look) for p in model.anatomy.select(str(target.site)).values()]
-    with tapped(model.module, taps) as state:  # type: ignore[arg-type]
-        state.begin()
-        yield found
+    def __init__(self, target: Massive, found: dict[int, list[int]] | None = None) -> None:
+        super().__init__()
+        self.target, self.rows = target, {} if found is None else found
+
+    @torch.no_grad()
+    def update(self, h_TD: Tensor, where: Where) -> None:
+        """Take the hidden state of one sequence."""
+        if self.target.only is not None:
+            self.rows[where.sequence] = sorted({p for s, p, _ in self.target.only if s == where.sequence})
+            return
+        rows = self.target.mask(h_TD, Batch({}, (), ())).any(-1).nonzero().flatten()
+        self.rows[where.sequence] = where.positions_of(rows).tolist()
 
 
-@contextmanager
-def watching_sinks(
-    model: Model,
-    batch: Batch,
-    wanted: Sinks | None,
-    tokens: dict[int, list[int]],
-    rows: Sequence[TextRows] = (),
-    among: Masses | None = None,
-) -> Iterator[Masses]:
-    """Inside, one forward pass of a batch; afterwards, its sink statistics.
+class SinkStats(PerSequence):
+    """Sink statistics of one layer, mean over its heads: metric -> one number for each sequence.
+
+    Args:
+        wanted: which.
+        tokens: sequence -> positions with massive activations.
+        among: of another pass: means are over those of its queries, by their position in the text, that can see the key
+            here as well.
+    """
+
+    def __init__(self, wanted: Sinks, tokens: Chosen, among: Among | None = None) -> None:
+        super().__init__()
+        self.wanted, self.tokens, self.queries = wanted, tokens, Queries(among)
+
+    def update(self, a: Attended, where: Where) -> None:
+        """Take the attention call of one sequence."""
+        options = HeadOptions(self.wanted.all_keys, self.wanted.eps, bias=False, queries=self.queries)
+        self.rows[where.sequence] = HeadStats(Targets(self.tokens, {}, {}), options)
+        self.rows[where.sequence].update(a, where)
+
+    def merge(self, other: Self) -> None:
+        """Add the sequences of another one."""
+        super().merge(other)
+        self.queries.used |= other.queries.used
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Metric -> (N,); NaN where one is unavailable."""
+        rows = [_numbers(stats, self.wanted) for stats in self.in_order()]
+        return {name: np.array([row[name] for row in rows]) for name in SINK_METRICS}
+
+
+NAME, FOUND = "sinks", "massive tokens"
+
+
+def sink_probes(
+    model: Model, wanted: Sinks | None, tokens: dict[int, list[int]], *, find: bool = False, among: Masses | None = None
+) -> list[Probe]:
+    """Probes of the sink statistics of one forward pass of a batch; none where none are wanted.
 
     Up to the layer where they are found, the tokens with massive activations are not known, so the statistics about
     them are of the layers behind it, with an edit and without.
 
     Args:
         tokens: sequence -> positions with massive activations.
-        rows: filled in that pass: where an edit of the inputs has put the tokens.
-        among: of another pass: means are over those of its queries, by their position in the text, that can see the key
-            here as well. Where `rows` stay empty no token has moved, and all count.
+        find: they are found in this pass, which is one without edits.
+        among: of another pass, see `SinkStats`.
     """
-    masses, made = Masses(), list[tuple[Site, HeadStats]]()
-    masses.once_more = partial(watching_sinks, model, batch, wanted, tokens, ())
-
-    def see(site: Site, place: AttentionPlace) -> Callable[[AttentionCall], None]:
-        def look(call: AttentionCall) -> None:
-            assert wanted is not None
-            known = tokens if wanted.finds(site) else {}
-            moved = rows[-1] if rows and rows[-1].positions_BR.shape[1] == call.shape[2] else None
+    if wanted is None:
+        return []
+    probes = []
+    if find and wanted.target is not None:
+        probes.append(Probe(FOUND, str(wanted.target.site), partial(MassiveTokens, wanted.target, tokens)))
+    for site in model.anatomy.attentions:
+        if site.point == "attention":
             others = None if among is None or site not in among.queries else among.queries[site].used
-            queries = masses.queries.setdefault(site, Queries(others))
-            for b, (a, where) in enumerate(attended_sequences(call, place, _moved(batch, moved))):
-                if moved is not None:  # a token is known by its place in the text as it was
-                    where = Where(where.sequence, positions=moved.positions_BR[b][where.rows(a.shape[1]).cpu()])
-                options = HeadOptions(wanted.all_keys, wanted.eps, bias=False, queries=queries)
-                made.append((site, HeadStats(Targets(known, {}, {}), options)))
-                made[-1][1].update(a, where)
-
-        return look
-
-    places = {s: p for s, p in model.anatomy.attentions.items() if s.point == "attention"} if wanted else {}
-    with attending(model.module, {p: see(s, p) for s, p in places.items()}) as heads:
-        heads.begin()
-        yield masses
-        check_calls(heads.calls, model.proof.calls, whole=False)
-    for site in dict.fromkeys(site for site, _ in made):
-        assert wanted is not None
-        rows = [_numbers(h, wanted) for s, h in made if s == site]
-        masses.layers[site] = {name: np.array([row[name] for row in rows]) for name in SINK_METRICS}
-
-
-def _moved(batch: Batch, rows: TextRows | None) -> Batch:
-    """The batch of a pass that an edit has moved tokens in: which rows count there."""
-    if rows is None:  # a decoder's own ids stay where they are
-        return batch
-    mask, n = rows.counted_BR, len(rows.positions_BR)
-    kept = (None,) * n if mask is None else tuple(counted(m) if bool(m.any()) else slice(0, 0) for m in mask)
-    return replace(batch, inputs={"input_ids": rows.positions_BR}, rows=kept)
+            known: dict[int, list[int]] = tokens if wanted.finds(site) else {}
+            probes.append(Probe(NAME, str(site), partial(SinkStats, wanted, known, others)))
+    return probes
 
 
 def _numbers(stats: HeadStats, wanted: Sinks) -> dict[str, float]:

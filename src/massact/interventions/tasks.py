@@ -6,7 +6,7 @@ import copy
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from massact.corpora.hub import no_code_asked
 from massact.interventions.effects import Paired
 from massact.models import Model
 from massact.records.errors import UserError, WorkError
-from massact.trace import Fired
-from massact.trace.edits import AnyEdit, edited
+from massact.trace import Fired, observing
+from massact.trace.edits import AnyEdit
 
 INSTALL = "Install it: pip install 'massact[tasks]'"
 
@@ -67,7 +67,7 @@ def evaluate_tasks(
         raise UserError(f"lm-eval knows no task {unknown[0]!r}.", do="List them: lm-eval ls tasks")
 
     def run(edit: AnyEdit | None) -> tuple[dict[str, _Told], Fired | None]:
-        with edited(model, edit) if edit is not None else nullcontext([None]) as fired, _no_questions(lm_eval):
+        with observing(model, edits=[] if edit is None else [edit]) as seen, _no_questions(lm_eval):
             try:
                 out = lm_eval.simple_evaluate(
                     model=harness, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=True,
@@ -77,7 +77,7 @@ def evaluate_tasks(
                 first = (str(error).strip().splitlines() or ["A question or an answer is longer than the context."])[0]
                 do = "Without a network, give local task files: --task-folder"
                 raise UserError("lm-eval could not run the tasks.", first, do) from error
-        return {t: _told(t, samples) for t, samples in out["samples"].items()}, fired[0]
+        return {t: _told(t, samples) for t, samples in out["samples"].items()}, next(iter(seen.edits), None)
 
     baseline, _ = run(None)
     after: dict[str, tuple[dict[str, _Told], Fired]] = {}

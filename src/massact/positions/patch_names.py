@@ -17,8 +17,8 @@ from massact.corpora import Corpus
 from massact.corpora import corpus as make_corpus
 from massact.models import Model
 from massact.positions.embedding import embedding_outputs
+from massact.trace import WeightEdit, edited
 from massact.trace.added_tokens import added_positions
-from massact.trace.edits import WeightEdit, edited
 
 MOST_EXTRA = 64  # positions that are no patch
 LARGEST_PATCH = 64

@@ -1,4 +1,4 @@
-"""The only hooks in the library, and `measure`, which everything else calls.
+"""The only hooks in the library, and `observing`, which everything else runs under (`measure`: over a corpus).
 
 Takes a model with its anatomy, batches, probes and edits; gives measurements. Knows where tensors pass and
 how a forward pass is watched. Must not know criteria, findings, files or what a statistic computes.
@@ -6,9 +6,11 @@ how a forward pass is watched. Must not know criteria, findings, files or what a
 
 from massact.trace.as_found import unchanged
 from massact.trace.as_proved import BATCH_FIRST, Checker
-from massact.trace.edits import AddedTokens, AttentionEdit, Edit, Fired, InputEdit, Together, WeightEdit, edited
+from massact.trace.edits import AddedTokens, AttentionEdit, Edit, Fired, InputEdit, Together, WeightEdit
 from massact.trace.hooks import Taps, tapped
-from massact.trace.measurements import Measurements, Probe, feed, measure, plan
+from massact.trace.measurements import measure
+from massact.trace.observation import Measurements, Probe, Seen, edited, observing, plan
+from massact.trace.updates import feed
 from massact.trace.watch import Watch, follow, tensors_in
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "InputEdit",
     "Measurements",
     "Probe",
+    "Seen",
     "Taps",
     "Together",
     "Watch",
@@ -29,6 +32,7 @@ __all__ = [
     "feed",
     "follow",
     "measure",
+    "observing",
     "plan",
     "tapped",
     "tensors_in",

@@ -343,7 +343,7 @@ class Attending:
 
     def __init__(self, taps: _Taps, places: Mapping[Key, int]) -> None:
         self._taps, self._modules = taps, dict.fromkeys(module for module, _ in places)
-        self.fired = [0] * len(places)
+        self.fired, self._earlier = [0] * len(places), [False] * len(places)
 
     @property
     def calls(self) -> dict[str, int]:
@@ -358,7 +358,12 @@ class Attending:
     def begin(self) -> None:
         """To be called before every forward pass."""
         self._taps.begin()
+        self._earlier = self.ever()
         self.fired = [0] * len(self.fired)
+
+    def ever(self) -> list[bool]:
+        """Which places have been seen in any forward pass."""
+        return [earlier or now > 0 for earlier, now in zip(self._earlier, self.fired, strict=True)]
 
 
 @contextmanager

@@ -1,29 +1,23 @@
-"""Edits: what changes a model's tensors, weights or inputs, and `edited`, which patches a live model with them.
-
-Inside the `with` the module is the same object, usable by any other library; on exit it is bit for bit as before.
-"""
+"""Edits: what changes a model's tensors, weights or inputs, as data; `observation` puts them in force."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from massact.corpora import Batch
 from massact.corpora.masks import first_kept
-from massact.records.anatomy import Anatomy
+from massact.records.anatomy import Stack
 from massact.records.errors import UserError, WorkError, near
 from massact.stats.attended import Attended
 from massact.trace.added_tokens import tokens_added
-from massact.trace.attention import AttentionCall, attending
-from massact.trace.hooks import tapped
-from massact.trace.text_rows import TEXT_POSITIONS, TextRows, positions_like, text_rows
+from massact.trace.attention import AttentionCall
+from massact.trace.text_rows import TEXT_POSITIONS
 
 
 @dataclass(frozen=True)
@@ -143,111 +137,30 @@ class Fired:
         self.n_calls += 1
         self.n_elements = self.n_elements + (new != old).sum()  # type: ignore[assignment]
 
-
-class Editable(Protocol):
-    """What `edited` needs of a model; `massact.models.Model` is one."""
-
-    module: nn.Module
-    anatomy: Anatomy
+    def add(self, other: Fired) -> None:
+        """Add what the same edit did elsewhere."""
+        self.n_calls += other.n_calls
+        self.n_elements += int(other.n_elements)
 
 
-@contextmanager
-def edited(
-    model: Editable, *edits: AnyEdit, sequences: Sequence[int] = (), rows: list[TextRows] | None = None
-) -> Iterator[list[Fired]]:
-    """Patch a live model for the length of a `with`.
+def add_tokens(
+    module: nn.Module, stack: Stack, edit: AddedTokens, done: Fired, alone: bool
+) -> AbstractContextManager[None]:
+    """Added tokens, for the length of a `with`; they count where they are the whole edit."""
 
-    Args:
-        model: a loaded model; its `module` is what other libraries run.
-        edits: applied in this order where several are at one place.
-        sequences: index in the corpus of every row, for edits that draw at random; nothing: the rows are counted.
-        rows: gets, of every forward pass of tokens, which positions of the text its rows are.
+    def count(zeros_BND: Tensor) -> None:
+        done.n_calls += 1
+        done.n_elements += zeros_BND.numel() if alone else 0
 
-    Yields:
-        What each edit did so far.
-
-    Raises:
-        UserError: a selector or a parameter name matches nothing; with `rows`, an edit moves tokens and does not say
-            where to.
-        WorkError: on leaving, an edit did not fire or changed nothing (not if the body raised).
-    """
-    fired = [Fired(e.name) for e in edits]
-    parts = [(one, done) for edit, done in zip(edits, fired, strict=True) for one in parts_of(edit)]
-    live = _Live(tuple(sequences), rows)
-    with ExitStack() as stack:
-        taps: list[Any] = []
-        calls: dict[Any, Any] = {}
-        for edit, done in parts:
-            if isinstance(edit, WeightEdit):
-                stack.enter_context(_weights(model.module, edit, done))
-            elif isinstance(edit, AddedTokens):
-                alone = all(isinstance(e, AddedTokens) for e, d in parts if d is done)
-                count = partial(_count_added, done, alone)
-                stack.enter_context(tokens_added(model.module, model.anatomy.stack(edit.stack), edit.n, edit.at, count))
-            elif isinstance(edit, InputEdit):
-                live.inputs.append((edit, done))
-            elif isinstance(edit, AttentionEdit):
-                places = model.anatomy.select_attention(edit.site)
-                if not places:
-                    raise UserError(
-                        f"No attention call matches {edit.site!r}.",
-                        do=near(edit.site, [str(s) for s in model.anatomy.attentions])
-                        if model.anatomy.attentions
-                        else "Look for them first: with_attention(model).",
-                    )
-                calls |= {p: _attention(edit, done, p, (calls.get(p), lambda: live.batch)) for p in places.values()}
-            else:
-                change = change_of(edit, done, lambda: live.batch)
-                taps += [(place, change) for place in model.anatomy.select(edit.site).values()]
-        state = stack.enter_context(tapped(model.module, taps))
-        heads = stack.enter_context(attending(model.module, calls))
-        live.begin = lambda: (state.begin(), heads.begin())
-        stack.enter_context(_roots(model.module, live))
-        yield fired
-    for done in fired:
-        done.n_elements = int(done.n_elements)
-    check_fired(fired)
+    return tokens_added(module, stack, edit.n, edit.at, count)
 
 
-class _Live:
-    """What is known of the forward pass that goes on: the batch that edits are told about."""
-
-    def __init__(self, sequences: tuple[int, ...] = (), rows: list[TextRows] | None = None) -> None:
-        self.batch, self.sequences, self.rows = Batch({}, (), ()), sequences, rows
-        self.inputs: list[tuple[InputEdit, Fired]] = []
-        self.begin: Callable[[], Any] = lambda: None
-        self.depth = 0
-
-    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        """Before a forward pass of the whole model, or of its base alone."""
-        self.depth += 1
-        if self.depth > 1:
-            return None
-        self.begin()
-        given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
-        changed, known = dict(given), {} if self.rows is None else positions_like(given)
-        moved = known.get(TEXT_POSITIONS)
-        for edit, done in self.inputs:
-            before = changed
-            changed = edit.apply(changed | ({TEXT_POSITIONS: moved} if moved is not None else {}))
-            moved = changed.pop(TEXT_POSITIONS, None)
-            done.n_calls += 1
-            done.n_elements += sum(_differ(before.get(k), v) for k, v in changed.items())
-        if self.rows is not None and known:
-            name = ", ".join(edit.name for edit, _ in self.inputs)
-            self.rows += [r for r in [text_rows(given, changed, moved, name)] if r is not None]
-        batch = _batch(changed)
-        same = len(self.sequences) == len(batch.sequences)
-        self.batch = replace(batch, sequences=self.sequences) if same else batch
-        return ((), changed) if self.inputs else None
-
-    def leave(self, *_: Any) -> None:
-        self.depth -= 1
-
-
-def _count_added(done: Fired, alone: bool, zeros_BND: Tensor) -> None:
+def change_inputs(edit: InputEdit, done: Fired, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs as an edit changes them, counted."""
+    changed = edit.apply(inputs)
     done.n_calls += 1
-    done.n_elements += zeros_BND.numel() if alone else 0
+    done.n_elements += sum(_differ(inputs.get(k), v) for k, v in changed.items() if k != TEXT_POSITIONS)
+    return changed
 
 
 def _differ(old: Any, new: Any) -> int:
@@ -256,34 +169,10 @@ def _differ(old: Any, new: Any) -> int:
     return new.numel() if old.shape != new.shape else int((old != new).sum())
 
 
-def _batch(inputs: dict[str, Any]) -> Batch:
-    """The batch of one live forward pass: where each row begins, and how much a cache already holds."""
-    tensors = {k: v for k, v in inputs.items() if isinstance(v, Tensor)}
-    first = next((v for k, v in tensors.items() if k != "attention_mask"), None)
-    n = 0 if first is None else len(first)
-    return Batch(tensors, tuple(range(n)), (None,) * n, past_of(inputs))
-
-
 def past_of(inputs: Mapping[str, Any]) -> int:
     """How many positions before those of a forward pass its cache already holds."""
     cache = inputs.get("past_key_values")
     return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
-
-
-@contextmanager
-def _roots(module: nn.Module, live: _Live) -> Iterator[None]:
-    """Hooks on the model, and on its base and its towers, each of which may be run alone."""
-    base = getattr(module, "base_model", module)
-    towers = [child for child in module.children() if hasattr(child, "main_input_name")]
-    handles = []
-    try:
-        for root in dict.fromkeys([module, base if isinstance(base, nn.Module) else module, *towers]):
-            handles.append(root.register_forward_pre_hook(live.enter, with_kwargs=True, prepend=True))
-            handles.append(root.register_forward_hook(live.leave, always_call=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def change_of(edit: Edit, done: Fired, batch: Callable[[], Batch]) -> Callable[[Tensor], Tensor]:
@@ -303,7 +192,7 @@ def change_of(edit: Edit, done: Fired, batch: Callable[[], Batch]) -> Callable[[
     return change
 
 
-def _attention(
+def change_of_call(
     edit: AttentionEdit,
     done: Fired,
     place: Any,
@@ -331,7 +220,8 @@ def _starts(batch: Batch, n: int, width: int) -> list[int]:
 
 
 @contextmanager
-def _weights(module: nn.Module, edit: WeightEdit, done: Fired) -> Iterator[None]:
+def change_weights(module: nn.Module, edit: WeightEdit, done: Fired) -> Iterator[None]:
+    """Another parameter, for the length of a `with`."""
     parameters = dict(module.named_parameters())
     if edit.parameter not in parameters:
         raise UserError(f"The model has no parameter {edit.parameter!r}.", do=near(edit.parameter, parameters))
@@ -348,14 +238,17 @@ def _weights(module: nn.Module, edit: WeightEdit, done: Fired) -> Iterator[None]
             weight.copy_(kept)
 
 
-def check_fired(fired: Sequence[Fired]) -> None:
+def check_fired(fired: Sequence[Fired], idle: bool = False) -> None:
     """Refuse a table of effects about nothing.
+
+    Args:
+        idle: it is enough that each of them ran.
 
     Raises:
         WorkError: an edit never ran, or changed no element.
     """
     for one in fired:
-        if one.n_calls == 0 or int(one.n_elements) == 0:
+        if one.n_calls == 0 or (int(one.n_elements) == 0 and not idle):
             raise WorkError(
                 f"Edit {one.name!r} changed nothing ({one.n_calls} calls, {int(one.n_elements)} elements).",
                 do="Check its site and what it matches: a table of its effect would be about nothing.",

@@ -22,7 +22,7 @@ from massact.records.errors import WorkError
 from massact.stats import Where
 from massact.stats.attended import Attended
 from massact.trace.attention import AttentionCall, attending
-from massact.trace.measurements import attended_sequences
+from massact.trace.updates import attended_sequences
 
 
 class Graphed:

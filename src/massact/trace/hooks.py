@@ -1,6 +1,8 @@
 """Taps: functions that see, and may replace, tensors at the borders of module calls.
 
-Every hook of the library is installed here or in `watch`, inside a `with`, and removed in `finally`.
+Every hook that looks, or changes something for a time, is installed in this room inside a `with`, and removed in
+`finally`. What a changed architecture consists of (`inputs_of`, `extra_token`) is a part of the model, as its
+parameters are: copies, pickles and trainings keep it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class Taps:
     """Installed taps, and how often each of them fired since `begin`."""
 
     def __init__(self, n: int, stop: bool = False, until: Callable[[], bool] = lambda: True) -> None:
-        self.fired = [0] * n
+        self.fired, self._earlier = [0] * n, [False] * n
         self.stop, self.until = stop, until
         self.calls: dict[str, int] = defaultdict(int)  # of every border, since `begin`
 
@@ -45,7 +47,12 @@ class Taps:
     def begin(self) -> None:
         """To be called before every forward pass."""
         self.calls.clear()
+        self._earlier = self.ever()
         self.fired = [0] * len(self.fired)
+
+    def ever(self) -> list[bool]:
+        """Which taps have fired in any forward pass."""
+        return [earlier or now > 0 for earlier, now in zip(self._earlier, self.fired, strict=True)]
 
 
 @dataclass(frozen=True)

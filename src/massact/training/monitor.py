@@ -17,20 +17,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from massact.models import Model, load, with_attention
-from massact.records.anatomy import AttentionPlace, Place
 from massact.records.errors import ProofError, UserError, WorkError
 from massact.records.sun2024 import massive
 from massact.records.tables import frame
 from massact.stats import Dynamics, fit_dynamics
-from massact.trace.attention import AttentionCall, attending
-from massact.trace.hooks import tapped
+from massact.stats.attended import Attended
+from massact.stats.protocol import Where, to_numpy
+from massact.trace import Probe, Seen, observing
 
 log = logging.getLogger("massact")
 
@@ -135,26 +136,17 @@ class Monitor:
         self.rows: list[dict[str, Any]]
         self.notes: list[str] = []
         self._read(understood(unwrapped(model), self.notes))
-        self._sums: dict[tuple[int, bool], Tensor] = {}
-        self._open: ExitStack | None = None
-        self._again: Callable[[], object] = lambda: None
-        self._batch, self._asked, self._grad = 0, False, True
+        self._open, self._seen = ExitStack(), None
+        self._seen: Seen | None
+        self._asked = False
 
     def _read(self, model: Model) -> None:
-        """Which rows there are, and where each is seen."""
-        self.sites: list[tuple[str, int]] = []
-        self.places: list[tuple[int, Place]] = []
-        self.calls: list[tuple[int, AttentionPlace]] = []
-        for stack in model.anatomy.stacks:
-            for layer in range(stack.n_layers + 1):
-                block = stack.blocks[max(0, layer - 1)]
-                place = block.places.get("resid_post" if layer else "resid_pre")
-                if place is not None:
-                    self.places.append((len(self.sites), place))
-                self.sites.append((stack.name, layer))
-        for site, call in model.anatomy.attentions.items():
-            if site.point == "attention" and not call.cross:
-                self.calls.append((self.sites.index((site.stack, site.layer)), call))
+        """Which rows there are, and what is seen for each."""
+        self._known = model
+        self.sites = [(stack.name, layer) for stack in model.anatomy.stacks for layer in range(stack.n_layers + 1)]
+        self.probes = [Probe("hidden", "*.resid_post", partial(HiddenSums, self.warn), self.sequences)]
+        if model.anatomy.select_attention("*.attention"):
+            self.probes.append(Probe("attention", "*.attention", AttentionSums, self.sequences))
 
     # ---- a step
     def due(self, step: int) -> bool:
@@ -163,7 +155,7 @@ class Monitor:
 
     def __enter__(self) -> Monitor:
         self._asked = True
-        if self.probe_batch is None and self.due(self.n_steps + 1) and not self._sums:
+        if self.probe_batch is None and self.due(self.n_steps + 1) and not self._has_seen():
             self._begin(grad=True)
         return self
 
@@ -181,47 +173,28 @@ class Monitor:
         """
         self.n_steps += 1
         rows = None
-        if self.due(self.n_steps) and (self._asked or self._open is not None or self.probe_batch is not None):
+        if self.due(self.n_steps) and (self._asked or self._seen is not None or self.probe_batch is not None):
             rows = self.finish(self.n_steps)
         if not self._asked and self.probe_batch is None and self.due(self.n_steps + 1):
             self._begin(grad=True)
         return rows
 
     def close(self) -> None:
-        """Take the taps away."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        """Look no longer."""
+        self._open.close()
+        if not self._has_seen():
+            self._seen = None
 
     def _begin(self, grad: bool) -> None:
-        """Install the taps; `grad`: what runs without gradients (an evaluation) is not looked at."""
+        """Look from now on; `grad`: what runs without gradients (an evaluation) is not looked at."""
         self.close()
-        self._sums.clear()
-        self._grad = grad
-        root = unwrapped(self.model)
-        calls = {place: partial(self._see_attention, row, place) for row, place in self.calls}
-        taps = [(place, partial(self._see_hidden, row)) for row, place in self.places]
-        with ExitStack() as stack:
-            heads = stack.enter_context(attending(root, calls))
-            state = stack.enter_context(tapped(root, taps))
-            self._again = lambda: (heads.begin(), state.begin())
-            self._again()
-            self._open = stack.pop_all()
+        look = observing(
+            self._known, self.probes, first=lambda: torch.is_grad_enabled() is grad, lenient=("sites",)
+        )
+        self._seen = self._open.enter_context(look)
 
-    def _see_hidden(self, row: int, h_BTD: Tensor) -> None:
-        if torch.is_grad_enabled() is not self._grad or row == self.places[0][0]:
-            self._again()  # taps count the calls of a module: an evaluation in between must not count
-        if (row, False) in self._sums or torch.is_grad_enabled() is not self._grad:
-            return
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            self._batch = len(h_BTD) if h_BTD.ndim == 3 else 1
-            self._sums[row, False] = hidden_sums(h_BTD, self.sequences, self.warn)
-
-    def _see_attention(self, row: int, place: AttentionPlace, call: AttentionCall) -> None:
-        if (row, True) in self._sums or torch.is_grad_enabled() is not self._grad:
-            return
-        with torch.no_grad():
-            self._sums[row, True] = attention_sums(call.split(self._batch), place, self.sequences)
+    def _has_seen(self) -> bool:
+        return self._seen is not None and any(s.n for s in self._seen.statistics.values() if isinstance(s, HiddenSums))
 
     def finish(self, step: int) -> list[dict[str, Any]]:
         """Reduce what was seen of a step, once over all ranks, and keep its rows.
@@ -232,19 +205,19 @@ class Monitor:
         self.close()
         if self.probe_batch is not None:
             self._probe(self.probe_batch)
-        if not any((row, False) in self._sums for row, _ in self.places):
+        if self._seen is None or not self._has_seen():
             raise WorkError(
                 f"The monitor saw nothing of the forward pass of step {step}.",
                 "It did not run inside `with monitor:`, or hooks are not run (torch.compile, or a copy of the model).",
                 "Give probe_batch, a small batch for a separate forward pass.",
             )
-        like = next(iter(self._sums.values()))
+        known = {key: s.sums for key, s in self._seen.statistics.items() if s.sums is not None}  # type: ignore[attr-defined]
+        like = next(iter(known.values()))
         table_LX = torch.zeros(len(self.sites), _WIDTH, dtype=like.dtype, device=like.device)
-        for (row, attention), sums in self._sums.items():
-            table_LX[row, len(_HIDDEN) + 1 :] = sums if attention else table_LX[row, len(_HIDDEN) + 1 :]
-            if not attention:
-                table_LX[row, : len(_HIDDEN) + 1] = sums
-        self._sums.clear()
+        for (name, site), sums in known.items():
+            columns = slice(0, len(_HIDDEN) + 1) if name == "hidden" else slice(len(_HIDDEN) + 1, None)
+            table_LX[self.sites.index((site.stack, site.layer)), columns] = sums.to(like.device)
+        self._seen = None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(table_LX)
         rows = [self._row(step, site, x) for site, x in zip(self.sites, table_LX.tolist(), strict=True)]
@@ -360,41 +333,73 @@ def understood(module: nn.Module, notes: list[str]) -> Model:
     return model
 
 
-def hidden_sums(h_BTD: Tensor, sequences: int, warn: tuple[float, float]) -> Tensor:
-    """Sums over sequences of the statistics of a hidden state, and their number: (len(_HIDDEN) + 1,), no sync."""
-    if h_BTD.ndim == 2:
-        h_BTD = h_BTD[None]
-    x_BN = h_BTD.detach()[:sequences].flatten(1)
-    x_BN = x_BN if x_BN.dtype in (torch.float32, torch.float64) else x_BN.float()
-    finite_BN, mag_BN = torch.isfinite(x_BN), x_BN.abs()
-    top = torch.where(finite_BN, mag_BN, -1.0).topk(min(3, x_BN.shape[1]), dim=1)
-    top_B3 = nn.functional.pad(top.values, (0, 3 - top.values.shape[1]), value=float("nan"))
-    median_B = torch.where(finite_BN, mag_BN, float("nan")).nanmedian(1).values
-    ratio_B = top_B3[:, 0] / median_B
-    per_B = [
-        *top_B3.unbind(1), median_B, ratio_B, top.indices[:, 0] < h_BTD.shape[-1],
-        massive(top_B3[:, 0], median_B), massive(top_B3[:, 0], median_B, *warn),
-        (~finite_BN).sum(1), torch.ones_like(median_B),
-    ]  # fmt: skip
-    return torch.stack([x.to(x_BN.dtype) for x in per_B], 1).sum(0).to(_wide(x_BN.device))
+class _Sums:
+    """Sums over sequences, on the device that they are seen on.
+
+    `n`: sequences. `sums`: of each number, and n behind them; None where nothing was seen.
+    """
+
+    def __init__(self) -> None:
+        self.n, self.sums = 0, None
+        self.sums: Tensor | None
+
+    def add(self, numbers: list[Tensor]) -> None:
+        """One sequence more; nothing synchronises."""
+        new = torch.stack([x.float() if x.dtype != torch.float64 else x for x in numbers])
+        self._add(1, torch.cat([new, new.new_ones(1)]).to(_wide(new.device)))
+
+    def _add(self, n: int, sums: Tensor) -> None:
+        self.n += n
+        self.sums = sums if self.sums is None else self.sums.to(sums.device) + sums
+
+    def merge(self, other: Self) -> None:
+        """Add what another one has seen."""
+        if other.sums is not None:
+            self._add(other.n, other.sums)
+
+    def result(self) -> np.ndarray:
+        """The sums, and the number of sequences; nothing where none was seen."""
+        return np.zeros(0) if self.sums is None else to_numpy(self.sums)
 
 
-def attention_sums(call: AttentionCall, place: AttentionPlace, sequences: int) -> Tensor:
-    """Sums over sequences of sink mass and value drain, and the number of sequences: (3,)."""
-    B = min(sequences, len(call.scores_BHTS if call.scores_BHTS is not None else call.q_BHTE))  # type: ignore[arg-type]
-    total = torch.zeros(3, dtype=torch.float32)
-    for b in range(B):
-        a = call.of(b, place)
-        first = torch.zeros(1, dtype=torch.long, device=a.device)
-        rows = slice(1, None)
+class HiddenSums(_Sums):
+    """Sums of the statistics of a hidden state.
+
+    Args:
+        warn: magnitude and ratio of the earlier warning.
+    """
+
+    def __init__(self, warn: tuple[float, float]) -> None:
+        super().__init__()
+        self.warn = warn
+
+    def update(self, h_TD: Tensor, where: Where) -> None:
+        """Take the hidden state of one sequence."""
+        x_V = h_TD.detach().flatten()
+        x_V = x_V if x_V.dtype in (torch.float32, torch.float64) else x_V.float()
+        finite_V, mag_V = torch.isfinite(x_V), x_V.abs()
+        top = torch.where(finite_V, mag_V, -1.0).topk(min(3, len(x_V)))
+        top_3 = nn.functional.pad(top.values, (0, 3 - len(top.values)), value=float("nan"))
+        median = torch.where(finite_V, mag_V, float("nan")).nanmedian()
+        self.add([
+            *top_3.unbind(), median, top_3[0] / median, top.indices[0] < h_TD.shape[-1],
+            massive(top_3[0], median), massive(top_3[0], median, *self.warn), (~finite_V).sum(),
+        ])  # fmt: skip
+
+
+class AttentionSums(_Sums):
+    """Sums of sink mass and value drain."""
+
+    def update(self, a: Attended, where: Where) -> None:
+        """Take the attention call of one sequence."""
+        first, rows = torch.zeros(1, dtype=torch.long, device=a.device), slice(1, None)
         seen_H = a.sees(rows, first).sum((1, 2))
         mass = (a.probs(first, rows).sum((1, 2)) / seen_H).nanmean()
         drain = torch.full_like(mass, float("nan"))
         if a.v_KSF is not None:
             norm_KS = torch.linalg.vector_norm(a.v_KSF, dim=-1, dtype=torch.float32)
             drain = (norm_KS[:, 0] / norm_KS[:, 1:].mean(1)).mean()
-        total = total.to(mass.device) + torch.stack([mass, drain, torch.ones_like(mass)])
-    return total.to(_wide(total.device))
+        self.add([mass, drain])
 
 
 def _wide(device: torch.device) -> torch.dtype:
