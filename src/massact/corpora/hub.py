@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from massact.corpora.presets import PRESETS, Preset, named_corpora
-from massact.records.errors import UserError, class_and_line
+from massact.records.errors import UserError, causes, class_and_line
 
 # How much of a data set without a protocol is read: its first documents, enough for any scan.
 MAX_DOCUMENTS = 10_000
@@ -203,10 +203,7 @@ def no_code_asked(datasets: Any) -> None:
 
 def _refused(dataset: str, error: Exception) -> UserError:
     """Turn what the Hub's packages raise into one message, by the kind of failure."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
-        chain.append(cause)
-    kinds = {cls.__name__ for link in chain for cls in type(link).__mro__}
+    kinds = {cls.__name__ for link in causes(error) for cls in type(link).__mro__}
     why = class_and_line(error)
     if "GatedRepoError" in kinds or "gated" in why.lower():
         do = f"Accept its terms on its page on the Hub, then log in with `hf auth login`. ({dataset})"

@@ -1,7 +1,7 @@
 """Load a model, and hand it out only when it is proved.
 
 Takes a Hub id, a folder or a live module; gives a `Model` whose every site is proved. Knows how
-transformers are built. Must not know statistics, criteria or corpora.
+transformers are built. Must not know statistics, criteria or files of text.
 """
 
 from massact.models.attention_proof import projection_of, with_attention

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from massact.records.errors import UserError, first_line, near
+from massact.records.errors import UserError, causes, first_line, near
 from massact.records.user_files import refuse_special_in
 
 TIMM = "timm:"
@@ -53,11 +53,7 @@ def read_timm(spec: str, dtype: torch.dtype | str, revision: str | None, options
 
 
 def _explained(spec: str, error: BaseException) -> UserError:
-    first = first_line(error)
-    kinds, cause = set(), error
-    while cause is not None:
-        kinds.add(type(cause).__name__)
-        cause = cause.__cause__ or cause.__context__
+    first, kinds = first_line(error), {type(cause).__name__ for cause in causes(error)}
     if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"}:
         return UserError(
             f"The weights of {spec!r} are not in the cache, and the Hub cannot be reached.",

@@ -26,7 +26,7 @@ from massact.models.own_code import (
     own_class,
     read_with,
 )
-from massact.records.errors import UserError, first_line
+from massact.records.errors import UserError, causes, first_line
 from massact.records.user_files import read_given, refuse_special_in
 from massact.variants.application import apply_variant
 from massact.variants.storage import load_variant, told_changes
@@ -270,9 +270,7 @@ def model_class(config: Any, trusted: bool = False) -> Any:
 
 def _explained(spec: str, error: Exception, looks_local: bool) -> UserError:
     """One clear message for whatever transformers, the Hub or safetensors raised."""
-    chain = [error]
-    while chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(chain[-1].__cause__ or chain[-1].__context__)  # type: ignore[arg-type]
+    chain = causes(error)
     text = first_line(error)
     kinds = tuple(type(e).__name__ for e in chain)
     everything = " ".join(str(e) for e in chain)

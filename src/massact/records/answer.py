@@ -71,6 +71,12 @@ class StackAnswer:
     nonfinite: int
     modalities: list[tuple[str, int]] = field(default_factory=list)
 
+    @property
+    def shown_layer(self) -> int:
+        """The layer of the largest finding, else of the largest ratio: the one that figures and tables show."""
+        best = self.peak if self.peak is not None and self.peak.layer >= 0 else self.largest
+        return best.layer if best is not None else self.n_layers
+
 
 @dataclass(frozen=True)
 class Answer:

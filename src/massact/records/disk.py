@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from massact.records.errors import WorkError, first_line
+from massact.records.errors import WorkError, causes, first_line
 
 # EFBIG: beyond what a file may hold here (ulimit -f, the file system).
 # What torch and safetensors say of a failed write follows below; they do not hand on the error of the system.
@@ -20,15 +20,8 @@ _SAID = r"no space left|disk quota|file too large|os error 2[78]\b|PytorchStream
 
 def disk_full(error: BaseException | None) -> bool:
     """Whether an error says that the disk, or a quota, is full; libraries wrap it in errors of their own."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in _NUMBERS:
-            return True
-        if re.search(_SAID, str(error), re.I):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    said = [] if error is None else causes(error)
+    return any((isinstance(e, OSError) and e.errno in _NUMBERS) or re.search(_SAID, str(e), re.I) for e in said)
 
 
 def full(path: Path, error: BaseException) -> WorkError:

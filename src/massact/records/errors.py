@@ -55,6 +55,14 @@ def check_options(verb: str, given: Iterable[str], known: Iterable[str]) -> None
             raise UserError(f"{verb} has no option {name!r}.", do=near(name, known))
 
 
+def causes(error: BaseException) -> list[BaseException]:
+    """An exception and what it came from, the last one first; at most 10."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 10:
+        chain.append(cause)
+    return chain
+
+
 def first_line(error: BaseException, empty: str | None = None) -> str:
     """The first line of what an exception says; where it says nothing, `empty` or else its class."""
     lines = str(error).strip().splitlines()

@@ -192,12 +192,6 @@ def massive(scan: ScanResult) -> list[StackAnswer]:
     return some
 
 
-def shown_layer(answer: StackAnswer) -> int:
-    """The layer of the largest finding, else of the largest ratio, as the scan's own figures have it."""
-    best = answer.peak if answer.peak is not None and answer.peak.layer >= 0 else answer.largest
-    return best.layer if best is not None else answer.n_layers
-
-
 def at(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
     """The rows of a table that have these values."""
     for column, value in where.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from massact.reproductions.effect_entries import ACCURACY
-from massact.reproductions.entries import Entry, Finished, Nothing, Row, answers, at, plain, row, shown_layer
+from massact.reproductions.entries import Entry, Finished, Nothing, Row, answers, at, plain, row
 from massact.reproductions.place_entries import curves
 
 HOWS = {"mean": "Fix-Reg-Mean", "noise": "mean and noise", "shuffle": "those of another image", "zero": "zero"}
@@ -19,7 +19,7 @@ def magnitudes_of_images(f: Finished) -> list[Row]:
         of = {"stack": s.stack}
         rows.append(row("massive activations", s.n_findings, unit="count", headline=True, **of))
         if s.n_findings:
-            peak = at(here, layer=shown_layer(s))
+            peak = at(here, layer=s.shown_layer)
             n = max(int(f.scan.info.corpus.get("n_sequences") or 0), 1)
             rows += [
                 row("first layer", s.onset or 0, unit="layer", headline=True, **of),
@@ -29,11 +29,11 @@ def magnitudes_of_images(f: Finished) -> list[Row]:
                     "images with any",
                     peak["sequence"].nunique() / n,
                     unit="share",
-                    layer=shown_layer(s),
+                    layer=s.shown_layer,
                     headline=True,
                     **of,
                 ),
-                row("different tokens", peak["pos"].nunique(), unit="count", layer=shown_layer(s), headline=True, **of),
+                row("different tokens", peak["pos"].nunique(), unit="count", layer=s.shown_layer, headline=True, **of),
             ]
         elif s.largest is not None:
             rows.append(

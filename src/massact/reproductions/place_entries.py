@@ -9,7 +9,7 @@ import pandas as pd
 
 from massact.records.answer import StackAnswer
 from massact.records.kinds.scan import ScanResult
-from massact.reproductions.entries import Entry, Finished, Nothing, Row, answers, at, massive, plain, row, shown_layer
+from massact.reproductions.entries import Entry, Finished, Nothing, Row, answers, at, massive, plain, row
 
 MOST_TOKENS = 12
 MAGNITUDE = "|h|"
@@ -30,7 +30,7 @@ def magnitudes(f: Finished) -> list[Row]:
 def _peaks(prompt: str, scan: ScanResult) -> list[Row]:
     h_PTD, stack = scan.portrait["magnitude"], str(scan.portrait["stack"])
     answer = next(s for s in answers(scan) if s.stack == stack)
-    layer = shown_layer(answer)
+    layer = answer.shown_layer
     h_TD = h_PTD[scan.portrait["layers"].tolist().index(layer)]
     found = at(scan.findings, stack=stack, site=answer.site, layer=layer, sequence=0)
     of = {"stack": stack, "layer": layer, "unit": MAGNITUDE}
@@ -71,7 +71,7 @@ def detected(f: Finished) -> list[Row]:
         if s.n_findings:
             here = at(f.scan.findings, stack=s.stack, site=s.site)
             rows += [
-                row("a sequence has", s.per_sequence, stack=s.stack, layer=shown_layer(s), unit="count", headline=True),
+                row("a sequence has", s.per_sequence, stack=s.stack, layer=s.shown_layer, unit="count", headline=True),
                 row("dims", text=plain(here["dim"]), stack=s.stack, headline=True),
             ]
         if largest is not None:
@@ -79,8 +79,8 @@ def detected(f: Finished) -> list[Row]:
                             place=f"position {largest.pos}, dim {largest.dim}", unit="|h| / median"))  # fmt: skip
     for name, (scan, _) in f.prompts.items():
         s = answers(scan)[0]
-        n = len(at(scan.findings, stack=s.stack, site=s.site, layer=shown_layer(s)))
-        rows.append(row("of one prompt", n, stack=s.stack, layer=shown_layer(s), place=name, unit="count"))
+        n = len(at(scan.findings, stack=s.stack, site=s.site, layer=s.shown_layer))
+        rows.append(row("of one prompt", n, stack=s.stack, layer=s.shown_layer, place=name, unit="count"))
     null = f.scan.info.answer.get("null") or {}
     if "n_findings" in null:
         rows.append(row("of a random-init twin", null["n_findings"], unit="count"))
@@ -94,7 +94,7 @@ def detected(f: Finished) -> list[Row]:
 
 def curves(f: Finished) -> list[Row]:
     """E4: the three largest |h| and the median of every layer, means over sequences."""
-    rows, shown = [], {s.stack: shown_layer(s) for s in answers(f.scan)}
+    rows, shown = [], {s.stack: s.shown_layer for s in answers(f.scan)}
     for r in f.scan.layers.itertuples():
         for name in ("top1", "top2", "top3", "median"):
             head = name in ("top1", "median") and shown.get(str(r.stack)) == r.layer
@@ -124,7 +124,7 @@ def census(f: Finished) -> list[Row]:
     """E6: dims, classes of positions and tokens of the findings at the layer of the largest."""
     rows = []
     for s in massive(f.scan):
-        layer = shown_layer(s)
+        layer = s.shown_layer
         here = at(f.scan.findings, stack=s.stack, site=s.site, layer=layer)
         of = {"stack": s.stack, "layer": layer}
         rows += [

@@ -11,7 +11,7 @@ from massact.corpora import Corpus
 from massact.corpora import corpus as make_corpus
 from massact.models import Model
 from massact.positions import tokens_of
-from massact.records.answer import Answer, StackAnswer
+from massact.records.answer import Answer
 from massact.records.sites import Site
 from massact.records.tables import frame
 from massact.scans.criteria import Evidence
@@ -20,12 +20,6 @@ from massact.trace import Probe, measure
 
 RANKS = {"top 1": 1, "top 2": 2, "top 3": 3, "top 4": 4, "top 5": 5, "top 10": 10, "top 100": 100,
          "top 1%": 0.01, "top 10%": 0.1, "median": 0.5}  # fmt: skip
-
-
-def layer_to_show(answer: StackAnswer) -> int:
-    """The layer of the largest finding, else of the largest ratio."""
-    best = answer.peak if answer.peak is not None and answer.peak.layer >= 0 else answer.largest
-    return best.layer if best is not None else answer.n_layers
 
 
 def prompt_corpus(model: Model, corpus: Corpus, prompt: str, bos: str) -> Corpus:
@@ -53,7 +47,7 @@ def ranks_table(model: Model, corpus: Corpus, first: Corpus, seen: Evidence, ans
     for stack in answer.stacks:
         if stack.largest is None:  # no finite value, or a site of which only the maxima of tokens are measured
             continue
-        site = Site(stack.stack, layer_to_show(stack), stack.site)
+        site = Site(stack.stack, stack.shown_layer, stack.site)
         here = {"stack": site.stack, "site": site.point, "layer": site.layer}
         rows += [here | {"source": "prompt"} | r for r in _measured_ranks(model, first.head(1), site)]
         tops = seen.candidates
@@ -97,7 +91,7 @@ def _rank_row(name: str, value: np.ndarray, dim: np.ndarray) -> dict[str, object
 def portrait(model: Model, text: Corpus, answer: Answer) -> dict[str, np.ndarray]:
     """|h| of the prompt before, at and after the layer to show, of the stack with the largest ratio (Fig. 1)."""
     best = max(answer.stacks, key=lambda s: s.largest.ratio if s.largest else 0.0)
-    shown = layer_to_show(best)
+    shown = best.shown_layer
     before = (best.onset or shown) - 1
     layers = sorted(
         {layer for layer in (before, shown, best.n_layers) if layer >= (1 if best.site != "resid_post" else 0)}
