@@ -126,8 +126,9 @@ def explain_model(name: str, device: str) -> tuple[Callable[[Any], Any], dict[st
     import scan as scans
 
     import massact as ma
-    from massact.explanations.job import ExplainConfig, measured_tables
+    from massact.explanations.job import measured_tables
     from massact.models import with_attention
+    from massact.verbs.explain import ExplainConfig
 
     model = scans.build(name, device)
     loaded = with_attention(ma.load(model))

@@ -101,7 +101,8 @@ def massact(model: Any, at_length: bool = False) -> Scan:
     """measure() with the default probes of a scan, and the tables and findings made of them."""
     import massact as ma
     from massact.scans import AtLength
-    from massact.scans.job import ScanConfig, _Job
+    from massact.scans.job import _Job
+    from massact.verbs.scan import ScanConfig
 
     loaded = ma.load(model)
     rule = ma.criterion("sun2024")

@@ -22,25 +22,26 @@ ARROWS: dict[str, set[str]] = {
     room: set(others.split())
     for room, others in {
         "records": "",
+        "verbs": "records",
         "corpora": "records",
         "stats": "records",
         "trace": "records corpora stats",
         "anatomy": "records corpora trace",
         "variants": "records stats trace anatomy",
         "models": f"{_FLOOR} anatomy variants",
-        "positions": f"{_FLOOR} anatomy models",
-        "scans": f"{_FLOOR} anatomy models positions",
-        "explanations": f"{_FLOOR} anatomy models positions scans",
-        "interventions": f"{_FLOOR} anatomy models positions scans",
-        "classics": f"{_FLOOR} anatomy models positions scans explanations interventions",
+        "positions": f"{_FLOOR} verbs anatomy models",
+        "scans": f"{_FLOOR} verbs anatomy models positions",
+        "explanations": f"{_FLOOR} verbs anatomy models positions scans",
+        "interventions": f"{_FLOOR} verbs anatomy models positions scans",
+        "classics": f"{_FLOOR} verbs anatomy models positions scans explanations interventions",
         "training": f"{_FLOOR} anatomy variants models",
-        "reproductions": f"{_FLOOR} anatomy models positions scans explanations interventions classics",
+        "reproductions": f"{_FLOOR} verbs anatomy models positions scans explanations interventions classics",
         "reports": "records",
     }.items()
 }
 # The ways up, inside a function alone: (file, room) -> why.
 UPWARDS = {("records/result.py", "reports"): "a notebook shows a result by the words of its report"}
-NO_TORCH = {"records", "reports"}
+NO_TORCH = {"records", "verbs", "reports"}
 DOORS = {"cli", "__init__", "__main__"}  # may import anything, lazily
 
 

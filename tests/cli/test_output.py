@@ -23,6 +23,7 @@ from massact.cli.interrupts import how_to_go_on
 from massact.records.disk import all_or_nothing, write_atomic
 from massact.records.errors import WorkError
 from massact.records.tables import save_arrays
+from massact.verbs import verbs
 from tests.cli.test_cli import FAST, run
 
 ROOT = Path(__file__).parents[2]
@@ -208,14 +209,14 @@ def test_all_or_nothing(tmp_path: Path) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- Ctrl-C
 @pytest.mark.parametrize(("verb", "stage"), [
-    (["scan", "--out", "NEW", *FAST], "massact.models.load"), (["scan", *FAST], "massact.models.load"),
+    (["scan", "--out", "NEW", *FAST], "massact.scans.verb.load"), (["scan", *FAST], "massact.scans.verb.load"),
     (["scan", "--out", "NEW", *FAST], "massact.scans.job._Job.run"),
-    (["explain", "RUN"], "massact.explanations.explain_run"),
-    (["intervene", "RUN"], "massact.interventions.intervene_run"),
-    (["classics", "RUN"], "massact.classics.classics_run"),
-    (["classics", "--out", "NEW"], "massact.classics.classics_anew"),
-    (["reproduce", "--out", "NEW"], "massact.reproductions.reproduce"),
-    (["reproduce", "RUN"], "massact.reproductions.reproduce"), (["reproduce"], "massact.reproductions.reproduce"),
+    (["explain", "RUN"], "massact.explanations.explain"),
+    (["intervene", "RUN"], "massact.interventions.verb.intervene"),
+    (["classics", "RUN"], "massact.classics.classics"),
+    (["classics", "--out", "NEW"], "massact.scans.scan_first"),
+    (["reproduce", "--out", "NEW"], "massact.cli.reproduce.reproduce"),
+    (["reproduce", "RUN"], "massact.cli.reproduce.reproduce"), (["reproduce"], "massact.cli.reproduce.reproduce"),
     (["train", "--out", "NEW"], "massact.training.train"), (["report", "RUN"], "massact.reports.report"),
     (["show", "RUN"], "massact.records.kinds.results_in"), (["compare", "RUN", "OTHER"], "massact.reports.compare"),
 ], ids=lambda v: " ".join(v[:2]) if isinstance(v, list) else v)  # fmt: skip
@@ -244,6 +245,6 @@ def test_ctrl_c_tells_what_can_be_done(
 
 def test_a_training_that_began_is_resumed(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text("{}")
-    assert "--resume" in how_to_go_on("train", {"out": tmp_path})
-    assert "--resume" not in how_to_go_on("train", {"out": tmp_path / "other"})
-    assert "--resume" not in how_to_go_on("train", {"out": None})
+    assert "--resume" in how_to_go_on(verbs()["train"], {"out": tmp_path})
+    assert "--resume" not in how_to_go_on(verbs()["train"], {"out": tmp_path / "other"})
+    assert "--resume" not in how_to_go_on(verbs()["train"], {"out": None})

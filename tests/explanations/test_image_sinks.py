@@ -12,8 +12,8 @@ from massact.corpora import Batch
 from massact.explanations import visual_sinks
 from massact.positions import ready_corpus
 from massact.records.errors import UserError
-from massact.scans import ScanConfig
 from massact.trace import Edit, edited
+from massact.verbs.scan import ScanConfig
 from tests.families import build
 from tests.mixed import llava, llava_inputs, qwen, qwen_inputs
 

@@ -34,10 +34,9 @@ VALUES = [
     "step1,step2", "step9:step1:1", "1,2,3", "1,,2", "streaming", "norm-growth", "timm:x", "timm:", "card", "latex",
     "\u202e",
 ]  # fmt: skip
-HEAVY = ("massact.models.load", "massact.training.train", "massact.training.lab.run_lab", "massact.scans.reopen",
-         "massact.explanations.saved_run.reopen", "massact.interventions.saved_run.reopen",
-         "massact.classics.saved_run.reopen", "massact.scans.scan_checkpoints",
-         "massact.reproductions.reproduce")  # fmt: skip
+HEAVY = ("massact.scans.verb.load", "massact.scans.scan_first", "massact.training.train",
+         "massact.training.lab.run_lab", "massact.scans.reopen", "massact.interventions.verb.reopen",
+         "massact.scans.verb.scan_checkpoints", "massact.cli.reproduce.reproduce")  # fmt: skip
 DRAWN = ("massact.reports.draw", "massact.reports.documents.draw")
 SMALL = ["--n-sequences", "1", "--seq-len", "8", "--no-null", "--no-bos-contrast", "--device", "cpu"]
 

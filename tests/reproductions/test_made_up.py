@@ -20,11 +20,12 @@ from massact.reproductions.effect_entries import FIVE, accuracy, perplexity, zer
 from massact.reproductions.entries import Finished, Nothing
 from massact.reproductions.experiments import chosen
 from massact.reproductions.image_entries import register_attention
-from massact.reproductions.job import ReproduceConfig, told
+from massact.reproductions.job import told
 from massact.reproductions.judgement import judged
 from massact.reproductions.place_entries import outlier_features
 from massact.reproductions.values import PUBLISHED
 from massact.reproductions.variation_entries import bos, trained
+from massact.verbs.reproduce import ReproduceConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -18,6 +18,7 @@ from massact.models import Model
 from massact.records.errors import UserError, WorkError
 from massact.records.kinds.reproduction import Reproduction
 from massact.reproductions import reproduce, verb_steps
+from massact.verbs.scan import ScanConfig
 from tests.golden.make import golden_text_scan
 from tests.interventions.test_registers import classifier
 
@@ -268,7 +269,7 @@ def test_a_head_for_images_without_one(tmp_path: Path) -> None:
                      labels="auto", head=tmp_path / "head.pth")  # fmt: skip
     assert done.info.having("failed") == []
     with torch.no_grad():
-        x = ma.positions.ready_corpus(ma.load(module), corpus, ma.scans.ScanConfig()).inputs["pixel_values"]
+        x = ma.positions.ready_corpus(ma.load(module), corpus, ScanConfig()).inputs["pixel_values"]
         guess = (module(pixel_values=x).last_hidden_state[4:, 0] @ weight.T).argmax(1)
     right = (guess == torch.tensor([i % 3 for i in range(4, 8)])).float().mean()
     told = done.reproduced.set_index("quantity").loc["original"]

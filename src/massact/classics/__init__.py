@@ -4,18 +4,7 @@ Takes a model, its text and the scan of it; gives `Classics`. Knows each work's 
 Must not know how tensors are caught, nor how results are told or drawn.
 """
 
-from massact.classics.job import CLASSICS, ClassicsConfig, classics
-from massact.classics.saved_run import classics_anew, classics_run
+from massact.classics.job import CLASSICS, check_which, classics, listed
 from massact.classics.works import Classic, Ground, Outcome, Unavailable
 
-__all__ = [
-    "CLASSICS",
-    "Classic",
-    "ClassicsConfig",
-    "Ground",
-    "Outcome",
-    "Unavailable",
-    "classics",
-    "classics_anew",
-    "classics_run",
-]
+__all__ = ["CLASSICS", "Classic", "Ground", "Outcome", "Unavailable", "check_which", "classics", "listed"]

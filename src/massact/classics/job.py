@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pandas as pd
@@ -18,13 +17,14 @@ from massact.classics.rogue_dims import ROGUE_DIMS
 from massact.classics.streaming import STREAMING
 from massact.classics.token_classes import TOKEN_CLASSES
 from massact.classics.works import Classic, Ground, Unavailable
-from massact.models import Model, load, with_attention
-from massact.records.errors import UserError, check_options, near
+from massact.models import with_attention
+from massact.records.errors import UserError, near
 from massact.records.kinds.classics import Classics, ClassicsInfo
 from massact.records.kinds.scan import ScanResult
-from massact.records.runinfo import git_state, jsonable
+from massact.records.runinfo import jsonable
 from massact.records.tables import frame
-from massact.scans import check_text, check_weights, scanned_corpus
+from massact.scans import scanned_inputs
+from massact.verbs.classics import ClassicsConfig
 
 CLASSICS: dict[str, Classic] = {
     c.name: c
@@ -41,35 +41,20 @@ CLASSICS: dict[str, Classic] = {
 }
 
 
-@dataclass(frozen=True)
-class ClassicsConfig:
-    """The options of the classics.
+def check_which(options: ClassicsConfig) -> None:
+    """Refuse a classic that there is not.
 
-    Args:
-        which: names of entries; nothing: all.
-        n_sequences: from the start of the corpus; None: all.
-        batch_size: sequences per forward pass of paired runs.
-        seed: of everything random.
+    Raises:
+        UserError: says which are near.
     """
+    for name in options.which:
+        if name not in CLASSICS:
+            raise UserError(f"There is no classic {name!r}.", do=near(name, CLASSICS))
 
-    which: tuple[str, ...] = ()
-    n_sequences: int | None = None
-    batch_size: int = 1
-    seed: int = 0
 
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> ClassicsConfig:
-        """Options by name.
-
-        Raises:
-            UserError: an unknown option or entry (says which are near).
-        """
-        check_options("classics", options, {f.name for f in fields(cls)})
-        config = cls(**options)
-        for name in config.which:
-            if name not in CLASSICS:
-                raise UserError(f"There is no classic {name!r}.", do=near(name, CLASSICS))
-        return config
+def listed(call: Any) -> list[str]:
+    """What --list prints: every entry with its source."""
+    return [f"{entry.name:<18} {entry.asks} ({entry.source})" for entry in CLASSICS.values()]
 
 
 def classics(
@@ -77,7 +62,7 @@ def classics(
     corpus: Any,
     scan: ScanResult,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
 ) -> Classics:
     """What the works that the paper grew from find on a model.
@@ -86,7 +71,7 @@ def classics(
         model: the scanned model; loaded, or anything that `load` takes.
         corpus: what was scanned; None makes it again from the scan's record.
         scan: its result; it need not have findings.
-        progress: called with entries done and entries in all.
+        progress: called with (stage, entries done, entries in all).
         **options: see `ClassicsConfig`.
 
     Raises:
@@ -94,19 +79,12 @@ def classics(
     Source: Sun 2024, Section 2.3 and related work.
     """
     config, began = ClassicsConfig.of(options), time.perf_counter()
-    loaded = model if isinstance(model, Model) else load(model)
-    check_weights(loaded, scan)
-    ready = scanned_corpus(loaded, corpus, scan)
-    check_text(ready, scan)
+    check_which(config)
+    loaded, ready = scanned_inputs(model, corpus, scan)
     loaded = with_attention(loaded)
     few = ready if config.n_sequences is None else ready.head(min(config.n_sequences, ready.n_sequences))
     ground = Ground(loaded, few, scan, config.batch_size, config.seed)
-    info = ClassicsInfo(
-        config=jsonable(asdict(config)),
-        model={k: scan.info.model.get(k) for k in ("id", "name", "weights_sha256")},
-        corpus={"name": ready.name, "sha256": ready.sha256, "n_sequences": few.n_sequences},
-        git=git_state(),
-    )
+    info = ClassicsInfo.of(scan.info, config.record(), ready, few.n_sequences)
     tables: dict[str, list[dict[str, object]]] = {"classics": [], "classic_effects": []}
     chosen = config.which or tuple(CLASSICS)
     for i, name in enumerate(chosen, 1):
@@ -122,7 +100,7 @@ def classics(
             tables["classics"] += [{"classic": name} | r for r in outcome.rows]
             tables["classic_effects"] += [{"classic": name} | r for r in outcome.effects]
         if progress is not None:
-            progress(i, len(chosen))
+            progress("classics", i, len(chosen))
     info.wall_s = time.perf_counter() - began
     made: dict[str, pd.DataFrame] = {name: frame(name, rows) for name, rows in tables.items()}
     return Classics(info, **made)

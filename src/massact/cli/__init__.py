@@ -1,4 +1,4 @@
-"""The command line: parse, call one function, print. Heavy imports happen only when a verb runs."""
+"""The command line: made of the verbs that there are. Heavy imports happen only when one runs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from contextlib import suppress
 import typer
 
 from massact.cli import output
-from massact.cli.classics import classics
+from massact.cli.commands import command
 from massact.cli.compare import compare
-from massact.cli.explain import explain
-from massact.cli.interrupts import AGAIN, told
-from massact.cli.intervene import intervene
+from massact.cli.interrupts import AGAIN
 from massact.cli.report import report
-from massact.cli.reproduce import reproduce
-from massact.cli.scan import scan
 from massact.cli.show import show
-from massact.cli.train import train
 from massact.records.disk import disk_full
 from massact.records.errors import MassactError
+from massact.verbs import verbs
 
 app = typer.Typer(
     name="massact",
@@ -37,8 +33,10 @@ def _root() -> None:
     """Find, explain, remove and train away massive activations in transformers."""
 
 
-for _verb in (scan, explain, intervene, classics, reproduce, train, compare, show, report):
-    app.command()(told(_verb))
+for _verb in verbs().values():
+    app.command()(command(_verb))
+for _reading in (compare, show, report):
+    app.command()(_reading)
 
 
 def main() -> None:

@@ -129,8 +129,8 @@ def _all_layers(model: Any, corpus: Any, result: Any, place: Path) -> None:
 
 def _prompt(model: Any, corpus: Any) -> str:
     """The prompt of Fig. 9 where the model has room for it, else the usual one, which may be left out with a note."""
-    from massact.scans import PROMPT as usual
     from massact.scans import prompt_corpus
+    from massact.verbs.scan import PROMPT as usual
 
     try:
         prompt_corpus(model, corpus, PROMPT, "auto")

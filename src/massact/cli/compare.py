@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from massact.cli.options import Json, Quiet, printed
+from massact.cli.options import Json, Quiet
+from massact.cli.output import print_result
+from massact.verbs.verb import NOT_SAVED
 
 
 def compare(
@@ -32,10 +34,7 @@ def compare(
     if out is not None:
         result.save(out)
         draw(result, out)
-    printed(result, json, quiet)
+    print_result(result, json, quiet)
     if not json and not quiet:
-        typer.echo(
-            f"\nSaved in {out}: compare.parquet, compare_layers.parquet, figures/."
-            if out
-            else "\nNot saved. Keep tables and figures with --out DIR."
-        )
+        said = NOT_SAVED if out is None else f"Saved in {out}: compare.parquet, compare_layers.parquet, figures/."
+        typer.echo(f"\n{said}")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from massact.records.errors import MassactError
+from massact.records.kinds import kinds
+from massact.verbs import OfScan, Verb
 
 AGAIN = "Run the same command again."
-RESUME = "go on with the same command and --resume."
 
 
 class Interrupted(MassactError):
@@ -20,56 +20,39 @@ class Interrupted(MassactError):
     exit_code = 130
 
 
-def told(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb; where it is interrupted, what is kept and how to go on are told."""
-
-    @functools.wraps(verb)
-    def run(**given: Any) -> None:
-        try:
-            verb(**given)
-        except KeyboardInterrupt:
-            raise Interrupted(f"Interrupted. {how_to_go_on(verb.__name__, given)}") from None
-
-    return run
-
-
-def how_to_go_on(verb: str, given: dict[str, Any]) -> str:
-    """What an interrupted verb has kept, and what to do next.
+@contextmanager
+def told_where_interrupted(verb: Verb, given: Mapping[str, Any]) -> Iterator[None]:
+    """Where the verb is interrupted, tell what is kept and how to go on.
 
     Args:
-        verb: its name.
-        given: its arguments.
+        verb: that runs within.
+        given: its inputs and options.
     """
-    out = given.get("out")
-    if verb in ("scan", "train"):
-        return _resumed(out, f"A {verb if verb == 'scan' else 'training'}")
-    if verb == "reproduce":
-        run = given.get("target") if _holds(given.get("target"), "run.json") else out
-        return _by_itself(run)
-    if verb in ("explain", "intervene"):
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"Interrupted. {how_to_go_on(verb, given)}") from None
+
+
+def how_to_go_on(verb: Verb, given: Mapping[str, Any]) -> str:
+    """What an interrupted verb has kept, and what to do next."""
+    target, out = given.get("target"), given.get("out")
+    place = target if _has_record(target) else out
+    if issubclass(verb.inputs, OfScan):
         return f"Nothing of it was kept, and the scan in {given.get('run')} is as it was. {AGAIN}"
-    if verb == "classics":
-        if _holds(out, "run.json"):
-            return f"The scan in {out} is kept: go on with massact classics {out}"
-        return f"Nothing of it was kept. {AGAIN}"
-    return AGAIN
+    if not verb.noun:
+        kept = _has_record(out)
+        return f"The scan in {out} is kept: go on with massact {verb.name} {out}" if kept else (
+            f"Nothing of it was kept. {AGAIN}")  # fmt: skip
+    if place is None:
+        return f"Nothing was saved. {verb.noun} with --out DIR can be gone on with."
+    if not _has_record(place):
+        return f"It had not begun, and nothing was written. {AGAIN}"
+    if verb.by_itself:
+        return f"What was finished is kept in {place}. {AGAIN} It goes on by itself."
+    return f"What was finished is kept in {place}: go on with the same command and --resume."
 
 
-def _resumed(out: Path | None, what: str) -> str:
-    if out is None:
-        return f"Nothing was saved. {what} with --out DIR can be gone on with."
-    if _holds(out, "run.json", "trajectory.json", "train.json"):
-        return f"What was finished is kept in {out}: {RESUME}"
-    return f"It had not begun, and nothing was written. {AGAIN}"
-
-
-def _by_itself(run: Any) -> str:
-    if run is None:
-        return "Nothing was saved. With --out DIR it can be gone on with."
-    if _holds(run, "run.json", "reproduce.json"):
-        return f"What was finished is kept in {run}. {AGAIN} It goes on by itself."
-    return f"It had not begun, and nothing was written. {AGAIN}"
-
-
-def _holds(folder: Any, *names: str) -> bool:
-    return folder is not None and any(os.path.isfile(os.path.join(folder, name)) for name in names)
+def _has_record(folder: Any) -> bool:
+    """Whether a folder holds the record of any kind of result."""
+    return folder is not None and any(os.path.isfile(os.path.join(folder, kind.FILE)) for kind in kinds().values())

@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+import typer
 from rich.console import Console
 
 GONE = 141  # the reader of a pipe has left: the status that a shell gives a program which SIGPIPE ended
@@ -59,6 +60,16 @@ class Terminal(Console):
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
+
+
+def print_result(result: Any, json: bool, quiet: bool) -> None:
+    """Print a result of any kind: as JSON, or readable unless it must be quiet."""
+    from massact.reports import show, to_json
+
+    if json:
+        typer.echo(to_json(result))
+    elif not quiet:
+        show(result, Terminal())
 
 
 def prepare() -> Stdout:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from massact.cli.options import Json, printed
+from massact.cli.options import Json
+from massact.cli.output import print_result
 
 
 def show(
@@ -21,7 +22,7 @@ def show(
     first, *added = results_in(run)
     if not json:
         for one in (first, *added):
-            printed(one, False, quiet=False)
+            print_result(one, False, False)
         return
     more = "".join(f',\n"{one.KIND}": {to_json(one)}' for one in added)
     typer.echo(f"{to_json(first).rstrip()[:-1].rstrip()}{more}}}" if added else to_json(first))

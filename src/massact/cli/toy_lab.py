@@ -6,48 +6,47 @@ import math
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from massact.cli.options import printed, progress_bar, quiet_libraries
+from massact.cli.interrupts import Interrupted
 from massact.records.errors import UserError
+from massact.verbs import Call, Done
 
 TASKS = ("bigram-backcopy",)
-NOT_HERE = {"data": "--data", "resume": "--resume"}
 
 
-def toy_lab(
-    task: str, preset: str | None, variants: list[str] | None, options: dict[str, Any], out: Path | None,
-    json: bool, quiet: bool, **others: Any,
-) -> None:  # fmt: skip
+def toy_lab(call: Call, options: dict[str, Any]) -> Done:
     """Train toy models side by side, print what they show, keep it where that is asked for.
+
+    Args:
+        call: of `massact train`.
+        options: of the lab.
 
     Raises:
         UserError: an unknown task, or an option of `massact train` that a toy lab does not have.
     """
-    if task not in TASKS:
-        raise UserError(f"There is no task {task!r}.", do=f"Known: {', '.join(TASKS)}.")
-    for name, option in NOT_HERE.items():
-        if others.get(name):
-            raise UserError(f"{option} is not for --task {task}.", "A toy lab makes its own data, and takes minutes.")
-    quiet_libraries()
+    asked, out = call.options, call.inputs.out
+    if asked.task not in TASKS:
+        raise UserError(f"There is no task {asked.task!r}.", do=f"Known: {', '.join(TASKS)}.")
+    for given, option in ((asked.data, "--data"), (call.inputs.resume, "--resume")):
+        if given:
+            raise UserError(
+                f"{option} is not for --task {asked.task}.", "A toy lab makes its own data, and takes minutes."
+            )
     from transformers.utils import logging
 
-    from massact.reports import draw
     from massact.training.lab import STORY, cores, run_lab
 
     logging.disable_progress_bar()
     try:
-        with progress_bar(quiet or json) as progress:
-            lab = run_lab(variants or STORY, preset or "story", out=out, workers=min(2, cores()), **options,
-                          progress=lambda name, done, total, row: progress(name, done, total, _line(row)))  # fmt: skip
+        lab = run_lab(
+            asked.attention or STORY, asked.config or "story", out=out, workers=min(2, cores()), **options,
+            progress=lambda name, done, total, row: call.progress(name, done, total, _line(row)),
+        )  # fmt: skip
     except KeyboardInterrupt:
-        typer.echo("Interrupted. A toy lab keeps no half-done training: start it again.", err=True)
-        raise SystemExit(130) from None
-    if out is not None:
-        draw(lab, out)
-    printed(lab, json, quiet)
-    if not json and not quiet:
-        typer.echo("\nNot saved. Keep tables, figure and models with --out DIR." if out is None else _saved(lab, out))
+        raise Interrupted("Interrupted. A toy lab keeps no half-done training: start it again.") from None
+    if out is None:
+        return Done(lab, "Not saved. Keep tables, figure and models with --out DIR.")
+    call.keep(lab, out)
+    return Done(lab, _saved(lab, out))
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -61,7 +60,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def _saved(lab: Any, out: Path) -> str:
     return (
-        f"\nSaved in {out}: lab.json, tables, figures/, model-VARIANT/, held_out.jsonl. Scan a model: massact scan "
+        f"Saved in {out}: lab.json, tables, figures/, model-VARIANT/, held_out.jsonl. Scan a model: massact scan "
         f"{out / f'model-{lab.variants[0]}'} --corpus {out / 'held_out.jsonl'} --seq-len {lab.info.config['length']} "
         "--bos never"
     )

@@ -255,8 +255,8 @@ class Corpus:
             )
         return self.part(0, n)
 
-    def part(self, start: int, stop: int | None = None) -> Corpus:
-        """Return the sequences from `start` to before `stop`."""
+    def part(self, start: int, stop: int | None = None, *, trim: bool = True) -> Corpus:
+        """Return the sequences from `start` to before `stop`; without padding that no row needs, where `trim`."""
         inputs = self.rows(start, stop)
         parts: dict[str, Any] = {
             "pictures": None if self.pictures is None else self.pictures.part(start, stop),
@@ -267,6 +267,8 @@ class Corpus:
         }
         if self.mask is None:
             return replace(self, inputs=inputs, **parts)
+        if not trim:
+            return replace(self, inputs=inputs, mask=self.mask[start:stop], **parts)
         inputs, mask = trim_padding(inputs, self.mask[start:stop])
         return replace(self, inputs=inputs, mask=None if mask.all() else mask, **parts)
 

@@ -6,8 +6,7 @@ calls are caught, nor name a cause: it reports what is measured side by side (fi
 """
 
 from massact.explanations.image_sinks import visual_sinks
-from massact.explanations.job import ExplainConfig, explain
+from massact.explanations.job import explain
 from massact.explanations.patch_attention import attention_shares
-from massact.explanations.saved_run import explain_run
 
-__all__ = ["ExplainConfig", "attention_shares", "explain", "explain_run", "visual_sinks"]
+__all__ = ["attention_shares", "explain", "visual_sinks"]

@@ -11,10 +11,11 @@ from massact.positions import tokens_of
 from massact.records.errors import MassactError
 from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
-from massact.scans import PROMPT, prompt_corpus
+from massact.scans import prompt_corpus
 from massact.stats.attended import Attended
 from massact.stats.protocol import PerSequence, Where
 from massact.trace import Probe, measure
+from massact.verbs.scan import PROMPT
 
 LONGEST = 256  # tokens of a prompt: the maps are T x T
 

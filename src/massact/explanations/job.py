@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,57 +25,23 @@ from massact.explanations.patch_attention import share_probes, shares_table
 from massact.explanations.targets import found_positions, targets
 from massact.explanations.weights import norm_weights_table, spectrum
 from massact.explanations.writers import Coordinate, coordinates_of, write_probes, writers_table
-from massact.models import Model, load, projection_of, with_attention
+from massact.models import Model, projection_of, with_attention
 from massact.positions import layout_of, tokens_of
-from massact.records.errors import UserError, WorkError, check_options
+from massact.records.errors import WorkError
 from massact.records.kinds.explanation import ExplainInfo, Explanation
 from massact.records.kinds.scan import ScanResult
-from massact.records.runinfo import git_state, jsonable
+from massact.records.runinfo import jsonable
 from massact.records.sites import Site
-from massact.scans import AtLength, check_text, check_weights, proved_at, scanned_corpus
+from massact.scans import AtLength, proved_at, scanned_inputs
 from massact.scans.image_maps import massive_patches
 from massact.stats import TokenMax
 from massact.stats.attended import rounding_allowed
 from massact.stats.groups import GroupStats
 from massact.stats.heads import HeadOptions, HeadResult, HeadStats, Targets
 from massact.trace import Measurements, Probe, measure
+from massact.verbs.explain import ExplainConfig
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class ExplainConfig:
-    """The options of an explanation.
-
-    Args:
-        n_sequences: of the corpus, from its start; None for all that were scanned.
-        columns: also the mass on every key and the entropy (alpha_k for all k): one more call of the attention
-            kernel. Without it positions, sinks and entropy are unavailable.
-        eps: a key is a sink of a head if alpha_k > eps (Gu 2025).
-        seed: of the random tokens.
-        batch_size: sequences per forward pass, or "auto".
-    """
-
-    n_sequences: int | None = None
-    columns: bool = True
-    eps: float = 0.3
-    seed: int = 0
-    batch_size: int | str = "auto"
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> ExplainConfig:
-        """Options by name.
-
-        Raises:
-            UserError: an unknown option (says which are near), or a value out of range.
-        """
-        check_options("explain", options, {f.name for f in fields(cls)})
-        config = cls(**options)
-        if not 0 < config.eps < 1:
-            raise UserError(f"eps is {config.eps}.", do="Give a share of the attention between 0 and 1.")
-        if config.n_sequences is not None and config.n_sequences < 1:
-            raise UserError(f"n_sequences is {config.n_sequences}.", do="Give 1 or more.")
-        return config
 
 
 def explain(
@@ -98,10 +64,7 @@ def explain(
     """
     config = ExplainConfig.of(options)
     began = time.perf_counter()
-    loaded = model if isinstance(model, Model) else load(model)
-    check_weights(loaded, scan)
-    ready = scanned_corpus(loaded, corpus, scan)
-    check_text(ready, scan)
+    loaded, ready = scanned_inputs(model, corpus, scan)
     few = ready if config.n_sequences is None else ready.head(min(config.n_sequences, ready.n_sequences))
     job = _Job(with_attention(loaded), few, scan, config, progress or (lambda *_: None))
     if proved_at(scan, ready) is None:  # a run of an older version
@@ -161,13 +124,7 @@ class _Job:
 
     def run(self) -> Explanation:
         coordinates, n = self.prepare(), self.corpus.n_sequences
-        info = ExplainInfo(
-            config=jsonable(asdict(self.config)),
-            model={k: self.scan.info.model.get(k) for k in ("id", "name", "weights_sha256")},
-            corpus={"name": self.corpus.name, "sha256": self.corpus.sha256, "n_sequences": n},
-            attention=self._attention(),
-            git=git_state(),
-        )
+        info = ExplainInfo.of(self.scan.info, self.config.record(), self.corpus, n, attention=self._attention())
         measured = self.measure(coordinates)
         if self.checker is not None:
             info.model["proof"] = {"at_length": jsonable(self.checker.record)}

@@ -27,16 +27,14 @@ from massact.interventions.catalogue import (
     zero_dims,
 )
 from massact.interventions.effects import Paired, evaluate
-from massact.interventions.job import InterveneConfig, intervene
+from massact.interventions.job import intervene
 from massact.interventions.registers import CONTROLS, Registers, collect_registers, fix_registers, register_means
 from massact.interventions.relocation import moved_neurons, register_neurons, test_time_registers
-from massact.interventions.saved_run import intervene_run
 from massact.interventions.zero_shot import ZeroShot
 
 __all__ = [
     "CONTROLS",
     "QUARTET",
-    "InterveneConfig",
     "Massive",
     "Paired",
     "Registers",
@@ -51,7 +49,6 @@ __all__ = [
     "fix_registers",
     "fixed",
     "intervene",
-    "intervene_run",
     "massive",
     "matched_random",
     "mean",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from massact.corpora import PADDING, Corpus
-from massact.interventions.catalogue import QUARTET, Massive, exactly, findings_at, massive, massive_everywhere
+from massact.interventions.catalogue import Massive, exactly, findings_at, massive, massive_everywhere
 from massact.interventions.class_heads import head_of
 from massact.interventions.edit_names import Setting, check_name, edit_named
 from massact.interventions.effects import Paired, effects_of, evaluate, told_apart
@@ -22,66 +22,30 @@ from massact.interventions.repetition import evaluate_repetition
 from massact.interventions.sinks import Sinks, unseen_attention
 from massact.interventions.tasks import evaluate_tasks
 from massact.interventions.zero_shot import ZeroShot
-from massact.models import Model, load, with_attention
-from massact.records.errors import UserError, check_options
+from massact.models import Model, with_attention
+from massact.records.errors import UserError
 from massact.records.kinds.intervention import InterveneInfo, Intervention
 from massact.records.kinds.scan import ScanResult
-from massact.records.runinfo import git_state, jsonable
+from massact.records.runinfo import jsonable
 from massact.records.tables import frame
-from massact.scans import check_text, check_weights, prove_at_length, proved_at, scanned_corpus
+from massact.scans import prove_at_length, proved_at, scanned_corpus, scanned_inputs
 from massact.trace import Edit
 from massact.trace.edits import AnyEdit
+from massact.verbs.intervene import InterveneConfig
 
 LEAST_HELD_OUT = 8  # sequences from which on half of them are kept apart for the means
 
 
-@dataclass(frozen=True)
-class InterveneConfig:
-    """The options of an intervention.
+def check_edits(options: InterveneConfig) -> None:
+    """Refuse an edit that there is not, or one that is given twice.
 
-    Args:
-        sets: names of edits, see `massact.interventions.edit_names.NAMES`.
-        layer: a layer with findings, several of them, "onset", or "all" for every layer that has any.
-        sinks, repetition: also what sinks do, and greedy samples.
-        all_keys: of the sinks, also alpha, sink rate and entropy: one more call of the attention kernel.
-        stack: of several, which; None: the one with most findings.
-        exact: edit exactly the entries that the scan found, in place of all that reach half of the smallest finding.
-        hold_out: estimate cuts, means and the shuffle's values on the first half of the sequences, and evaluate on
-            the second (where there are at least eight).
-        tasks: names of lm-eval tasks that are run as well; task_folder: of task files of one's own, which work offline;
-            limit: questions of each.
-        batch_size: sequences per forward pass.
-        seed: of bootstrap and shuffle.
+    Raises:
+        UserError: says which are near.
     """
-
-    sets: tuple[str, ...] = tuple(QUARTET)
-    layer: int | str | tuple[int, ...] = "onset"
-    stack: str | None = None
-    exact: bool = False
-    hold_out: bool = True
-    sinks: bool = True
-    all_keys: bool = True
-    repetition: bool = True
-    tasks: tuple[str, ...] = ()
-    task_folder: str | None = None
-    limit: int | None = None
-    batch_size: int = 1
-    seed: int = 0
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> InterveneConfig:
-        """Options by name.
-
-        Raises:
-            UserError: an unknown option or edit (says which are near).
-        """
-        check_options("intervene", options, {f.name for f in fields(cls)})
-        config = cls(**options)
-        for i, name in enumerate(config.sets):
-            check_name(name)
-            if name in config.sets[:i]:
-                raise UserError(f"The edit {name!r} is given twice.", do="Give it once.")
-        return config
+    for i, name in enumerate(options.sets):
+        check_name(name)
+        if name in options.sets[:i]:
+            raise UserError(f"The edit {name!r} is given twice.", do="Give it once.")
 
 
 def intervene(
@@ -120,10 +84,8 @@ def intervene(
     Source: Sun 2024, Section 3 and Table 3; Owen 2025; Parodi 2026 (controls).
     """
     config, began = InterveneConfig.of(options), time.perf_counter()
-    loaded = model if isinstance(model, Model) else load(model)
-    check_weights(loaded, scan)
-    ready = scanned_corpus(loaded, corpus, scan)
-    check_text(ready, scan)
+    check_edits(config)
+    loaded, ready = scanned_inputs(model, corpus, scan)
     other = None if evaluate_on is None else scanned_corpus(loaded, evaluate_on, scan)
     text = ready if other is None else other
     if head is not None:
@@ -151,7 +113,7 @@ def intervene(
     loaded = with_attention(loaded)
     setting = Setting(loaded, targets, ready.head(half) if half else ready, config.seed)
     edits = told_apart([*(edit_named(name, setting) for name in config.sets), *more])
-    held_out = _part(text, half)
+    held_out = text.part(half, trim=False) if half else text  # padding as it is: both halves are computed alike
     paired = evaluate(
         loaded, held_out, edits, batch_size=config.batch_size, progress=progress,
         labels=None if classes is None else torch.tensor(classes[half:]),
@@ -221,18 +183,15 @@ def _info(
     ready, text, half = texts
     n, target = ready.n_sequences, targets[0]
     elsewhere = "" if text is ready else f" of {text.name}"
-    info = InterveneInfo(
-        config=jsonable(asdict(config)),
-        model={k: scan.info.model.get(k) for k in ("id", "name", "weights_sha256")},
-        corpus={"name": text.name, "sha256": text.sha256, "n_sequences": text.n_sequences},
+    info = InterveneInfo.of(
+        scan.info, config.record(), text, text.n_sequences,
         target=jsonable(
             {"site": str(target.site), "dims": target.dims, "cuts": target.cuts, "means": target.means}
             | ({"layers": [t.site.layer for t in targets]} if len(targets) > 1 else {})
         ),
         estimated_on=f"sequences 0 to {(half or n) - 1}" + (f" of {ready.name}" if elsewhere else ""),
         evaluated_on=f"sequences {half} to {text.n_sequences - 1}{elsewhere}",
-        git=git_state(),
-    )
+    )  # fmt: skip
     if set(scan.findings.position_class) >= {PADDING, "other"}:
         info.notes.append("Findings in padding and in other frames are edited alike; means and shuffles mix them.")
     if not half and not elsewhere:
@@ -273,19 +232,6 @@ def _more_rows(
         for task, questions in done.items():
             rows += [r | {"metric": f"{task}/{r['metric']}"} for r in _rows(questions, target, {}, config.seed)]
     return rows
-
-
-def _part(corpus: Corpus, start: int) -> Corpus:
-    """The sequences from `start` on; padding stays as it is, so that both halves are computed alike."""
-    if not start:
-        return corpus
-    pictures = None if corpus.pictures is None else corpus.pictures.part(start)
-    return replace(
-        corpus, inputs=corpus.rows(start), mask=None if corpus.mask is None else corpus.mask[start:], pictures=pictures,
-        recordings=None if corpus.recordings is None else corpus.recordings.part(start),
-        counts=tuple(mask[start:] for mask in corpus.counts),
-        packed={name: n[start:] for name, n in corpus.packed.items()},
-    )  # fmt: skip
 
 
 def _rows(paired: Paired, target: Massive, groups: Mapping[str, np.ndarray], seed: int) -> list[dict[str, object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from massact.records.disk import leftovers, write_atomic
@@ -89,3 +90,18 @@ def claim(directory: str | Path, info: RunInfo) -> Path:
     elif set(path.iterdir()) - {path / "state.npz", *leftovers(path)}:
         raise UserError(f"--out {path} is not empty and holds no massact run.", do="Give a new or empty directory.")
     return path
+
+
+def check_out(out: Path, resume: bool = False) -> None:
+    """Refuse a directory that cannot be used before minutes are spent on the model.
+
+    Raises:
+        UserError: it cannot be written, or holds another run, one that is damaged where it is to be resumed.
+    """
+    if resume and os.path.isfile(out / "run.json"):
+        read_info(out)
+        return
+    made = [folder for folder in (out, *out.parents) if not os.path.exists(folder)]
+    claim(out, RunInfo("scan"))
+    for folder in made:
+        folder.rmdir()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ import pandas as pd
 from massact.records.answer import read_as
 from massact.records.disk import all_or_nothing, leftovers, write_atomic
 from massact.records.errors import UserError
-from massact.records.runinfo import jsonable, versions
+from massact.records.runinfo import RunInfo, git_state, jsonable, versions
 from massact.records.tables import save_arrays, write_table
 from massact.records.user_files import read_given, refuse_special
 
@@ -40,6 +40,19 @@ class Sidecar:
     wall_s: float = 0.0
     versions: dict[str, str] = field(default_factory=lambda: versions())
     git: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, scan: RunInfo, config: dict[str, Any], corpus: Any, n_sequences: int, **more: Any) -> Self:
+        """The record of a verb on a scan.
+
+        Args:
+            scan: the record of the scan; config: options as they were resolved.
+            corpus: what was run, with name and hash; n_sequences: of it.
+            **more: further fields.
+        """
+        model = {k: scan.model.get(k) for k in ("id", "name", "weights_sha256")}
+        read = {"name": corpus.name, "sha256": corpus.sha256, "n_sequences": n_sequences}
+        return cls(config=config, model=model, corpus=read, git=git_state(), **more)
 
 
 def write_sidecar(file: Path, info: Sidecar) -> None:

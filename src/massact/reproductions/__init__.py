@@ -8,7 +8,7 @@ the verbs' own rooms do, nor how results are put into words or drawn.
 
 from massact.reproductions.entries import Entry
 from massact.reproductions.experiments import ENTRIES
-from massact.reproductions.job import ReproduceConfig, listing, reproduce
+from massact.reproductions.job import listing, reproduce
 from massact.reproductions.judgement import KNOWN, Published, judged
 from massact.reproductions.register_values import REGISTER_MEANS, check_published
 from massact.reproductions.values import PUBLISHED
@@ -20,7 +20,6 @@ __all__ = [
     "REGISTER_MEANS",
     "Entry",
     "Published",
-    "ReproduceConfig",
     "check_published",
     "judged",
     "listing",

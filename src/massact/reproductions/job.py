@@ -6,13 +6,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from massact.records.errors import UserError, check_options, near
+from massact.records.errors import UserError, near
 from massact.records.kinds.comparison import Comparison
 from massact.records.kinds.reproduction import (
     AGREES,
@@ -25,56 +25,16 @@ from massact.records.kinds.reproduction import (
     Reproduction,
 )
 from massact.records.kinds.scan import ScanResult, open_run
-from massact.records.runinfo import git_state, jsonable
+from massact.records.runinfo import git_state
 from massact.records.tables import frame
 from massact.reproductions.entries import ASK, Entry, Finished, Nothing, Row, finished, row
 from massact.reproductions.experiments import ENTRIES, chosen
 from massact.reproductions.judgement import KNOWN, judged, known_as
 from massact.reproductions.values import PUBLISHED
 from massact.reproductions.verb_steps import Progress, Work, domain
+from massact.verbs.reproduce import ReproduceConfig
 
 DOMAINS = {"language": "text", "image": "images", "other": "neither text nor images"}
-
-
-@dataclass(frozen=True)
-class ReproduceConfig:
-    """The options of a reproduction.
-
-    Args:
-        only: experiments, such as E4; nothing: all that apply.
-        evaluate_on: further texts for the effects (E11), as `massact.corpus` takes them.
-        labels: classes of images (E20, E22): auto, or a CSV.
-        head: of a model of images without one: a `ZeroShot`, or the file of a linear head, see `intervene`.
-        tasks, task_folder, limit: of lm-eval (E12).
-        tuned: a fine-tuned model (E25).
-        published_as: name of the published model that this is, where its own name does not say.
-        batch_size: sequences per forward pass, or "auto".
-        seed: of everything random.
-    """
-
-    only: tuple[str, ...] = ()
-    evaluate_on: tuple[str, ...] = ()
-    labels: str | None = None
-    head: Any = None
-    tasks: tuple[str, ...] = ()
-    task_folder: str | None = None
-    limit: int | None = None
-    tuned: str | None = None
-    published_as: str | None = None
-    batch_size: int | str = "auto"
-    seed: int = 0
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> ReproduceConfig:
-        """Options by name.
-
-        Raises:
-            UserError: an unknown option or experiment (says which are near).
-        """
-        check_options("reproduce", options, {f.name for f in fields(cls)})
-        config = cls(**options)
-        chosen(config.only)
-        return config
 
 
 def reproduce(
@@ -110,6 +70,7 @@ def reproduce(
     Source: Sun 2024.
     """
     config, began = ReproduceConfig.of(options), time.perf_counter()
+    entries = chosen(config.only)
     is_run = isinstance(target, str | os.PathLike) and os.path.isfile(Path(target) / "run.json")
     if is_run and (out is not None or scan_options):
         raise UserError("out and options of a scan are for a model, not for a run.", do="Leave them out.")
@@ -123,7 +84,6 @@ def reproduce(
                 dict(scan_options or {}), dict(loading or {}), trained, progress, keep)  # fmt: skip
     if is_run:
         known_as(work.target.info.model, config.published_as)  # type: ignore[union-attr]  # refused before any work
-    entries = chosen(config.only)
     work.run(entries)
     done = told(finished(place, work.missing), entries, config, work.states)
     done.info.wall_s = time.perf_counter() - began
@@ -152,7 +112,7 @@ def told(
     scan, kind = found.scan, domain(found.scan)
     known = known_as(scan.info.model, config.published_as)
     info = ReproduceInfo(
-        config=jsonable(asdict(config)),
+        config=config.record(),
         model={k: scan.info.model.get(k) for k in ("id", "name", "weights_sha256")},
         corpus={k: scan.info.corpus.get(k) for k in ("name", "sha256", "n_sequences", "seq_len")},
         git=git_state(), published=known, steps=states or {},

@@ -6,7 +6,17 @@ know how tensors are caught, what a position is (it asks), what a family of mode
 
 from massact.scans.checkpoint_names import Checkpoint, checkpoints_in, revisions_of, step_of
 from massact.scans.criteria import CRITERIA, Criterion, Evidence, criterion
-from massact.scans.earlier_scan import Reopened, check_text, check_weights, reopen, scanned_corpus
+from massact.scans.earlier_scan import (
+    Reopened,
+    check_text,
+    check_weights,
+    on_opened,
+    on_saved,
+    reopen,
+    scan_first,
+    scanned_corpus,
+    scanned_inputs,
+)
 from massact.scans.image_maps import (
     PatchMaps,
     marked,
@@ -16,21 +26,19 @@ from massact.scans.image_maps import (
     outlier_patches,
     patch_maps,
 )
-from massact.scans.job import PROMPT, ScanConfig, scan
+from massact.scans.job import scan
 from massact.scans.length_proof import AtLength, prove_at_length, proved_at
 from massact.scans.prompt import prompt_corpus
 from massact.scans.revisions import scan_checkpoints, told
 
 __all__ = [
     "CRITERIA",
-    "PROMPT",
     "AtLength",
     "Checkpoint",
     "Criterion",
     "Evidence",
     "PatchMaps",
     "Reopened",
-    "ScanConfig",
     "check_text",
     "check_weights",
     "checkpoints_in",
@@ -41,6 +49,8 @@ __all__ = [
     "norm_histograms",
     "outlier_patches",
     "patch_maps",
+    "on_opened",
+    "on_saved",
     "prompt_corpus",
     "prove_at_length",
     "proved_at",
@@ -48,7 +58,9 @@ __all__ = [
     "revisions_of",
     "scan",
     "scan_checkpoints",
+    "scan_first",
     "scanned_corpus",
+    "scanned_inputs",
     "step_of",
     "told",
 ]

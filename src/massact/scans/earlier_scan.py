@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from massact.corpora import AnySource, Corpus, corpus_again
@@ -12,7 +12,8 @@ from massact.models import EMBEDDED, Model, load
 from massact.positions import ready_corpus
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
-from massact.scans.job import ScanConfig, scan
+from massact.scans.job import scan
+from massact.verbs.scan import ScanConfig
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,7 @@ class Reopened:
 
 def scanned_corpus(model: Model, corpus: Any, result: ScanResult) -> Corpus:
     """A corpus made ready by the options of a scan; None makes it again from the scan's record."""
-    known = {f.name for f in fields(ScanConfig)}
-    asked = ScanConfig.of({k: v for k, v in result.info.config.items() if k in known})
+    asked = ScanConfig.of({k: v for k, v in result.info.config.items() if k in ScanConfig.model_fields})
     source = corpus_again(result.info.corpus, result.info.config.get("corpus")) if corpus is None else corpus
     source = source if isinstance(source, Corpus | AnySource) else make_corpus(source)
     return ready_corpus(model, source, asked)
@@ -68,6 +68,23 @@ def check_text(corpus: Corpus, result: ScanResult) -> None:
             f"{str(result.info.corpus.get('sha256'))[:12]}...",
             "Positions of findings mean nothing in another text: scan it first.",
         )
+
+
+def scanned_inputs(model: Any, corpus: Any, result: ScanResult) -> tuple[Model, Corpus]:
+    """The model and the corpus of a scan, loaded and ready; others are refused.
+
+    Args:
+        model: loaded, or anything that `load` takes.
+        corpus: the scanned one, or anything that `corpora.corpus` takes; None makes it again from the scan's record.
+
+    Raises:
+        UserError: they are not those of the scan.
+    """
+    loaded = model if isinstance(model, Model) else load(model)
+    check_weights(loaded, result)
+    ready = scanned_corpus(loaded, corpus, result)
+    check_text(ready, result)
+    return loaded, ready
 
 
 def reopen(
@@ -114,3 +131,58 @@ def reopen(
     anew = scan(loaded, source, progress=progress, null=False, bos_contrast=False, rank_sequences=0, **again)
     note = f"{ready.name} is not the corpus of this run: it was scanned anew, by the same rule."
     return Reopened(loaded, ready, anew, [note])
+
+
+def on_saved(
+    job: Callable[..., Any],
+    result: ScanResult,
+    *,
+    options: dict[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    **given: Any,
+) -> Any:
+    """Do a verb on a saved scan.
+
+    Args:
+        job: `explain`, `classics`, or any like them, called as `job(model, corpus, scan, progress=..., **options)`.
+        result: of the scan.
+        progress: called with (stage, done, in all).
+        **given: model, corpus, device and load_options, see `reopen`.
+
+    Raises:
+        UserError: model or corpus cannot be found, or are not those of the scan.
+    """
+    return on_opened(job, reopen(result, progress=progress, **given), options, progress)
+
+
+def on_opened(job: Callable[..., Any], opened: Reopened, options: dict[str, Any] | None, progress: Any) -> Any:
+    """The same on a scan whose model and corpus are at hand."""
+    done = job(opened.model, opened.corpus, opened.scan, progress=progress, **(options or {}))
+    done.info.notes += opened.notes
+    return done
+
+
+def scan_first(
+    target: Any,
+    corpus: Any,
+    *,
+    asked: dict[str, Any],
+    device: str = "auto",
+    load_options: dict[str, Any] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Reopened:
+    """Load a model and scan it, without null and contrast, for a verb that is of a scan.
+
+    Args:
+        target: the model, see `load`; corpus: see `scan`.
+        asked: options of the scan.
+        device, load_options: see `load`.
+        progress: called with (stage, done, in all).
+
+    Raises:
+        UserError: a bad option, or a corpus that does not fit the model.
+    """
+    loaded = load(target, device=device, options=load_options)
+    source = corpus if isinstance(corpus, Corpus | AnySource) else make_corpus(corpus)
+    result = scan(loaded, source, progress=progress, null=False, bos_contrast=False, **asked)
+    return Reopened(loaded, scanned_corpus(loaded, source, result), result)

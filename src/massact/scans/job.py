@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from massact.models import Model, load, random_twin
 from massact.models.gguf_header import gguf_notes
 from massact.positions import notes_on_positions, ready_corpus, tokens_of
 from massact.records.answer import Answer
-from massact.records.errors import MassactError, UserError, WorkError, check_options
+from massact.records.errors import MassactError, UserError, WorkError
 from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
@@ -32,61 +32,12 @@ from massact.scans.resumption import Saved
 from massact.scans.thumbnails import add_pictures
 from massact.stats import HiddenStats, TokenMax
 from massact.trace import Measurements, Probe, measure
+from massact.verbs.scan import MOST_KEPT, PROMPT, ScanConfig
 
 Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences in all
 
-PROMPT = "The kettle sings. The lamp is low.\n"
 TWIN_PARAMETERS = 500_000_000  # above this a random-init twin is built only when asked for
 CONTRAST_SEQUENCES = 4
-MOST_KEPT = 1 << 16  # of the greatest |h| of one hidden state
-
-
-@dataclass(frozen=True)
-class ScanConfig:
-    """The options of a scan.
-
-    Args:
-        criterion, thresholds: the rule, and constants of it that differ from the published ones.
-        seq_len, n_sequences, bos, seed: of a corpus that is not tokenised yet, see `corpora`; None: as that says.
-        batch_size: sequences per forward pass, or "auto".
-        top_k: greatest |h| kept per sequence and layer; raised by itself where all of them pass.
-        prompt: of the 3-D figure and Table 1.
-        rank_sequences: sequences sorted for the lower ranks of Table 2 (the greatest are kept for all).
-        null: also scan a random-init twin; "auto": up to 500 million parameters.
-        bos_contrast: also scan a few sequences with and without BOS.
-        pictures: of the images whose norm maps are kept for the figures also keep small pictures.
-        preprocess: of images, steps other than the model's processor says, see `massact.corpora.corpus`.
-    """
-
-    criterion: str = "sun2024"
-    thresholds: dict[str, float] = field(default_factory=dict)
-    seq_len: int | None = None
-    n_sequences: int | None = None
-    bos: str | None = None
-    seed: int | None = None
-    batch_size: int | str = "auto"
-    top_k: int = 16
-    prompt: str = PROMPT
-    rank_sequences: int = 4
-    null: bool | str = "auto"
-    bos_contrast: bool = True
-    pictures: bool = True
-    preprocess: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> ScanConfig:
-        """Options by name.
-
-        Raises:
-            UserError: an unknown option (says which are near), or a value out of range.
-        """
-        check_options("scan", options, {f.name for f in fields(cls)})
-        config = cls(**options)
-        if not 3 <= config.top_k <= MOST_KEPT:
-            raise UserError(f"top_k is {config.top_k}.", do=f"Keep 3 to {MOST_KEPT:,} values of each hidden state.")
-        if not 0 <= (config.seed or 0) < 1 << 32:
-            raise UserError(f"The seed is {config.seed}.", do="Use a number from 0 to 4,294,967,295.")
-        return config
 
 
 def scan(
@@ -151,12 +102,12 @@ def scan_text(
     thresholds = rule.resolved(config.thresholds)
     source, ready = text.source, text.ready
     if isinstance(source, ImageSource):  # what corpus() was given is an option too, for the verbs that come later
-        config = replace(config, preprocess=ready.origin.source["asked"])
+        config = config.changed(preprocess=ready.origin.source["asked"])
     if config.prompt != PROMPT:
         prompt_corpus(loaded, ready, config.prompt, config.bos or "auto")  # refused now, not after the work
     info = RunInfo(
         "scan",
-        jsonable(asdict(config)) | {"corpus": text.named},
+        config.record() | {"corpus": text.named},
         jsonable(asdict(loaded.info())),
         jsonable(ready.info()),
         rule.as_dict(thresholds),

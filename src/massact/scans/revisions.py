@@ -11,7 +11,7 @@ import gc
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from massact.records.runinfo import git_state, jsonable
 from massact.scans.checkpoint_names import Checkpoint, in_order
 from massact.scans.criteria import criterion
 from massact.scans.emergence import alike, dynamics, emergence, rows_of, summaries
-from massact.scans.job import Progress, ScanConfig, Text, named, scan_text
+from massact.scans.job import Progress, Text, named, scan_text
+from massact.verbs.scan import ScanConfig
 
 # Of the last checkpoint only: they say of a model what the others need not repeat.
 CONTROLS = ("null", "bos_contrast")
@@ -102,7 +103,7 @@ def _origin(c: Checkpoint) -> str:
 
 
 def _asked(config: ScanConfig) -> dict[str, Any]:
-    return jsonable({k: v for k, v in asdict(config).items() if k not in CONTROLS})
+    return {k: v for k, v in config.record().items() if k not in CONTROLS}
 
 
 def _plain(name: str) -> str:
@@ -208,7 +209,7 @@ class _Job:
         """The options of one checkpoint: the controls are of the last."""
         if one == self.checkpoints[-1]:
             return self.config
-        return ScanConfig(**{**vars(self.config), "null": False, "bos_contrast": False})
+        return self.config.changed(null=False, bos_contrast=False)
 
     def finished(self, one: Checkpoint) -> ScanResult | None:
         """The finished run of a checkpoint, where there is one of these options."""

@@ -1,47 +1,58 @@
-"""Intervene on a saved run, on its own text or, told by group, on the rows of a JSONL file."""
+"""`massact intervene`: on a saved run, on its own text or, told by group, on the rows of a JSONL file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from massact.interventions.job import intervene
+from massact.interventions.zero_shot import ZeroShot
 from massact.records.errors import UserError, near
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.scan import ScanResult
 from massact.records.user_files import read_given
 from massact.scans import reopen, scanned_corpus
+from massact.verbs import Call, Done
+from massact.verbs.intervene import Heads
 
 
-def intervene_run(
-    result: ScanResult,
-    *,
-    model: str | None = None,
-    corpus: str | None = None,
-    evaluate_on: str | None = None,
-    group: str | None = None,
-    device: str = "auto",
-    progress: Callable[[str, int, int], None] | None = None,
-    load_options: dict[str, Any] | None = None,
-    options: dict[str, Any] | None = None,
-) -> Intervention:
+def run(call: Call) -> Done:
+    """Intervene on the findings of a saved run, and add what is found to it."""
+    given = call.inputs
+    options = dict(call.options) | {"head": head_asked(given)}
+    options |= {} if given.labels is None else {"labels": given.labels}
+    done = intervene_run(call.scan, given, options, call.progress)
+    return call.added(done, given.run)
+
+
+def head_asked(given: Heads) -> ZeroShot | Path | None:
+    """The head that was asked for; None: the model's own.
+
+    Raises:
+        UserError: options that exclude each other, or a file that cannot be read.
+    """
+    if not given.zero_shot and (given.classes is not None or given.prompts is not None):
+        raise UserError("--classes and --prompts are of zero-shot classification.", do="Add --zero-shot.")
+    if given.zero_shot and given.head is not None:
+        raise UserError("--zero-shot and --head exclude each other.", do="Give one of them.")
+    return ZeroShot.read(given.classes, given.prompts) if given.zero_shot else given.head
+
+
+def intervene_run(result: ScanResult, given: Any, options: dict[str, Any], progress: Any) -> Intervention:
     """Intervene on the findings of a saved run.
 
     Args:
         result: of the run.
-        model, corpus, device, load_options: see `massact.scans.reopen`.
-        evaluate_on: another text for the effects, see `intervene`.
-        group: column of the JSONL file `evaluate_on` (or `corpus`) whose labels effects are broken down by; each of its
-            rows is a sequence of its own then.
+        given: see `massact.verbs.intervene.OnScan`; with a group each row of its JSONL file is a sequence of its own.
+        options: see `intervene`.
         progress: called with (stage, sequences done, sequences in all).
-        options: see `InterveneConfig`; and labels and head, see `intervene`.
 
     Raises:
         UserError: model, corpus or column cannot be found, or the model is another one.
     """
+    corpus, evaluate_on, group = given.corpus, given.evaluate_on, given.group
     rows = evaluate_on if evaluate_on is not None else corpus
     groups: dict[str, list[str]] | None = None
     texts: Any = None
@@ -52,13 +63,12 @@ def intervene_run(
         groups = {group: labels}
         # Windows of a fixed length would run across rows.
         apart = result.info.config | {"seq_len": None, "n_sequences": None}
-    say = progress or (lambda *_: None)
     here = texts is not None and evaluate_on is None
     if here:
         result = replace(result, info=replace(result.info, config=apart))
     opened = reopen(
-        result, model=model, corpus=texts if here else corpus, device=device, load_options=load_options,
-        progress=progress,
+        result, model=given.model, corpus=texts if here else corpus, device=given.device,
+        load_options=given.load_options(), progress=progress,
     )  # fmt: skip
     other: Any = None
     if evaluate_on is not None:
@@ -69,7 +79,7 @@ def intervene_run(
         raise UserError(f"{rows} has {len(labels)} rows, but {n} of them have tokens.")
     done = intervene(
         opened.model, opened.corpus, opened.scan, evaluate_on=other, groups=groups,
-        progress=lambda now, all_: say("intervene", now, all_), **(options or {}),
+        progress=lambda now, all_: progress("intervene", now, all_), **options,
     )  # fmt: skip
     done.info.notes += opened.notes
     return done

@@ -1,0 +1,199 @@
+"""The command line of a verb, made of its inputs and options, and the life of every verb that is called."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import types
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+from click.core import ParameterSource
+from pydantic.fields import FieldInfo
+
+from massact.cli.interrupts import told_where_interrupted
+from massact.cli.output import print_result
+from massact.records.kinds.scan import open_run
+from massact.records.run import check_out
+from massact.verbs import Call, Done, OfScan, Options, Verb
+from massact.verbs.inputs import Inputs
+from massact.verbs.verb import named
+
+
+# ------------------------------------------------------------------------------------------ from options to parameters
+def command(verb: Verb) -> Callable[..., None]:
+    """A function whose signature typer reads: a parameter for each input and option, help and bounds with it."""
+    inputs, options = verb.inputs.model_fields, verb.options.model_fields
+    first, last = ({n: f for n, f in inputs.items() if _told(f)["last"] is last} for last in (False, True))
+    shown = first | {n: f for n, f in options.items() if _told(f)["shown"]} | last
+    order = sorted(shown, key=lambda name: (not _told(shown[name])["argument"], name in Inputs.model_fields))
+
+    def run(context: typer.Context, **given: Any) -> None:
+        typed = {name for name in given if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+        typed |= {name for name in given if _told(shown[name])["typed"] is not None}
+        asked = {name: given[name] for name in typed if given[name] is not None}
+        with told_where_interrupted(verb, asked):
+            perform(
+                verb,
+                verb.inputs.of({name: value for name, value in asked.items() if name in inputs}),
+                verb.options.of({n: value for n, value in asked.items() if n in options and n not in inputs}),
+            )
+
+    parameters = [_parameter(name, shown[name]) for name in order]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    run.__name__, run.__doc__ = verb.name, verb.asks
+    run.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in (context, *parameters)}
+    return run
+
+
+def _told(field: FieldInfo) -> dict[str, Any]:
+    """What is declared of an option beside its type."""
+    extra = field.json_schema_extra
+    return {"flag": "", "typed": None, "shown": True, "argument": False, "last": False} | (
+        extra if isinstance(extra, dict) else {}
+    )
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    told, kind = _told(field), _kind(field.annotation)
+    default = None if field.is_required() or not isinstance(field.default, str | int | float) else field.default
+    default = told["typed"] if told["typed"] is not None else default
+    if (kind is bool and not isinstance(default, bool)) or "\n" in str(default):
+        default = None
+    if not field.is_required() and (default is None or get_origin(kind) is list):
+        kind, default = kind | None, None
+    bound = next((x.ge for x in field.metadata if hasattr(x, "ge")), None)
+    flags = told["flag"].split(",") if told["flag"] else []
+    if not flags and kind is bool and default is False:
+        flags = [f"--{name.replace('_', '-')}"]  # without its --no
+    make: Any = typer.Argument if told["argument"] else typer.Option
+    info = make(*flags, help=field.description, **({} if bound is None else {"min": bound}))
+    default = inspect.Parameter.empty if field.is_required() else default
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info], default=default
+    )
+
+
+def _kind(annotation: Any) -> Any:
+    """The type that a text of the command line is read as; what is more than that the option itself reads."""
+    union = get_origin(annotation) in (Union, types.UnionType)
+    kinds = [k for k in (get_args(annotation) if union else (annotation,)) if k is not types.NoneType]
+    for kind in (bool, str):
+        if kind in kinds:
+            return kind
+    outer = get_origin(kinds[0])
+    if outer is tuple:
+        return list[get_args(kinds[0])[0]]  # type: ignore[misc]
+    return list[str] if outer is dict else kinds[0]
+
+
+# ------------------------------------------------------------------------------------------ the life of a verb
+def perform(verb: Verb, inputs: Any, options: Options) -> None:
+    """Run a verb: refuse what cannot be before minutes are spent on it, do it, keep it, draw it, print it.
+
+    Raises:
+        MassactError: what went wrong, with an exit status.
+    """
+    json, quiet = inputs.json_, inputs.quiet or os.environ.get("RANK", "0") != "0"  # of several processes one speaks
+    scan = _scan_of(inputs)
+    _quiet_libraries()
+    with _progress_bar(quiet or json) as progress:
+        call = Call(verb, inputs, options, progress, _say(quiet or json), _keep, scan)
+        if getattr(inputs, "listed", False):
+            for line in named(verb.lists)(call):
+                typer.echo(line)
+            return
+        if verb.check:
+            named(verb.check)(options)
+        done = _on_scan(call) if verb.job else named(verb.run)(call)
+    print_result(done.result, json, quiet)
+    if not json and not quiet:
+        typer.echo(f"\n{done.said}")
+    if done.failed is not None:
+        raise done.failed
+
+
+def _scan_of(inputs: Any) -> Any:
+    """The scan of the directory that a verb was given; None where it was given a model."""
+    run = getattr(inputs, "run", None)
+    if run is None and (target := getattr(inputs, "target", None)) is not None:
+        run = Path(target) if os.path.isfile(Path(target) / "run.json") else None
+        if run is not None:
+            inputs.refuse_those_of_a_model()
+    return None if run is None else open_run(run)
+
+
+def _on_scan(call: Call) -> Done:
+    """A verb that adds to a scan: its model loaded, its text made again, both checked; a model is scanned first."""
+    from massact.scans import on_opened, reopen, scan_first
+
+    inputs, options = call.inputs, dict(call.options)
+    given = {"device": inputs.device, "load_options": inputs.load_options(), "progress": call.progress}
+    if call.scan is not None:
+        out = inputs.run if isinstance(inputs, OfScan) else Path(inputs.target)
+        opened = reopen(call.scan, model=inputs.model, corpus=inputs.corpus, **given)
+    else:
+        out = inputs.out
+        if out is not None:
+            check_out(out)
+        opened = scan_first(inputs.target, inputs.corpus, asked=inputs.scan_options(call.options), **given)
+        if out is not None:
+            opened.scan.save(out)
+            _keep(opened.scan, out)
+        options["n_sequences"] = None
+    return call.added(on_opened(named(call.verb.job), opened, options, call.progress), out)
+
+
+def _keep(result: Any, folder: Path, only: Container[str] = ()) -> None:
+    """Draw the figures of a result into its folder."""
+    from massact.reports import draw
+
+    draw(result, folder, only=only)
+
+
+def _say(quiet: bool) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        from massact.reports.legible import visible
+
+        if not quiet:
+            typer.echo(visible(text), err=True)
+
+    return say
+
+
+@contextmanager
+def _progress_bar(off: bool) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=off or not console.is_terminal,
+        transient=True,
+    ) as bar:
+        tasks: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int, note: str = "") -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total, description=f"{stage} {note}".rstrip())
+
+        yield update
+
+
+def _quiet_libraries() -> None:
+    """Our errors say what went wrong; the libraries' own chatter would bury them."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,82 @@
+"""What verbs are given beside their own options: a model, a scanned run, where results go, how models are loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from massact.records.errors import UserError
+from massact.verbs.options import Options, Preprocess, option
+
+CODE = "Run code that comes with the model."
+PICKLE = "Read .bin weights, with weights_only=True."
+GGUF = "Name of a GGUF file in the folder or repository that MODEL names."
+IMAGES = (
+    "Of images, where it is to differ from the model's processor: resize=256 (short side) or 224x224, crop=224, "
+    "resample=bicubic, mean=0.5, std=0.5 (or three with commas). Can be repeated."
+)
+
+
+class Inputs(Options):
+    """What every verb can be given."""
+
+    json_: bool = option(False, "Print the records as JSON instead of tables.", "--json", last=True)
+    quiet: bool = option(False, "No progress bar, no tables.", "--quiet,-q", last=True)
+
+
+class Loading(Inputs):
+    """How a model is loaded."""
+
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, ...", last=True)
+    trust_remote_code: bool = option(False, CODE, last=True)
+    allow_pickle: bool = option(False, PICKLE, last=True)
+
+    def load_options(self) -> dict[str, Any]:
+        """The options of `load` that were asked for."""
+        asked = {name: getattr(self, name, None) for name in ("trust_remote_code", "allow_pickle", "gguf_file")}
+        return {name: value for name, value in asked.items() if value}
+
+
+class OfModel(Loading):
+    """A model, a text, and a directory of its own."""
+
+    gguf_file: str | None = option(None, GGUF, last=True)
+
+
+class OfScan(Loading):
+    """A scanned run, to which results are added."""
+
+    run: Path = option(..., "Run directory of a scan; tables and figures are added to it.", argument=True)
+    model: str | None = option(
+        None, "Where the scanned model lies now; nothing: where the scan had it.", argument=True)  # fmt: skip
+    corpus: str | None = option(
+        None,
+        "Where the scanned text (images, recordings) lies now, or another, which is scanned first (as `scan`).",
+    )
+
+
+class OfScanOrModel(OfModel):
+    """A scanned run, to which results are added; or a model, which is scanned first."""
+
+    target: str | None = option(
+        None, "Run directory of a scan, or a model (Hub id or folder), which is scanned first; nothing: the embedded "
+        "model.", argument=True)  # fmt: skip
+    out: Path | None = option(None, "Run directory for a model; a run gets its tables added.")
+    model: str | None = option(None, "Where the model of the run lies now.")
+    corpus: str | None = OfScan.model_fields["corpus"]
+    preprocess: Preprocess = option({}, IMAGES)
+    seq_len: int | None = option(None, "Tokens per sequence, for a model.", least=1)
+
+    def refuse_those_of_a_model(self) -> None:
+        """Refuse, of a run, what only a model can be given.
+
+        Raises:
+            UserError: one of them was given.
+        """
+        if self.out is not None or self.seq_len is not None or self.preprocess:
+            raise UserError("--out, --seq-len and --preprocess are for a model, not for a run.", do="Leave them out.")
+
+    def scan_options(self, options: Any) -> dict[str, Any]:
+        """Of the scan that comes first: what was given here, and the verb's own where these mean the same."""
+        return {"seq_len": self.seq_len, "preprocess": self.preprocess, "n_sequences": options.n_sequences,
+                "seed": options.seed}  # fmt: skip

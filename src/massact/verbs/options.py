@@ -1,0 +1,134 @@
+"""Options of a verb, declared once: for Python, for the command line, for the record of a run, and for the docs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from massact.records.errors import MassactError, UserError, check_options
+from massact.records.runinfo import jsonable
+
+
+def option(
+    default: Any, means: str, flag: str = "", *, least: float | None = None, typed: Any = None, shown: bool = True,
+    argument: bool = False, last: bool = False,
+) -> Any:  # fmt: skip
+    """A field of `Options`.
+
+    Args:
+        default: its value where none is given.
+        means: what it is, for `--help` and the docs.
+        flag: on the command line; nothing: its name.
+        least: the least value.
+        typed: of the command line, its value where none is given, if that is another.
+        shown: False for one that only Python has.
+        argument: whether it is given by its place.
+        last: whether `--help` tells it behind the verb's own.
+    """
+    told = {"flag": flag, "typed": typed, "shown": shown, "argument": argument, "last": last}
+    return Field(default, description=means, ge=least, json_schema_extra=told)
+
+
+class Options(BaseModel):
+    """Options of a verb: frozen, checked when they are made.
+
+    A subclass declares each as `name: type = option(default, means)`; `VERB` names it in errors.
+
+    Raises:
+        UserError: an unknown option (says which are near), or a value that it cannot have.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    VERB: ClassVar[str] = ""
+
+    def __init__(self, **given: Any) -> None:
+        check_options(self.VERB or type(self).__name__, given, type(self).model_fields)
+        try:
+            super().__init__(**{name: _plain(value) for name, value in given.items()})
+        except ValidationError as error:
+            raise _told(error.errors()[0]) from None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Options by name."""
+        return cls(**options)
+
+    def changed(self, **options: Any) -> Self:
+        """The same with some of them replaced."""
+        return type(self)(**(dict(self) | options))
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given, by name."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+    def record(self) -> dict[str, Any]:
+        """All of them, as JSON can hold them: what the record of a run keeps."""
+        kept: dict[str, Any] = jsonable(dict(self))
+        return kept
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy as one of Python."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
+
+
+def _told(error: Any) -> MassactError:
+    """What pydantic refused, in our words; what a check of ours said, as it is."""
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, MassactError):
+        return cause
+    name = str(error["loc"][0]) if error["loc"] else "The value"
+    if error["type"] == "greater_than_equal":
+        return UserError(f"{name} is {error['input']}.", do=f"Give {error['ctx']['ge']:g} or more.")
+    return UserError(f"{name} is {error['input']!r}.", f"{error['msg']}.")
+
+
+def pair_of(text: str, flag: str, example: str) -> tuple[str, str]:
+    """Name and value of a text name=value.
+
+    Raises:
+        UserError: it is none.
+    """
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip():
+        raise UserError(f"{flag} {text!r} is not name=value.", do=f"For example: {flag} {example}")
+    return name.strip(), value
+
+
+def _pairs(flag: str, example: str, read: Any = str) -> BeforeValidator:
+    def pairs(value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            return value
+        try:
+            return {name: read(text) for name, text in (pair_of(text, flag, example) for text in value)}
+        except UserError:
+            raise
+        except ValueError:
+            raise UserError(f"{flag} {value[0]!r} is not name=value.", do=f"For example: {flag} {example}") from None
+
+    return BeforeValidator(pairs)
+
+
+def names_in(value: Any) -> Any:
+    """A text of names with commas, or several, as a tuple of names."""
+    texts: Iterable[Any] = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple):
+        return value
+    return tuple(name.strip() for text in texts for name in str(text).split(",") if name.strip())
+
+
+def _count_or_auto(value: Any) -> Any:
+    if isinstance(value, str) and value != "auto":
+        if not value.isdecimal() or int(value) < 1:
+            raise UserError(f"--batch-size {value!r} is neither auto nor a number from 1 on.")
+        return int(value)
+    return value
+
+
+# What texts of the command line are read as.
+Names = Annotated[tuple[str, ...], BeforeValidator(names_in)]
+Thresholds = Annotated[dict[str, float], _pairs("--threshold", "magnitude=50", float)]
+Preprocess = Annotated[dict[str, Any], _pairs("--preprocess", "resize=256")]
+BatchSize = Annotated[int | str, BeforeValidator(_count_or_auto)]
