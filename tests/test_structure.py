@@ -136,9 +136,6 @@ NAMED_SO = {
     "stats/hidden": "hidden states",
     "stats/small": "statistics too small for a file of their own",
     "stats/select": "which of many values to keep",
-    "classics/saved_run": "a verb on a saved run",
-    "explanations/saved_run": "a verb on a saved run",
-    "interventions/saved_run": "a verb on a saved run",
 }
 
 
@@ -154,7 +151,7 @@ def test_modules_are_nouns() -> None:
 IN_TWO_ROOMS = {
     "blocks": "of a model, and of rows of a tensor",
     "job": "what a verb does, in the room of each",
-    "saved_run": "a verb on a saved run, in the room of each",
+    "verb": "a verb that is more than a job on a scan; in verbs/, what a verb is",
 }
 
 

@@ -148,11 +148,11 @@ def _on_scan(call: Call) -> Done:
     return call.added(on_opened(named(call.verb.job), opened, options, call.progress), out)
 
 
-def _keep(result: Any, folder: Path, only: Container[str] = ()) -> None:
+def _keep(result: Any, folder: Path, **only: Container[str]) -> None:
     """Draw the figures of a result into its folder."""
     from massact.reports import draw
 
-    draw(result, folder, only=only)
+    draw(result, folder, **only)
 
 
 def _say(quiet: bool) -> Callable[[str], None]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from massact.interventions.verb import head_asked
 from massact.records.errors import WorkError
-from massact.records.kinds.comparison import Comparison, open_compared
+from massact.records.kinds.comparison import open_compared
 from massact.reports import compare
 from massact.reproductions import listing, reproduce
 from massact.verbs import Call, Done
@@ -26,8 +26,8 @@ def run(call: Call) -> Done:
     loading |= {} if given.dtype is None else {"dtype": given.dtype}
 
     def keep(result: Any, folder: Path) -> None:
-        of_prompt = not isinstance(result, Comparison) and folder.parent.name == "prompts"
-        call.keep(result, folder, OF_PROMPTS if of_prompt else ())  # of each prompt what the paper draws of it
+        of_prompt = folder.parent.name == "prompts"  # of each prompt what the paper draws of it
+        call.keep(result, folder, **({"only": OF_PROMPTS} if of_prompt else {}))
 
     nowhere = call.scan is None and given.out is None
     with tempfile.TemporaryDirectory() if nowhere else nullcontext() as scratch:
