@@ -20,11 +20,16 @@ from massact.records.errors import UserError
 from massact.records.tables import read_table
 from massact.reports import report
 from massact.reports.parts import shown_value
-from massact.reports.render.markup import figure_text, inlined_json, md, prose, tag, tex
+from massact.reports.render.markup import environment, figure_text, inlined_json, md, prose, tex
 from massact.reports.spelling import HIDDEN
 from tests.cli.test_cli import run as massact
 
 ANYTHING = st.text(alphabet=st.characters(exclude_categories=[]), max_size=60) | st.sampled_from(hostile_run.EVIL)
+
+
+def element(template: str, **given: object) -> str:
+    """A piece of HTML, as the templates write it."""
+    return environment().from_string(template).render(**given)
 
 
 def parsed(element: str) -> read_page.Element:
@@ -34,12 +39,19 @@ def parsed(element: str) -> read_page.Element:
     return child
 
 
+def paragraph(token: str) -> read_page.Element:
+    return parsed(element("<p>{{ token }}</p>", token=token))
+
+
+CELL = '<td title="{{ token }}" data-v="{{ shown }}"><bdi>{{ shown }}</bdi></td>'
+
+
 @given(ANYTHING)
 def test_any_token_is_text_and_nothing_else(token: str) -> None:
     shown = shown_value("token", "string", token)
-    cell = parsed(tag("td", tag("bdi", shown), title=token, data_v=shown))
+    cell = parsed(element(CELL, token=token, shown=shown))
     assert cell.text == shown and cell.attributes["data-v"] == shown and set(cell.attributes) == {"title", "data-v"}
-    assert parsed(tag("p", prose(token))).text == parsed(tag("p", token)).text
+    assert parsed(element("<p>{{ token | prose }}</p>", token=token)).text == paragraph(token).text
     assert not set(map(_category, shown)) & HIDDEN and len(shown) < 80
 
 
@@ -53,7 +65,7 @@ def _category(character: str) -> str:
 def test_any_token_is_text_in_a_figure(token: str) -> None:
     text = figure_text(token, 2000)
     assert "<" not in text and ">" not in text and "$" not in text
-    assert html.unescape(text) == parsed(tag("p", token)).text or len(token) > 400
+    assert html.unescape(text) == paragraph(token).text or len(token) > 400
     dumped = inlined_json({"text": [text, token]})
     assert dumped.isascii() and not set(dumped) & set("<>&")
 

@@ -1,4 +1,4 @@
-"""Text that cannot become markup: HTML made of pieces that escape themselves, Markdown, LaTeX, labels of figures."""
+"""Text that cannot become markup: in templates, which escape all that they show, Markdown, LaTeX, labels of figures."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import html
 import json
 import re
 import unicodedata
+from functools import cache
 from typing import Any
 
-from massact.reports.spelling import HIDDEN, NAMED, escaped, shortened
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
-VOID = {"meta", "input", "br", "hr"}
+from massact.reports.spelling import HIDDEN, NAMED, counted, escaped, shortened
+
 # Runs of letters that are written from the right; each is kept apart, so that it turns nothing else round.
 _FROM_RIGHT = re.compile(r"[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff]+")
 _LINK = re.compile(r"(?<![\w.])(?:arXiv[: ])?(\d{4}\.\d{5})(?!\d)")
@@ -23,10 +26,6 @@ _LATEX = {
 }  # fmt: skip
 
 
-class Markup(str):
-    """A string that is HTML already."""
-
-
 def plain(value: Any) -> str:
     """Text on one line with hidden characters as escapes; unlike `visible` it leaves alone what is escaped already."""
     return "".join(
@@ -35,35 +34,37 @@ def plain(value: Any) -> str:
     )
 
 
-def text(value: Any) -> Markup:
-    """Anything as HTML text: `plain`, and escaped; `None` is nothing."""
-    if isinstance(value, Markup):
-        return value
-    return Markup(html.escape(plain(value), quote=True))
-
-
 def prose(sentence: str, links: bool = False) -> Markup:
     """A sentence as HTML: right-to-left words are set apart; with `links`, arXiv numbers lead to arxiv.org."""
-    out = _FROM_RIGHT.sub(lambda m: f"<bdi>{m.group()}</bdi>", text(sentence))
+    out = _FROM_RIGHT.sub(lambda m: f"<bdi>{m.group()}</bdi>", escape(plain(sentence)))
     if links:
         out = _LINK.sub(lambda m: f'<a href="https://arxiv.org/abs/{m.group(1)}" rel="noreferrer">{m.group()}</a>', out)
     return Markup(out)
 
 
-def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
-    """An element. Children that are no `Markup` are escaped; `class_` is class, `data_x` data-x; None is left out."""
-    given = "".join(
-        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{text(value)}"')
-        for key, value in attributes.items()
-        if value is not None and value is not False
+@cache
+def environment() -> Environment:
+    """The templates of this folder: what they show is one line of text, escaped; nothing in them is undefined."""
+    made = Environment(
+        loader=PackageLoader("massact.reports", "render"),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else plain(value),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    inside = "".join(text(child) for child in children if child is not None)
-    return Markup(f"<{name}{given}>" if name in VOID else f"<{name}{given}>{inside}</{name}>")
+    made.filters |= {"prose": prose, "inlined_json": inlined_json, "lines": _lines, "counted": counted}
+    made.filters["kind"] = lambda part: type(part).__name__
+    return made
 
 
-def join(parts: Any) -> Markup:
-    """Pieces one after the other."""
-    return Markup("".join(text(part) for part in parts))
+def rendered(template: str, **given: Any) -> str:
+    """A template with the values and functions that it is given."""
+    return environment().get_template(template).render(**given).strip()
+
+
+def _lines(text: str) -> Markup:
+    return Markup("\n").join(escape(plain(line)) for line in text.split("\n"))
 
 
 def inlined_json(value: Any) -> Markup:
