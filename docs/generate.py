@@ -25,6 +25,7 @@ from massact.reports import findings_in_words
 from massact.reproductions import ENTRIES, KNOWN, PUBLISHED, reproduce
 from massact.scans import CRITERIA
 from massact.training import VARIANTS
+from massact.verbs import verbs
 
 PAGE = Path(__file__).parent / "reference.md"
 REPRODUCE = Path(__file__).parent / "reproduce.md"
@@ -138,8 +139,7 @@ def page() -> str:
         ],
     )
     out += ["", "## Command line", ""]
-    verbs = ("scan", "explain", "intervene", "classics", "reproduce", "train", "compare", "show", "report")
-    for arguments in ((), *((verb,) for verb in verbs)):
+    for arguments in ((), *((verb,) for verb in (*verbs(), "compare", "show", "report"))):
         out += ["```text", help_of(*arguments), "```", ""]
     return "\n".join(out)
 
@@ -194,7 +194,7 @@ def rooms() -> list[str]:
         said = ast.get_docstring(ast.parse((SOURCE / room / "__init__.py").read_text(encoding="utf-8"))) or ""
         allowed = ", ".join(other for other in ARROWS if other in others) or "-"
         rows.append([f"`{room}/`", said.splitlines()[0], allowed, "no" if room in NO_TORCH else "yes"])
-    door = ["`massact.cli`", "the door, one file for each verb: parse, call one function, print", "everything, lazily"]
+    door = ["`massact.cli`", "the door: the command line, made of the verbs", "everything, lazily"]
     return table(["room", "one line", "may import", "torch"], [*rows, [*door, "lazy"]])
 
 
