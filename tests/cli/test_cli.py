@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import massact as ma
 from massact import cli
-from massact.models.loading import EMBEDDED, _folder
+from massact.models.loading import EMBEDDED, location_of
 from massact.scans import CRITERIA
 from tests.families import build
 
@@ -39,7 +39,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 @pytest.fixture(scope="module")
 def embedded() -> Path:
-    return Path(_folder(EMBEDDED))
+    return Path(location_of(EMBEDDED))
 
 
 @pytest.fixture

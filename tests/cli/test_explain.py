@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import massact as ma
-from massact.models.loading import EMBEDDED, _folder
+from massact.models.loading import EMBEDDED, location_of
 from massact.records.kinds.explanation import Explanation
 from massact.reports import story_in_words
 from massact.reports.kinds.explanation.attention import EXPLAIN_FIGURES
@@ -129,7 +129,7 @@ def test_quiet_prints_nothing_and_explaining_again_replaces(
 def test_model_and_text_may_lie_elsewhere_now(
     copied: Path, explained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moved = shutil.copytree(_folder(EMBEDDED), tmp_path / "moved")
+    moved = shutil.copytree(location_of(EMBEDDED), tmp_path / "moved")
     text = tmp_path / "text.txt"
     text.write_text("The boat is old. The sea is cold, and the wind is up!\n" * 100)
     assert run(monkeypatch, "explain", "--quiet", str(copied), str(moved)) == 0
@@ -189,7 +189,7 @@ def test_other_weights_are_refused(
     corpus: bool, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One weight of one layer differs; refused with the hashes, whichever text is given."""
-    folder = Path(shutil.copytree(_folder(EMBEDDED), tmp_path / "model"))
+    folder = Path(shutil.copytree(location_of(EMBEDDED), tmp_path / "model"))
     weights = load_file(folder / "model.safetensors")
     name = next(n for n in weights if "mlp" in n)
     weights[name].view(-1)[3] += 0.5

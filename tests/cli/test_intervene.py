@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import massact as ma
 from massact.interventions import QUARTET
-from massact.models.loading import EMBEDDED, _folder
+from massact.models.loading import EMBEDDED, location_of
 from massact.records.kinds.intervention import Intervention
 from massact.records.tables import columns_of
 from massact.reports import effects_in_words
@@ -146,7 +146,7 @@ def test_quiet_prints_nothing_and_intervening_again_replaces(
 
 
 def test_two_runs_give_the_same_table(copied: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    moved = shutil.copytree(_folder(EMBEDDED), copied.parent / "moved")
+    moved = shutil.copytree(location_of(EMBEDDED), copied.parent / "moved")
     assert run(monkeypatch, "intervene", "--quiet", str(copied), str(moved)) == 0
     pd.testing.assert_frame_equal(*(pd.read_parquet(f / "effects.parquet") for f in (copied, done)))
 
@@ -237,7 +237,7 @@ def test_bad_usage_is_status_2(
 def test_other_weights_are_refused(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = Path(shutil.copytree(_folder(EMBEDDED), tmp_path / "model"))
+    folder = Path(shutil.copytree(location_of(EMBEDDED), tmp_path / "model"))
     weights = load_file(folder / "model.safetensors")
     weights[next(n for n in weights if "mlp" in n)].view(-1)[3] += 0.5
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

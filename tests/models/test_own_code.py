@@ -15,7 +15,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import massact as ma
-from massact.models.loading import EMBEDDED, _folder
+from massact.models.loading import EMBEDDED, location_of
 from massact.models.weight_values import weights_hash
 from massact.records.errors import UserError
 from massact.training import from_pretrained
@@ -63,7 +63,7 @@ def own_model(folder: Path, marker: Path, name: str) -> Path:
     auto_map, model_type, architectures, cls = MODELS[name]
     module = build("llama")
     (module.model if cls == "OwnModel" else module).save_pretrained(folder)
-    words = AutoTokenizer.from_pretrained(_folder(EMBEDDED), trust_remote_code=False)
+    words = AutoTokenizer.from_pretrained(location_of(EMBEDDED), trust_remote_code=False)
     words.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     config |= {"auto_map": auto_map, "model_type": model_type, "architectures": architectures}

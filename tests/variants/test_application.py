@@ -21,7 +21,7 @@ from massact.models import random_twin, with_attention
 from massact.models.transformers_models import from_pretrained
 from massact.records.errors import UserError
 from massact.variants.application import apply_variant
-from massact.variants.formulas import Call
+from massact.variants.calls import Call
 from massact.variants.registry import VARIANTS
 from massact.variants.storage import load_variant
 from tests.families import build

@@ -17,7 +17,7 @@ from torch import nn
 
 from massact.models.gguf_config import settle
 from massact.models.gguf_header import GGUF, GgufHeader, need_package, read_header
-from massact.models.transformers_models import _explained, model_class
+from massact.models.transformers_models import model_class, plain_error
 from massact.records.errors import UserError, first_line, near
 from massact.records.user_files import refuse_special
 
@@ -120,7 +120,7 @@ def _located(spec: str, revision: str | None, options: dict[str, Any]) -> Path:
         away = hub_errors.LocalEntryNotFoundError  # also an EntryNotFoundError: no network, and not in the cache
         if any(isinstance(e, hub_errors.EntryNotFoundError) and not isinstance(e, away) for e in chain):
             raise UserError(f"{repository} on the Hub has no file {name!r}.", do="Look at its list.") from error
-        raise _explained(repository, error, False) from error
+        raise plain_error(repository, error, False) from error
     return Path(str(found))
 
 

@@ -347,7 +347,7 @@ def _read(
         return (*read_gguf(name, dtype, revision, options), None)
     from massact.models.transformers_models import read_extractor, read_pretrained, read_processor
 
-    folder = _folder(name)
+    folder = location_of(name)
     if revision is not None and os.path.isdir(folder):
         what = "The embedded model" if name == EMBEDDED else f"The local folder {name!r}"
         raise UserError(f"{what} has no revisions.", f"--revision {revision!r} would change nothing.",
@@ -401,7 +401,8 @@ def _placer(module: nn.Module) -> Any:
     return lambda given: to_device(given, device, dtype)
 
 
-def _folder(name: str) -> str:
+def location_of(name: str) -> str:
+    """Where the files of a model lie: the folder of the embedded one, else its name itself."""
     if name != EMBEDDED:
         return name
     return str(resources.files("massact.models") / "embedded")

@@ -83,7 +83,7 @@ def read_config(spec: str | os.PathLike[str], options: dict[str, Any]) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise _explained(name, error, looks_local(name)) from error
+        raise plain_error(name, error, looks_local(name)) from error
     check_code(name, config, options)
     return config
 
@@ -123,13 +123,13 @@ def read_module(spec: str, config: Any, dtype: torch.dtype | str, options: dict[
     # A changed model has weights that the plain architecture does not know: no warning about what is filled in later.
     quiet = _without_warnings() if getattr(config, "massact", None) else nullcontext()
     try:
-        with _without_bars(), quiet:
+        with without_bars(), quiet:
             loading = {"config": config, "dtype": dtype, "output_loading_info": True}
             module, report = read_with(cls, spec, options, **loading)
     except UserError:
         raise
     except Exception as error:
-        raise _explained(spec, error, Path(spec).exists()) from error
+        raise plain_error(spec, error, Path(spec).exists()) from error
     _check_report(spec, report)
     return module
 
@@ -178,7 +178,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Reading a local folder takes a moment; the library's own progress bar would fill the terminal."""
     bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
@@ -240,7 +240,7 @@ def _check_layers(folder: Path, config: dict[str, Any]) -> None:
     try:
         n_tensors = sum(len(safe_open(file, "pt").keys()) for file in files)
     except (OSError, SafetensorError) as error:
-        raise _explained(str(folder), error, True) from error
+        raise plain_error(str(folder), error, True) from error
     most = max([0, *_layers(config)])
     if files and most > max(FEW_LAYERS, n_tensors):
         raise UserError(f"{folder / 'config.json'} says {most:,} layers, its weights hold {n_tensors:,} tensors.",
@@ -268,7 +268,7 @@ def model_class(config: Any, trusted: bool = False) -> Any:
     return transformers.AutoModel
 
 
-def _explained(spec: str, error: Exception, looks_local: bool) -> UserError:
+def plain_error(spec: str, error: Exception, looks_local: bool) -> UserError:
     """One clear message for whatever transformers, the Hub or safetensors raised."""
     chain = causes(error)
     text = first_line(error)

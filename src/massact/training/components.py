@@ -23,10 +23,10 @@ def tokenizer_of(config: TrainConfig) -> Any:
     """
     from transformers import AutoTokenizer
 
-    from massact.models.loading import EMBEDDED, _folder
+    from massact.models.loading import location_of
     from massact.models.own_code import TOKENIZER_FILES, check_parts, read_with
 
-    name = _folder(EMBEDDED) if config.tokenizer == EMBEDDED else config.tokenizer
+    name = location_of(config.tokenizer)
     check_parts(name, {}, *TOKENIZER_FILES)
     try:
         return read_with(AutoTokenizer, name, {})

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from massact.models.transformers_models import _without_bars
+from massact.models.transformers_models import without_bars
 from massact.records.errors import WorkError
 from massact.records.tables import frame, read_table, write_table
 from massact.training import checkpoints
@@ -143,7 +143,7 @@ class MassactTrainer(Trainer):
             self.state.log_history.pop()
 
     def _save(self, *args: Any, **kwargs: Any) -> None:
-        with _without_bars():
+        with without_bars():
             super()._save(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:

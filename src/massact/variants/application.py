@@ -19,8 +19,8 @@ from massact.anatomy.examples import float_dtype, to_device
 from massact.records.errors import MassactError, UserError, class_and_line
 from massact.stats.attended import fused_attention
 from massact.trace.inputs_of import input_of, inputs_kept, keep_input
+from massact.variants.calls import Call, Dims, Init, Options, Variant
 from massact.variants.changes import PREFIX, changeable, changes_of, note_change
-from massact.variants.formulas import Call, Dims, Init, Options, Variant
 from massact.variants.registry import VARIANTS, variant
 from massact.variants.sink_token import add_sink_token
 from massact.variants.slots import additive

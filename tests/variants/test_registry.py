@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from massact.records.errors import UserError
-from massact.variants.formulas import Call, Dims
+from massact.variants.calls import Call, Dims
 from massact.variants.registry import VARIANTS, variant
 from massact.variants.slots import slotted, with_column
 
