@@ -23,7 +23,7 @@ from massact.records.kinds.reproduction import Reproduction
 from massact.records.sites import POINTS
 from massact.reports import findings_in_words
 from massact.reproductions import ENTRIES, KNOWN, PUBLISHED, reproduce
-from massact.scans import CRITERIA
+from massact.scans.criteria import criteria
 from massact.training import VARIANTS
 from massact.verbs import verbs
 
@@ -102,7 +102,10 @@ def page() -> str:
     out = [TOP]
     out += table(
         ["name", "finds", "rule", "constants", "source"],
-        [[f"`{c.name}`", c.kind + "s", c.formula, constants(dict(c.thresholds)), c.source] for c in CRITERIA.values()],
+        [
+            [f"`{c.name}`", c.kind + "s", c.formula, constants(dict(c.thresholds)), c.source]
+            for c in criteria().values()
+        ],
     )
     out += [EDITS]
     out += table(["name", "what it does"], [[f"`{k}`", v] for k, v in NAMES.items()])

@@ -21,12 +21,12 @@ from massact.classics.works import Classic, Ground, Outcome, effect_rows, row
 from massact.interventions import evaluate, zero_dims
 from massact.records.anatomy import Stack
 from massact.records.errors import UserError, WorkError
+from massact.records.rules import HIT, OF_LAYERS, OF_SEQUENCES, OF_TOKENS
 from massact.records.sites import Site
 from massact.stats.hits import SLACK, CountResult, HitShares
 from massact.trace import Edit, Probe, measure
 from massact.trace.edits import Together
 
-HIT, OF_TOKENS, OF_LAYERS, OF_SEQUENCES = 6.0, 0.06, 0.25, 0.90
 INPUTS = ("attn_in", "cross_attn_in", "mlp_in")
 STREAM = ("resid_pre", "resid_mid", "resid_cross", "resid_post")
 TOLD = ("perplexity", "top1_probability", "kl", "top1_agreement")

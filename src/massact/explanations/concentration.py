@@ -10,6 +10,7 @@ import pandas as pd
 
 from massact.corpora import Corpus
 from massact.records.anatomy import AttentionPlace
+from massact.records.rules import is_sink
 from massact.records.sites import Site
 from massact.records.tables import frame
 from massact.stats.groups import GroupResult
@@ -32,7 +33,7 @@ def heads_table(heads: Heads, places: Mapping[Site, AttentionPlace], eps: float)
     for site, r in heads.items():
         means = {name: mean_of(x, axis=0) for name, x in r.per_head.items()}
         alpha_NH = r.per_head["alpha_first"]
-        above_H = mean_of(np.where(np.isnan(alpha_NH), np.nan, alpha_NH > eps), axis=0)
+        above_H = mean_of(np.where(np.isnan(alpha_NH), np.nan, is_sink(alpha_NH, eps)), axis=0)
         for h in range(places[site].n_heads):
             rows.append(
                 {

@@ -18,6 +18,7 @@ from massact.corpora import Corpus
 from massact.models import Model, with_attention
 from massact.positions import tokens_of
 from massact.records.errors import UserError
+from massact.records.rules import TAU
 from massact.stats.attended import Attended
 from massact.stats.protocol import PerSequence, Where
 from massact.trace import Probe, measure
@@ -69,7 +70,7 @@ def visual_sinks(
     *,
     stack: str | None = None,
     dims: Iterable[int] | None = None,
-    tau: float = 20.0,
+    tau: float = TAU,
     batch_size: int | str = "auto",
 ) -> pd.DataFrame:
     """Which image tokens are visual attention sinks, in every block of a language model, and what they draw.

@@ -17,6 +17,7 @@ from torch import Tensor
 from massact.corpora import Batch
 from massact.interventions.catalogue import Massive
 from massact.models import Model
+from massact.records.rules import SINK, is_sink
 from massact.records.sites import Site
 from massact.stats.attended import Attended
 from massact.stats.groups import Chosen
@@ -48,7 +49,7 @@ class Sinks:
 
     target: Massive | None = None
     all_keys: bool = True
-    eps: float = 0.3
+    eps: float = SINK
 
     def finds(self, site: Site) -> bool:
         """Whether the tokens with massive activations are known there."""
@@ -176,7 +177,7 @@ def _numbers(stats: HeadStats, wanted: Sinks) -> dict[str, float]:
     found = {name: float(_nanmean(r.per_head[of][0])) for name, of in METRICS.items()}
     alpha_H = r.per_head["alpha_first"][0]
     known = alpha_H[~np.isnan(alpha_H)]
-    found["sink_rate"] = float((known > wanted.eps).mean()) if len(known) else float("nan")
+    found["sink_rate"] = float(is_sink(known, wanted.eps).mean()) if len(known) else float("nan")
     found["update_stable_rank"] = float(_nanmean(r.stable_rank))
     return found
 

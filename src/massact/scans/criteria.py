@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from massact.records import sun2024
+from massact.records import rules
 from massact.records.errors import UserError, near
+from massact.records.extensions import extensions
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Criterion:
 
 def _sun2024(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
     c = e.candidates
-    return c[sun2024.massive(c.magnitude, c["median"], t["magnitude"], t["ratio"])]
+    return c[rules.massive(c.magnitude, c["median"], t["magnitude"], t["ratio"])]
 
 
 def _gallego2025(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
@@ -212,7 +213,7 @@ def _layer_rule(column: str) -> Rule:
 
 
 _NONE = float("nan")
-SUN2024 = {"magnitude": sun2024.MAGNITUDE, "ratio": sun2024.RATIO}
+SUN2024 = {"magnitude": rules.MAGNITUDE, "ratio": rules.RATIO}
 
 CRITERIA: dict[str, Criterion] = {
     c.name: c
@@ -262,7 +263,7 @@ CRITERIA: dict[str, Criterion] = {
         Criterion(
             "kang2025",
             "|h_j| / rms(h of that token) > tau",
-            {"tau": 20.0},
+            {"tau": rules.TAU},
             "Kang et al. 2025, arXiv 2503.03321 (there for the sink dims of the language model)",
             "element",
             _kang2025,
@@ -273,7 +274,7 @@ CRITERIA: dict[str, Criterion] = {
             "kang2025_visual",
             "image tokens of a language model with |h_j| / rms(h of that token) > tau at a sink dim j: one where the "
             "first token of the text has it, at any layer",
-            {"tau": 20.0},
+            {"tau": rules.TAU},
             "Kang et al. 2025, arXiv 2503.03321 (visual attention sinks)",
             "element",
             _kang2025_visual,
@@ -284,7 +285,7 @@ CRITERIA: dict[str, Criterion] = {
             "dettmers2022",
             "dims with |h| >= 6 at >= tokens of the positions, in >= layers of the layers (on the "
             "residual stream; the source looks at the inputs of linear layers)",
-            {"tokens": 0.06, "layers": 0.25},
+            {"tokens": rules.OF_TOKENS, "layers": rules.OF_LAYERS},
             "Dettmers et al. 2022, arXiv 2208.07339, Section 4",
             "dim",
             _dettmers2022,
@@ -343,12 +344,22 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
+def criteria() -> dict[str, Criterion]:
+    """Name -> criterion: ours, and those that other packages name (entry point `massact.criteria`).
+
+    Raises:
+        UserError: what another package names is no criterion, or is called like another.
+    """
+    return extensions("massact.criteria", Criterion, CRITERIA)
+
+
 def criterion(name: str) -> Criterion:
     """A criterion by name.
 
     Raises:
         UserError: unknown; says which are near.
     """
-    if name not in CRITERIA:
-        raise UserError(f"Unknown criterion {name!r}.", do=near(name, CRITERIA))
-    return CRITERIA[name]
+    known = criteria()
+    if name not in known:
+        raise UserError(f"Unknown criterion {name!r}.", do=near(name, known))
+    return known[name]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from massact.records.rules import SINK, is_sink
 from massact.stats.attended import Attended
 from massact.stats.dims import sum_dtype
 from massact.stats.groups import Chosen, GroupResult, GroupStats, rows_at
@@ -82,7 +83,7 @@ class HeadOptions:
     """
 
     columns: bool = True
-    eps: float = 0.3
+    eps: float = SINK
     bias: bool = True
     project: Callable[[Tensor], Tensor] | None = None
     queries: Queries | None = None
@@ -223,7 +224,7 @@ class HeadStats:
         many_HS = viewers_HS >= viewers_HS.amax(1, keepdim=True).clamp(max=LEAST_QUERIES)
         if S > 1:
             head["secondary"] = _greatest(torch.where(many_HS, alpha_HS, float("nan"))[:, 1:], 1)
-        sink_HS = torch.where(many_HS & (viewers_HS > 0), (alpha_HS > self.options.eps).float(), float("nan"))
+        sink_HS = torch.where(many_HS & (viewers_HS > 0), is_sink(alpha_HS, self.options.eps).float(), float("nan"))
         return torch.stack([alpha_HS.nanmean(0), _greatest(alpha_HS, 0), sink_HS.nanmean(0)])
 
     def _drain(self, a: Attended, rows: list[int], head: dict[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from massact.records.rules import HIT
 from massact.stats.dims import DimTotals
 from massact.stats.passes import SCALARS, Ask, Measured, measured
 from massact.stats.protocol import Where, check_2d, check_same, concatenated, offsets_of, stacked
@@ -114,7 +115,7 @@ class HiddenStats:
         blocked: False forces the path of accelerators on a CPU (for tests); None chooses by device.
     """
 
-    def __init__(self, top_k: int = 16, hit: float = 6.0, mad: bool = False, *, blocked: bool | None = None) -> None:
+    def __init__(self, top_k: int = 16, hit: float = HIT, mad: bool = False, *, blocked: bool | None = None) -> None:
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; keep at least one entry")
         self.ask = Ask(int(top_k), float(hit), bool(mad))

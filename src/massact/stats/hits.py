@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from massact.records.rules import HIT
 from massact.stats.blocks import blocks_of
 from massact.stats.dims import compute_dtype, round_up, scaled, sum_dtype
 from massact.stats.protocol import Where, check_2d, check_same, stacked
@@ -108,7 +109,7 @@ class HitShares(_DimCounts):
         limit: in units of the values; Dettmers: 6.
     """
 
-    def __init__(self, limit: float = 6.0) -> None:
+    def __init__(self, limit: float = HIT) -> None:
         super().__init__(limit)
 
     def _counted(self, h_TD: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from massact.models import Model, load, with_attention
 from massact.records.errors import ProofError, UserError, WorkError
-from massact.records.sun2024 import massive
+from massact.records.rules import massive
 from massact.records.tables import frame
 from massact.stats import Dynamics, fit_dynamics
 from massact.stats.attended import Attended

@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import field_validator
 
 from massact.records.errors import UserError
+from massact.records.rules import SINK
 from massact.verbs.inputs import OfScan
 from massact.verbs.options import BatchSize, Options, option
 from massact.verbs.verb import Verb
@@ -25,7 +26,7 @@ class ExplainConfig(Options):
 
     n_sequences: int | None = option(None, "Sequences, from the start; nothing: all.", least=1)
     columns: bool = option(True, ALL_KEYS, "--all-keys/--no-all-keys")
-    eps: float = option(0.3, "A key is a sink of a head if its mean mass exceeds this.")
+    eps: float = option(SINK, "A key is a sink of a head if its mean mass exceeds this.")
     seed: int = option(0, "Seed of the random tokens that results are compared with.")
     batch_size: BatchSize = option("auto", "Sequences per forward pass, or auto.")
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from massact.records.result import Result, table
+from massact.records.rules import WORDS
 from massact.records.sidecars import Sidecar
-from massact.records.sun2024 import WORDS
 from massact.records.tables import Columns
 
 TABLES: dict[str, Columns] = {

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from massact.records.kinds.lab import Lab
-from massact.records.sun2024 import MAGNITUDE, RATIO, WORDS
+from massact.records.rules import MAGNITUDE, RATIO, SINK, WORDS, is_sink
 from massact.reports import charts
 from massact.reports.lettering import PLAIN, STACKS, lettered
 from massact.reports.parts import Chart, Part, Section, Table, Words, grid, parts_of, table_of
@@ -20,7 +20,6 @@ from massact.reports.readings import Reading
 from massact.reports.render.markup import figure_text
 from massact.reports.spelling import cell, number, or_dash, percent, real, visible
 
-SINK = 0.3  # attention of one head on the first position from which on Gu 2025 speak of a sink
 UNDONE = 0.25  # the mean undoes what zero breaks if its whole interval is below this share of zero's
 CONSTANT = 0.9999  # cosine from which on a state is the same in every sequence
 BIAS, CONTENT, FREE, UNSEEN = "bias", "content", "free", "unseen"
@@ -73,7 +72,7 @@ def _attention(lab: Lab, variant: str) -> str:
     row = lab.last(variant)
     first, most, slot = (real(row[c]) for c in ("first_attention", "first_attention_max", "slot_mass"))
     even = real(lab.info.variants[variant].get("uniform_attention"))
-    sink = "a sink" if most > SINK else f"no sink (above {number(SINK)})"
+    sink = "a sink" if is_sink(most) else f"no sink (above {number(SINK)})"
     said = (
         f"attention on the first position is {number(first)}, mean over heads ({number(first / even)} x that of a head "
         f"that looks everywhere alike), and {number(most)} in the head with most: {sink}."

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from massact.records.kinds.training import Trained
-from massact.records.sun2024 import WORDS
+from massact.records.rules import WORDS
 from massact.reports import charts
 from massact.reports.charts import heat_over_steps
 from massact.reports.parts import Chart, Part, Section, Words, grid, parts_of, table_of
