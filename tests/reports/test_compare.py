@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import compared
@@ -94,6 +95,16 @@ def test_runs_that_differ_by_seed_only_are_grouped(paths: list[Path]) -> None:
     assert "3.100 (3.000 to 3.200)" in text and "3 of 3" in text and "0 of 3" in text
     alone = compared_runs(paths, by_seed=False)
     assert alone.groups == {} and set(alone.compare["row"]) == {"run"} and len(alone.compare) == 6
+
+
+def test_no_number_of_the_layers_is_cut_at_any_width(paths: list[Path]) -> None:
+    c = compared_runs(paths)
+    rows = c.compare_layers[c.compare_layers["row"] == "run"]
+    for width in (60, 79, 80, 100, 117, 118, 200):
+        words = printed(c, width).split("Largest and median |h|", 1)[1].split()
+        for name in ("top1", "top2", "top3", "median"):
+            for number, times in Counter(map(cell, rows[name])).items():
+                assert words.count(number) >= times, (width, name, number)
 
 
 def test_what_is_no_repetition_by_seed_is_not_grouped(tmp_path: Path) -> None:

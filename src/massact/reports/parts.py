@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -34,7 +34,7 @@ class Column:
     """A column: its name in the file, what it means, its values as they are and as they are shown.
 
     Args:
-        folds: whether its cells may take several lines where room is scarce.
+        folds: whether its cells may take several lines where room is scarce, as words do anyway.
     """
 
     name: str
@@ -227,10 +227,18 @@ def grid(
     """
     cells = list(zip(*rows, strict=True)) if rows else []
     columns = [
-        Column(head[head[:1] in tuple("<>=") :], "", shown, shown, head[:1] != "<", head[:1] in ("<", ">"))
+        Column(head[head[:1] in tuple("<>=") :], "", shown, shown, head[:1] != "<", head[:1] == ">")
         for head, shown in zip(heads, cells, strict=False)
     ]
     return Table(title, columns, len(rows), (), True, looks, abreast) if rows else None
+
+
+def narrowed(table: Table | None, title: str, heads: Mapping[str, str], looks: Sequence[str] = ()) -> Table | None:
+    """A table for narrow places: under another title, those columns that it has of some, under short heads."""
+    if table is None:
+        return None
+    columns = [replace(column, name=heads[column.name]) for column in table.columns if column.name in heads]
+    return replace(table, title=title, columns=columns, looks=looks)
 
 
 def parts_of(*parts: Part | None) -> list[Part]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from massact.records.result import Result
-from massact.reports.parts import Section, Words, grid, parts_of, table_of
+from massact.reports.parts import Part, Section, Words, parts_of, table_of
 from massact.reports.readings import Reading
-from massact.reports.spelling import or_dash, visible
-
-MOST_ROWS = 20  # in a terminal
+from massact.reports.spelling import visible
 
 
 def noted(result: Result) -> list[str]:
@@ -19,24 +17,19 @@ def noted(result: Result) -> list[str]:
 
 def section(result: Result, words: Callable[[Result], list[str]] = noted) -> Section:
     """Its words, and every table."""
-    tables = [
-        table_of(name, rows, f"{result.KIND}: {name}", most=600, shown_first=True)
-        for name, rows in result.tables().items()
-    ]
-    return Section("others", "Results of other packages", parts_of(Words(words(result)), *tables))
+    return Section("others", "Results of other packages", [Words(words(result)), *_tables(result, 600)])
 
 
 def brief(result: Result) -> list[Section]:
     """The first rows of every table."""
-    made = []
-    for name, table in result.tables().items():
-        numeric = {c for c, (dtype, _) in result.TABLES[name].items() if dtype in ("int64", "float64")}
-        rows = [[or_dash(row[c]) if c in numeric else visible(str(row[c])) for c in table.columns]
-                for _, row in table.head(MOST_ROWS).iterrows()]  # fmt: skip
-        more = f", {MOST_ROWS} of {len(table):,} rows" if len(table) > MOST_ROWS else ""
-        heads = [c if c in numeric else f"<{c}" for c in table.columns]
-        made.append(grid(f"{name}{more}", heads, rows))
-    return [Section("others", "", parts_of(*made))]
+    return [Section("others", "", _tables(result, 20))]
+
+
+def _tables(result: Result, most: int) -> list[Part]:
+    tables = result.tables().items()
+    return parts_of(
+        *(table_of(name, rows, f"{result.KIND}: {name}", most=most, shown_first=True) for name, rows in tables)
+    )
 
 
 READING = Reading(noted, (section,), brief)

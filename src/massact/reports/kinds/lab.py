@@ -15,14 +15,24 @@ from massact.records.kinds.lab import Lab
 from massact.records.rules import MAGNITUDE, RATIO, SINK, WORDS, is_sink
 from massact.reports import charts
 from massact.reports.lettering import PLAIN, STACKS, lettered
-from massact.reports.parts import Chart, Part, Section, Table, Words, grid, parts_of, table_of
+from massact.reports.parts import Chart, Part, Section, Table, Words, grid, narrowed, parts_of, table_of
 from massact.reports.readings import Reading
 from massact.reports.render.markup import figure_text
-from massact.reports.spelling import cell, number, or_dash, percent, real, visible
+from massact.reports.spelling import cell, number, percent, real, visible
 
 UNDONE = 0.25  # the mean undoes what zero breaks if its whole interval is below this share of zero's
 CONSTANT = 0.9999  # cosine from which on a state is the same in every sequence
 BIAS, CONTENT, FREE, UNSEEN = "bias", "content", "free", "unseen"
+HEADS = {
+    "variant": "variant",
+    "nats": "loss",
+    "backcopy_nats": "backcopy",
+    "bigram_excess_nats": "bigram\nexcess",
+    "first_attention": "on\nfirst",
+    "first_attention_max": "greatest\nhead",
+    "slot_mass": "slot\nmass",
+    "norm_ratio": "norm\nratio",
+}
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)))
 
 
@@ -212,8 +222,7 @@ def section(lab: Lab) -> Section:
     parts += [_over_the_steps(lab, *panel) for panel in (
         ("backcopy_nats", "Loss of targets that repeat"), ("first_attention", "Attention on the first position"),
         ("top1", "Greatest |h|"))]  # fmt: skip
-    parts += [table_of("lab", lab.lab.groupby("variant", sort=False).tail(1), "Every variant at the end",
-                       shown_first=True),
+    parts += [_ends(lab),
               table_of("lab_effects", lab.lab_effects, "Effects of edits"),
               table_of("lab", lab.lab, "Every measurement")]  # fmt: skip
     return Section("lab", "Toy lab", parts_of(*parts))
@@ -231,15 +240,15 @@ def _over_the_steps(lab: Lab, column: str, title: str) -> Chart | None:
     return Chart(title, data, {"xaxis": {"title": {"text": "Step"}}}, "", 300, width="third") if data else None
 
 
+def _ends(lab: Lab) -> Table | None:
+    rows = lab.lab.groupby("variant", sort=False).tail(1)
+    return table_of("lab", rows, "Every variant at the end", shown_first=True)
+
+
 def brief(lab: Lab) -> list[Section]:
     """Every variant at the end, and what edits change."""
-    heads = ("<variant", "loss", "backcopy", "bigram\nexcess", "on\nfirst", "greatest\nhead", "slot\nmass",
-             "norm\nratio")  # fmt: skip
-    columns = ("nats", "backcopy_nats", "bigram_excess_nats", "first_attention", "first_attention_max", "slot_mass",
-               "norm_ratio")  # fmt: skip
-    rows = [[visible(v), *(or_dash(row[c]) for c in columns)] for v in lab.variants for row in [lab.last(v)]]
-    made = [grid("At the end (losses in nats, held out; attention on the first position, mean of heads and greatest; "
-                 "-: no slot)", heads, rows)]  # fmt: skip
+    title = "At the end (losses in nats, held out; attention on the first position, mean of heads and greatest)"
+    made = [narrowed(_ends(lab), title, HEADS)]
     c, there = lab.info.corpus, set(lab.lab_effects["targets"])
     for targets, which in (("far", f"predicted from position {c.get('far')} on"),
                            ("next", f"the {c.get('next')} right behind the edited position")):  # fmt: skip

@@ -43,6 +43,8 @@ def show(result: Any, console: Console) -> None:
                 console.print()
                 console.print(_text(table.title, console.encoding, "bold"))
                 console.print(_grid(piece, console.encoding))
+            for note in table.notes:
+                console.print(_text(note, console.encoding, "dim"))
 
 
 def _heading(result: Any, noun: str | None) -> str:
@@ -81,8 +83,8 @@ def _grid(table: Table, encoding: str) -> Grid:
     """A table of numbers on the right and words on the left; '-' stands for what is unavailable."""
     made = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for column in table.columns:
-        side = "right" if column.numeric else "left"
-        made.add_column(_text(column.name, encoding), justify=side, overflow="fold", no_wrap=not column.folds)
+        side, whole = ("right", not column.folds) if column.numeric else ("left", False)
+        made.add_column(_text(column.name, encoding), justify=side, overflow="fold", no_wrap=whole)
     for i in range(table.n_rows):
         shown = ("-" if (said := column.shown[i]) == UNAVAILABLE else plain(said) for column in table.columns)
         made.add_row(*(_text(said, encoding) for said in shown), style=table.looks[i] if table.looks else "")
@@ -102,5 +104,5 @@ def _broken(table: Table, width: int) -> Iterator[Table]:
 
 
 def _width(column: Column) -> int:
-    """Cells that a column takes, with the space behind it."""
-    return 1 + max(cell_len(line) for text in (column.name, *column.shown) for line in text.split("\n"))
+    """Cells that a column takes, with the space behind it and that between columns."""
+    return 2 + max(cell_len(line) for text in (column.name, *column.shown) for line in text.split("\n"))

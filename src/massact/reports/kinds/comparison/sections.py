@@ -13,57 +13,20 @@ from massact.records.kinds.intervention import Intervention
 from massact.records.tables import columns_of, frame
 from massact.reports import charts
 from massact.reports.contents import Contents
-from massact.reports.kinds.comparison.table import EXPLAINED, SCANNED, TRAINED
-from massact.reports.kinds.comparison.tables import places_of
-from massact.reports.kinds.comparison.words import shown, told
+from massact.reports.kinds.comparison.tables import places, side_by_side
+from massact.reports.kinds.comparison.words import told
 from massact.reports.kinds.intervention import effects_chart, main_metric
 from massact.reports.kinds.scan.sections import portraits as portraits_of
-from massact.reports.kinds.scan.views import views
-from massact.reports.parts import UNAVAILABLE, Chart, Column, Part, Section, Table, Words, parts_of, table_of
-from massact.reports.spelling import listed, visible
+from massact.reports.parts import Chart, Column, Part, Section, Table, Words, parts_of, table_of
+from massact.reports.spelling import visible
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def answer(runs: Sequence[Contents], c: Comparison) -> Section:
     """What differs, in words, and the numbers of every run."""
-    return Section("answer", "Answer", parts_of(Words(told(c), True), _rows(c, "run", "Runs side by side"), _places(c),
-                                                _rows(c, "mean", "Over seeds: means")))  # fmt: skip
-
-
-def _rows(c: Comparison, row: str, title: str) -> Table | None:
-    rows = c.compare[c.compare["row"] == row]
-    if not len(rows):
-        return None
-    columns, missing = [], []
-    trained = bool(rows["trained"].any())
-    for name in ("label", "model", "variant", "criterion", *TRAINED, *SCANNED, *EXPLAINED):
-        numeric, meaning = columns_of("compare")[name][0] != "string", columns_of("compare")[name][1]
-        values = rows[name].tolist()
-        said = [shown(r, name) for _, r in rows.iterrows()] if numeric else [visible(v) or UNAVAILABLE for v in values]
-        said = [UNAVAILABLE if s == "-" else s for s in said]
-        if set(said) == {UNAVAILABLE}:
-            missing += [name] * (trained or name not in (*TRAINED, "variant"))
-        else:
-            columns.append(Column(name, meaning, values, said, numeric))
-    notes = [f"Unavailable in all of them: {listed(missing)}."] if missing else []
-    return Table(title, columns, len(rows), notes, True)
-
-
-def _places(c: Comparison) -> Table | None:
-    """Dims, tokens and positions of the findings of every run and stack, at the layer of the largest."""
-    rows = [
-        (visible(f"{run.label} {view.label}".strip()), *places_of(view))
-        for run in c.runs if run.scan is not None for view in views(run.scan)
-    ]  # fmt: skip
-    if not rows:
-        return None
-    heads = (("run", "which"), ("layer", "that of the largest finding"), ("findings", "at this layer"),
-             ("dims", "of these, the most frequent first"), ("tokens", "each position counts once"),
-             ("positions", "how many sequences have a finding there"))  # fmt: skip
-    columns = [Column(name, meaning, list(cells), list(cells), False)
-               for (name, meaning), cells in zip(heads, zip(*rows, strict=True), strict=True)]  # fmt: skip
-    return Table("Where the findings are", columns, len(rows), [], True)
+    tables = (side_by_side(c, "run", "Runs side by side"), places(c), side_by_side(c, "mean", "Over seeds: means"))
+    return Section("answer", "Answer", parts_of(Words(told(c), True), *tables))
 
 
 def layers(runs: Sequence[Contents], c: Comparison) -> Section | None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import pandas as pd
-
 from massact.records.kinds.comparison import Comparison
+from massact.records.tables import columns_of
 from massact.reports.kinds.comparison.table import EXPLAINED, SCANNED, TRAINED
 from massact.reports.kinds.comparison.words import shown
 from massact.reports.kinds.scan.views import StackView, census, views
-from massact.reports.parts import Section, Table, grid, parts_of
+from massact.reports.parts import UNAVAILABLE, Column, Section, Table, grid, narrowed, parts_of
 from massact.reports.spelling import cell, listed, quoted, shortened, visible
 
 LONGEST_NAME = 28
 MOST_PLACES = 4  # dims, tokens and positions that are named in one cell
+PLACES = {"run": "run", "layer": "layer", "findings": "findings", "dims": "dims", "tokens": "tokens",
+          "positions": "positions"}  # fmt: skip
 HEADS = {
+    "label": "run", "variant": "variant", "criterion": "criterion",
     "steps": "steps", "tokens": "tokens", "train_loss": "train\nloss", "eval_loss": "held-out\nloss",
     "perplexity": "perplexity", "massive": "massive", "onset": "onset\nlayer", "max": "max\n|h|",
     "ratio": "largest\nratio", "sink_rate": "sink\nrate", "mass_first": "on\npos. 0", "slot_mass": "slot\nmass",
@@ -32,25 +32,23 @@ def brief(c: Comparison) -> list[Section]:
     runs = c.compare[c.compare["row"] == "run"]
     rules = list(dict.fromkeys(x for x in runs["criterion"] if x))
     of = f" (massive by {visible(rules[0])})" if len(rules) == 1 else ""
-    made: list[Table | None] = []
-    if runs["trained"].any():
-        made.append(_rows("Training; losses in nats", runs, TRAINED, ("variant",)))
     told = ATTENTION if runs["explained"].any() else ""
-    title = f"Activations and attention{of}; ratio: |h| / median{told}"
-    made.append(_rows(title, runs, (*SCANNED, *EXPLAINED), ("criterion",) if len(rules) > 1 else ()))
-    return [Section("runs", "", parts_of(*made, _seeds(c), _places(c), *_layers(c)))]
+    table = side_by_side(c, "run", "")
+    models = ("label", *(["criterion"] if len(rules) > 1 else []), *SCANNED, *EXPLAINED)
+    made = [
+        narrowed(table, f"Activations and attention{of}; ratio: |h| / median{told}", {n: HEADS[n] for n in models}),
+        _seeds(c),
+        narrowed(places(c), "Where the findings are, at the layer of the largest", PLACES),
+        *_layers(c),
+    ]
+    if runs["trained"].any():
+        trained = {n: HEADS[n] for n in ("label", "variant", *TRAINED)}
+        made.insert(0, narrowed(table, "Training; losses in nats", trained))
+    return [Section("runs", "", parts_of(*made))]
 
 
 def _name(label: str, limit: int = LONGEST_NAME) -> str:
     return shortened(visible(label), limit)
-
-
-def _rows(title: str, runs: pd.DataFrame, columns: Sequence[str], words: Sequence[str]) -> Table | None:
-    rows = [
-        [_name(row["label"]), *(visible(row[w]) or "-" for w in words), *(shown(row, c) for c in columns)]
-        for _, row in runs.iterrows()
-    ]
-    return grid(title, ("<run", *(f"<{w}" for w in words), *(HEADS[c] for c in columns)), rows)
 
 
 def _seeds(c: Comparison) -> Table | None:
@@ -68,16 +66,40 @@ def _seeds(c: Comparison) -> Table | None:
     return grid("Over seeds: mean, and (least to greatest)", heads, rows) if by_name else None
 
 
-def _places(c: Comparison) -> Table | None:
-    """A row for each run and stack: dims, tokens and positions of its findings, each token counted once."""
+def side_by_side(c: Comparison, row: str, title: str) -> Table | None:
+    """The numbers of every run, or of every group of runs; a note names what none of them has."""
+    rows = c.compare[c.compare["row"] == row]
+    if not len(rows):
+        return None
+    columns, missing = [], []
+    trained = bool(rows["trained"].any())
+    for name in ("label", "model", "variant", "criterion", *TRAINED, *SCANNED, *EXPLAINED):
+        numeric, meaning = columns_of("compare")[name][0] != "string", columns_of("compare")[name][1]
+        values = rows[name].tolist()
+        said = [shown(r, name) for _, r in rows.iterrows()] if numeric else [visible(v) or UNAVAILABLE for v in values]
+        said = [UNAVAILABLE if s == "-" else s for s in said]
+        if set(said) == {UNAVAILABLE}:
+            missing += [name] * (trained or name not in (*TRAINED, "variant"))
+        else:
+            columns.append(Column(name, meaning, values, said, numeric))
+    notes = [f"Unavailable in all of them: {listed(missing)}."] if missing else []
+    return Table(title, columns, len(rows), notes, True)
+
+
+def places(c: Comparison) -> Table | None:
+    """Dims, tokens and positions of the findings of every run and stack, at the layer of the largest."""
+    scanned = [run for run in c.runs if run.scan is not None]
     rows = [
-        [_name(f"{run.label} {view.label}".strip()), *places_of(view)]
-        for run in c.runs
-        if run.scan is not None
-        for view in views(run.scan)
+        (visible(f"{run.label} {view.label}".strip()), *places_of(view)) for run in scanned for view in views(run.scan)
     ]
-    heads = ("<run", "layer", "findings", "<dims", "<tokens", "<positions")
-    return grid("Where the findings are, at the layer of the largest", heads, rows)
+    if not rows:
+        return None
+    heads = (("run", "which"), ("layer", "that of the largest finding"), ("findings", "at this layer"),
+             ("dims", "of these, the most frequent first"), ("tokens", "each position counts once"),
+             ("positions", "how many sequences have a finding there"))  # fmt: skip
+    columns = [Column(name, meaning, list(cells), list(cells), False)
+               for (name, meaning), cells in zip(heads, zip(*rows, strict=True), strict=True)]  # fmt: skip
+    return Table("Where the findings are", columns, len(rows), [], True)
 
 
 def places_of(view: StackView, encoding: str = "utf-8") -> tuple[str, str, str, str, str]:

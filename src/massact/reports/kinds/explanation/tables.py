@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from massact.records.kinds.explanation import Explanation
-from massact.reports.parts import Section, grid, parts_of
-from massact.reports.spelling import or_dash, visible
+from massact.reports.parts import Section, narrowed, parts_of, table_of
+from massact.reports.spelling import visible
 
-COLUMNS = ("concentration", "concentration_first", "concentration_null", "value_drain", "residual_norm")
-HEADS = ("<", "layer", "attention on\nfindings", "on\nposition 0", "on random\ntokens", "value norm\nratio",
-         "residual\nnorm ratio")  # fmt: skip
-MARKS = "|: the block reads findings; -: unavailable"
-WHAT = "Share of attention on the tokens, and norms of those with findings over norms of others"
+HEADS = {
+    "layer": "layer",
+    "after_onset": "reads\nfindings",
+    "concentration": "attention on\nfindings",
+    "concentration_first": "on\nposition 0",
+    "concentration_null": "on random\ntokens",
+    "value_drain": "value norm\nratio",
+    "residual_norm": "residual\nnorm ratio",
+}
+WHAT = "Share of attention on the tokens, and norms of those with findings over norms of others (-: unavailable)"
 
 
 def brief(e: Explanation) -> list[Section]:
     """A table for each stack."""
     made = []
-    for stack in dict.fromkeys(e.axes["stack"]):
-        axes = e.axes[e.axes["stack"] == stack].sort_values("layer")
-        reads = [bool(x) for x in axes["after_onset"]]
-        rows = [["|" * on, str(row["layer"]), *(or_dash(row[c]) for c in COLUMNS)]
-                for on, (_, row) in zip(reads, axes.iterrows(), strict=True)]  # fmt: skip
-        name = f"{visible(str(stack))}: " if stack else ""
-        made.append(grid(f"{name}{WHAT} ({MARKS})", HEADS, rows, ["" if on else "dim" for on in reads]))
+    for stack, rows in e.axes.sort_values("layer", kind="stable").groupby("stack", sort=False, dropna=False):
+        looks = ["" if reads else "dim" for reads in rows["after_onset"]]
+        title = f"{visible(stack)}: {WHAT}" if stack else WHAT
+        made.append(narrowed(table_of("axes", rows, title, tuple(HEADS), len(rows)), title, HEADS, looks))
     return [Section("axes", "", parts_of(*made))]

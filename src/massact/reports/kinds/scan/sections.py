@@ -11,7 +11,7 @@ from massact.records.kinds.trajectory import Trajectory
 from massact.reports import charts
 from massact.reports.kinds.scan.portrait import _kept_tokens, outline, peaks
 from massact.reports.kinds.scan.views import FORMATS, Rule, StackView, census, nonfinite_note, rule_of, views
-from massact.reports.parts import Chart, Facts, Part, Section, Words, parts_of, table_of
+from massact.reports.parts import Chart, Facts, Part, Section, Table, Words, parts_of, table_of
 from massact.reports.render.markup import figure_text
 from massact.reports.spelling import listed, number, shortened, visible
 
@@ -232,13 +232,16 @@ def ranks(scan: ScanResult) -> Section | None:
     """Tables 1 and 2 of Sun 2024: the ranks of |h| in one prompt and over the sequences."""
     if not len(scan.ranks):
         return None
-    parts: list[Part | None] = []
-    for view in views(scan):
-        for source, name in (("prompt", "in the prompt (Table 1 of Sun 2024)"),
-                             ("corpus", "over sequences (Table 2 of Sun 2024)")):  # fmt: skip
-            rows = view.ranks[view.ranks["source"] == source]
-            columns = ("rank", "magnitude", "value_mean") if source == "prompt" else (
-                "rank", "magnitude", "value_mean", "value_std", "same_dim", "n_sequences")  # fmt: skip
-            title = _titled(view, f"Ranks of |h| {name}, layer {view.shown_layer}")
-            parts.append(table_of("ranks", rows, title, columns, shown_first=True))
-    return Section("ranks", "Ranks", parts_of(*parts)) if parts_of(*parts) else None
+    parts = parts_of(*(ranked(view, source) for view in views(scan) for source in ("prompt", "corpus")))
+    return Section("ranks", "Ranks", parts) if parts else None
+
+
+def ranked(view: StackView, source: str) -> Table | None:
+    """The ranks of one stack: Table 1 of Sun 2024 of the prompt, Table 2 of the corpus."""
+    rows = view.ranks[view.ranks["source"] == source]
+    columns: tuple[str, ...] = ("rank", "magnitude", "value_mean")
+    name = "in the prompt (Table 1 of Sun 2024)"
+    if source == "corpus":
+        columns, name = (*columns, "value_std", "same_dim", "n_sequences"), "over sequences (Table 2 of Sun 2024)"
+    title = _titled(view, f"Ranks of |h| {name}, layer {view.shown_layer}")
+    return table_of("ranks", rows, title, columns, shown_first=True)

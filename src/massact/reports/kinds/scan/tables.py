@@ -9,10 +9,19 @@ import numpy as np
 import pandas as pd
 
 from massact.records.kinds.scan import ScanResult
+from massact.reports.kinds.scan.sections import ranked
 from massact.reports.kinds.scan.views import Rule, StackView, rule_of, views
-from massact.reports.parts import Section, Table, grid, parts_of
+from massact.reports.parts import Section, Table, grid, narrowed, parts_of
 from massact.reports.spelling import cell, percent, quoted, real, token_list, visible
 
+RANKS = {
+    "rank": "rank",
+    "magnitude": "|h|",
+    "value_mean": "signed value",
+    "value_std": "std",
+    "same_dim": "at the\nsame dim",
+    "n_sequences": "sequences",
+}
 MOST_LAYERS, MOST_COORDINATES, MOST_NEAR_MISSES = 38, 16, 5
 
 
@@ -110,23 +119,11 @@ def _index(value: Any) -> str:
 
 def _ranks(view: StackView, of: str) -> list[Table | None]:
     """Tables 1 and 2 of Sun 2024; of the second also the share of sequences whose value sits at the same dim (E8)."""
-    prompt, corpus = (view.ranks[view.ranks["source"] == source] for source in ("prompt", "corpus"))
-    one = [[visible(r["rank"]), cell(r["magnitude"]), cell(r["value_mean"])] for _, r in prompt.iterrows()]
-    all_ = [
-        [
-            visible(r["rank"]),
-            cell(r["magnitude"]),
-            f"{cell(r['value_mean'])} ± {cell(r['value_std'])}",
-            percent(r["same_dim"]),
-            f"{int(r['n_sequences']):,}",
-        ]
-        for _, r in corpus.iterrows()
-    ]
-    heads = ("<rank", "mean |h|", "mean value ± std", "at the same dim", "sequences")
-    at = f"layer {view.shown_layer}"
     return [
-        grid(f"Ranks of |h| in the hidden state of {of}, {at}", ("<rank", "|h|", "signed value"), one),
-        grid(f"Ranks of |h| over the sequences of the corpus, {at}", heads, all_),
+        narrowed(ranked(view, "prompt"), f"Ranks of |h| in the hidden state of {of}, layer {view.shown_layer}", RANKS),
+        narrowed(ranked(view, "corpus"), f"Ranks of |h| over the sequences of the corpus, layer {view.shown_layer}", {
+            **RANKS, "magnitude": "mean |h|", "value_mean": "mean value"
+        }),
     ]
 
 
