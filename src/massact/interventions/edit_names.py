@@ -1,11 +1,15 @@
-"""Edits by the names that the command line knows, such as `zero`, `scale=0.5`, `cut-first` or `norm-dims`."""
+"""Edits by the names that the command line knows, such as `zero`, `scale=0.5`, `cut-first` or `norm-dims`.
+
+To add one: an `EditName` in the table at the end.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from massact.anatomy import norms_of
 from massact.corpora import Corpus
@@ -28,30 +32,6 @@ from massact.records.errors import UserError, near
 from massact.trace import Edit, Together
 from massact.trace.edits import AnyEdit
 
-# What each name stands for: shown in the help and the reference.
-NAMES: dict[str, str] = {
-    "zero": "massive activations to 0 (Sun 2024)",
-    "mean": "to their mean, by position class and dim (Sun 2024)",
-    "random": "the control: as many entries near the median to 0",
-    "shuffle": "to what another sequence has there",
-    "scale=F": "times F",
-    "clip=C": "to at most C in magnitude",
-    "value=V": "to V",
-    "dims": "whole massive dims to 0, at all tokens",
-    "dims=3+17": "other dims to 0, at all tokens",
-    "drop-first=N": "without the first N tokens (1 if no number is given)",
-    "replace-first=TOKEN": "another first token: its text or its id",
-    "cut-first": "no attention on the first position, in all layers",
-    "cut=0+5": "the same for other positions",
-    "norm-dims": "scale and bias of the blocks' norms to 0 at the massive dims (Kovaleva 2021)",
-    "registers=HOW": "registers of an image model, at the input of every block: mean over images (Fix-Reg-Mean, Sun "
-    "2024), or a control: noise, shuffle (another image's), zero",
-    "weight=NAME[R,C]": "one weight to 0, such as the super weight that `explain` found (Yu 2024)",
-    "keep-weight=NAME[R,C]": "all other weights of that matrix to 0",
-}
-_OF_MASSIVE: dict[str, Callable[[Massive, float], Edit]] = {"scale": scale, "clip": clip, "value": fixed}
-_BARE = ("dims", "drop-first", "cut-first", "norm-dims")
-_WITH = (*_OF_MASSIVE, "dims", "drop-first", "replace-first", "cut", "registers", "weight", "keep-weight")
 _WEIGHT = re.compile(r"^(?P<name>.+)\[(?P<row>\d+),\s*(?P<column>\d+)\]$")
 
 
@@ -72,30 +52,21 @@ class Setting:
     seed: int = 0
 
 
-def check_name(name: str) -> None:
-    """Refuse a name that stands for nothing, before minutes are spent on loading.
+@dataclass(frozen=True)
+class EditName:
+    """One name of an edit, and what it stands for.
 
-    Raises:
-        UserError: unknown (says which are near), or its value cannot be read.
+    Args:
+        name: as the help shows it; behind "=" stands an example of its value, or what it is called.
+        says: what the edit does, and its source.
+        make: `make(name, value, setting) -> edit`, with the name as it was given and its value as it was read.
+        read: `read(name, text) -> value`, of a name with a value, text None where there is none; refuses what is none.
     """
-    word, sign, value = name.partition("=")
-    if not sign and (word in QUARTET or word in _BARE):
-        return
-    if word not in _WITH:
-        raise UserError(f"Unknown edit {name!r}.", do=near(name, NAMES))
-    if word in _OF_MASSIVE:
-        _number(name, value)
-    elif word in ("dims", "cut"):
-        _whole(name, value)
-    elif word == "drop-first":
-        if len(n := _whole(name, value)) != 1 or n[0] < 1:
-            raise UserError(f"{name!r} needs one number of tokens, from 1 on.", do="For example: drop-first=1")
-    elif not value:
-        raise UserError(f"{name!r} needs a value.", do=f"{next(n for n in NAMES if n.startswith(word + '='))}")
-    elif word == "registers" and value not in CONTROLS:
-        raise UserError(f"{name!r} is no way to change registers.", do=f"Say one of: {', '.join(CONTROLS)}.")
-    elif word.endswith("weight") and not _WEIGHT.match(value):
-        raise UserError(f"{name!r} names no weight.", do=f"For example: {word}=layers.1.mlp.down_proj.weight[7,3]")
+
+    name: str
+    says: str
+    make: Callable[[str, Any, Setting], AnyEdit]
+    read: Callable[[str, str | None], Any] | None = None
 
 
 def edit_named(name: str, setting: Setting) -> AnyEdit:
@@ -107,60 +78,32 @@ def edit_named(name: str, setting: Setting) -> AnyEdit:
     Raises:
         UserError: see `check_name`; a token that is none, a model without norms, registers or without seen attention.
     """
-    check_name(name)
-    word, sign, value = name.partition("=")
-    if word in QUARTET or word in _OF_MASSIVE or word == "dims":
-        return _at_layers(name, word, value, setting)
-    if word == "drop-first":
-        return drop_first(_whole(name, value)[0] if sign else 1)
-    if word == "replace-first":
-        return replace_first(_token(value, setting.model))
-    if word in ("cut-first", "cut"):
-        return cut_attention(_whole(name, value) if sign else [0])
-    if word == "registers":
-        if setting.images is None:
-            raise UserError("Registers need images to be collected from.")
-        stack = setting.targets[0].site.stack
-        return fix_registers(collect_registers(setting.model, setting.images, stack=stack), value, seed=setting.seed)
-    if word == "norm-dims":
-        dims = sorted({d for t in setting.targets for d in t.dims})
-        stack = setting.model.anatomy.stack(setting.targets[0].site.stack)
-        parameters, _ = parameters_of(setting.model, [path for _, path in norms_of(setting.model.module, stack)])
-        if not parameters:
-            raise UserError("The model's norms have no scales.", do="Leave out norm-dims.")
-        return silenced(name, parameters, dims)
-    found = _WEIGHT.match(value)
-    assert found is not None
-    entry = int(found["row"]), int(found["column"])
-    weight = dict(setting.model.module.named_parameters()).get(found["name"])
-    if weight is not None and not (weight.ndim == 2 and all(i < n for i, n in zip(entry, weight.shape, strict=True))):
-        raise UserError(f"{found['name']} has shape {tuple(weight.shape)}, no entry {list(entry)}.")
-    return super_weights(found["name"], [entry], keep_only=word == "keep-weight")
+    known, value = _read(name)
+    return known.make(name, value, setting)
 
 
-def _at_layers(name: str, word: str, value: str, setting: Setting) -> AnyEdit:
-    """An edit of the massive activations at one layer, or at several as one."""
+def check_name(name: str) -> None:
+    """Refuse a name that stands for nothing, before minutes are spent on loading.
 
-    def make(target: Massive) -> Edit:
-        if word in QUARTET:
-            return QUARTET[word](target)
-        if word in _OF_MASSIVE:
-            return _OF_MASSIVE[word](target, _number(name, value))
-        dims = _whole(name, value) if value else target.dims
-        width = setting.model.anatomy.stack(target.site.stack).d_model
-        if max(dims) >= width:
-            raise UserError(f"{name!r} names a dim that is not there.", f"The hidden state has dims 0 to {width - 1}.")
-        return zero_dims(dims, str(target.site))
-
-    targets = setting.targets
-    if len(targets) == 1:
-        return make(targets[0])
-    return Together(f"{name}, {len(targets)} layers", tuple(make(t) for t in targets))
+    Raises:
+        UserError: unknown (says which are near), or its value cannot be read.
+    """
+    _read(name)
 
 
-def _number(name: str, text: str) -> float:
+def _read(name: str) -> tuple[EditName, Any]:
+    """What a name means, and the value in it."""
+    word, sign, text = name.partition("=")
+    mine = [known for known in _ALL if known.name.partition("=")[0] == word and not (sign and known.read is None)]
+    for known in sorted(mine, key=lambda known: known.read is not None):  # without a value, where it stands so
+        return known, None if known.read is None else known.read(name, text if sign else None)
+    raise UserError(f"Unknown edit {name!r}.", do=near(name, NAMES))
+
+
+# -------------------------------------------------------------------------------------------- values
+def _number(name: str, text: str | None) -> float:
     try:
-        number = float(text)
+        number = float(text or "")
     except ValueError:
         number = math.nan
     word = name.partition("=")[0]
@@ -170,14 +113,43 @@ def _number(name: str, text: str) -> float:
     return number
 
 
-def _whole(name: str, text: str) -> list[int]:
+def _whole(name: str, text: str | None) -> list[int]:
     try:
-        numbers = [int(part) for part in text.split("+")]
+        numbers = [int(part) for part in (text or "").split("+")]
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 0:
         raise UserError(f"{name!r} needs whole numbers.", do=f"For example: {name.partition('=')[0]}=0+5")
     return numbers
+
+
+def _count(name: str, text: str | None) -> int:
+    n = [1] if text is None else _whole(name, text)
+    if len(n) != 1 or n[0] < 1:
+        raise UserError(f"{name!r} needs one number of tokens, from 1 on.", do="For example: drop-first=1")
+    return n[0]
+
+
+def _given(name: str, text: str | None) -> str:
+    if not text:
+        word = name.partition("=")[0]
+        raise UserError(f"{name!r} needs a value.", do=f"{next(n for n in NAMES if n.startswith(word + '='))}")
+    return text
+
+
+def _control(name: str, text: str | None) -> str:
+    if _given(name, text) not in CONTROLS:
+        raise UserError(f"{name!r} is no way to change registers.", do=f"Say one of: {', '.join(CONTROLS)}.")
+    return _given(name, text)
+
+
+def _weight(name: str, text: str | None) -> tuple[str, tuple[int, int]]:
+    """Name of a parameter, and row and column of one of its entries."""
+    found = _WEIGHT.match(_given(name, text))
+    if found is None:
+        word = name.partition("=")[0]
+        raise UserError(f"{name!r} names no weight.", do=f"For example: {word}=layers.1.mlp.down_proj.weight[7,3]")
+    return found["name"], (int(found["row"]), int(found["column"]))
 
 
 def _token(text: str, model: Model) -> int:
@@ -190,3 +162,85 @@ def _token(text: str, model: Model) -> int:
     if text.isdecimal() and (model.vocabulary is None or int(text) < model.vocabulary):
         return int(text)
     raise UserError(f"{text!r} is not one token of this model.", do="Give one token, or its id.")
+
+
+# -------------------------------------------------------------------------------------------- edits
+def _of_massive(make: Callable[..., Edit]) -> Callable[[str, Any, Setting], AnyEdit]:
+    """An edit of the massive activations at one layer, or at several as one: `make(target)`, or with the value."""
+
+    def at_layers(name: str, value: Any, setting: Setting) -> AnyEdit:
+        made = tuple(make(target) if value is None else make(target, value) for target in setting.targets)
+        return made[0] if len(made) == 1 else Together(f"{name}, {len(made)} layers", made)
+
+    return at_layers
+
+
+def _dims(name: str, dims: Sequence[int], setting: Setting) -> AnyEdit:
+    def make(target: Massive) -> Edit:
+        width = setting.model.anatomy.stack(target.site.stack).d_model
+        if max(dims) >= width:
+            raise UserError(f"{name!r} names a dim that is not there.", f"The hidden state has dims 0 to {width - 1}.")
+        return zero_dims(dims, str(target.site))
+
+    return _of_massive(make)(name, None, setting)
+
+
+def _registers(name: str, how: str, setting: Setting) -> AnyEdit:
+    if setting.images is None:
+        raise UserError("Registers need images to be collected from.")
+    stack = setting.targets[0].site.stack
+    return fix_registers(collect_registers(setting.model, setting.images, stack=stack), how, seed=setting.seed)
+
+
+def _norms(name: str, _: None, setting: Setting) -> AnyEdit:
+    dims = sorted({d for t in setting.targets for d in t.dims})
+    stack = setting.model.anatomy.stack(setting.targets[0].site.stack)
+    parameters, _unsure = parameters_of(setting.model, [path for _, path in norms_of(setting.model.module, stack)])
+    if not parameters:
+        raise UserError("The model's norms have no scales.", do="Leave out norm-dims.")
+    return silenced(name, parameters, dims)
+
+
+def _entry(name: str, at: tuple[str, tuple[int, int]], setting: Setting) -> AnyEdit:
+    parameter, entry = at
+    weight = dict(setting.model.module.named_parameters()).get(parameter)
+    if weight is not None and not (weight.ndim == 2 and all(i < n for i, n in zip(entry, weight.shape, strict=True))):
+        raise UserError(f"{parameter} has shape {tuple(weight.shape)}, no entry {list(entry)}.")
+    return super_weights(parameter, [entry], keep_only=name.startswith("keep-"))
+
+
+_ALL = (
+    EditName("zero", "massive activations to 0 (Sun 2024)", _of_massive(QUARTET["zero"])),
+    EditName("mean", "to their mean, by position class and dim (Sun 2024)", _of_massive(QUARTET["mean"])),
+    EditName("random", "the control: as many entries near the median to 0", _of_massive(QUARTET["random"])),
+    EditName("shuffle", "to what another sequence has there", _of_massive(QUARTET["shuffle"])),
+    EditName("scale=F", "times F", _of_massive(scale), _number),
+    EditName("clip=C", "to at most C in magnitude", _of_massive(clip), _number),
+    EditName("value=V", "to V", _of_massive(fixed), _number),
+    EditName("dims", "whole massive dims to 0, at all tokens", _of_massive(lambda t: zero_dims(t.dims, str(t.site)))),
+    EditName("dims=3+17", "other dims to 0, at all tokens", _dims, _whole),
+    EditName(
+        "drop-first=N", "without the first N tokens (1 if no number is given)", lambda _, n, __: drop_first(n), _count
+    ),
+    EditName(
+        "replace-first=TOKEN",
+        "another first token: its text or its id",
+        lambda _, text, setting: replace_first(_token(text, setting.model)),
+        _given,
+    ),
+    EditName("cut-first", "no attention on the first position, in all layers", lambda *_: cut_attention([0])),
+    EditName("cut=0+5", "the same for other positions", lambda _, positions, __: cut_attention(positions), _whole),
+    EditName("norm-dims", "scale and bias of the blocks' norms to 0 at the massive dims (Kovaleva 2021)", _norms),
+    EditName(
+        "registers=HOW",
+        "registers of an image model, at the input of every block: mean over images (Fix-Reg-Mean, Sun 2024), or a "
+        "control: noise, shuffle (another image's), zero",
+        _registers,
+        _control,
+    ),
+    EditName(
+        "weight=NAME[R,C]", "one weight to 0, such as the super weight that `explain` found (Yu 2024)", _entry, _weight
+    ),
+    EditName("keep-weight=NAME[R,C]", "all other weights of that matrix to 0", _entry, _weight),
+)
+NAMES: dict[str, str] = {known.name: known.says for known in _ALL}  # shown in the help and the reference
