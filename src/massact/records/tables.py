@@ -58,6 +58,19 @@ def frame(table: str, rows: pd.DataFrame | dict[str, object] | list[dict[str, ob
     return pd.DataFrame(made, index=getattr(given, "index", None), copy=False)
 
 
+def with_columns(data: pd.DataFrame, meanings: Mapping[str, str]) -> pd.DataFrame:
+    """A table that knows what its columns beside the declared ones are; they are kept with it, as float64."""
+    data.attrs["columns"] = dict(meanings)
+    return data
+
+
+def all_columns(table: str, data: pd.DataFrame) -> Columns:
+    """The declared columns of a table, and those that this one has beside them."""
+    others = data.attrs.get("columns")
+    known = others.items() if isinstance(others, dict) else ()
+    return columns_of(table) | {c: ("float64", str(meaning)) for c, meaning in known if c in data.columns}
+
+
 def write_table(directory: Path, table: str, data: pd.DataFrame) -> None:
     """Write one table of a run as parquet."""
 
@@ -90,9 +103,12 @@ def read_table(directory: Path, table: str, again: str = "Scan again.") -> pd.Da
     missing = [c for c in columns if c not in data.columns]
     if missing:
         raise UserError(f"{path} lacks the column(s) {', '.join(missing)}.", "It is damaged.", again)
+    every = all_columns(table, data)
     try:
         data = data.reset_index(drop=True)
-        return pd.DataFrame({c: data[c].astype(dtype) for c, (dtype, _) in columns.items()})
+        typed = pd.DataFrame({c: data[c].astype(dtype) for c, (dtype, _) in every.items()})
+        others = {c: meaning for c, (_, meaning) in every.items() if c not in columns}
+        return with_columns(typed, others) if others else typed
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} does not hold numbers where it should.", f"It is damaged: {error}.", again) from None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from massact.records.tables import columns_of
+from massact.records.tables import all_columns
 from massact.reports.render.markup import cut
 from massact.reports.spelling import cell, listed, token_list, visible
 
@@ -194,7 +194,7 @@ def table_of(
     """
     if not len(rows):
         return None
-    declared, kept, missing, few = columns_of(name), [], [], rows.head(most)
+    declared, kept, missing, few = all_columns(name, rows), [], [], rows.head(most)
     for column in columns or declared:
         dtype, meaning = declared[column]
         values = few[column].tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,13 +25,14 @@ from massact.scans.criteria import Criterion, Evidence, criterion, sink_dims
 from massact.scans.evidence import evidence
 from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer, with_modalities
 from massact.scans.image_maps import neighbours_probe, scanned_layout, scanned_maps
+from massact.scans.layer_columns import LayerColumns, layer_columns
 from massact.scans.length_proof import AtLength, prove_at_length, skipped_at
 from massact.scans.padding import padding_notes
 from massact.scans.prompt import portrait, prompt_corpus, ranks_table
 from massact.scans.resumption import Saved
 from massact.scans.thumbnails import add_pictures
 from massact.stats import HiddenStats, TokenMax
-from massact.trace import Measurements, Probe, measure
+from massact.trace import Measurements, Probe, measure, plan
 from massact.verbs.scan import MOST_KEPT, PROMPT, ScanConfig
 
 Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences in all
@@ -47,6 +48,7 @@ def scan(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    probes: Sequence[Probe] = (),
     **options: Any,
 ) -> ScanResult:
     """Find massive activations: run a model over a corpus once and apply a criterion.
@@ -57,6 +59,7 @@ def scan(
         out: run directory to write; an interrupted scan leaves its finished work there.
         resume: go on with the interrupted scan in `out`; a finished one with the same inputs is read.
         progress: called with (stage, sequences done, sequences in all).
+        probes: also look with these; their statistics add columns to the table `layers` (`massact.stats.Columned`).
         **options: see `ScanConfig`.
 
     Returns:
@@ -71,7 +74,7 @@ def scan(
     loaded = model if isinstance(model, Model) else load(model)
     source = corpus if isinstance(corpus, Corpus | AnySource) else make_corpus(corpus)
     text = Text(source, ready_corpus(loaded, source, config), named(corpus))
-    return scan_text(loaded, text, config, out=out, resume=resume, progress=progress)
+    return scan_text(loaded, text, config, out=out, resume=resume, progress=progress, probes=probes)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def scan_text(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    probes: Sequence[Probe] = (),
 ) -> ScanResult:
     """A scan whose corpus was made before, as for several checkpoints of one model; see `scan`."""
     rule = criterion(config.criterion)
@@ -105,9 +109,12 @@ def scan_text(
         config = config.changed(preprocess=ready.origin.source["asked"])
     if config.prompt != PROMPT:
         prompt_corpus(loaded, ready, config.prompt, config.bos or "auto")  # refused now, not after the work
+    stacks = reached_stacks(loaded, ready)
+    extra = layer_columns(loaded, probes, stacks[0])
+    statistics = {"statistics": extra.meanings} if extra.meanings else {}
     info = RunInfo(
         "scan",
-        config.record() | {"corpus": text.named},
+        config.record() | {"corpus": text.named} | statistics,
         jsonable(asdict(loaded.info())),
         jsonable(ready.info()),
         rule.as_dict(thresholds),
@@ -120,8 +127,8 @@ def scan_text(
         return open_run(saved.path)
     began = time.perf_counter()
     try:
-        job = _Job(loaded, ready, source, config, rule, thresholds, progress or (lambda *_: None))
-        result = job.run(info, saved)
+        job = _Job(extra, ready, source, config, rule, thresholds, progress or (lambda *_: None))
+        result = job.run(info, saved, *stacks)
         info.status, info.wall_s = "ok", saved.earlier_s + time.perf_counter() - began
         if saved.path is not None:
             result.save(saved.path)
@@ -137,12 +144,27 @@ def scan_text(
         saved.release()
 
 
+def reached_stacks(model: Model, corpus: Corpus) -> tuple[list[str], list[str]]:
+    """Names of the stacks that the inputs of a corpus reach, and of those that they do not.
+
+    Raises:
+        UserError: they reach none.
+    """
+    reached = {s.name: model.reaches(s, corpus.inputs) for s in model.anatomy.stacks}
+    if not any(reached.values()):
+        raise UserError(
+            "The corpus reaches no stack of the model.",
+            do="Give the inputs that the model takes: " + ", ".join(sorted(model.inputs_accepted())) + ".",
+        )
+    return [n for n, ok in reached.items() if ok], [n for n, ok in reached.items() if not ok]
+
+
 # ---------------------------------------------------------------------------- the work
 @dataclass
 class _Job:
     """One scan: the measurements, and the tables made of them."""
 
-    model: Model
+    extra: LayerColumns
     corpus: Corpus
     source: Corpus | AnySource
     config: ScanConfig
@@ -150,8 +172,12 @@ class _Job:
     thresholds: dict[str, float]
     progress: Progress
 
-    def run(self, info: RunInfo, saved: Saved) -> ScanResult:
-        stacks, unreached = self.stacks(self.corpus)
+    @property
+    def model(self) -> Model:
+        return self.extra.model
+
+    def run(self, info: RunInfo, saved: Saved, stacks: list[str], unreached: list[str]) -> ScanResult:
+        info.notes += self.extra.notes
         info.notes += [f"Stack {name!r} was not scanned: this corpus does not reach it." for name in unreached]
         self.layout = scanned_layout(self.model, self.corpus, stacks)
         checker = AtLength(self.model, stacks)
@@ -163,7 +189,7 @@ class _Job:
         texts = self.texts(self.corpus, seen)
         found = findings_table(rows, self.rule, texts)
         coordinates = coordinates_table(found, self.corpus.n_sequences)
-        layers = _count(seen.layers, found)
+        layers = self.extra.added(_count(seen.layers, found), measured)
         near_rows = self.rule.near_misses(seen, self.thresholds)
         answers = [stack_answer(stack, site, seen, found, coordinates, texts[stack]) for stack, site in _pairs(seen)]
         answer = Answer(len(found) > 0, answers, self.null(stacks, info), self.bos(stacks))
@@ -178,16 +204,6 @@ class _Job:
                 result.info.notes.append(f"No figures of patches: {error.what}")
         self.show_prompt(result, answer, seen)
         return result
-
-    def stacks(self, corpus: Corpus) -> tuple[list[str], list[str]]:
-        """Names of the stacks that the inputs of a corpus reach, and of those that they do not."""
-        reached = {s.name: self.model.reaches(s, corpus.inputs) for s in self.model.anatomy.stacks}
-        if not any(reached.values()):
-            raise UserError(
-                "The corpus reaches no stack of the model.",
-                do="Give the inputs that the model takes: " + ", ".join(sorted(self.model.inputs_accepted())) + ".",
-            )
-        return [n for n, ok in reached.items() if ok], [n for n, ok in reached.items() if not ok]
 
     def probes(self, stacks: list[str], top_k: int) -> list[Probe]:
         mad = "mad" in self.rule.needs
@@ -224,6 +240,7 @@ class _Job:
             probes = self.probes(stacks, top_k)
             if saved is not None and self.layout is not None:
                 probes.append(neighbours_probe(self.layout))
+            probes += self.extra.probes if saved is not None else []
             start = None
             if saved is not None and top_k == self.config.top_k:
                 start = saved.restore(_fresh(model, probes))
@@ -319,7 +336,7 @@ def module_of(model: Model, site: Site) -> str:
 
 
 def _fresh(model: Model, probes: list[Probe]) -> Measurements:
-    return Measurements({(p.name, s): p.statistic() for p in probes for s in model.anatomy.select(p.site)})
+    return Measurements(plan(model, probes).fresh())
 
 
 def _pairs(seen: Evidence) -> list[tuple[str, str]]:

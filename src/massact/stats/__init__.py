@@ -9,10 +9,11 @@ Must not know models, sites, layers, criteria, or files.
 from massact.stats.dims import DimMoments, DimResult
 from massact.stats.dynamics import Dynamics, fit_dynamics
 from massact.stats.hidden import HiddenResult, HiddenStats
-from massact.stats.protocol import PerSequence, Resumable, Statistic, Where
+from massact.stats.protocol import Columned, PerSequence, Resumable, Statistic, Where
 from massact.stats.small import Keep, KeepResult, Ranks, RanksResult, TokenMax, TokenMaxResult
 
 __all__ = [
+    "Columned",
     "DimMoments",
     "DimResult",
     "Dynamics",

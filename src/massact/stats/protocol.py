@@ -5,9 +5,9 @@ Shapes: T tokens, D dims.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -84,6 +84,17 @@ class Resumable(Statistic, Protocol):
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Self:
         """The statistic that `state()` came from."""
+        ...
+
+
+@runtime_checkable
+class Columned(Statistic, Protocol):
+    """A statistic with numbers of a layer: columns of a scan's table `layers`, in `COLUMNS` with what each means."""
+
+    COLUMNS: ClassVar[Mapping[str, str]]
+
+    def columns(self) -> Mapping[str, float]:
+        """Each of the columns; NaN where it is not known."""
         ...
 
 
