@@ -17,14 +17,14 @@ from pathlib import Path
 from massact import trace
 from massact.classics import CLASSICS
 from massact.corpora import PRESETS, Preset
-from massact.interventions.edit_names import NAMES
+from massact.interventions.edit_names import edits
 from massact.records.kinds import tables
 from massact.records.kinds.reproduction import Reproduction
 from massact.records.sites import POINTS
 from massact.reports import findings_in_words
 from massact.reproductions import ENTRIES, KNOWN, PUBLISHED, reproduce
 from massact.scans.criteria import criteria
-from massact.training import VARIANTS
+from massact.variants.registry import variants
 from massact.verbs import verbs
 
 PAGE = Path(__file__).parent / "reference.md"
@@ -108,7 +108,7 @@ def page() -> str:
         ],
     )
     out += [EDITS]
-    out += table(["name", "what it does"], [[f"`{k}`", v] for k, v in NAMES.items()])
+    out += table(["name", "what it does"], [[f"`{e.name}`", e.says] for e in edits().values()])
     out += [WORKS]
     out += table(["name", "asks", "source"], [[f"`{c.name}`", c.asks, c.source] for c in CLASSICS.values()])
     out += [CHANGES]
@@ -117,7 +117,7 @@ def page() -> str:
         [
             [f"`{v.name}`", f"`{v.formula}`", v.row_sum, ", ".join(f"{k} = {x}" for k, x in v.options.items()),
              v.source, v.note]  # fmt: skip
-            for v in VARIANTS.values()
+            for v in variants().values()
         ],
     )
     out += [SITES]

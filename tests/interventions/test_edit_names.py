@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 import massact as ma
 from massact.interventions import Massive, evaluate, intervene
-from massact.interventions.edit_names import NAMES, Setting, check_name, edit_named
+from massact.interventions.edit_names import EDITS, Setting, check_name, edit_named
 from massact.models import Model, with_attention
 from massact.records.errors import UserError, WorkError
 from massact.records.sites import Site
@@ -117,7 +117,7 @@ def pick(table: dict[str, Any]) -> Callable[[float, int, bool], float]:
     return lambda old, j, start: float(np.ravel(table["start" if start else "rest"][j])[0])
 
 
-# name in NAMES -> how it is written, and the same by hand
+# name in EDITS -> how it is written, and the same by hand
 HIDDEN: dict[str, tuple[str, Callable[[Massive], Callable[[np.ndarray], np.ndarray]]]] = {
     "zero": ("zero", lambda t: entries(t, lambda old, j, start: 0.0)),
     "mean": ("mean", lambda t: entries(t, pick(MEANS))),
@@ -134,7 +134,7 @@ OTHERS = {"drop-first=N", "replace-first=TOKEN", "cut-first", "cut=0+5", "norm-d
 
 
 def test_every_name_is_tested_here() -> None:
-    assert set(HIDDEN) | OTHERS == set(NAMES)
+    assert set(HIDDEN) | OTHERS == set(EDITS)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -72,13 +72,14 @@ def _line(text: str) -> str:
 
 def listed(call: Call) -> Iterator[str]:
     """What can be trained."""
-    from massact.training import RECIPES, VARIANTS
+    from massact.training import RECIPES
+    from massact.variants.registry import variants
 
     for name, c in RECIPES.items():
         yield f"{name}: {c.steps:,} steps of {c.tokens_per_step:,} {'images' if c.images else 'tokens'}"
         yield from (f"    {note}" for note in c.notes)
     yield "\nAttention variants:"
-    yield from (f"    {name}: {variant.formula} ({variant.source})" for name, variant in VARIANTS.items())
+    yield from (f"    {name}: {variant.formula} ({variant.source})" for name, variant in variants().items())
 
 
 def _loss_line(row: dict[str, Any]) -> str:

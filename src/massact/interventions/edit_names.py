@@ -1,6 +1,6 @@
 """Edits by the names that the command line knows, such as `zero`, `scale=0.5`, `cut-first` or `norm-dims`.
 
-To add one: an `EditName` in the table at the end.
+To add one: an `EditName` in the table at the end, or in another package (entry point `massact.edits`).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from massact.interventions.norm_scales import parameters_of, silenced
 from massact.interventions.registers import CONTROLS, collect_registers, fix_registers
 from massact.models import Model
 from massact.records.errors import UserError, near
+from massact.records.extensions import extensions
 from massact.trace import Edit, Together
 from massact.trace.edits import AnyEdit
 
@@ -73,7 +74,7 @@ def edit_named(name: str, setting: Setting) -> AnyEdit:
     """The edit that a name stands for.
 
     Args:
-        name: one of `NAMES`.
+        name: see `edits`.
 
     Raises:
         UserError: see `check_name`; a token that is none, a model without norms, registers or without seen attention.
@@ -94,10 +95,13 @@ def check_name(name: str) -> None:
 def _read(name: str) -> tuple[EditName, Any]:
     """What a name means, and the value in it."""
     word, sign, text = name.partition("=")
-    mine = [known for known in _ALL if known.name.partition("=")[0] == word and not (sign and known.read is None)]
-    for known in sorted(mine, key=lambda known: known.read is not None):  # without a value, where it stands so
-        return known, None if known.read is None else known.read(name, text if sign else None)
-    raise UserError(f"Unknown edit {name!r}.", do=near(name, NAMES))
+    mine = [known for known in edits().values() if known.name.partition("=")[0] == word]
+    for known in sorted(mine, key=lambda known: known.read is not None):  # without a value first, where it stands so
+        if known.read is not None:
+            return known, known.read(name, text if sign else None)
+        if not sign:
+            return known, None
+    raise UserError(f"Unknown edit {name!r}.", do=near(name, edits()))
 
 
 # -------------------------------------------------------------------------------------------- values
@@ -133,7 +137,7 @@ def _count(name: str, text: str | None) -> int:
 def _given(name: str, text: str | None) -> str:
     if not text:
         word = name.partition("=")[0]
-        raise UserError(f"{name!r} needs a value.", do=f"{next(n for n in NAMES if n.startswith(word + '='))}")
+        raise UserError(f"{name!r} needs a value.", do=f"{next(n for n in EDITS if n.startswith(word + '='))}")
     return text
 
 
@@ -243,4 +247,13 @@ _ALL = (
     ),
     EditName("keep-weight=NAME[R,C]", "all other weights of that matrix to 0", _entry, _weight),
 )
-NAMES: dict[str, str] = {known.name: known.says for known in _ALL}  # shown in the help and the reference
+EDITS: dict[str, EditName] = {known.name: known for known in _ALL}
+
+
+def edits() -> dict[str, EditName]:
+    """Name -> edit: ours, and those that other packages name (entry point `massact.edits`).
+
+    Raises:
+        UserError: what another package names is no `EditName`, or is called like another.
+    """
+    return extensions("massact.edits", EditName, EDITS)

@@ -6,6 +6,7 @@ reads them there. Which modules attend, and how wide they are, is seen in one sh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from massact.stats.attended import fused_attention
 from massact.trace.inputs_of import input_of, inputs_kept, keep_input
 from massact.variants.calls import Call, Dims, Init, Options, Variant
 from massact.variants.changes import PREFIX, changeable, changes_of, note_change
-from massact.variants.registry import VARIANTS, variant
+from massact.variants.registry import VARIANTS, variant, variants
 from massact.variants.sink_token import add_sink_token
 from massact.variants.slots import additive
 
@@ -56,7 +57,7 @@ def attention(
         The output (B, T, H, F) and None: no weights are kept.
     """
     call, params, installed = _read(module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs)
-    made = VARIANTS[installed.name]
+    made = variant(installed.name)
     if made.takes_input:
         call = replace(call, x_BTD=input_of(module))
     out_BHTF, _ = made.attend(call, params, **installed.options)
@@ -72,7 +73,7 @@ def _reads(
     q, k, v = call.q_BHTE, call.k_BKSE, call.v_BKSF
     mask = additive(call.mask, q.dtype)
     fields: dict[str, Any] = {"k_BKSE": k, "v_BKSF": v, "mask": mask, "causal": call.causal, "scale": call.scale}
-    made = VARIANTS[installed.name]
+    made = variant(installed.name)
     if made.slot is not None:
         given = fused_attention(q, k, v, mask, call.causal, call.scale)
         fields["lse_BHT"] = None if given is None else given[1]
@@ -115,9 +116,13 @@ def _foreign(kwargs: dict[str, Any]) -> str:
     return " and ".join(found)
 
 
+def _register(name: str, function: Callable[..., Any] = attention) -> None:
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, sdpa_mask)
+
+
 for _name in VARIANTS:
-    AttentionInterface.register(PREFIX + _name, attention)
-    AttentionMaskInterface.register(PREFIX + _name, sdpa_mask)
+    _register(PREFIX + _name)
 
 
 # -------------------------------------------------------------------------------------------- where attention is
@@ -151,8 +156,7 @@ def _attention_modules(model: nn.Module, inputs: dict[str, Any] | None) -> dict[
         return query.new_zeros(B, T, H, n_values), None
 
     try:
-        AttentionInterface.register(_PROBE, probe)
-        AttentionMaskInterface.register(_PROBE, sdpa_mask)
+        _register(_PROBE, probe)
         for holder, _ in before:
             holder._attn_implementation_internal = _PROBE
         given = example_inputs(model) if inputs is None else inputs
@@ -215,7 +219,7 @@ def apply_variant(
 
     Args:
         model: a transformers model whose attention goes through its attention interface.
-        name: of the variant, a key of `VARIANTS`.
+        name: of the variant, a key of `variants()`.
         inputs: keyword arguments of one short forward pass, where the configuration does not say what it takes.
         options: of the variant, such as std=0.02.
 
@@ -228,7 +232,7 @@ def apply_variant(
     made = variant(name)
     resolved = made.resolved(options)
     config = changeable(model)
-    already = [n for n in changes_of(model) if n in VARIANTS]
+    already = [n for n in changes_of(model) if n in variants()]
     if already:
         raise UserError(f"This {type(model).__name__} already has the attention variant {already[0]!r}.",
                         do="Build the model again and apply the other one.")  # fmt: skip
@@ -238,6 +242,7 @@ def apply_variant(
         seen = _checked(model, name, inputs)
         resolved = _with_length(resolved, seen)
         _install(seen, made, resolved)
+        _register(PREFIX + name)
         for holder in {id(c): c for c in (config, *(one.module.config for one in seen.values()))}.values():
             holder._attn_implementation_internal = PREFIX + name
     note_change(model, apply_variant, name, resolved)

@@ -5,7 +5,8 @@ Every function takes a `Call` (queries, keys, values, the attention module's inp
 does not say. z = scale * q.k are the logits, P the weights of the keys.
 
 Sources are given as they are known to us; where a paper leaves something open, `note` says what was chosen. To add one:
-a function, its parameters, and a `Variant` in the table at the end.
+a function, its parameters, and a `Variant` in the table at the end, or in another package (entry point
+`massact.variants`).
 
 Shapes as in `massact.variants.calls`.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from massact.records.errors import UserError, near
+from massact.records.extensions import extensions
 from massact.variants.calls import Call, Dims, Given, Init, Params, Slot, Variant
 from massact.variants.slots import additive, slotted
 
@@ -308,12 +311,23 @@ _ALL = (
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 
 
+def variants() -> dict[str, Variant]:
+    """Name -> variant: ours, and those that other packages name (entry point `massact.variants`).
+
+    Raises:
+        UserError: what another package names is no variant, or is called like another.
+    """
+    return extensions("massact.variants", Variant, VARIANTS)
+
+
+@cache  # asked at every call of attention
 def variant(name: str) -> Variant:
     """The attention variant of this name.
 
     Raises:
         UserError: there is none; says which are near.
     """
-    if name not in VARIANTS:
-        raise UserError(f"There is no attention variant {name!r}.", do=near(name, VARIANTS))
-    return VARIANTS[name]
+    known = variants()
+    if name not in known:
+        raise UserError(f"There is no attention variant {name!r}.", do=near(name, known))
+    return known[name]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from massact.records.errors import UserError, check_options, near
+from massact.records.extensions import extensions
 from massact.variants.changes import changeable, changes_of, note_change
 
 
@@ -191,6 +192,15 @@ _ALL = (
 REMEDIES: dict[str, Remedy] = {remedy.name: remedy for remedy in _ALL}
 
 
+def remedies() -> dict[str, Remedy]:
+    """Name -> remedy: ours, and those that other packages name (entry point `massact.remedies`).
+
+    Raises:
+        UserError: what another package names is no remedy, or is called like another.
+    """
+    return extensions("massact.remedies", Remedy, REMEDIES)
+
+
 def apply_remedy(model: nn.Module, name: str, **options: Any) -> nn.Module:
     """Change the norms of a transformers model, in place; written into `config.massact`.
 
@@ -205,9 +215,10 @@ def apply_remedy(model: nn.Module, name: str, **options: Any) -> nn.Module:
     Raises:
         UserError: no such remedy or option, or the model has nothing that it could change.
     """
-    if name not in REMEDIES:
-        raise UserError(f"There is no remedy {name!r}.", do=near(name, REMEDIES))
-    remedy = REMEDIES[name]
+    known = remedies()
+    if name not in known:
+        raise UserError(f"There is no remedy {name!r}.", do=near(name, known))
+    remedy = known[name]
     check_options(f"The remedy {name!r}", options, remedy.options)
     changeable(model)
     if name in changes_of(model):
