@@ -75,7 +75,7 @@ def test_any_options_come_back(
     given = get_command(app).commands["scan"].make_context("scan", words[2:]).params  # type: ignore[attr-defined]
     assert (given["prompt"], given["corpus"], given["seed"], given["null"]) == (prompt, corpus, seed, null)
     assert given["model"] == model["id"] and given["dtype"] == dtype and given["trust_remote_code"] is trust
-    (threshold,) = given["threshold"]
+    (threshold,) = given["thresholds"]
     assert float(threshold.removeprefix("ratio=")) == ratio
 
 

@@ -233,7 +233,7 @@ def grid(
     return Table(title, columns, len(rows), (), True, looks, abreast) if rows else None
 
 
-def narrowed(table: Table | None, title: str, heads: Mapping[str, str], looks: Sequence[str] = ()) -> Table | None:
+def narrow(table: Table | None, title: str, heads: Mapping[str, str], looks: Sequence[str] = ()) -> Table | None:
     """A table for narrow places: under another title, those columns that it has of some, under short heads."""
     if table is None:
         return None

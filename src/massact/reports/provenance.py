@@ -53,26 +53,20 @@ SOURCES = {
     "Yu 2024": "Yu et al.: The Super Weight in Large Language Models. arXiv 2411.07191",
 }
 
-# What a model was loaded with, where that was asked for -> flag of the command line.
-LOADING = {"trust_remote_code": "--trust-remote-code", "allow_pickle": "--allow-pickle"}
+# What a model was loaded with, where that was asked for.
+LOADING = ("trust_remote_code", "allow_pickle")
 DTYPES = ("float32", "bfloat16", "float16")
 
-# Verb -> option of its record -> flag of the command line.
-FLAGS: dict[str, dict[str, str]] = {
-    "scan": {"corpus": "--corpus", "criterion": "--criterion", "thresholds": "--threshold", "seq_len": "--seq-len",
-             "n_sequences": "--n-sequences", "bos": "--bos", "prompt": "--prompt", "batch_size": "--batch-size",
-             "seed": "--seed", "top_k": "--top-k", "preprocess": "--preprocess", "null": "--null",
-             "bos_contrast": "--bos-contrast", "pictures": "--pictures"},
-    "explain": {"n_sequences": "--n-sequences", "columns": "--all-keys", "eps": "--eps", "seed": "--seed",
-                "batch_size": "--batch-size"},
-    "intervene": {"sets": "--set", "layer": "--layer", "hold_out": "--hold-out", "all_keys": "--all-keys",
-                  "labels": "--labels", "task_folder": "--task-folder", "limit": "--limit",
-                  "batch_size": "--batch-size", "seed": "--seed"},
-    "classics": {"which": "--which", "n_sequences": "--n-sequences", "batch_size": "--batch-size", "seed": "--seed"},
-    "reproduce": {"only": "--only", "evaluate_on": "--evaluate-on", "labels": "--labels", "limit": "--limit",
-                  "task_folder": "--task-folder", "tuned": "--tuned", "published_as": "--as",
-                  "batch_size": "--batch-size", "seed": "--seed"},
-}  # fmt: skip
+# Verb -> options of its record that the command line has, in order; the flag is the name, but for a few.
+OPTIONS = {
+    "scan": "corpus criterion thresholds seq_len n_sequences bos prompt batch_size seed top_k preprocess null "
+    "bos_contrast pictures",
+    "explain": "n_sequences columns eps seed batch_size",
+    "intervene": "sets layer hold_out all_keys labels task_folder limit batch_size seed",
+    "classics": "which n_sequences batch_size seed",
+    "reproduce": "only evaluate_on labels limit task_folder tuned published_as batch_size seed",
+}
+FLAGS = {"thresholds": "--threshold", "columns": "--all-keys", "sets": "--set", "published_as": "--as"}
 
 
 def definitions(sections: Iterable[Section]) -> Section:
@@ -183,7 +177,7 @@ def command_of(verb: str, info: Any, scanned: Mapping[str, Any] | None = None) -
         verb, info: the verb and its record.
         scanned: what the scan that it stands on records of the model.
     """
-    if verb not in FLAGS:
+    if verb not in OPTIONS:
         return ""
     model = {**(scanned or {}), **info.model}
     words = ["massact", verb]
@@ -194,9 +188,9 @@ def command_of(verb: str, info: Any, scanned: Mapping[str, Any] | None = None) -
     else:
         words.append("RUN")
     asked = model.get("asked")
-    words += [flag for name, flag in LOADING.items() if isinstance(asked, Mapping) and asked.get(name)]
-    for option, flag in FLAGS[verb].items():
-        value = info.config.get(option)
+    words += [_flag(name) for name in LOADING if isinstance(asked, Mapping) and asked.get(name)]
+    for option in OPTIONS[verb].split():
+        value, flag = info.config.get(option), _flag(option)
         if (option, value) == ("pictures", True):
             continue  # as without it; of texts there are none
         if isinstance(value, bool):
@@ -215,6 +209,10 @@ def command_of(verb: str, info: Any, scanned: Mapping[str, Any] | None = None) -
     if info.config.get("tasks"):
         words += ["--tasks", ",".join(info.config["tasks"])]
     return " ".join(map(_quoted, words)) + (" --out RUN" if verb == "scan" else "")
+
+
+def _flag(option: str) -> str:
+    return FLAGS.get(option) or f"--{option.replace('_', '-')}"
 
 
 def _given(value: Any) -> str:

@@ -121,6 +121,11 @@ def numbered(noun: str, numbers: Iterable[int], most: int = 6, also: int = 0) ->
     return f"{noun}{'s' * (total > 1)} {listed(named)}"
 
 
+def noted(notes: Iterable[Any]) -> list[str]:
+    """Notes of a run as sentences."""
+    return [f"Note: {visible(str(note))}" for note in notes]
+
+
 def spanned(noun: str, numbers: Iterable[int]) -> str:
     """'no layers', 'layer 3', 'layers 2-4, 6' of whole numbers in any order."""
     found = set(numbers)

@@ -51,5 +51,5 @@ def reading_of(kind: str) -> Reading:
         if not isinstance(found, Reading):
             raise UserError(f"{entry.value} is no reading of a kind of result.",
                             "An installed package names it as one (entry point massact.readings).")  # fmt: skip
-        return found if found.sections else replace(found, sections=(partial(foreign.section, words=found.words),))
+        return found if found.sections else replace(found, sections=(partial(foreign.section, tell=found.words),))
     return foreign.READING

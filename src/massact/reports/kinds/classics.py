@@ -14,7 +14,7 @@ from massact.records.kinds.classics import Classics
 from massact.reports.lettering import STACKS, TOP_1, TOP_2, WARNING, layer_axis, lettered, log_axis
 from massact.reports.parts import Section, Words, parts_of, table_of
 from massact.reports.readings import Reading
-from massact.reports.spelling import counted, listed, number, numbered, percent, real, signed, spanned, visible
+from massact.reports.spelling import counted, listed, noted, number, numbered, percent, real, signed, spanned, visible
 
 Numbers = Mapping[str, Any]
 MOST_DIMS = 8
@@ -41,7 +41,7 @@ def classics_in_words(c: Classics) -> list[str]:
                 said.append(f"{head}{where}: unavailable: {visible(str(numbers['unavailable']))}.")
             elif name in SENTENCES:
                 said.append(f"{head}{where}: {' '.join(SENTENCES[name](numbers))}")
-    return said + [f"Note: {visible(str(n))}" for n in c.info.notes]
+    return said + noted(c.info.notes)
 
 
 def _dims(dims: Any) -> str:

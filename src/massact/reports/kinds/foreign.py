@@ -10,14 +10,14 @@ from massact.reports.readings import Reading
 from massact.reports.spelling import visible
 
 
-def noted(result: Result) -> list[str]:
+def words(result: Result) -> list[str]:
     """Whose result it is, and its notes."""
     return [f"A result of {result.VERB}.", *(visible(str(note)) for note in result.info.notes)]
 
 
-def section(result: Result, words: Callable[[Result], list[str]] = noted) -> Section:
+def section(result: Result, tell: Callable[[Result], list[str]] = words) -> Section:
     """Its words, and every table."""
-    return Section("others", "Results of other packages", [Words(words(result)), *_tables(result, 600)])
+    return Section("others", "Results of other packages", [Words(tell(result)), *_tables(result, 600)])
 
 
 def brief(result: Result) -> list[Section]:
@@ -32,4 +32,4 @@ def _tables(result: Result, most: int) -> list[Part]:
     )
 
 
-READING = Reading(noted, (section,), brief)
+READING = Reading(words, (section,), brief)

@@ -18,7 +18,18 @@ from massact.reports.lettering import PLAIN, TOP_1, WARNING, lettered
 from massact.reports.parts import Chart, Column, Facts, Part, Section, Table, Words, grid, parts_of, table_of
 from massact.reports.readings import Reading
 from massact.reports.render.markup import figure_text
-from massact.reports.spelling import counted, number, numbered, percent, real, shortened, signed, spanned, visible
+from massact.reports.spelling import (
+    counted,
+    noted,
+    number,
+    numbered,
+    percent,
+    real,
+    shortened,
+    signed,
+    spanned,
+    visible,
+)
 
 HARM = 0.01  # relative change of perplexity, change of accuracy: within it nothing has happened
 HARMFUL, HARMLESS, OPEN = "harmful", "harmless", "inconclusive"
@@ -73,7 +84,7 @@ def effects_in_words(e: Intervention) -> list[str]:
     for name, mine in groups.groupby("edit", sort=False):
         worst = mine.loc[(mine["delta"] * (1 if metric == "perplexity" else -1)).idxmax()]
         said.append(f"{visible(str(name))} hurts {visible(worst['group'])} most: {_change(worst)}.")
-    return said + [f"Note: {visible(str(n))}" for n in e.info.notes]
+    return said + noted(e.info.notes)
 
 
 def _where(target: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from massact.records.kinds.lab import Lab
 from massact.records.rules import MAGNITUDE, RATIO, SINK, WORDS, is_sink
 from massact.reports import charts
 from massact.reports.lettering import PLAIN, STACKS, lettered
-from massact.reports.parts import Chart, Part, Section, Table, Words, grid, narrowed, parts_of, table_of
+from massact.reports.parts import Chart, Part, Section, Table, Words, grid, narrow, parts_of, table_of
 from massact.reports.readings import Reading
 from massact.reports.render.markup import figure_text
 from massact.reports.spelling import cell, number, percent, real, visible
@@ -248,7 +248,7 @@ def _ends(lab: Lab) -> Table | None:
 def brief(lab: Lab) -> list[Section]:
     """Every variant at the end, and what edits change."""
     title = "At the end (losses in nats, held out; attention on the first position, mean of heads and greatest)"
-    made = [narrowed(_ends(lab), title, HEADS)]
+    made = [narrow(_ends(lab), title, HEADS)]
     c, there = lab.info.corpus, set(lab.lab_effects["targets"])
     for targets, which in (("far", f"predicted from position {c.get('far')} on"),
                            ("next", f"the {c.get('next')} right behind the edited position")):  # fmt: skip

@@ -10,7 +10,7 @@ import pandas as pd
 from massact.records.kinds.reproduction import AGREES, DIFFERS, UNPUBLISHED, VERDICTS, Reproduction
 from massact.reports.parts import Section, Words, grid, parts_of, table_of
 from massact.reports.readings import Reading
-from massact.reports.spelling import counted, number, shortened, visible
+from massact.reports.spelling import counted, noted, number, shortened, visible
 
 MOST_SAID, LONGEST = 5, 64
 UNSAID = ("", "count", "layer", "perplexity", "h", "|h|", "share", "logit")  # units that the quantity tells
@@ -22,8 +22,7 @@ def reproduction_in_words(r: Reproduction) -> list[str]:
     Args:
         r: fresh, or read from a run directory.
     """
-    return [_summary(r), *(_line(r, name, e) for name, e in r.info.experiments.items()),
-            *(f"Note: {visible(str(n))}" for n in r.info.notes)]  # fmt: skip
+    return [_summary(r), *(_line(r, name, e) for name, e in r.info.experiments.items()), *noted(r.info.notes)]
 
 
 def _summary(r: Reproduction) -> str:

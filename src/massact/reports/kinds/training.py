@@ -12,13 +12,13 @@ from massact.reports import charts
 from massact.reports.charts import heat_over_steps
 from massact.reports.parts import Chart, Part, Section, Words, grid, parts_of, table_of
 from massact.reports.readings import Reading
-from massact.reports.spelling import cell, counted, number, or_dash, real, visible
+from massact.reports.spelling import cell, counted, noted, number, or_dash, real, visible
 
 MOST_LAYERS = 38
 
 
 def training_in_words(t: Trained) -> list[str]:
-    """How a training ended, in sentences."""
+    """How a training ended, and its notes, in sentences."""
     c, losses = t.info.config, t.info.losses
     variant = "plain softmax attention" if c.get("variant") == "softmax" else f"the attention {c.get('variant')!r}"
     words = [f"{c.get('name')} with {variant}: {t.info.status}."]
@@ -42,12 +42,7 @@ def training_in_words(t: Trained) -> list[str]:
         steps = t.monitor["step"]
         looked = f"(looked at: {counted(steps.nunique(), 'step')}, the last one step {int(steps.max()):,})"
         words.append(f"No massive activations were seen {looked}{told}.")
-    return words
-
-
-def trained_in_words(t: Trained) -> list[str]:
-    """How a training ended, and its notes."""
-    return [*training_in_words(t), *(f"Note: {visible(str(n))}" for n in t.info.notes)]
+    return [*words, *noted(t.info.notes)]
 
 
 def _count(x: object) -> str:
@@ -65,7 +60,7 @@ def _time(seconds: float) -> str:
 
 def section(t: Trained) -> Section:
     """Losses and massive activations over the steps of a training."""
-    parts: list[Part | None] = [Words(trained_in_words(t)), _losses(t.training)]
+    parts: list[Part | None] = [Words(training_in_words(t)), _losses(t.training)]
     for stack, rows in t.monitor.groupby("stack", sort=False):
         head = f"{visible(stack)}: " if stack else ""
         parts.append(heat_over_steps(rows, "step", "top1", f"{head}Greatest |h|"))
@@ -103,4 +98,4 @@ def brief(t: Trained) -> list[Section]:
     return [Section("monitor", "", parts_of(grid(title, heads, rows)))]
 
 
-READING = Reading(trained_in_words, (section,), brief, table="training")
+READING = Reading(training_in_words, (section,), brief, table="training")

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from massact.reports.pages import Page
 from massact.reports.parts import UNAVAILABLE, Chart, Column, Gallery, Part, Picture, Section, Table
-from massact.reports.render.markup import rendered
+from massact.reports.render.markup import render_template
 
 # What the page may do: nothing that leaves it. Its own style and script are in it; plotly draws 3-D with functions that
 # it makes itself, and saves pictures as blobs.
@@ -29,7 +29,7 @@ def html(page: Page) -> str:
     scripts = [*([_data("plotly", "package_data/plotly.min.js")] if drawn else []), _data(__package__, "page.js")]
     functions = {"groups": partial(_groups, itertools.count(1)), "cells": _cells, "frames": _frames, "url": _url}
     style = _data(__package__, "page.css")
-    return rendered("page.html", page=page, policy=POLICY, style=style, scripts=scripts, **functions) + "\n"
+    return render_template("page.html", page=page, policy=POLICY, style=style, scripts=scripts, **functions) + "\n"
 
 
 @cache

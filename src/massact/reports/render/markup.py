@@ -58,7 +58,7 @@ def environment() -> Environment:
     return made
 
 
-def rendered(template: str, **given: Any) -> str:
+def render_template(template: str, **given: Any) -> str:
     """A template with the values and functions that it is given."""
     return environment().get_template(template).render(**given).strip()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from massact.reports.kinds import reading_of
 from massact.reports.parts import table_of
-from massact.reports.render.markup import rendered
+from massact.reports.render.markup import render_template
 
 MOST_SENTENCES, MOST_COLUMNS = 8, 10
 
@@ -22,4 +22,4 @@ def notebook_html(result: Any) -> str:
     rows = None if first is None else table_of(reading.table, first, reading.table, most=10)
     columns = [] if rows is None else rows.columns[:MOST_COLUMNS]
     said = reading.words(result)
-    return rendered("notebook.html", said=said, most=MOST_SENTENCES, rows=rows, columns=columns)
+    return render_template("notebook.html", said=said, most=MOST_SENTENCES, rows=rows, columns=columns)

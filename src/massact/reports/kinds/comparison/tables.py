@@ -7,7 +7,7 @@ from massact.records.tables import columns_of
 from massact.reports.kinds.comparison.table import EXPLAINED, SCANNED, TRAINED
 from massact.reports.kinds.comparison.words import shown
 from massact.reports.kinds.scan.views import StackView, census, views
-from massact.reports.parts import UNAVAILABLE, Column, Section, Table, grid, narrowed, parts_of
+from massact.reports.parts import UNAVAILABLE, Column, Section, Table, grid, narrow, parts_of
 from massact.reports.spelling import cell, listed, quoted, shortened, visible
 
 LONGEST_NAME = 28
@@ -36,14 +36,14 @@ def brief(c: Comparison) -> list[Section]:
     table = side_by_side(c, "run", "")
     models = ("label", *(["criterion"] if len(rules) > 1 else []), *SCANNED, *EXPLAINED)
     made = [
-        narrowed(table, f"Activations and attention{of}; ratio: |h| / median{told}", {n: HEADS[n] for n in models}),
+        narrow(table, f"Activations and attention{of}; ratio: |h| / median{told}", {n: HEADS[n] for n in models}),
         _seeds(c),
-        narrowed(places(c), "Where the findings are, at the layer of the largest", PLACES),
+        narrow(places(c), "Where the findings are, at the layer of the largest", PLACES),
         *_layers(c),
     ]
     if runs["trained"].any():
         trained = {n: HEADS[n] for n in ("label", "variant", *TRAINED)}
-        made.insert(0, narrowed(table, "Training; losses in nats", trained))
+        made.insert(0, narrow(table, "Training; losses in nats", trained))
     return [Section("runs", "", parts_of(*made))]
 
 

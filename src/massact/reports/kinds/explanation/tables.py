@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from massact.records.kinds.explanation import Explanation
-from massact.reports.parts import Section, narrowed, parts_of, table_of
+from massact.reports.parts import Section, narrow, parts_of, table_of
 from massact.reports.spelling import visible
 
 HEADS = {
@@ -24,5 +24,5 @@ def brief(e: Explanation) -> list[Section]:
     for stack, rows in e.axes.sort_values("layer", kind="stable").groupby("stack", sort=False, dropna=False):
         looks = ["" if reads else "dim" for reads in rows["after_onset"]]
         title = f"{visible(stack)}: {WHAT}" if stack else WHAT
-        made.append(narrowed(table_of("axes", rows, title, tuple(HEADS), len(rows)), title, HEADS, looks))
+        made.append(narrow(table_of("axes", rows, title, tuple(HEADS), len(rows)), title, HEADS, looks))
     return [Section("axes", "", parts_of(*made))]

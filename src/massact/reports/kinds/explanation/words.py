@@ -10,7 +10,19 @@ import numpy as np
 import pandas as pd
 
 from massact.records.kinds.explanation import Explanation
-from massact.reports.spelling import counted, listed, number, numbered, percent, quoted, real, signed, spanned, visible
+from massact.reports.spelling import (
+    counted,
+    listed,
+    noted,
+    number,
+    numbered,
+    percent,
+    quoted,
+    real,
+    signed,
+    spanned,
+    visible,
+)
 
 MOST_COORDINATES = 4  # told one by one
 RANDOM = " (random tokens: {})"
@@ -34,7 +46,7 @@ def story_in_words(e: Explanation) -> list[str]:
             *_weights(mine, stack),
         ]  # fmt: skip
         said += [f"{visible(stack)}: {s}" if stack and len(stacks) > 1 else s for s in sentences]
-    return [*said, *(f"Note: {visible(str(n))}" for n in e.info.notes), CAUSES]
+    return [*said, *noted(e.info.notes), CAUSES]
 
 
 def _of(e: Explanation, stack: str) -> Explanation:

@@ -232,11 +232,11 @@ def ranks(scan: ScanResult) -> Section | None:
     """Tables 1 and 2 of Sun 2024: the ranks of |h| in one prompt and over the sequences."""
     if not len(scan.ranks):
         return None
-    parts = parts_of(*(ranked(view, source) for view in views(scan) for source in ("prompt", "corpus")))
+    parts = parts_of(*(ranks_of(view, source) for view in views(scan) for source in ("prompt", "corpus")))
     return Section("ranks", "Ranks", parts) if parts else None
 
 
-def ranked(view: StackView, source: str) -> Table | None:
+def ranks_of(view: StackView, source: str) -> Table | None:
     """The ranks of one stack: Table 1 of Sun 2024 of the prompt, Table 2 of the corpus."""
     rows = view.ranks[view.ranks["source"] == source]
     columns: tuple[str, ...] = ("rank", "magnitude", "value_mean")

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from massact.records.kinds.scan import ScanResult
-from massact.reports.kinds.scan.sections import ranked
+from massact.reports.kinds.scan.sections import ranks_of
 from massact.reports.kinds.scan.views import Rule, StackView, rule_of, views
-from massact.reports.parts import Section, Table, grid, narrowed, parts_of
+from massact.reports.parts import Section, Table, grid, narrow, parts_of
 from massact.reports.spelling import cell, percent, quoted, real, token_list, visible
 
 RANKS = {
@@ -120,8 +120,8 @@ def _index(value: Any) -> str:
 def _ranks(view: StackView, of: str) -> list[Table | None]:
     """Tables 1 and 2 of Sun 2024; of the second also the share of sequences whose value sits at the same dim (E8)."""
     return [
-        narrowed(ranked(view, "prompt"), f"Ranks of |h| in the hidden state of {of}, layer {view.shown_layer}", RANKS),
-        narrowed(ranked(view, "corpus"), f"Ranks of |h| over the sequences of the corpus, layer {view.shown_layer}", {
+        narrow(ranks_of(view, "prompt"), f"Ranks of |h| in the hidden state of {of}, layer {view.shown_layer}", RANKS),
+        narrow(ranks_of(view, "corpus"), f"Ranks of |h| over the sequences of the corpus, layer {view.shown_layer}", {
             **RANKS, "magnitude": "mean |h|", "value_mean": "mean value"
         }),
     ]

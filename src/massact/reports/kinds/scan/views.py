@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pandas as pd
@@ -166,7 +166,10 @@ class StackView:
         """The activation with the largest ratio, whether it passes or not."""
         if self.answer:
             return self.answer.largest
-        return peak_of(self.near_misses.iloc[0]) if len(self.near_misses) else None
+        if not len(self.near_misses):
+            return None
+        nearest = self.near_misses.iloc[0]
+        return Peak(**{f.name: nearest[f.name] for f in fields(Peak)})
 
     def column(self, name: str) -> np.ndarray:
         """One column of the layers table as floats."""
@@ -187,23 +190,6 @@ class StackView:
     def layers_below_one(self, format_name: str) -> list[int]:
         """Layers whose largest |h| a number format cannot hold."""
         return [int(x) for x in self.layers["layer"][self.column(f"headroom_{format_name}") < 1]]
-
-
-def peak_of(row: pd.Series) -> Peak:
-    """A row of findings or near_misses as the answer has it."""
-    names = (
-        "layer",
-        "pos",
-        "dim",
-        "value",
-        "magnitude",
-        "median",
-        "ratio",
-        "token",
-        "sequence",
-        "position_class",
-    )
-    return Peak(**{n: row[n] for n in names})
 
 
 def answer_of(result: ScanResult) -> Answer | None:

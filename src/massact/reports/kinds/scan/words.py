@@ -15,6 +15,7 @@ from massact.reports.kinds.scan.views import FORMATS, Rule, StackView, answer_of
 from massact.reports.spelling import (
     counted,
     listed,
+    noted,
     number,
     numbered,
     percent,
@@ -46,7 +47,7 @@ def answer_in_words(result: ScanResult) -> list[str]:
     """
     answer, rule, stacks = answer_of(result), rule_of(result), views(result)
     if answer is None:
-        return [f"This run holds no answer (status: {visible(result.info.status)}).", *_notes(result)]
+        return [f"This run holds no answer (status: {visible(result.info.status)}).", *noted(result.info.notes)]
     said = [_headline(result, rule, stacks)]
     for view in stacks:
         sentences = _found(view) if view.n_findings else _below(view, rule)
@@ -55,7 +56,7 @@ def answer_in_words(result: ScanResult) -> list[str]:
         said += [f"{view.label}: {s}" if view.label else s for s in sentences]
     if any(v.n_sequences for v in stacks) and not any(_nonfinite(v) for v in stacks):
         said.append("All measured values are finite.")
-    return said + _null(answer.null, result) + _bos(answer.bos) + _notes(result)
+    return said + _null(answer.null, result) + _bos(answer.bos) + noted(result.info.notes)
 
 
 def model_name(result: ScanResult) -> str:
@@ -362,7 +363,3 @@ def _side(side: dict[str, Any]) -> str:
 
 def _reason(record: dict[str, Any]) -> str:
     return visible(str(record["unavailable"])).rstrip(".") + "."
-
-
-def _notes(result: ScanResult) -> list[str]:
-    return [f"Note: {visible(str(note))}" for note in result.info.notes]

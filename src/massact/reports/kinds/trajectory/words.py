@@ -6,7 +6,7 @@ import math
 
 from massact.records.kinds.trajectory import CheckpointRecord, Emergence, Trajectory
 from massact.reports.kinds.scan.views import Rule, rule_of
-from massact.reports.spelling import counted, listed, number, real, shortened, visible
+from massact.reports.spelling import counted, listed, noted, number, real, shortened, visible
 
 MOST_NAMES, MOST_DIMS = 6, 6
 
@@ -33,7 +33,7 @@ def trajectory_in_words(t: Trajectory) -> list[str]:
         said.append(f"{len(failed) - MOST_NAMES:,} more could not be scanned.")
     if waiting and scanned:
         said.append(f"{counted(len(waiting), 'checkpoint')} not scanned yet (status: {visible(info.status)}).")
-    return said + [f"Note: {visible(n)}" for n in info.notes]
+    return said + noted(info.notes)
 
 
 def _name(checkpoint: str) -> str:
