@@ -82,18 +82,18 @@ def contents_of(run: Any, label: str = "") -> Contents:
         UserError: no run there, a damaged or an unfinished one, or nothing that massact gives.
     """
     if isinstance(run, Result):
-        held = Contents(label, results={run.KIND: run})
-        held.label = label or held.model
-        return held
+        contents = Contents(label, results={run.KIND: run})
+        contents.label = label or contents.model
+        return contents
     if not isinstance(run, (str, os.PathLike)):
         raise UserError(f"A report is of run directories or results, not of {type(run).__name__}.",
                         do='For example: massact.report("runs/gpt2"), or report(scan, "gpt2.html")')  # fmt: skip
     path = Path(run)
-    held = Contents(label or Path(os.path.abspath(path)).name, path)
+    contents = Contents(label or Path(os.path.abspath(path)).name, path)
     found = alone_in(path)
     if not found or os.path.isfile(path / "run.json"):
         found += scan_in(path)
     elif finished(path / "scan"):
         found += scan_in(path / "scan")
-    held.results = {one.KIND: one for one in found}
-    return held
+    contents.results = {one.KIND: one for one in found}
+    return contents

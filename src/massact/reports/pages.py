@@ -25,25 +25,23 @@ class Page:
     sections: Sequence[Section]
 
 
-def page_of(held: Contents) -> Page:
+def page_of(run: Contents) -> Page:
     """The page of one run."""
-    sections = sections_of(held)
-    on = f" on {held.corpus}" if held.corpus else ""
-    first = next(iter(held.records.values()))
+    sections = sections_of(run)
+    on = f" on {run.corpus}" if run.corpus else ""
+    first = next(iter(run.records.values()))
     when = str(getattr(first, "started", ""))[:10]
-    closing = [provenance.definitions(sections), provenance.provenance(held)]
-    return Page(
-        f"Massive activations of {held.model}", f"{', '.join(held.records)}{on}; {when}", [*sections, *closing]
-    )
+    closing = [provenance.definitions(sections), provenance.provenance(run)]
+    return Page(f"Massive activations of {run.model}", f"{', '.join(run.records)}{on}; {when}", [*sections, *closing])
 
 
-def sections_of(held: Contents) -> list[Section]:
+def sections_of(run: Contents) -> list[Section]:
     """The answer, then the sections of every result; of those with one id, tables stand behind all else."""
-    answer = answer_of(held)
+    answer = answer_of(run)
     made: dict[str, Section] = {} if answer is None else {answer.id: answer}
-    for kind, result in held.results.items():
+    for kind, result in run.results.items():
         reading = reading_of(kind)
-        told = Words(reading.words(result)) if kind == held.leads else None
+        told = Words(reading.words(result)) if kind == run.leads else None
         for section in reading.sections_of(result):
             parts = [part for part in section.parts if part != told]
             if (first := made.get(section.id)) is not None:
@@ -52,39 +50,39 @@ def sections_of(held: Contents) -> list[Section]:
     return list(made.values())
 
 
-def answer_of(held: Contents) -> Section | None:
+def answer_of(run: Contents) -> Section | None:
     """The words of the result that leads, and the rule behind it; None where nothing is."""
-    if not held.leads:
+    if not run.leads:
         return None
-    reading, result = reading_of(held.leads), held.results[held.leads]
+    reading, result = reading_of(run.leads), run.results[run.leads]
     return Section("answer", "Answer", [Words(reading.words(result), True), *reading.definition(result)])
 
 
 def page_of_several(runs: Sequence[Contents], compared: Comparison) -> Page:
     """The page of several runs: side by side, then the answer of each."""
     sections = [*comparison.sections(runs, compared), _each(runs)]
-    closing = [_provenance_of(held, i) for i, held in enumerate(runs)]
-    labels = ", ".join(held.label for held in runs)
+    closing = [_provenance_of(run, i) for i, run in enumerate(runs)]
+    labels = ", ".join(run.label for run in runs)
     return Page("Massive activations, compared", labels, [*sections, provenance.definitions(sections), *closing])
 
 
 def _each(runs: Sequence[Contents]) -> Section:
     """The answer of every run on its own, and its coordinates."""
     parts: list[Part | None] = []
-    for held in runs:
-        name, own = visible(held.label), answer_of(held)
+    for run in runs:
+        name, own = visible(run.label), answer_of(run)
         first, *rest = own.parts[0].sentences if own is not None else ["Nothing was measured."]
         parts.append(Words([f"{name}: {first}", *rest], True))
-        if held.scan is not None:
-            parts += definition(held.scan)
-            rows = held.scan.coordinates.sort_values("count", ascending=False, kind="stable")
+        if run.scan is not None:
+            parts += definition(run.scan)
+            rows = run.scan.coordinates.sort_values("count", ascending=False, kind="stable")
             parts.append(table_of("coordinates", rows, f"Coordinates in {name}", most=100))
-            if not any(view.n_sequences for view in views(held.scan)):
+            if not any(view.n_sequences for view in views(run.scan)):
                 parts.append(Words([f"{name}: no sequences were scanned."]))
     return Section("runs", "Each run", parts_of(*parts))
 
 
-def _provenance_of(held: Contents, place: int) -> Section:
+def _provenance_of(run: Contents, place: int) -> Section:
     """The provenance of one of several runs."""
-    made = provenance.provenance(held)
-    return Section(f"{made.id}-{place + 1}", f"{made.title} of {visible(held.label)}", made.parts)
+    made = provenance.provenance(run)
+    return Section(f"{made.id}-{place + 1}", f"{made.title} of {visible(run.label)}", made.parts)

@@ -233,11 +233,15 @@ def grid(
     return Table(title, columns, len(rows), (), True, looks, abreast) if rows else None
 
 
-def narrow(table: Table | None, title: str, heads: Mapping[str, str], looks: Sequence[str] = ()) -> Table | None:
-    """A table for narrow places: under another title, those columns that it has of some, under short heads."""
+def narrow(
+    table: Table | None, title: str, heads: Mapping[str, str] | None = None, looks: Sequence[str] = ()
+) -> Table | None:
+    """A table for narrow places: under another title, those of some columns that it has, under short heads."""
     if table is None:
         return None
-    columns = [replace(column, name=heads[column.name]) for column in table.columns if column.name in heads]
+    columns = table.columns
+    if heads is not None:
+        columns = [replace(column, name=heads[column.name]) for column in columns if column.name in heads]
     return replace(table, title=title, columns=columns, looks=looks)
 
 

@@ -93,14 +93,14 @@ def _said(part: Part) -> str:
     return " ".join(value for _, value in part.pairs) if isinstance(part, Facts) else ""
 
 
-def provenance(held: Contents) -> Section:
+def provenance(run: Contents) -> Section:
     """Model, hashes, versions, corpus, seed, commands, git: of every verb."""
     parts: list[Part] = []
-    for verb, info in held.records.items():
-        name = verb if len(held.records) > 1 else ""
-        parts.append(Facts(_record(verb, info, held.scan.info.model if held.scan is not None else {}), name))
-    parts.append(Code("Snippet for a model card (Markdown)", model_card(held)))
-    raw = {verb: jsonable(vars(info)) for verb, info in held.records.items()}
+    for verb, info in run.records.items():
+        name = verb if len(run.records) > 1 else ""
+        parts.append(Facts(_record(verb, info, run.scan.info.model if run.scan is not None else {}), name))
+    parts.append(Code("Snippet for a model card (Markdown)", model_card(run)))
+    raw = {verb: jsonable(vars(info)) for verb, info in run.records.items()}
     dumped = json.dumps(raw, indent=1, ensure_ascii=True, default=str)
     parts.append(Code("The records in full (JSON)", shortened(dumped, 200_000)))
     return Section("provenance", "Provenance", parts)
@@ -232,13 +232,13 @@ def _quoted(word: str) -> str:
     return "$'" + re.sub(r"(?<= ) |^ | $", r"\\x20", written) + "'"
 
 
-def model_card(held: Contents) -> str:
+def model_card(run: Contents) -> str:
     """A section for a model card, in Markdown: what was found, by which rule, on what, with which hash."""
     lines = ["## Massive activations", ""]
-    if held.scan is None:
+    if run.scan is None:
         return "\n".join([*lines, "The hidden states of this model have not been scanned.", ""])
-    info, rule = held.scan.info, rule_of(held.scan)
-    said = [s for s in answer_in_words(held.scan) if not s.startswith("Note: ")]
+    info, rule = run.scan.info, rule_of(run.scan)
+    said = [s for s in answer_in_words(run.scan) if not s.startswith("Note: ")]
     lines += [md(said[0]), "", *(f"- {md(s)}" for s in said[1:]), ""]
     hashed = str(info.model.get("weights_sha256") or "not recorded")
     lines += [

@@ -166,12 +166,12 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def quoted(token: Any, limit: int = 24, encoding: str = "utf-8") -> str:
+def quoted(token: Any, limit: int = 24) -> str:
     """A token in quotes, so that its spaces show; 'no token' where the input has none (images)."""
     if not isinstance(token, str) or token == "":
         return "no token"
     mark = '"' if "'" in token and '"' not in token else "'"
-    return f"{mark}{shortened(visible(token, encoding), limit)}{mark}"
+    return f"{mark}{shortened(visible(token), limit)}{mark}"
 
 
 def token_list(text: Any) -> list[str]:

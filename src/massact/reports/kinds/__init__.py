@@ -49,7 +49,9 @@ def reading_of(kind: str) -> Reading:
     for entry in entry_points(group="massact.readings", name=kind):
         found = entry.load()
         if not isinstance(found, Reading):
-            raise UserError(f"{entry.value} is no reading of a kind of result.",
-                            "An installed package names it as one (entry point massact.readings).")  # fmt: skip
+            raise UserError(
+                f"{entry.value} is no reading of a kind of result.",
+                "An installed package names it as one (entry point massact.readings).",
+            )
         return found if found.sections else replace(found, sections=(partial(foreign.section, tell=found.words),))
     return foreign.READING

@@ -240,8 +240,13 @@ def _changes(effects: pd.DataFrame, group: str) -> Table | None:
         before = [real(row["baseline"]) for row in by_edit.values()]
         # Sink statistics are of the layers behind an edit, so edits at different layers differ in them.
         same = all(b == before[0] or abs(b - before[0]) <= 1e-6 * abs(before[0]) for b in before)
-        lines.append([_spaced(visible(str(metric))), number(before[0]) if same else "varies",
-                      *(_starred(by_edit[edit]) if edit in by_edit else "-" for edit in edits)])  # fmt: skip
+        lines.append(
+            [
+                _spaced(visible(str(metric))),
+                number(before[0]) if same else "varies",
+                *(_starred(by_edit[edit]) if edit in by_edit else "-" for edit in edits),
+            ]
+        )
     of = f" of {visible(group)}" if group else ""
     nats = "; nll and kl in nats" if {"nll", "kl"} & set(effects["metric"]) else ""
     heads = ["<metric", "without", *(f">{shortened(visible(str(edit)), 24)}" for edit in edits)]

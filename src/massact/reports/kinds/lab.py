@@ -250,8 +250,10 @@ def brief(lab: Lab) -> list[Section]:
     title = "At the end (losses in nats, held out; attention on the first position, mean of heads and greatest)"
     made = [narrow(_ends(lab), title, HEADS)]
     c, there = lab.info.corpus, set(lab.lab_effects["targets"])
-    for targets, which in (("far", f"predicted from position {c.get('far')} on"),
-                           ("next", f"the {c.get('next')} right behind the edited position")):  # fmt: skip
+    for targets, which in (
+        ("far", f"predicted from position {c.get('far')} on"),
+        ("next", f"the {c.get('next')} right behind the edited position"),
+    ):
         if targets in there:
             title = f"Change of the loss of {targets} targets ({which}) when a state after block 1 is set"
             made.append(_changes(lab, targets, f"{title}; cosine: with its mean"))

@@ -107,8 +107,10 @@ def _compared(r: Reproduction) -> pd.DataFrame:
 def brief(r: Reproduction) -> list[Section]:
     """Every value of which one was published."""
     heads = ("<", "<quantity", ">here", ">published", "<tag", "<verdict")
-    rows = [[str(x) for x in (row["experiment"], where(row), ours(row), published(row), row["tag"], row["verdict"])]
-            for _, row in _compared(r).iterrows()]  # fmt: skip
+    rows = [
+        [str(x) for x in (row["experiment"], where(row), ours(row), published(row), row["tag"], row["verdict"])]
+        for _, row in _compared(r).iterrows()
+    ]
     return [Section("paper", "", parts_of(grid("Beside published values", heads, rows)))]
 
 

@@ -90,10 +90,23 @@ def brief(t: Trained) -> list[Section]:
     for _, row in last.head(MOST_LAYERS).iterrows():
         name = f"{row['stack']}/{row['layer']}" if row["stack"] else str(row["layer"])
         r2 = fits.get((row["stack"], row["layer"]), math.nan)
-        rows.append([visible(name), *(cell(row[c]) for c in ("top1", "median", "ratio")),
-                     *(or_dash(row[c]) for c in ("sink_mass", "value_drain")), *[or_dash(r2)] * fitted])  # fmt: skip
-    heads = ("layer", "top |h|", "median", "ratio", "attention on\nposition 0", "value norm\nratio",
-             *["R^2 of\nthe curve"] * fitted)  # fmt: skip
+        rows.append(
+            [
+                visible(name),
+                *(cell(row[c]) for c in ("top1", "median", "ratio")),
+                *(or_dash(row[c]) for c in ("sink_mass", "value_drain")),
+                *[or_dash(r2)] * fitted,
+            ]
+        )
+    heads = (
+        "layer",
+        "top |h|",
+        "median",
+        "ratio",
+        "attention on\nposition 0",
+        "value norm\nratio",
+        *["R^2 of\nthe curve"] * fitted,
+    )
     title = f"Layers at step {int(last['step'].iloc[0]):,}" if len(last) else ""
     return [Section("monitor", "", parts_of(grid(title, heads, rows)))]
 

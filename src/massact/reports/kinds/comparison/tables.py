@@ -12,18 +12,29 @@ from massact.reports.spelling import cell, listed, quoted, shortened, visible
 
 LONGEST_NAME = 28
 MOST_PLACES = 4  # dims, tokens and positions that are named in one cell
-PLACES = {"run": "run", "layer": "layer", "findings": "findings", "dims": "dims", "tokens": "tokens",
-          "positions": "positions"}  # fmt: skip
 HEADS = {
-    "label": "run", "variant": "variant", "criterion": "criterion",
-    "steps": "steps", "tokens": "tokens", "train_loss": "train\nloss", "eval_loss": "held-out\nloss",
-    "perplexity": "perplexity", "massive": "massive", "onset": "onset\nlayer", "max": "max\n|h|",
-    "ratio": "largest\nratio", "sink_rate": "sink\nrate", "mass_first": "on\npos. 0", "slot_mass": "slot\nmass",
+    "label": "run",
+    "variant": "variant",
+    "criterion": "criterion",
+    "steps": "steps",
+    "tokens": "tokens",
+    "train_loss": "train\nloss",
+    "eval_loss": "held-out\nloss",
+    "perplexity": "perplexity",
+    "massive": "massive",
+    "onset": "onset\nlayer",
+    "max": "max\n|h|",
+    "ratio": "largest\nratio",
+    "sink_rate": "sink\nrate",
+    "mass_first": "on\npos. 0",
+    "slot_mass": "slot\nmass",
     "value_norm_first": "value\nnorm",
-}  # fmt: skip
+}
 # What the columns of attention are, of runs that have them.
-ATTENTION = ("; attention, means over heads: sink rate (alpha_0 > eps), share on position 0 and on a learned slot, "
-             "value norm of position 0 over the others")  # fmt: skip
+ATTENTION = (
+    "; attention, means over heads: sink rate (alpha_0 > eps), share on position 0 and on a learned slot, "
+    "value norm of position 0 over the others"
+)
 DRAWN = {"top1": "top 1", "top2": "top 2", "top3": "top 3", "median": "median"}
 
 
@@ -38,7 +49,7 @@ def brief(c: Comparison) -> list[Section]:
     made = [
         narrow(table, f"Activations and attention{of}; ratio: |h| / median{told}", {n: HEADS[n] for n in models}),
         _seeds(c),
-        narrow(places(c), "Where the findings are, at the layer of the largest", PLACES),
+        narrow(places(c), "Where the findings are, at the layer of the largest"),
         *_layers(c),
     ]
     if runs["trained"].any():
@@ -94,26 +105,36 @@ def places(c: Comparison) -> Table | None:
     ]
     if not rows:
         return None
-    heads = (("run", "which"), ("layer", "that of the largest finding"), ("findings", "at this layer"),
-             ("dims", "of these, the most frequent first"), ("tokens", "each position counts once"),
-             ("positions", "how many sequences have a finding there"))  # fmt: skip
-    columns = [Column(name, meaning, list(cells), list(cells), False)
-               for (name, meaning), cells in zip(heads, zip(*rows, strict=True), strict=True)]  # fmt: skip
+    heads = (
+        ("run", "which"),
+        ("layer", "that of the largest finding"),
+        ("findings", "at this layer"),
+        ("dims", "of these, the most frequent first"),
+        ("tokens", "each position counts once"),
+        ("positions", "how many sequences have a finding there"),
+    )
+    columns = [
+        Column(name, meaning, list(cells), list(cells), False)
+        for (name, meaning), cells in zip(heads, zip(*rows, strict=True), strict=True)
+    ]
     return Table("Where the findings are", columns, len(rows), [], True)
 
 
-def places_of(view: StackView, encoding: str = "utf-8") -> tuple[str, str, str, str, str]:
+def places_of(view: StackView) -> tuple[str, str, str, str, str]:
     """Layer of the largest finding, findings there, and their dims, tokens and positions, the most frequent first."""
     here = view.findings[view.findings["layer"] == view.peak_layer]
     if not len(here):
         return "-", "0", "-", "-", "-"
     once = here.drop_duplicates(["sequence", "pos"])
     dims, positions = (t[t >= 0].value_counts() for t in (here["dim"], once["pos"]))
-    tokens = [f"{quoted(t, 16, encoding)} ({n:,})" for (t, _), n in census(here).items()]
+    tokens = [f"{quoted(t, 16)} ({n:,})" for (t, _), n in census(here).items()]
     return (
-        str(view.peak_layer), f"{len(here):,}", listed([str(d) for d in dims.index], MOST_PLACES),
-        listed(tokens, MOST_PLACES), listed([f"{p} ({n:,})" for p, n in positions.items()], MOST_PLACES),
-    )  # fmt: skip
+        str(view.peak_layer),
+        f"{len(here):,}",
+        listed([str(d) for d in dims.index], MOST_PLACES),
+        listed(tokens, MOST_PLACES),
+        listed([f"{p} ({n:,})" for p, n in positions.items()], MOST_PLACES),
+    )
 
 
 def _layers(c: Comparison) -> list[Table | None]:
@@ -121,9 +142,7 @@ def _layers(c: Comparison) -> list[Table | None]:
     layers, made = c.compare_layers[c.compare_layers["row"] == "run"], []
     for (stack, site), part in layers.groupby(["stack", "site"], sort=False):
         by = {label: part[part["label"] == label].set_index("layer") for label in dict.fromkeys(part["label"])}
-        heads = [
-            f"={'' if i else _name(label, 10)}\n{head}" for label in by for i, head in enumerate(DRAWN.values())
-        ]
+        heads = [f"={'' if i else _name(label, 10)}\n{head}" for label in by for i, head in enumerate(DRAWN.values())]
         rows = [
             [str(layer), *(cell(of.at[layer, c]) if layer in of.index else "-" for of in by.values() for c in DRAWN)]
             for layer in sorted({x for of in by.values() for x in of.index})

@@ -121,9 +121,11 @@ def _ranks(view: StackView, of: str) -> list[Table | None]:
     """Tables 1 and 2 of Sun 2024; of the second also the share of sequences whose value sits at the same dim (E8)."""
     return [
         narrow(ranks_of(view, "prompt"), f"Ranks of |h| in the hidden state of {of}, layer {view.shown_layer}", RANKS),
-        narrow(ranks_of(view, "corpus"), f"Ranks of |h| over the sequences of the corpus, layer {view.shown_layer}", {
-            **RANKS, "magnitude": "mean |h|", "value_mean": "mean value"
-        }),
+        narrow(
+            ranks_of(view, "corpus"),
+            f"Ranks of |h| over the sequences of the corpus, layer {view.shown_layer}",
+            {**RANKS, "magnitude": "mean |h|", "value_mean": "mean value"},
+        ),
     ]
 
 

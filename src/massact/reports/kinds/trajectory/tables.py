@@ -65,8 +65,10 @@ def _fitted(t: Trajectory, stack: str, site: str, label: str) -> Table | None:
     fits = [d for d in t.info.dynamics if (d.get("stack"), d.get("site")) == (stack, site)]
     known = [math.isfinite(real(d.get("r2"))) for d in fits]
     names = ("r2", "A", "lam", "gamma", "t0", "K", "peak_step")
-    rows = [[str(d.get("layer")), *(cell(d.get(n)) if fit else "-" for n in names)]
-            for d, fit in zip(fits, known, strict=True)]  # fmt: skip
+    rows = [
+        [str(d.get("layer")), *(cell(d.get(n)) if fit else "-" for n in names)]
+        for d, fit in zip(fits, known, strict=True)
+    ]
     heads = ("layer", "R^2", "A", "lambda", "gamma", "t0", "K", "peak at\nstep")
     title = f"{label}A exp(-lambda x) log(x) + K, x = gamma t + t0, of the ratio"
     return grid(title, heads, rows) if any(known) else None
