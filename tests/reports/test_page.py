@@ -229,7 +229,9 @@ def test_old_runs_have_a_page(name: str, tmp_path: Path) -> None:
 def test_a_training_a_lab_and_checkpoints_have_a_page(tmp_path: Path) -> None:
     run = compared.write(tmp_path / "run", compared.trained(3.0), synthetic.quiet(), compared.explanation(12, 0.5))
     made = page_of(run, tmp_path)
-    assert {s.attributes["id"] for s in made.root.all("section")} >= {"training", "layers", "attention"}
+    sections = [s.attributes["id"] for s in made.root.all("section")]
+    assert sections[0] == "answer" and set(sections) >= {"training", "layers", "attention"}
+    assert sections.index("layers") < sections.index("attention") < sections.index("training")
     assert [float(str(c.attributes["data-v"])) for c in made.tables()["Losses, the last step first"]["step"]] == [
         40, 30, 20, 10]  # fmt: skip
     lab = page_of(labs.lab(), tmp_path)

@@ -95,5 +95,6 @@ def contents_of(run: Any, label: str = "") -> Contents:
         found += scan_in(path)
     elif finished(path / "scan"):
         found += scan_in(path / "scan")
-    contents.results = {one.KIND: one for one in found}
+    by_kind = {one.KIND: one for one in found}
+    contents.results = {kind: by_kind[kind] for kind in kinds() if kind in by_kind}
     return contents
