@@ -18,6 +18,7 @@ from massact.records.kinds.classics import Classics
 from massact.records.tables import columns_of
 from massact.reports import classics_in_words
 from massact.reports.kinds.classics import SENTENCES, draw_classics
+from massact.reports.render.sheets import figure_of
 from tests.cli.test_cli import run
 from tests.cli.test_explain import files, refused
 from tests.cli.test_intervene import copied, scanned  # noqa: F401  (fixtures)
@@ -42,8 +43,10 @@ def test_every_entry_has_an_outcome_and_a_sentence(whole: tuple) -> None:
     for name, entry in CLASSICS.items():
         assert any(w.startswith(f"{name} ({entry.source}): ") for w in words), name
     assert set(done.classics["classic"]) == set(CLASSICS)
-    figure = draw_classics(done)
-    assert figure is not None and all(axes.has_data() or not axes.axison for axes in figure.axes)
+    sheet = draw_classics(done)
+    assert sheet is not None
+    figure = figure_of(sheet)
+    assert all(axes.has_data() or not axes.axison for axes in figure.axes)
 
 
 def test_saved_and_read_again_it_is_the_same(whole: tuple, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from massact.records.sites import Site
 from massact.records.tables import columns_of, frame
 from massact.reports import effects_in_words, verdict
 from massact.reports.kinds.intervention import draw_effects
+from massact.reports.render.sheets import figure_of
 from massact.trace import Edit, WeightEdit, edited
 from tests.families import build
 from tests.photographs import photographs
@@ -327,8 +328,10 @@ def test_words_and_figure_of_an_intervention(embedded: Intervention, tmp_path: P
         assert "95% interval" in sentence and sentence.endswith(("harmful.", "harmless.", "inconclusive."))
     assert sum("more than 1% of the perplexity" in s for s in said) == 1  # what the verdicts are by
     assert not CAUSAL.search(" ".join(said)) and "2.resid_post" in said[0] and "sequences 6 to 11" in said[0]
-    figure = draw_effects(embedded)
-    assert figure is not None and [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(QUARTET)
+    sheet = draw_effects(embedded)
+    assert sheet is not None
+    figure = figure_of(sheet)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == list(QUARTET)
     figure.savefig(tmp_path / "effects.png")
     image = pytest.importorskip("PIL.Image")
     with image.open(tmp_path / "effects.png") as picture:
@@ -368,7 +371,7 @@ def test_an_edit_that_breaks_the_model_is_said_and_drawn() -> None:
     bad = {k: math.nan for k in ("edited", "delta", "ci_low", "ci_high")}
     e = Intervention(InterveneInfo(target={"site": "2.resid_post", "dims": [3]}), frame("effects", [broken | bad]))
     assert any(s.startswith("value nan") and s.endswith("harmful.") for s in effects_in_words(e))
-    assert draw_effects(e) is not None
+    assert figure_of(draw_effects(e)).axes
     assert draw_effects(Intervention(InterveneInfo())) is None
 
 

@@ -24,6 +24,7 @@ from massact.records.tables import columns_of, read_table
 from massact.reports import compare, comparison_in_words, draw, show, to_json
 from massact.reports.kinds.comparison.figures import COMPARE_FIGURES, draw_compare_layers, draw_compare_magnitudes
 from massact.reports.kinds.comparison.words import shown
+from massact.reports.render.sheets import figure_of
 from massact.reports.spelling import cell
 
 
@@ -233,13 +234,13 @@ def test_an_encoding_without_the_characters_is_no_error(paths: list[Path]) -> No
 
 def test_figures_have_one_axis_for_all_runs(paths: list[Path], tmp_path: Path) -> None:
     c = compared_runs(paths)
-    layers = draw_compare_layers(c)
+    layers = figure_of(draw_compare_layers(c))
     assert [axes.get_title() for axes in layers.axes] == ["softmax (3 seeds)", "kv (3 seeds)"]
     assert len({axes.get_ylim() for axes in layers.axes}) == 1 and layers.axes[0].get_yscale() == "log"
     assert len(layers.axes[0].collections) == 4  # a band for each curve
     top = c.compare_layers[(c.compare_layers["label"] == "softmax (3 seeds)") & (c.compare_layers["row"] == "mean")]
     np.testing.assert_array_equal(layers.axes[0].lines[0].get_ydata(), top["top1"])
-    both = draw_compare_magnitudes(c)
+    both = figure_of(draw_compare_magnitudes(c))
     assert len(both.axes) == 2 and len({axes.get_zlim() for axes in both.axes}) == 1
     assert "first of 3 seeds" in both.axes[0].get_title()
     files = draw(c, tmp_path)
@@ -252,7 +253,7 @@ def test_no_name_is_left_out_of_a_legend(paths: list[Path]) -> None:
     long = "n" * 60
     c = compared_runs([paths[0], paths[3], paths[4]], ("_hidden", f"{long}a", f"{long}b"), by_seed=False)
     for make in (COMPARE_FIGURES["compare_sinks"], COMPARE_FIGURES["compare_losses"]):
-        figure = make(c)
+        figure = figure_of(make(c))
         (legend,) = [*figure.legends, *(x for x in (axes.get_legend() for axes in figure.axes) if x is not None)]
         names = [text.get_text() for text in legend.get_texts()]
         assert names[:3] == [" _hidden", f"{long[:31]}...", f"{long[:31]}..."]
@@ -263,7 +264,7 @@ def test_small_magnitudes_are_drawn_on_a_linear_axis(tmp_path: Path) -> None:
     few.layers[["top1", "top2", "top3"]] = [3.0, 2.0, 1.0]
     few.layers["median"] = 0.5
     c = compared_runs([compared.write(tmp_path / n, None, few) for n in "ab"])
-    assert draw_compare_layers(c).axes[0].get_yscale() == "linear"
+    assert figure_of(draw_compare_layers(c)).axes[0].get_yscale() == "linear"
 
 
 def test_labels_tell_runs_apart() -> None:

@@ -23,7 +23,9 @@ from massact.reports.kinds.scan.census import draw_census
 from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
 from massact.reports.kinds.scan.portrait import draw_magnitudes, outline, peaks
 from massact.reports.kinds.scan.views import rule_of
-from massact.reports.lettering import lettered, style, token_label
+from massact.reports.panels import token_label
+from massact.reports.render.lettering import lettered, style
+from massact.reports.render.sheets import figure_of
 
 NAMES = ("layers", "magnitudes", "census", "headroom", "norms")
 
@@ -96,7 +98,7 @@ def test_unwritable_directory_is_one_message(tmp_path: Path) -> None:
 
 def drawn(make: object, result: ScanResult) -> Figure:
     with style():
-        figure = make(result)  # type: ignore[operator]
+        figure = figure_of(make(result))  # type: ignore[operator]
     assert isinstance(figure, Figure)
     return figure
 
@@ -149,12 +151,14 @@ def test_broken_layers_are_marked() -> None:
 
 
 def test_census_counts_the_findings_of_the_peak_layer() -> None:
-    dims, tokens = drawn(draw_census, synthetic.massive()).axes
+    dims, tokens, positions = drawn(draw_census, synthetic.massive()).axes
     assert [t.get_text() for t in dims.get_yticklabels()] == ["1415", "2533"]
     assert [p.get_width() for p in dims.patches] == [16, 16]
     assert [t.get_text() for t in tokens.get_yticklabels()] == ["\u201c.\u201d", "\u201cSummer\u201d"]
     assert [p.get_width() for p in tokens.patches[:2]] == [8, 8]  # of 8 sequences each: its two dims are one token
     assert dims.get_xlabel() == "Findings" and tokens.get_xlabel() == "Positions with findings"
+    assert [t.get_text() for t in positions.get_yticklabels()] == ["0", "3"]
+    assert [p.get_width() for p in positions.patches] == [8, 8] and positions.get_xlabel() == "Sequences"
 
 
 def test_census_without_findings_says_how_far_the_nearest_is() -> None:
@@ -188,7 +192,7 @@ def test_long_prompts_keep_their_massive_tokens() -> None:
     first, axes = figure.axes
     assert [t.get_text() for t in axes.get_xticklabels() if t.get_fontweight() == "bold"] == ["w0", "w333"]
     assert len(first.get_lines()) + 2 == len(axes.get_lines())  # the same tokens, and two stems
-    assert "48 of 400 tokens" in figure.get_suptitle() or "47 of 400 tokens" in figure.get_suptitle()
+    assert "48 tokens of 400" in axes.get_title() or "47 tokens of 400" in axes.get_title()
     assert len(axes.get_xticklabels()) <= 16
 
 

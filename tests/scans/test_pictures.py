@@ -14,7 +14,7 @@ import massact as ma
 from massact.models import Model
 from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.scan import ScanResult
-from massact.reports.kinds.scan.patches import PATCH_FIGURES, draw_patch_attention
+from massact.reports.kinds.scan.images import PATCH_FIGURES, draw_patch_attention
 from massact.reports.render.figures import write_figures
 from massact.scans.thumbnails import small_pictures
 from tests.families import build

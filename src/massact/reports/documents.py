@@ -16,11 +16,11 @@ from massact.reports.kinds import reading_of
 from massact.reports.kinds.comparison.table import compare
 from massact.reports.pages import Page, page_of, page_of_several
 from massact.reports.provenance import model_card
-from massact.reports.render.figures import USUAL, write_figures
 from massact.reports.render.html import html
 from massact.reports.render.latex import latex
 from massact.reports.render.markdown import markdown
 
+USUAL = ("png", "svg")
 # Name of a format -> name of the file in the run directory, and who writes a page so.
 FORMATS: dict[str, tuple[str, Callable[[Page], str] | None]] = {
     "html": ("report.html", html), "md": ("report.md", markdown), "latex": ("report.tex", latex),
@@ -118,5 +118,7 @@ def draw(result: Any, directory: Path, formats: Sequence[str] = USUAL, only: Con
     Raises:
         UserError: the directory cannot be written, or there is no such format.
     """
+    from massact.reports.render.figures import write_figures  # nothing else needs matplotlib, which is slow to import
+
     figures = reading_of(result.KIND).figures
     return write_figures(result, {n: make for n, make in figures.items() if not only or n in only}, directory, formats)

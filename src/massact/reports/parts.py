@@ -1,15 +1,16 @@
-"""What a page is made of, whatever it is written as: sections of words, tables, charts and definitions."""
+"""What a page is made of, whatever it is written as: sections of words, tables, panels and definitions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from massact.records.tables import all_columns
+from massact.reports.panels import Gallery, Panel, Scene
 from massact.reports.render.markup import cut
 from massact.reports.spelling import cell, listed, token_list, visible
 
@@ -74,54 +75,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """An interactive figure, in the words of plotly.
-
-    Args:
-        title, caption: plain text.
-        data, layout: traces and layout; colours are names of the page's own (`--top1`), which follow light and dark.
-        height: pixels.
-        log: a button turns the y axis from log to linear.
-        width: "full", "half" or "third" of the page, where it is wide enough.
-    """
-
-    title: str
-    data: Sequence[Mapping[str, Any]]
-    layout: Mapping[str, Any] = field(default_factory=dict)
-    caption: str = ""
-    height: int = 320
-    log: bool = False
-    width: str = "full"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture of a gallery: its JPEG and size, cells of a grid over it that are framed, and what is said below it.
-
-    Args:
-        jpeg: the file. size: (height, width) in pixels.
-        grid: (rows, columns) of the grid. framed: (row, column) of each frame.
-        label: plain text. described: the picture in words, for who points at it or cannot see it.
-    """
-
-    jpeg: bytes
-    size: tuple[int, int]
-    grid: tuple[int, int]
-    framed: Sequence[tuple[int, int]]
-    label: str
-    described: str
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Pictures side by side, a figure that needs no script; what is not framed is dimmed."""
-
-    title: str
-    pictures: Sequence[Picture]
-    caption: str = ""
-
-
-@dataclass(frozen=True)
 class Facts:
     """Names and what they are: provenance, definitions. Values are plain text."""
 
@@ -138,7 +91,7 @@ class Code:
     body: str
 
 
-Part = Words | Table | Chart | Gallery | Facts | Code
+Part = Words | Table | Panel | Scene | Gallery | Facts | Code
 
 
 @dataclass(frozen=True)
@@ -246,5 +199,11 @@ def narrow(
 
 
 def parts_of(*parts: Part | None) -> list[Part]:
-    """Those parts that are there."""
-    return [part for part in parts if part is not None]
+    """Those parts that are there, and have something to draw."""
+    return [part for part in parts if part]
+
+
+def said_where_empty(drawn: Sequence[Panel | Scene], tail: str = ".") -> list[Part]:
+    """Panels, and a sentence instead of each that has nothing to draw."""
+    said = [f"{part.title}: {part.empty[:1].lower()}{part.empty[1:].rstrip('.')}{tail}" for part in drawn]
+    return [part or Words([sentence]) for part, sentence in zip(drawn, said, strict=True)]

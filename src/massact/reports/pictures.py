@@ -1,53 +1,51 @@
 """Figures of images: massive patches on the picture, norm maps, histograms of norms, attention, neighbours.
 
-Every function takes plain arrays and tables and gives a figure; `write_pictures` writes them.
+Every function takes plain arrays and tables and gives a sheet of what is to be drawn; `write_pictures` writes them,
+a page takes their parts.
 
 Shapes: N images, L layers, H x W pixels, Y x X patches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from massact.records.errors import UserError
-from massact.reports.lettering import LIMIT, MEDIAN, PLAIN, TOP_1, TOP_2, TOP_3, layer_axis, lettered
-from massact.reports.render.figures import write_figures
-from massact.reports.spelling import number
+from massact.reports import panels
+from massact.reports.panels import Axis, Color, Gallery, Heat, Limit, Line, Note, Panel, Picture, Sheet
+from massact.reports.spelling import counted, number, percent, visible
 
-# Groups of tokens -> colour and name.
+# Group of tokens -> colour, symbol, dash, name.
 GROUPS = {
-    "class": (TOP_2, "class token"),
-    "registers": (TOP_3, "registers"),
-    "massive": (LIMIT, "massive patches"),
-    "added": (TOP_1, "added token(s)"),
-    "patches": (MEDIAN, "other patches"),
-    "other": (MEDIAN, "other patches"),
-    "slot": (PLAIN, "slot"),
+    "class": (Color.ORANGE, "circle", "solid", "class token"),
+    "registers": (Color.GREEN, "square", "dash", "registers"),
+    "massive": (Color.LIMIT, "diamond", "solid", "massive patches"),
+    "added": (Color.PURPLE, "cross", "dash", "added tokens"),
+    "patches": (Color.GREY, "triangle-up", "dot", "other patches"),
+    "other": (Color.GREY, "triangle-up", "dot", "other patches"),
+    "slot": (Color.SLATE, "x", "dashdot", "slot"),
 }
-MOST_IN_A_ROW = 7
+MOST_NAMED = 4
 
 
-def write_pictures(figures: Mapping[str, Callable[[], Figure]], directory: Path) -> list[Path]:
+def write_pictures(figures: Mapping[str, Callable[[], Sheet]], directory: Path) -> list[Path]:
     """Write figures as PNG and SVG into `figures/` of a directory.
 
     Args:
-        figures: name -> a function without arguments that draws it, called under our style.
+        figures: name -> a function without arguments that gives its sheet.
 
     Raises:
         UserError: the directory cannot be written.
     """
+    from massact.reports.render.figures import write_figures
 
-    def one(make: Callable[[], Figure]) -> Callable[[Any], Figure | None]:
+    def one(make: Callable[[], Sheet]) -> Callable[[Any], Sheet | None]:
         return lambda _: make()
 
     return write_figures(None, {name: one(make) for name, make in figures.items()}, directory)
@@ -55,32 +53,47 @@ def write_pictures(figures: Mapping[str, Callable[[], Figure]], directory: Path)
 
 def draw_overlay(
     pictures: np.ndarray, massive: np.ndarray, titles: Sequence[str] = (), *, what: str = "Massive patches"
-) -> Figure:
-    """Where on the pictures the massive patches are: each framed, and all others dimmed.
+) -> Sheet:
+    """Where on the pictures the massive patches are: each framed, and all others dimmed (Sun 2024, Fig. 16).
 
     Args:
         pictures: (N, H, W, 3) or (N, H, W), from 0 to 1.
         massive: (N, Y, X) bool.
-        titles: of every picture; none: the number of its patches.
+        titles: of every picture; none: its number and that of its patches.
 
     Raises:
         UserError: the shapes do not fit.
     """
-    _check(pictures, massive)
-    figure, axes = _panels(len(pictures), titles_of=what)
-    for i, (ax, picture, mask) in enumerate(zip(axes, pictures, massive, strict=True)):
-        shown = np.clip(picture, 0, 1)
-        shade = np.zeros((*mask.shape, 4))
-        shade[..., :3], shade[..., 3] = 1, 0.45 * ~np.asarray(mask, bool)
-        _picture(ax, shown)
-        height, width = shown.shape[:2]
-        ax.imshow(shade, extent=(0, width, height, 0), interpolation="nearest")
-        _frames(ax, mask, (height, width))
-        ax.set_title(lettered(titles[i], 22) if titles else f"{int(mask.sum())} of {mask.size}")
-    return figure
+    if pictures.ndim not in (3, 4) or massive.ndim != 3 or len(pictures) != len(massive) or not len(pictures):
+        raise UserError(
+            f"Pictures {pictures.shape} and maps {massive.shape} are not (N, H, W, 3) and (N, rows, columns)."
+        )
+    made = []
+    for i, (picture, mask) in enumerate(zip(pictures, massive, strict=True)):
+        at = [(int(y), int(x)) for y, x in np.argwhere(mask)]
+        few = ", ".join(f"({y}, {x})" for y, x in at[:MOST_NAMED])
+        where = f": {few}{', ...' if len(at) > MOST_NAMED else ''}" if at else ""
+        label = visible(titles[i]) if titles else f"Image {i}: {len(at):,} of {mask.size:,}"
+        made.append(_picture(picture, mask.shape, at, label, f"{label} patches are massive{where}"))
+    caption = "Framed; all other patches are dimmed. Below: how many of each image. Patches are named (row, column), "
+    return Sheet([Gallery(what, made, f"{caption}from the top left.")], what)
 
 
-def draw_massive_share(share: np.ndarray, n_images: int) -> Figure:
+def _picture(
+    picture: np.ndarray, grid: tuple[int, ...], framed: Sequence[tuple[int, int]], label: str, described: str = ""
+) -> Picture:
+    pixels = np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
+    return Picture(pixels, (grid[0], grid[1]), framed, label, described or label)
+
+
+def _map_axes(rows: int, columns: int, titles: tuple[str, str] = ("", "")) -> tuple[Axis, Axis]:
+    """Axes of a map of patches, rows downwards; without titles they are not shown."""
+    ticks = [[(float(i), str(i)) for i in range(0, n, max(1, n // 7))] for n in (columns, rows)]
+    x = Axis(titles[0], limits=(-0.5, columns - 0.5), ticks=ticks[0], grid=False, hidden=not titles[0])
+    return x, Axis(titles[1], limits=(rows - 0.5, -0.5), ticks=ticks[1], grid=False, hidden=not titles[1])
+
+
+def draw_massive_share(share: np.ndarray, n_images: int) -> Sheet:
     """On which share of the images each patch is massive: whether they sit at fixed places.
 
     Args:
@@ -93,29 +106,31 @@ def draw_massive_share(share: np.ndarray, n_images: int) -> Figure:
     share = np.asarray(share, float)
     if share.ndim != 2:
         raise UserError(f"Shares of shape {share.shape} are not (rows, columns).")
-    figure = Figure(figsize=(3.6, 3.0), layout="constrained")
-    axes = figure.subplots()
-    top = max(float(share.max()), 1 / max(n_images, 1))
-    image = axes.imshow(share, cmap="YlGnBu", vmin=0, vmax=top, interpolation="nearest")
-    axes.set_xlabel("column of patches")
-    axes.set_ylabel("row of patches")
-    axes.set_title("Where patches are massive")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(5, integer=True))
-    figure.colorbar(image, ax=axes, label=f"share of {n_images:,} image{'s' * (n_images != 1)}")
-    return figure
+    (rows, columns), of = share.shape, counted(n_images, "image")
+    said = [
+        [f"patch ({y}, {x}), {round(share[y, x] * n_images):,} of {of}" for x in range(columns)] for y in range(rows)
+    ]
+    top = max(float(np.nan_to_num(share).max()), 1 / max(n_images, 1))
+    heat = Heat(share, range(columns), range(rows), f"share of {of}", low=0.0, high=top, said=said)
+    x, y = _map_axes(rows, columns, ("Column of patches", "Row of patches"))
+    return Sheet([Panel("Where patches are massive", [heat], x, y, f"Share of {of}.", height=360, square=True)])
 
 
 def draw_norm_maps(
-    norms: np.ndarray, layers: Sequence[int], picture: np.ndarray | None = None, massive: np.ndarray | None = None
-) -> Figure:
-    """Norms of the patches of one image at several layers, on one logarithmic scale.
+    norms: np.ndarray,
+    layers: Sequence[int],
+    picture: np.ndarray | None = None,
+    massive: np.ndarray | None = None,
+    image: int | None = None,
+) -> Sheet:
+    """Norms of the patches of one image at several layers, layer beside layer, on one logarithmic scale.
 
     Args:
         norms: (L, Y, X).
         layers: what each is called; 0 is the input of the first block.
         picture: (H, W, 3) or (H, W), from 0 to 1, shown first.
         massive: (Y, X) bool, framed on the picture.
+        image: its number, where it is one of several.
 
     Raises:
         UserError: the shapes do not fit, or no norm is above zero.
@@ -123,34 +138,37 @@ def draw_norm_maps(
     norms = np.asarray(norms, float)
     if norms.ndim != 3 or len(norms) != len(layers):
         raise UserError(f"Norms of shape {norms.shape} are not ({len(layers)} layers, rows, columns).")
-    positive = norms[np.isfinite(norms) & (norms > 0)]
-    if not len(positive):
+    if not (np.isfinite(norms) & (norms > 0)).any():
         raise UserError("No norm is above zero, so there is nothing to draw.")
-    low, high = float(positive.min()), float(positive.max())
-    figure, axes = _panels(len(norms) + (picture is not None), titles_of="Norm of every patch")
-    if picture is not None:
-        _picture(axes[0], np.clip(picture, 0, 1))
-        axes[0].set_title("picture")
-        if massive is not None:
-            _frames(axes[0], massive, picture.shape[:2])
-        axes = axes[1:]
-    image = None
-    for ax, map_YX, layer in zip(axes, norms, layers, strict=True):
-        scale = LogNorm(low, high if high > low else 2 * low)
-        image = ax.imshow(map_YX, norm=scale, cmap="viridis", interpolation="nearest")
-        ax.set_title(f"layer {layer}" if layer else "embedding")
-        ax.set_axis_off()
-    bar = figure.colorbar(image, ax=list(axes), shrink=0.85, label="norm")  # type: ignore[arg-type]
-    bar.ax.yaxis.set_major_formatter(lambda x, _: number(x))
-    bar.ax.yaxis.set_minor_formatter(lambda x, _: "")
-    return figure
+    (_, rows, columns), across = norms.shape, math.ceil(math.sqrt(len(layers)))
+    high, wide = rows + max(2, round(0.3 * rows)), columns + max(1, round(0.08 * columns))
+    one = np.full((-(-len(layers) // across) * high, across * wide), np.nan)
+    said, names = [[""] * one.shape[1] for _ in range(one.shape[0])], []
+    for i, (layer, norms_YX) in enumerate(zip(layers, norms, strict=True)):
+        y0, x0 = (i // across + 1) * high - rows, i % across * wide
+        one[y0 : y0 + rows, x0 : x0 + columns] = norms_YX
+        for y in range(rows):
+            told = (f"layer {layer}, patch ({y}, {x}): {number(norms_YX[y, x], 4)}" for x in range(columns))
+            said[y0 + y][x0 : x0 + columns] = told
+        names.append(Note(x0 - 0.5, str(layer), y0 - 0.5))
+    heat = Heat(one, range(one.shape[1]), range(one.shape[0]), "norm", log=True, said=said)
+    where = f"Image {image}; above" if image is not None else "Above"
+    caption = f"{where} each map its layer, 0 is the embedding; one logarithmic scale."
+    title, axes = "Norm of every patch, layer by layer", _map_axes(*one.shape)
+    panel = Panel(title, [heat], *axes, caption, notes=names, height=360, square=True)
+    if picture is None:
+        return Sheet([panel])
+    marked = np.zeros((rows, columns), bool) if massive is None else massive
+    framed = [(int(y), int(x)) for y, x in np.argwhere(marked)]
+    shown = _picture(picture, marked.shape, framed, "picture" if image is None else f"Image {image}")
+    return Sheet([Gallery("Picture", [shown]), panel])
 
 
-def draw_norm_histograms(histograms: pd.DataFrame, layers: Sequence[int] | None = None) -> Figure:
+def draw_norm_histograms(histograms: pd.DataFrame, layers: Sequence[int] | None = None) -> Sheet:
     """How norms are distributed at every layer: one row each, the share of patches on a logarithmic scale (Darcet).
 
     Args:
-        histograms: columns layer, low, high, share.
+        histograms: columns layer, low, high, share, and count if it is known.
         layers: only these; None for all.
 
     Raises:
@@ -158,37 +176,30 @@ def draw_norm_histograms(histograms: pd.DataFrame, layers: Sequence[int] | None 
     """
     mine = histograms if layers is None else histograms[histograms["layer"].isin(list(layers))]
     mine = mine[np.isfinite(mine[["low", "high"]]).all(axis=1)]
-    shown = sorted(mine["layer"].unique())
-    if not shown:
+    if not len(mine):
         raise UserError("There are no histograms of these layers.")
-    grid = mine.pivot_table(index="layer", columns="low", values="share", sort=True)
-    edges = np.append(grid.columns.to_numpy(float), float(mine["high"].max()))
-    share = grid.to_numpy(float)
-    figure = Figure(figsize=(6.4, max(2.2, 0.28 * len(shown) + 1.2)), layout="constrained")
-    axes = figure.subplots()
-    least = float(share[share > 0].min()) if (share > 0).any() else 1e-3
-    image = axes.pcolormesh(
-        edges, np.arange(len(shown) + 1) - 0.5, np.where(share > 0, share, np.nan), cmap="viridis",
-        norm=LogNorm(least, max(float(np.nanmax(share)), 2 * least)),
-    )  # fmt: skip
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda x, _: number(x))
-    narrow = edges[-1] < 10 * edges[0]  # else powers of ten alone have a label, and there may be none
-    if narrow:
-        axes.xaxis.set_minor_locator(MaxNLocator(5))
-    axes.xaxis.set_minor_formatter(lambda x, _: number(x) if narrow else "")
-    axes.set_yticks(np.arange(len(shown)), [str(x) for x in shown])
-    axes.set_xlabel("norm of a patch")
-    axes.set_ylabel("layer (0: embedding)")
-    axes.set_title("Norms of patches; white: none")
-    bar = figure.colorbar(image, ax=axes, label="share of patches")
-    bar.ax.yaxis.set_major_formatter(lambda x, _: number(x))
-    return figure
+    share = mine.pivot_table(index="layer", columns="low", values="share", sort=True)
+    counts = mine.pivot_table(index="layer", columns="low", values="count") if "count" in mine else None
+    edges, rows = [*map(float, share.columns), float(mine["high"].max())], [int(layer) for layer in share.index]
+
+    def told(layer: int, i: int, j: int) -> str:
+        many = f" ({counts.iat[i, j]:,.0f} patches)" if counts is not None else ""
+        return f"layer {layer}, norm {number(edges[j])} to {number(edges[j + 1])}: {percent(share.iat[i, j])}{many}"
+
+    said = [[told(layer, i, j) for j in range(len(edges) - 1)] for i, layer in enumerate(rows)]
+    heat = Heat(share.to_numpy(float), edges, rows, "share of patches", log=True, said=said)
+    ends = (edges[0], edges[-1]) if edges[0] > 0 else None
+    x = Axis("Norm of a patch", "log", ends, panels.log_axis(edges).ticks, grid=False)
+    if edges[-1] < 10 * edges[0]:  # powers of ten alone have a label, and there may be none
+        x = Axis(x.title, "log", ends, [(e, number(e)) for e in edges[:: max(1, len(edges) // 5)]], grid=False)
+    y = panels.cell_axis("Layer (0: embedding)", rows)
+    title, said_of = "Share of patches by norm, layer by layer", "As Fig. 4 of Darcet 2023; empty: none."
+    return Sheet([Panel(title, [heat], x, y, said_of)])
 
 
 def draw_attention_shares(
     shares: pd.DataFrame, queries: Sequence[str] = ("class", "patches"), onset: int | None = None
-) -> Figure:
+) -> Sheet:
     """What class token and patches attend to at every layer (Sun 2024, Fig. 13).
 
     Args:
@@ -202,85 +213,40 @@ def draw_attention_shares(
     having = [q for q in queries if (shares["query"] == q).any()]
     if not having:
         raise UserError(f"The table has no rows of {', '.join(queries)}.")
-    figure = Figure(figsize=(4.2 * len(having) + 1.4, 3.0), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(having), sharey=True))
-    for ax, query in zip(panels, having, strict=True):
+    limits = [Limit(onset + 0.5, upright=True, color=Color.MUTED)] if onset is not None else []
+    after = f" Upright line: layer {onset} has the first massive patches." if onset is not None else ""
+    x, y, made = panels.layer_axis(int(shares["layer"].max())), panels.share_axis("Mean probability"), []
+    for query in having:
         mine = shares[shares["query"] == query]
-        for key, (color, label) in GROUPS.items():
-            rows = mine[mine["key"] == key].sort_values("layer")
-            if len(rows):
-                ax.plot(rows["layer"], rows["mass"], color=color, marker="o", label=label)
-        layer_axis(ax, int(shares["layer"].max()))
-        if onset is not None:
-            ax.axvline(onset + 0.5, color=PLAIN, linewidth=0.8, linestyle=":")
-        ax.set_ylim(-0.02, 1.02)
-        ax.set_title(f"attention of {GROUPS.get(query, (PLAIN, query))[1]} to")
-        ax.set_xlabel("layer")
-    panels[0].set_ylabel("mean probability")
-    figure.legend(*_handles(panels), loc="outside right upper")
-    return figure
+        lines = [
+            Line(rows["layer"], rows["mass"], name, color, symbol, dash)
+            for key, (color, symbol, dash, name) in GROUPS.items()
+            if len(rows := mine[mine["key"] == key].sort_values("layer"))
+        ]
+        name = GROUPS[query][3] if query in GROUPS else visible(query)
+        title = f"What the {name} attend{'s' * (query == 'class')} to"
+        said = f"As Fig. 13 of Sun 2024: mean over heads, queries and images.{after}"
+        made.append(Panel(title, lines, x, y, said, limits=limits))
+    return Sheet(made)
 
 
-def draw_neighbour_cosines(cosines: pd.DataFrame) -> Figure:
+def draw_neighbour_cosines(cosines: pd.DataFrame) -> Sheet:
     """How alike patches and their neighbours are at every layer: massive ones beside others (Darcet 2023, Fig. 5a).
 
     Args:
         cosines: columns layer, group, mean, p10, p90.
 
     Raises:
-        UserError: the table is empty.
+        UserError: there is nothing to draw.
     """
-    if not len(cosines):
+    lines = []
+    for group, mine in cosines.groupby("group", sort=False) if len(cosines) else ():
+        color, symbol, dash, name = GROUPS.get(str(group), (Color.SLATE, "circle", "solid", visible(group)))
+        rows = mine[mine["mean"].notna()].sort_values("layer")
+        if len(rows):
+            lines.append(Line(rows["layer"], rows["mean"], name, color, symbol, dash, rows["p10"], rows["p90"]))
+    if not lines:
         raise UserError("There are no cosines to draw.")
-    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
-    axes = figure.subplots()
-    for group, mine in cosines.groupby("group", sort=False):
-        color, label = GROUPS.get(str(group), (PLAIN, lettered(group)))
-        rows = mine.sort_values("layer")
-        axes.fill_between(rows["layer"], rows["p10"], rows["p90"], color=color, alpha=0.15, linewidth=0)
-        axes.plot(rows["layer"], rows["mean"], color=color, marker="o", label=label)
-    axes.set_xlabel("layer (0: embedding)")
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    axes.set_ylabel("cosine to the 4 neighbours")
-    axes.set_title("Mean; bands: 10 to 90 %")
-    axes.legend()
-    return figure
-
-
-def _check(pictures: np.ndarray, massive: np.ndarray) -> None:
-    if pictures.ndim not in (3, 4) or massive.ndim != 3 or len(pictures) != len(massive) or not len(pictures):
-        raise UserError(f"Pictures {pictures.shape} and maps {massive.shape} are not (N, H, W, 3) and (N, rows, "
-                        "columns).")  # fmt: skip
-
-
-def _panels(n: int, titles_of: str) -> tuple[Figure, Any]:
-    down = -(-n // MOST_IN_A_ROW)
-    across = -(-n // down)
-    figure = Figure(figsize=(1.75 * across + 0.6, 1.95 * down + 0.4), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(down, across, squeeze=False)).ravel()
-    for ax in axes[n:]:
-        ax.set_axis_off()
-    figure.suptitle(titles_of, x=0.01, ha="left", fontsize=10)
-    return figure, axes[:n]
-
-
-def _picture(ax: Axes, picture: np.ndarray) -> None:
-    height, width = picture.shape[:2]
-    ax.imshow(picture, cmap="gray" if picture.ndim == 2 else None, extent=(0, width, height, 0), vmin=0, vmax=1)
-    ax.set_axis_off()
-
-
-def _frames(ax: Axes, mask: np.ndarray, size: Sequence[int]) -> None:
-    """A frame around every patch that is marked."""
-    high, wide = size[0] / mask.shape[0], size[1] / mask.shape[1]
-    for y, x in np.argwhere(mask):
-        ax.add_patch(Rectangle((x * wide, y * high), wide, high, fill=False, edgecolor="#c1272d", linewidth=1.2))
-
-
-def _handles(panels: Any) -> tuple[list[Any], list[str]]:
-    """One entry for each line that any panel has."""
-    found: dict[str, Any] = {}
-    for ax in panels:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    return list(found.values()), list(found)
+    said = "As Fig. 5a of Darcet 2023: mean over the four neighbours and over patches; bands: 10 to 90% of the patches."
+    x, title = panels.layer_axis(int(cosines["layer"].max())), "Cosine of patches to their neighbours"
+    return Sheet([Panel(title, lines, x, Axis("Cosine"), said)])

@@ -12,7 +12,8 @@ from massact.records.runinfo import jsonable
 from massact.reports.contents import Contents
 from massact.reports.kinds.scan.views import rule_of
 from massact.reports.kinds.scan.words import answer_in_words
-from massact.reports.parts import Chart, Code, Facts, Gallery, Part, Section, Table, Words
+from massact.reports.panels import Gallery, Panel, Scene
+from massact.reports.parts import Code, Facts, Part, Section, Table, Words
 from massact.reports.render.markup import md, plain
 from massact.reports.spelling import number, shortened, visible
 
@@ -88,7 +89,7 @@ def _said(part: Part) -> str:
         return " ".join(part.sentences)
     if isinstance(part, Table):
         return " ".join([part.title, *(c.meaning for c in part.columns)])
-    if isinstance(part, Chart | Gallery):
+    if isinstance(part, Panel | Scene | Gallery):
         return f"{part.title} {part.caption}"
     return " ".join(value for _, value in part.pairs) if isinstance(part, Facts) else ""
 

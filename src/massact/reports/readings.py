@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
+from massact.reports.panels import Sheet
 from massact.reports.parts import Part, Section
 
 
@@ -27,7 +27,7 @@ class Reading:
         brief: sections of small tables, for a terminal.
         definition: parts of a page behind the answer: the rule that it goes by.
         noun: what it is called above its words, behind the names of model and corpus; None: its kind.
-        figures: name -> what draws it; None where there is nothing to show.
+        figures: name of the file -> its sheet of panels; None where there is nothing to show.
         table: the one whose first rows stand for it. by: the column whose greatest come first; "": as they lie.
     """
 
@@ -36,7 +36,7 @@ class Reading:
     brief: Callable[[Any], Sequence[Section]] = _nothing
     definition: Callable[[Any], Sequence[Part]] = _nothing
     noun: str | None = None
-    figures: Mapping[str, Callable[[Any], Figure | None]] = field(default_factory=dict)
+    figures: Mapping[str, Callable[[Any], Sheet | None]] = field(default_factory=dict)
     table: str = ""
     by: str = ""
 

@@ -7,14 +7,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from massact.records.kinds.classics import Classics
-from massact.reports.lettering import STACKS, TOP_1, TOP_2, WARNING, layer_axis, lettered, log_axis
+from massact.reports import panels
+from massact.reports.panels import Axis, Bars, Color, Line, Panel, Sheet
 from massact.reports.parts import Section, Words, parts_of, table_of
 from massact.reports.readings import Reading
-from massact.reports.spelling import counted, listed, noted, number, numbered, percent, real, signed, spanned, visible
+from massact.reports.spelling import (
+    counted,
+    listed,
+    noted,
+    number,
+    numbered,
+    percent,
+    real,
+    shortened,
+    signed,
+    spanned,
+    visible,
+)
 
 Numbers = Mapping[str, Any]
 MOST_DIMS = 8
@@ -206,78 +217,62 @@ SENTENCES: dict[str, Callable[[Numbers], list[str]]] = {
 
 
 # ---- the figure
-def draw_classics(c: Classics) -> Figure | None:
+def draw_classics(c: Classics) -> Sheet | None:
     """Norms, anisotropy, attention on classes of tokens by layer, and perplexity by kept initial tokens."""
     t = c.classics
-    stack = str(t["stack"].value_counts().index[0]) if len(t) else ""
-    t = t[t["stack"] == stack]
-    panels = [(draw, rows) for draw, rows in (
-        (_draw_norms, _of(t, "norm-growth", "norm")),
-        (_draw_anisotropy, _of(t, "rogue-dims", "anisotropy")),
-        (_draw_classes, _of(t, "token-classes", "attention")),
-        (_draw_window, _of(t, "streaming", "perplexity")),
-    ) if len(rows)]  # fmt: skip
-    if not panels:
-        return None
-    columns = min(2, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.1 * lines), layout="constrained")
-    all_axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for axes, (draw, rows) in zip(all_axes, panels, strict=False):
-        draw(axes, rows)
-    for axes in all_axes[len(panels):]:
-        axes.set_axis_off()
-    return figure
+    t = t[t["stack"] == (str(t["stack"].value_counts().index[0]) if len(t) else "")]
+    wanted = (
+        (_norms, "norm-growth", "norm"),
+        (_anisotropy, "rogue-dims", "anisotropy"),
+        (_classes, "token-classes", "attention"),
+        (_window, "streaming", "perplexity"),
+    )
+    kept = ((draw, t[(t["classic"] == classic) & (t["metric"] == metric)]) for draw, classic, metric in wanted)
+    return Sheet([draw(rows) for draw, rows in kept if len(rows)]) or None
 
 
-def _of(t: pd.DataFrame, classic: str, metric: str) -> pd.DataFrame:
-    return t[(t["classic"] == classic) & (t["metric"] == metric)]
-
-
-def _draw_norms(axes: Axes, rows: pd.DataFrame) -> None:
-    stream = rows[rows["site"].str.startswith("resid_post")]
-    for subject, color, label in (("rest", TOP_1, "all other positions"), ("first", WARNING, "position 0")):
+def _norms(rows: pd.DataFrame) -> Panel:
+    stream, lines = rows[rows["site"].str.startswith("resid_post")], []
+    for subject, color, symbol, name in (("rest", Color.BLUE, "circle", "all other positions"),
+                                         ("first", Color.LIMIT, "square", "position 0")):  # fmt: skip
         mine = stream[stream["subject"] == subject].sort_values("layer")
-        axes.plot(mine["layer"], mine["value"], "o-", color=color, label=label)
-    layer_axis(axes, int(stream["layer"].max()))
-    log_axis(axes, stream["value"].to_numpy(float))
-    axes.set_title("Norm of the hidden state")
-    axes.legend()
+        lines.append(Line(mine["layer"], panels.column(mine, "value"), name, color, symbol))
+    axis = panels.log_axis(panels.column(stream, "value"), "Norm")
+    return Panel("Norm of the hidden state", lines, panels.layer_axis(int(stream["layer"].max())), axis)
 
 
-def _draw_anisotropy(axes: Axes, rows: pd.DataFrame) -> None:
-    for i, (subject, mine) in enumerate(rows.groupby("subject", sort=False)):
-        mine = mine.sort_values("layer")
-        label = lettered(subject or "cosine", 30)
-        axes.plot(mine["layer"], mine["value"], "o-", color=STACKS[i % len(STACKS)], label=label)
-    layer_axis(axes, int(rows["layer"].max()))
-    axes.set_title("Similarity of random token pairs")
-    axes.legend()
+def _by_subject(rows: pd.DataFrame, unnamed: str) -> list[Line]:
+    lines = []
+    groups = rows.groupby("subject", sort=False)
+    for (subject, mine), look in zip(groups, panels.looks(len(groups)), strict=True):
+        mine, name = mine.sort_values("layer"), shortened(visible(subject), 30) or unnamed
+        lines.append(Line(mine["layer"], panels.column(mine, "value"), name, **look))
+    return lines
 
 
-def _draw_classes(axes: Axes, rows: pd.DataFrame) -> None:
+def _anisotropy(rows: pd.DataFrame) -> Panel:
+    lines, axis = _by_subject(rows, "cosine"), panels.layer_axis(int(rows["layer"].max()))
+    return Panel("Similarity of random token pairs", lines, axis, Axis("Mean cosine"))
+
+
+def _classes(rows: pd.DataFrame) -> Panel:
     means = rows.groupby(["subject", "layer"], sort=False)["value"].mean().reset_index()
-    for i, (subject, mine) in enumerate(means.groupby("subject", sort=False)):
-        mine = mine.sort_values("layer")
-        axes.plot(mine["layer"], mine["value"], "o-", color=STACKS[i % len(STACKS)], label=lettered(subject, 30))
-    layer_axis(axes, int(means["layer"].max()))
-    axes.set_ylim(0, 1.02)
-    axes.set_title("Attention on classes of tokens")
-    axes.legend()
+    lines, axis = _by_subject(means, "none"), panels.share_axis("Mean probability")
+    return Panel("Attention on classes of tokens", lines, panels.layer_axis(int(means["layer"].max())), axis)
 
 
-def _draw_window(axes: Axes, rows: pd.DataFrame) -> None:
-    at = range(len(rows))
-    axes.bar(at, rows["value"], color=TOP_2, width=0.6)
-    axes.set_xticks(list(at), [lettered(s, 14) for s in rows["subject"]], rotation=30, ha="right")
-    log_axis(axes, rows["value"].to_numpy(float))
-    axes.set_title("Perplexity in a window, k initial tokens kept")
+def _window(rows: pd.DataFrame) -> Panel:
+    labels, values = [shortened(visible(s), 14) for s in rows["subject"]], panels.column(rows, "value")
+    bars = Bars(range(len(rows)), values, colors=Color.GREEN, said=labels, what="perplexity")
+    ticks = [(float(i), label) for i, label in enumerate(labels)]
+    return Panel("Perplexity in a window, k initial tokens kept", [bars], Axis(ticks=ticks, grid=False),
+                 panels.log_axis(values, "Perplexity"))  # fmt: skip
 
 
 def section(c: Classics) -> Section:
     """What the works that the paper grew from find on this model."""
     return Section("classics", "Classic works", parts_of(
-        Words(classics_in_words(c)),
+        Words(classics_in_words(c)), *panels.parts_in(draw_classics(c)),
         table_of("classics", c.classics, "All that was measured", most=500),
         table_of("classic_effects", c.classic_effects, "What their edits did"),
     ))  # fmt: skip

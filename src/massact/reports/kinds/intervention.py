@@ -9,15 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from massact.records.kinds.intervention import Intervention
-from massact.reports import charts
-from massact.reports.lettering import PLAIN, TOP_1, WARNING, lettered
-from massact.reports.parts import Chart, Column, Facts, Part, Section, Table, Words, grid, parts_of, table_of
+from massact.reports.panels import Axis, Color, Limit, Panel, Points, Sheet, column, headed, named_axis
+from massact.reports.parts import Column, Facts, Part, Section, Table, Words, grid, parts_of, table_of
 from massact.reports.readings import Reading
-from massact.reports.render.markup import figure_text
 from massact.reports.spelling import (
     counted,
     noted,
@@ -117,41 +113,18 @@ def _change(row: pd.Series) -> str:
     return f"{spell(row['baseline'])} to {spell(row['edited'])} ({difference}, {within})"
 
 
-def draw_effects(e: Intervention) -> Figure | None:
+def draw_effects(e: Intervention) -> Sheet | None:
     """The change of the main metric under each edit, with its interval."""
-    metric = main_metric(e.effects)
-    rows = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] == "all")]
-    if not len(rows):
-        return None
-    figure = Figure(figsize=(7.2, 0.5 * len(rows) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    delta = rows["delta"].to_numpy(float)
-    shown = np.where(np.isfinite(delta), delta, np.nan)
-    around = np.abs(rows[["ci_low", "ci_high"]].to_numpy(float).T - shown)
-    colors = [WARNING if verdict(row) == HARMFUL else TOP_1 for _, row in rows.iterrows()]
-    at = np.arange(len(rows))[::-1]
-    axes.barh(at, np.nan_to_num(shown), color=colors, height=0.6)
-    axes.errorbar(shown, at, xerr=np.nan_to_num(around), fmt="none", ecolor=PLAIN, capsize=3, linewidth=1)
-    axes.set_yticks(at, [lettered(name, 40) for name in rows["edit"]])
-    axes.axvline(0, color=PLAIN, linewidth=0.6)
-    near = 10.0 ** math.floor(math.log10(max(HARM * float(rows["baseline"].iloc[0]), 1e-3)))
-    reach = np.abs(np.concatenate([shown, *rows[["ci_low", "ci_high"]].to_numpy(float).T]))
-    far = max([near, *reach[np.isfinite(reach)]])
-    decades = near * 10.0 ** np.arange(0, max(1, math.ceil(math.log10(far / near)) + 1))
-    axes.set_xscale("symlog", linthresh=near)
-    axes.xaxis.set_major_locator(FixedLocator([*-decades[::-1], 0.0, *decades]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
-    axes.set_xlabel(f"change of {metric} (without edit: {number(rows['baseline'].iloc[0])})")
-    axes.set_title(f"Edits at {lettered(str(e.info.target.get('site', '?')))}; red: harmful")
-    return figure
+    panel = effects_panel(e.effects)
+    return Sheet([panel], f"Edits at {visible(str(e.info.target.get('site', '?')))}") if panel else None
 
 
-VERDICTS = {HARMFUL: ("--limit", "diamond"), HARMLESS: ("--s3", "circle"), OPEN: ("--s6", "square")}
+VERDICTS = {HARMFUL: (Color.LIMIT, "diamond"), HARMLESS: (Color.GREEN, "circle"), OPEN: (Color.GREY, "square")}
 
 
 def section(e: Intervention) -> Section:
     """What edits of the massive activations do, with intervals and controls (Sun 2024, Table 3)."""
-    parts: list[Part | None] = [Words(effects_in_words(e)), effects_chart(e.effects)]
+    parts: list[Part | None] = [Words(effects_in_words(e)), effects_panel(e.effects)]
     metrics = e.effects.assign(harm=[_judged(row, main_metric(e.effects)) for _, row in e.effects.iterrows()])
     table = table_of("effects", e.effects, "Effects of every edit on every metric", most=600, shown_first=True)
     if table is not None:
@@ -188,37 +161,36 @@ def _judged(row: pd.Series, metric: str) -> str:
     return verdict(row) if row["metric"] == metric else "not judged"
 
 
-def effects_chart(effects: pd.DataFrame, title: str = "") -> Chart | None:
+def effects_panel(effects: pd.DataFrame, title: str = "") -> Panel | None:
     """The change of the main metric under each edit, with its interval."""
     metric = main_metric(effects)
     rows = effects[(effects["metric"] == metric) & (effects["group"] == "all")]
     if not len(rows):
         return None
-    names = [f"{row['edit']}" for _, row in rows.iterrows()]
-    delta = charts.rows_of(rows, "delta")
-    low, high = (charts.rows_of(rows, c) for c in ("ci_low", "ci_high"))
-    reach = [(d - a, b - d) if math.isfinite(a) and math.isfinite(b) else (0.0, 0.0)
-             for d, a, b in zip(delta, low, high, strict=True)]  # fmt: skip
-    said = [figure_text(f"{n}: {verdict(row)}, 95% interval {a:.4g} to {b:.4g}", 120)
-            for n, (_, row), a, b in zip(names, rows.iterrows(), low, high, strict=True)]  # fmt: skip
-    looks = [VERDICTS[verdict(row)] for _, row in rows.iterrows()]
-    trace = {
-        "type": "scatter", "mode": "markers", "x": charts.drawable(delta), "y": list(range(len(names))),
-        "marker": {"size": 9, "color": [color for color, _ in looks], "symbol": [symbol for _, symbol in looks]},
-        "error_x": {"type": "data", "symmetric": False, "array": charts.drawable([b for _, b in reach]),
-                    "arrayminus": charts.drawable([a for a, _ in reach]), "color": "--muted", "thickness": 1.4},
-        "text": said, "hovertemplate": "%{text}<br>change %{x:+.4~g}<extra></extra>",
-    }  # fmt: skip
-    layout = charts.bar_layout(names, f"Change of {metric.replace('_', ' ')}")
-    layout["yaxis"]["showgrid"] = True
-    layout["xaxis"] = {"title": layout["xaxis"]["title"], "zeroline": True, "zerolinewidth": 1}
-    base = real(rows["baseline"].iloc[0])
+    names, verdicts = [visible(name) for name in rows["edit"]], [verdict(row) for _, row in rows.iterrows()]
+    delta, low, high = (column(rows, name) for name in ("delta", "ci_low", "ci_high"))
+    said = [f"{n}: {v}, 95% interval {a:.4g} to {b:.4g}" for n, v, a, b in zip(names, verdicts, low, high, strict=True)]
+    colors, symbols = zip(*(VERDICTS[v] for v in verdicts), strict=True)
+    points = Points(delta, range(len(names)), colors, symbols, low, high, said)
+    base, spaced = real(rows["baseline"].iloc[0]), metric.replace("_", " ")
     unseen = [n for n, d in zip(names, delta, strict=True) if not math.isfinite(d)]
-    caption = f"Without an edit {metric.replace('_', ' ')} is {base:.4g}. Bars: 95% intervals. Red diamonds: "
+    caption = f"Without an edit {spaced} is {base:.4g}. Bars: 95% intervals. Red diamonds: "
     caption += "harmful; green circles: harmless; grey squares: inconclusive."
-    caption += f" Not finite, so not drawn: {', '.join(visible(n) for n in unseen)}." if unseen else ""
-    head = f"{title}: change under each edit" if title else "Change under each edit"
-    return Chart(head, [trace], layout, caption, 90 + 44 * max(len(names), 3))
+    left_out = f"Not finite, so not drawn: {', '.join(unseen)}." if unseen else ""
+    known = number(base) if math.isfinite(base) else "not finite"
+    x = _change_axis(np.concatenate([delta, low, high]), base, f"Change of {spaced} (without edit: {known})")
+    head, y = "change under each edit" if title else "Change under each edit", named_axis(names, slots=3)
+    nothing, height = Limit(0.0, upright=True, color=Color.MUTED), 90 + 44 * max(len(names), 3)
+    return Panel(headed(title, head), [points], x, y, caption, left_out, [nothing], height=height, width="full")
+
+
+def _change_axis(values: np.ndarray, base: float, title: str) -> Axis:
+    """Logarithmic to both sides of what counts as nothing, so that a harm does not hide the harmless."""
+    near = 10.0 ** math.floor(math.log10(max(HARM * base if math.isfinite(base) else 0.0, 1e-3)))
+    far = max([near, *np.abs(values[np.isfinite(values)])])
+    decades = near * 10.0 ** np.arange(0, max(1, math.ceil(math.log10(far / near)) + 1))
+    ticks = [(float(x), number(x)) for x in (*-decades[::-1], 0.0, *decades)]
+    return Axis(title, "symlog", ticks=ticks, near=near)
 
 
 def brief(e: Intervention) -> list[Section]:

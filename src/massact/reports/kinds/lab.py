@@ -7,17 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from massact.records.kinds.lab import Lab
 from massact.records.rules import MAGNITUDE, RATIO, SINK, WORDS, is_sink
-from massact.reports import charts
-from massact.reports.lettering import PLAIN, STACKS, lettered
-from massact.reports.parts import Chart, Part, Section, Table, Words, grid, narrow, parts_of, table_of
+from massact.reports.panels import Axis, Bars, Color, Limit, Line, Panel, Sheet, column, linear_axis, looks, share_axis
+from massact.reports.parts import Part, Section, Table, Words, grid, narrow, parts_of, table_of
 from massact.reports.readings import Reading
-from massact.reports.render.markup import figure_text
 from massact.reports.spelling import cell, number, percent, real, visible
 
 UNDONE = 0.25  # the mean undoes what zero breaks if its whole interval is below this share of zero's
@@ -33,7 +28,7 @@ HEADS = {
     "slot_mass": "slot\nmass",
     "norm_ratio": "norm\nratio",
 }
-DASHES = ("-", (0, (5, 2)), (0, (1, 1.2)))
+
 
 
 def lab_verdict(lab: Lab, variant: str) -> str:
@@ -151,93 +146,64 @@ def _interval(effect: pd.Series | None) -> str:
 
 
 # -------------------------------------------------------------------------------------------- figure
-def lab_figure(lab: Lab) -> Figure:
+CURVES = (
+    ("first_attention", "Attention on the first position, mean over heads"),
+    ("first_attention_max", "Attention on the first position, head with most"),
+    ("slot_mass", "Attention on the slot, mean over heads"),
+    ("backcopy_nats", "Loss on backcopies (nats)"),
+    ("bigram_excess_nats", "Loss on bigrams, beyond the chain's uncertainty (nats)"),
+    ("top1", "Greatest |h|"),
+)
+
+
+def draw_lab(lab: Lab) -> Sheet:
     """Attention on the first position and on the slot, both losses over the steps; and what the edits change."""
-    figure = Figure(figsize=(9.6, 5.6), layout="constrained")
-    panels = figure.subplots(2, 3)
-    curves = (
-        ("first_attention", "Attention on the first position,\nmean over heads"),
-        ("first_attention_max", "Attention on the first position,\nhead with most"),
-        ("slot_mass", "Attention on the slot,\nmean over heads"),
-        ("backcopy_nats", "Loss on backcopies (nats)"),
-        ("bigram_excess_nats", "Loss on bigrams, beyond\nthe chain's uncertainty (nats)"),
-    )
-    looks = _looks(lab.variants)
-    for axes, (column, title) in zip(panels.ravel(), curves, strict=False):
-        for variant in lab.variants:
-            rows = lab.lab[lab.lab["variant"] == variant]
-            y = rows[column].to_numpy(float)
-            if np.isfinite(y).any():
-                axes.plot(rows["step"], y, **looks[variant])
-        axes.set_title(title)
-        axes.set_xlabel("Step")
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        if "nats" in column:
-            axes.set_ylim(bottom=0)
-            continue
-        axes.set_ylim(-0.03, 1.03)
-        if column != "slot_mass":
-            even = real(lab.info.variants[lab.variants[0]].get("uniform_attention"))
-            axes.axhline(even, color=PLAIN, linewidth=0.8, linestyle=":", label="looking everywhere alike")
-        elif not axes.lines:
-            axes.text(0.5, 0.5, "No variant has a slot.", ha="center", va="center", transform=axes.transAxes)
-    _bars(panels[1, 2], lab, looks)
-    handles = panels[0, 0].lines
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
-    return figure
+    return Sheet([*(_over_steps(lab, *curve) for curve in CURVES), _edits(lab)])
 
 
-def _looks(variants: list[str]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {"color": STACKS[i % len(STACKS)], "linestyle": DASHES[i // len(STACKS) % len(DASHES)],
-               "label": f" {lettered(name, 34)}"} for i, name in enumerate(variants)
-    }  # fmt: skip
+def _over_steps(lab: Lab, name: str, title: str) -> Panel:
+    """A curve of a column for every variant that has it."""
+    lines = []
+    for variant, look in zip(lab.variants, looks(len(lab.variants)), strict=True):
+        rows = lab.lab[lab.lab["variant"] == variant]
+        if np.isfinite(y := column(rows, name)).any():
+            said = [f"{visible(variant)}, step {int(s):,}" for s in rows["step"]]
+            lines.append(Line(column(rows, "step"), y, visible(variant), **(look | {"symbol": ""}), said=said))
+    values = np.concatenate([line.y for line in lines]) if lines else np.zeros(0)
+    axis, limits = linear_axis(values), []
+    if name in ("first_attention", "first_attention_max", "slot_mass"):
+        axis = share_axis()
+    if name.startswith("first_attention"):
+        even = real(lab.info.variants[lab.variants[0]].get("uniform_attention"))
+        limits = [Limit(even, "looking everywhere alike", color=Color.MUTED)] * math.isfinite(even)
+    empty = "No variant has a slot." if name == "slot_mass" else "Not measured."
+    return Panel(title, lines, Axis("Step", whole=True), axis, limits=limits, width="third", empty=empty)
 
 
-def _bars(axes: Axes, lab: Lab, looks: dict[str, dict[str, Any]]) -> None:
+def _edits(lab: Lab) -> Panel:
     """The change of the loss by each edit, with its interval."""
-    axes.set_title("Change of the loss of far targets\n(nats): state after block 1 set to")
-    if not len(lab.lab_effects):
-        axes.text(0.5, 0.5, "One block: nothing reads it.", ha="center", va="center", transform=axes.transAxes)
-        axes.set_xticks([])
-        return
+    title = "Change of the loss of far targets (nats): state after block 1 set to"
     places = [("zero", 0), ("mean", 0), ("zero", _ordinary(lab)), ("mean", _ordinary(lab))]
-    width = 0.8 / len(lab.variants)
-    for i, variant in enumerate(lab.variants):
+    bars = []
+    for variant, look in zip(lab.variants, looks(len(lab.variants)), strict=True) if len(lab.lab_effects) else ():
         found = [lab.effect(variant, *place) for place in places]
-        at = np.arange(len(places)) + (i - (len(lab.variants) - 1) / 2) * width
         delta, low, high = (np.array([math.nan if e is None else real(e[c]) for e in found])
                             for c in ("delta_nats", "ci_low", "ci_high"))  # fmt: skip
-        axes.bar(at, delta, width * 0.9, color=looks[variant]["color"])
-        axes.errorbar(at, delta, yerr=[delta - low, high - delta], fmt="none", ecolor="#333333", capsize=2,
-                      linewidth=0.8)  # fmt: skip
-    axes.axhline(0, color=PLAIN, linewidth=0.6)
-    axes.set_xticks(range(len(places)), [f"{edit}\n{'first' if p == 0 else f'pos. {p}'}" for edit, p in places])
+        bars.append(Bars(range(len(places)), delta, visible(variant), look["color"], low=low, high=high, thick=0.8))
+    ticks = [(float(i), f"{edit}, {'first' if p == 0 else f'pos. {p}'}") for i, (edit, p) in enumerate(places)]
+    x, nothing = Axis("Edit", ticks=ticks, grid=False), [Limit(0.0, color=Color.MUTED)]
+    empty = "One block: nothing reads it."
+    return Panel(title, bars, x, caption="Bars: 95% intervals.", limits=nothing, width="third", empty=empty)
 
 
 def section(lab: Lab) -> Section:
     """The toy lab: losses, attention on the first position and effects of every variant."""
     parts: list[Part | None] = [Words(lab_in_words(lab))]
-    parts += [_over_the_steps(lab, *panel) for panel in (
-        ("backcopy_nats", "Loss of targets that repeat"), ("first_attention", "Attention on the first position"),
-        ("top1", "Greatest |h|"))]  # fmt: skip
+    parts += draw_lab(lab).parts
     parts += [_ends(lab),
               table_of("lab_effects", lab.lab_effects, "Effects of edits"),
               table_of("lab", lab.lab, "Every measurement")]  # fmt: skip
     return Section("lab", "Toy lab", parts_of(*parts))
-
-
-def _over_the_steps(lab: Lab, column: str, title: str) -> Chart | None:
-    """A curve of a column for every variant that has it."""
-    data = []
-    for i, name in enumerate(lab.variants):
-        rows = lab.lab[lab.lab["variant"] == name]
-        if rows[column].notna().any():
-            said = [f"{figure_text(name)}, step {int(s):,}" for s in rows["step"]]
-            color = charts.SERIES[i % len(charts.SERIES)]
-            data.append(charts.line(rows["step"], rows[column], name, color, text=said))
-    return Chart(title, data, {"xaxis": {"title": {"text": "Step"}}}, "", 300, width="third") if data else None
 
 
 def _ends(lab: Lab) -> Table | None:
@@ -271,4 +237,4 @@ def _changes(lab: Lab, targets: str, title: str) -> Table | None:
     return grid(title, ("<set to", "first position", f"position {ordinary}", "cosine"), rows)
 
 
-READING = Reading(lab_in_words, (section,), brief, noun="toy lab", figures={"lab": lab_figure}, table="lab")
+READING = Reading(lab_in_words, (section,), brief, noun="toy lab", figures={"lab": draw_lab}, table="lab")

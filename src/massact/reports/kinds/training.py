@@ -8,9 +8,9 @@ import pandas as pd
 
 from massact.records.kinds.training import Trained
 from massact.records.rules import WORDS
-from massact.reports import charts
-from massact.reports.charts import heat_over_steps
-from massact.reports.parts import Chart, Part, Section, Words, grid, parts_of, table_of
+from massact.reports.kinds.trajectory.steps import heat_over_steps
+from massact.reports.panels import Axis, Color, Line, Panel, column
+from massact.reports.parts import Part, Section, Words, grid, parts_of, table_of
 from massact.reports.readings import Reading
 from massact.reports.spelling import cell, counted, noted, number, or_dash, real, visible
 
@@ -70,15 +70,13 @@ def section(t: Trained) -> Section:
     return Section("training", "Training", parts_of(*parts))
 
 
-def _losses(rows: pd.DataFrame) -> Chart | None:
-    data = []
-    for column, name, color in (("loss", "training", "--s1"), ("eval_loss", "held out", "--s2")):
-        known = rows[rows[column].notna()]
-        if len(known):
-            data.append(charts.line(known["step"], known[column], name, color, text=[
-                f"{name}, step {int(s):,}" for s in known["step"]]))  # fmt: skip
-    layout = {"xaxis": {"title": {"text": "Step"}}, "yaxis": {"title": {"text": "Loss (nats)"}}}
-    return Chart("Loss", data, layout, "", 320) if data else None
+def _losses(rows: pd.DataFrame) -> Panel | None:
+    lines = []
+    for name, label, color in (("loss", "training", Color.BLUE), ("eval_loss", "held out", Color.ORANGE)):
+        known = rows[rows[name].notna()]
+        said = [f"{label}, step {int(s):,}" for s in known["step"]]
+        lines += [Line(column(known, "step"), column(known, name), label, color, said=said)] * bool(len(known))
+    return Panel("Loss", lines, Axis("Step"), Axis("Loss (nats)"), width="full") if lines else None
 
 
 def brief(t: Trained) -> list[Section]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 
 from massact.records.disk import leftovers, write_atomic
 from massact.records.errors import UserError, near
-from massact.reports.lettering import style
+from massact.reports.panels import Sheet
+from massact.reports.render.lettering import style
+from massact.reports.render.sheets import figure_of
 
 DPI = 160
 
@@ -24,10 +26,7 @@ USUAL = ("png", "svg")
 
 
 def write_figures(
-    result: Any,
-    figures: dict[str, Callable[[Any], Figure | None]],
-    directory: Path,
-    formats: Sequence[str] = USUAL,
+    result: Any, figures: Mapping[str, Callable[[Any], Sheet | None]], directory: Path, formats: Sequence[str] = USUAL
 ) -> list[Path]:
     """Write named figures of a result into `figures/` of a directory, each in all the formats (png, svg, pdf).
 
@@ -45,9 +44,9 @@ def write_figures(
         folder.mkdir(parents=True, exist_ok=True)
         with style():
             for name, make in figures.items():
-                figure = make(result)
-                if figure is not None:
-                    written += _save(figure, folder, name, formats)
+                sheet = make(result)
+                if sheet is not None:
+                    written += _save(figure_of(sheet), folder, name, formats)
         for left in leftovers(folder, tuple(path.name for path in written)) if written else ():
             left.unlink(missing_ok=True)
     except OSError as error:

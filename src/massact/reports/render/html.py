@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
+import io
 import itertools
 from collections.abc import Iterator
 from functools import cache, partial
 from importlib import resources
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
 from massact.reports.pages import Page
-from massact.reports.parts import UNAVAILABLE, Chart, Column, Gallery, Part, Picture, Section, Table
+from massact.reports.panels import Gallery, Panel, Picture, Scene
+from massact.reports.parts import UNAVAILABLE, Column, Part, Section, Table
+from massact.reports.render.charts import chart
 from massact.reports.render.markup import render_template
 
 # What the page may do: nothing that leaves it. Its own style and script are in it; plotly draws 3-D with functions that
@@ -25,9 +30,10 @@ POLICY = (
 
 def html(page: Page) -> str:
     """The whole page."""
-    drawn = any(isinstance(part, Chart) for section in page.sections for part in section.parts)
+    drawn = any(isinstance(part, Panel | Scene) for section in page.sections for part in section.parts)
     scripts = [*([_data("plotly", "package_data/plotly.min.js")] if drawn else []), _data(__package__, "page.js")]
     functions = {"groups": partial(_groups, itertools.count(1)), "cells": _cells, "frames": _frames, "url": _url}
+    functions |= {"chart_of": chart, "caption_of": _caption}
     style = _data(__package__, "page.css")
     return render_template("page.html", page=page, policy=POLICY, style=style, scripts=scripts, **functions) + "\n"
 
@@ -40,7 +46,7 @@ def _data(package: str, name: str) -> Markup:
 
 def _groups(numbers: Iterator[int], section: Section) -> list[tuple[bool, list[tuple[Part, int]]]]:
     """Parts of a section, figures that follow one another together and each with its number."""
-    groups = itertools.groupby(section.parts, lambda part: isinstance(part, Chart | Gallery))
+    groups = itertools.groupby(section.parts, lambda part: isinstance(part, Panel | Scene | Gallery))
     return [(drawn, [(part, next(numbers) if drawn else 0) for part in group]) for drawn, group in groups]
 
 
@@ -61,10 +67,19 @@ def _cell(column: Column, row: int, first: bool) -> tuple[str, bool, dict[str, A
 
 def _frames(one: Picture) -> str:
     """The path of the frames on a picture."""
-    (height, width), (rows, columns) = one.size, one.grid
+    (height, width), (rows, columns) = one.pixels.shape[:2], one.grid
     across, down = width / columns, height / rows
     return "".join(f"M{x * across:.5g} {y * down:.5g}h{across:.5g}v{down:.5g}h{-across:.5g}z" for y, x in one.framed)
 
 
-def _url(jpeg: bytes) -> str:
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}"
+def _url(one: Picture) -> str:
+    file = io.BytesIO()  # of photographs a JPEG is a tenth of a PNG
+    Image.fromarray(np.asarray(one.pixels, np.uint8)).save(file, "JPEG", quality=90)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def _caption(part: Panel | Scene | Gallery) -> str:
+    """Title, caption, and what must be read with the figure, if the caption does not say it."""
+    note = getattr(part, "note", "")
+    said = [part.title, part.caption, "" if note.rstrip(".") in part.caption else note]
+    return " ".join(f"{text.rstrip('.')}." for text in said if text)

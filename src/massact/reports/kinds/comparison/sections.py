@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,16 +10,16 @@ import pandas as pd
 from massact.records.kinds.comparison import Comparison
 from massact.records.kinds.intervention import Intervention
 from massact.records.tables import columns_of, frame
-from massact.reports import charts
 from massact.reports.contents import Contents
+from massact.reports.kinds.comparison import figures
 from massact.reports.kinds.comparison.tables import places, side_by_side
 from massact.reports.kinds.comparison.words import told
-from massact.reports.kinds.intervention import effects_chart, main_metric
-from massact.reports.kinds.scan.sections import portraits as portraits_of
-from massact.reports.parts import Chart, Column, Part, Section, Table, Words, parts_of, table_of
+from massact.reports.kinds.intervention import effects_panel, main_metric
+from massact.reports.panels import parts_in
+from massact.reports.parts import Column, Part, Section, Table, Words, parts_of, said_where_empty, table_of
 from massact.reports.spelling import visible
 
-DASHES = ("solid", "dash", "dot", "dashdot")
+MOST_SCENES = 6
 
 
 def answer(runs: Sequence[Contents], c: Comparison) -> Section:
@@ -34,24 +33,9 @@ def layers(runs: Sequence[Contents], c: Comparison) -> Section | None:
     rows = c.compare_layers[c.compare_layers["row"] == "run"]
     if not len(rows):
         return None
-    parts: list[Part | None] = []
-    several = rows[["stack", "site"]].drop_duplicates()
-    panels = (("top1", "Greatest |h|", True), ("median", "Median |h|", True), ("mass_first", "Attention on position 0",
-              False), ("slot_mass", "Probability of a learned sink", False))  # fmt: skip
-    for (stack, site), mine in rows.groupby(["stack", "site"], sort=False):
-        head = f"{visible(stack) or visible(site)}: " if len(several) > 1 else ""
-        for column, title, log in panels:
-            known = mine[mine[column].notna()]
-            data = [
-                charts.line(part["layer"], part[column], str(label), charts.SERIES[i % len(charts.SERIES)],
-                            dash=DASHES[i // len(charts.SERIES) % len(DASHES)])
-                for i, label in enumerate(dict.fromkeys(mine["label"]))
-                if len(part := known[known["label"] == label])
-            ]  # fmt: skip
-            if data:
-                layout = charts.layer_layout(int(mine["layer"].max()), title, log=log, values=known[column])
-                parts.append(Chart(f"{head}{title} of each layer", data, layout, "Mean over sequences." if log else "",
-                                   340, log=log, width="half"))  # fmt: skip
+    labels = list(dict.fromkeys(rows["label"]))
+    parts: list[Part | None] = [*figures.overlays(c), *parts_in(figures.draw_compare_layers(c))]
+    parts += figures.sinks(c, labels)
     parts.append(table_of("compare_layers", rows, "Layers of every run", ("label", "stack", "site", "layer", "top1",
                           "top2", "top3", "median", "mass_first", "slot_mass"), most=1000))  # fmt: skip
     return Section("layers", "Layers", parts_of(*parts))
@@ -59,15 +43,14 @@ def layers(runs: Sequence[Contents], c: Comparison) -> Section | None:
 
 def portraits(runs: Sequence[Contents], c: Comparison) -> Section | None:
     """|h| of the prompt of each run at the layer where it is greatest (Sun 2024, Fig. 9)."""
-    parts: list[Part] = []
-    for held in runs[:6]:
-        kept = held.scan.portrait if held.scan is not None else {}
-        if held.scan is None or "magnitude" not in kept or 0 in kept["magnitude"].shape:
-            continue
-        greatest = [float(h[h == h].max()) if (h == h).any() else -math.inf for h in kept["magnitude"]]
-        best = max(range(len(greatest)), key=greatest.__getitem__)
-        parts += portraits_of(held.scan, best, visible(held.label))
-    return Section("portrait", "One prompt in three dimensions", parts) if parts else None
+    made = figures.scenes([(run, "") for run in c.runs[:MOST_SCENES]])
+    return Section("portrait", "One prompt in three dimensions", said_where_empty(made)) if made else None
+
+
+def losses(runs: Sequence[Contents], c: Comparison) -> Section | None:
+    """The losses of all trainings."""
+    parts = parts_of(*parts_in(figures.draw_compare_losses(c)))
+    return Section("losses", "Losses", parts) if parts else None
 
 
 def interventions(runs: Sequence[Contents], c: Comparison) -> Section | None:
@@ -76,7 +59,7 @@ def interventions(runs: Sequence[Contents], c: Comparison) -> Section | None:
     parts: list[Part | None] = [_effects(done)]
     for held in done:
         if held.of(Intervention) is not None:
-            chart = effects_chart(held.of(Intervention).effects, visible(held.label))
+            chart = effects_panel(held.of(Intervention).effects, visible(held.label))
             rows = held.of(Intervention).effects
             parts += [chart, table_of("effects", rows, f"Effects in {visible(held.label)}", most=200)]
     return Section("interventions", "Interventions", parts_of(*parts)) if done else None
@@ -101,5 +84,5 @@ def _effects(runs: Sequence[Contents]) -> Table | None:
 
 def sections(runs: Sequence[Contents], c: Comparison) -> list[Section]:
     """The sections of several runs that put them side by side."""
-    made = (make(runs, c) for make in (answer, layers, portraits, interventions))
+    made = (make(runs, c) for make in (answer, losses, layers, portraits, interventions))
     return [section for section in made if section is not None]

@@ -2,194 +2,165 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from massact.records.kinds.explanation import Explanation
-from massact.reports.lettering import PLAIN, STACKS, TOP_1, TOP_2, TOP_3, WARNING, lettered, log_axis, says, token_label
+from massact.reports import panels
+from massact.reports.panels import SERIES, Axis, Bars, Color, Heat, Limit, Line, Panel, Sheet
+from massact.reports.spelling import visible
 
-HEADS = "YlGnBu"  # the colours of Figs. 5 and 6 of Sun 2024
-LABELLED = 40  # tokens of a map that still have a label each
+MOST_TOKENS = 64  # of a map
 MOST_COORDINATES = 4
 STAGES = ("hidden", "normed", "q", "k", "v")
+GROUPS = (("findings", Color.BLUE, "circle"), ("random", Color.ORANGE, "square"), ("others", Color.GREY, "triangle-up"))
+AXES = (
+    ("concentration", "Attention on them"),
+    ("value_drain", "Value norm / that of others"),
+    ("residual_norm", "Residual norm / that of others"),
+)
+SHARES = (
+    ("constancy", "Spread between queries / mean"),
+    ("cosine", "Mean cosine between queries"),
+    ("energy_share", "Share of the output\u2019s energy"),
+)
+MASSIVE, RANDOM = (Color.BLUE, "circle", "solid"), (Color.GREY, "square", "dot")
+FOUND, FIRST, NULL = "tokens with findings", "position 0", "random tokens"
 
 
-def draw_maps(e: Explanation) -> Figure | None:
+def stacks_of(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each stack, in the order of the layers."""
+    return [(visible(str(name)), rows.sort_values("layer")) for name, rows in table.groupby("stack", sort=False)]
+
+
+def _lines(rows: pd.DataFrame, *wanted: tuple[str, str, str, str, str]) -> list[Line]:
+    """Curves over layers of the columns that have any value: column, name, colour, symbol, dash."""
+    return [
+        Line(rows["layer"], panels.column(rows, name), label, *look)
+        for name, label, *look in wanted
+        if rows[name].notna().any()
+    ]
+
+
+def _values(lines: Sequence[Line]) -> np.ndarray:
+    return np.concatenate([np.asarray(line.y, float) for line in lines])
+
+
+def draw_maps(e: Explanation) -> Sheet | None:
     """Mean logits and probabilities of a prompt, before, at and after the onset (Sun 2024, Figs. 5 and 6)."""
-    if not e.maps:
+    if not {"probs", "layers", "tokens"} <= set(e.maps):
         return None
-    layers, tokens = e.maps["layers"], [token_label(t) for t in e.maps["tokens"]]
-    figure = Figure(figsize=(2.9 * len(layers) + 0.8, 6.2), layout="constrained")
-    grid = figure.subplots(2, len(layers), squeeze=False)
-    for row, name in enumerate(("logits", "probs")):
-        values = np.ma.masked_invalid(e.maps[name])
-        if name == "probs":
-            values = np.ma.masked_where(np.ma.getmask(np.ma.masked_invalid(e.maps["logits"])), values)
-        low, high = (0.0, 1.0) if name == "probs" else (float(values.min()), float(values.max()))
-        for axes, layer, value in zip(grid[row], layers, values, strict=True):
-            image = axes.imshow(value, cmap=HEADS, vmin=low, vmax=high, interpolation="nearest")
-            axes.set_title(f"{'Probabilities' if row else 'Logits'}, layer {layer}")
-            axes.set_xticks([]), axes.set_yticks([])
-            if len(tokens) <= LABELLED:
-                axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=6.5)
-                axes.set_yticks(range(len(tokens)), tokens, fontsize=6.5)
-        figure.colorbar(image, ax=list(grid[row]), shrink=0.8, pad=0.01)
-    return figure
+    tokens = [panels.token_label(str(t)) for t in e.maps["tokens"]]
+    n, probs = len(tokens), np.asarray(e.maps["probs"], float)
+    logits = np.asarray(e.maps["logits"], float) if "logits" in e.maps else None
+    unseen = np.triu(np.ones((n, n), bool), 1) & (probs == 0) if logits is None else ~np.isfinite(logits)
+    ticks = panels.thinned(range(n), tokens, 24 if n > 40 else 40)
+    x = Axis("Key", limits=(-0.5, n - 0.5), ticks=ticks, grid=False)
+    y = Axis("Query", limits=(n - 0.5, -0.5), ticks=ticks, grid=False)
+    said = [[f"{q} \u2192 {k}" for k in tokens] for q in tokens] if n <= MOST_TOKENS else []
+    made = []
+    for name, values in (("Logits", logits), ("Attention", probs)):
+        if values is None:
+            continue
+        low, high = panels.ends_of(values, 0.0, 1.0) if name == "Logits" else (0.0, 1.0)
+        for layer, one in zip(e.maps["layers"], np.where(unseen, np.nan, values), strict=True):
+            heat = Heat(one, range(n), range(n), "mean over heads", low=low, high=high, said=said)
+            title = f"{name} of the prompt, layer {int(layer)}"
+            made.append(Panel(title, [heat], x, y, "Row: query; column: key.", height=340, width="third"))
+    return Sheet(made)
 
 
-def _stacks(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    return [(str(name), rows.sort_values("layer")) for name, rows in table.groupby("stack", sort=False)]
-
-
-def _line(axes: Axes, rows: pd.DataFrame, column: str, label: str, color: str, style: str = "-o") -> None:
-    values = rows[column].to_numpy(float)
-    if not np.isnan(values).all():
-        axes.plot(rows["layer"], values, style, color=color, label=label)
-
-
-def _drawn(axes: Axes) -> np.ndarray:
-    """All values of the lines of a panel."""
-    return np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
-
-
-def _onset(axes: Axes, rows: pd.DataFrame) -> None:
-    after = rows.loc[rows["after_onset"], "layer"]
-    if len(after):
-        axes.axvspan(after.min() - 0.5, after.max() + 0.5, color="#000000", alpha=0.045, linewidth=0, zorder=0)
-
-
-def _layers_below(axes: Axes) -> None:
-    axes.set_xlabel("layer")
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # there is no layer 1.5
-
-
-def draw_axes(e: Explanation) -> Figure | None:
+def draw_axes(e: Explanation) -> Sheet | None:
     """Concentration, value drain and residual norm of every layer, side by side and never merged."""
-    stacks = _stacks(e.axes)
-    if not stacks:
-        return None
-    figure = Figure(figsize=(10.5, 2.7 * len(stacks) + 0.3), layout="constrained")
-    for row, (stack, rows) in zip(figure.subplots(len(stacks), 3, squeeze=False), stacks, strict=True):
-        _line(row[0], rows, "concentration", "tokens with findings", TOP_1)
-        _line(row[0], rows, "concentration_first", "position 0", TOP_2, "--^")
-        _line(row[0], rows, "concentration_null", "random tokens", PLAIN, ":s")
-        row[0].set_ylim(-0.03, 1.03)
-        row[0].set_title(" ".join(filter(None, (lettered(stack), "Attention on them"))))
-        _line(row[1], rows, "value_drain", "tokens with findings", TOP_1)
-        _line(row[1], rows, "value_drain_first", "position 0", TOP_2, "--^")
-        row[1].set_title("Value norm / that of others")
-        _line(row[2], rows, "residual_norm", "tokens with findings", TOP_3)
-        row[2].set_title("Residual norm / that of others")
-        for i, axes in enumerate(row):
-            if not axes.lines:
-                says(axes, "unavailable")
-                continue
-            _layers_below(axes)
-            _onset(axes, rows)
-            if i:
-                log_axis(axes, _drawn(axes))
-                axes.axhline(1, color=PLAIN, linewidth=0.6)
-        if row[0].lines:
-            row[0].legend(loc="best")
-    return figure
+    return Sheet([panel for stack, rows in stacks_of(e.axes) for panel in _axes(stack, rows)]) or None
 
 
-def draw_heads(e: Explanation) -> Figure | None:
+def _axes(stack: str, rows: pd.DataFrame) -> list[Panel]:
+    first, null = (FIRST, Color.GREEN, "triangle-up", "dash"), (NULL, *RANDOM)
+    after, layers = rows.loc[rows["after_onset"], "layer"], panels.layer_axis(int(rows["layer"].max()))
+    shades = [(float(after.min()) - 0.5, float(after.max()) + 0.5)] if len(after) else []
+    said, made = "Shaded: blocks that read findings." if shades else "", []
+    for name, title in AXES:
+        others = ((f"{name}_first", *first), (f"{name}_null", *null))
+        lines = _lines(rows, (name, FOUND, *MASSIVE), *(other for other in others if other[0] in rows))
+        axis, limits = panels.share_axis(), []
+        if lines and name != "concentration":
+            axis, limits = panels.log_axis(_values(lines)), [Limit(1.0, color=Color.MUTED)]
+        title = panels.headed(stack, title)
+        made.append(Panel(title, lines, layers, axis, said, limits=limits, shades=shades, width="third"))
+    return made
+
+
+def draw_heads(e: Explanation) -> Sheet | None:
     """Attention on the tokens with findings (on position 0 where there are none) of every head."""
-    stacks = _stacks(e.heads[e.heads["kind"] == "attention"])
-    if not stacks:
-        return None
-    figure = Figure(figsize=(4.4 * len(stacks) + 0.8, 3.6), layout="constrained")
-    grid = figure.subplots(1, len(stacks), squeeze=False)[0]
-    for axes, (stack, rows) in zip(grid, stacks, strict=True):
-        column = "mass_findings" if rows["mass_findings"].notna().any() else "mass_first"
-        table = rows.pivot(index="head", columns="layer", values=column)
-        image = axes.imshow(np.ma.masked_invalid(table.to_numpy(float)), cmap=HEADS, vmin=0, vmax=1, aspect="auto")
-        every = max(1, len(table.columns) // 12)
-        axes.set_xticks(range(0, len(table.columns), every), table.columns[::every])
-        axes.set_yticks(range(0, len(table), max(1, len(table) // 12)))
-        axes.set_xlabel("layer"), axes.set_ylabel("head")
-        what = "tokens with findings" if column == "mass_findings" else "position 0"
-        axes.set_title(" ".join(filter(None, (lettered(stack), f"Attention on {what}"))))
-    figure.colorbar(image, ax=list(grid), shrink=0.8)
-    return figure
+    made = []
+    for stack, rows in stacks_of(e.heads[e.heads["kind"] == "attention"]):
+        name, what = ("mass_findings", FOUND) if rows["mass_findings"].notna().any() else ("mass_first", FIRST)
+        table = rows.pivot_table(index="head", columns="layer", values=name, dropna=False)
+        heads, layers = ([int(i) for i in index] for index in (table.index, table.columns))
+        heat = Heat(table.to_numpy(float), layers, heads, "mean probability", low=0.0, high=1.0)
+        x, y = panels.cell_axis("Layer", layers), panels.cell_axis("Head", heads)
+        title = panels.headed(stack, f"Attention of each head on {what}")
+        known = [heat] * bool(rows[name].notna().any())
+        made.append(Panel(title, known, x, y, "Mean over the queries that are none of them."))
+    return Sheet(made) or None
 
 
-def draw_bias(e: Explanation) -> Figure | None:
+def draw_bias(e: Explanation) -> Sheet | None:
     """What the tokens with findings add to all others, beside random tokens (Sun 2024, Fig. 8)."""
-    parts = [p for p in ("projected", "concat") if e.decomposition.loc[e.decomposition["part"] == p,
-                                                                      "constancy"].notna().any()]  # fmt: skip
-    if not parts:
-        return None
-    stacks = _stacks(e.decomposition[e.decomposition["part"] == parts[0]])
-    figure = Figure(figsize=(10.5, 2.7 * len(stacks) + 0.3), layout="constrained")
-    panels = (("constancy", "Spread between queries / mean", True), ("cosine", "Mean cosine between queries", False),
-              ("energy_share", "Share of the output's energy", True))  # fmt: skip
-    for row, (stack, rows) in zip(figure.subplots(len(stacks), 3, squeeze=False), stacks, strict=True):
-        for axes, (column, title, log) in zip(row, panels, strict=True):
-            _line(axes, rows, column, "tokens with findings", TOP_1)
-            _line(axes, rows, f"null_{column}", "random tokens", PLAIN, ":s")
-            axes.set_title(title), _layers_below(axes)
-            if log and axes.lines:
-                log_axis(axes, _drawn(axes))
-        row[0].set_ylabel(lettered(stack))
-        if row[0].lines:
-            row[0].legend(loc="best")
-    return figure
+    measured, made = e.decomposition[e.decomposition["constancy"].notna()], []
+    part = next((p for p in ("projected", "concat", "head") if (measured["part"] == p).any()), "")
+    for stack, rows in stacks_of(measured[measured["part"] == part]):
+        layers = panels.layer_axis(int(rows["layer"].max()))
+        for name, title in SHARES:
+            lines = _lines(rows, (name, FOUND, *MASSIVE), (f"null_{name}", NULL, *RANDOM))
+            axis = panels.log_axis(_values(lines)) if lines and name != "cosine" else Axis()
+            said = f"Of what they add, {part}."
+            made.append(Panel(panels.headed(stack, title), lines, layers, axis, said, width="third"))
+    return Sheet(made) or None
 
 
-def draw_writers(e: Explanation) -> Figure | None:
+def draw_writers(e: Explanation) -> Sheet | None:
     """What every submodule adds to the most frequent coordinates, layer by layer."""
-    groups = list(e.writers.groupby(["stack", "dim", "position_class"], sort=False))[:MOST_COORDINATES]
-    if not groups:
-        return None
-    figure = Figure(figsize=(9.0, 2.1 * len(groups) + 0.4), layout="constrained")
-    for axes, ((stack, dim, where), rows) in zip(
-        figure.subplots(len(groups), 1, squeeze=False)[:, 0], groups, strict=True
-    ):
+    made = []
+    for (stack, dim, place), rows in list(e.writers.groupby(["stack", "dim", "position_class"], sort=False)):
         names = list(dict.fromkeys(rows["submodule"]))
-        width = 0.8 / len(names)
-        for i, name in enumerate(names):
-            mine = rows[rows["submodule"] == name].groupby("layer")["write"].sum()
-            at = mine.index.to_numpy(float) + (i - (len(names) - 1) / 2) * width
-            axes.bar(at, mine.to_numpy(float), width, color=STACKS[i % len(STACKS)], label=lettered(name))
-        axes.axhline(0, color=PLAIN, linewidth=0.6)
-        axes.set_title(" ".join(filter(None, (lettered(stack), f"dim {dim} ({where}): what is added to it"))))
-        _layers_below(axes)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    return figure
+        sums = [rows[rows["submodule"] == name].groupby("layer")["write"].sum() for name in names]
+        bars = [
+            Bars(mine.index, mine.to_numpy(float), visible(name), SERIES[i % len(SERIES)])
+            for i, (name, mine) in enumerate(zip(names, sums, strict=True))
+        ]
+        where = ", ".join(x for x in (visible(place), visible(stack)) if x)
+        x, y, nothing = panels.layer_axis(int(rows["layer"].max())), Axis("Added to it"), Limit(0.0, color=Color.MUTED)
+        title, said = f"Dim {int(dim)} ({where}): who writes it", "Signed mean over its tokens."
+        made.append(Panel(title, bars, x, y, said, limits=[nothing], width="full"))
+    return Sheet(made[:MOST_COORDINATES]) or None
 
 
-def draw_trajectory(e: Explanation) -> Figure | None:
+def draw_trajectory(e: Explanation) -> Sheet | None:
     """How alike the tokens with findings are from the hidden state to q, k and v (Sun 2024, Fig. 7)."""
-    after = e.axes[e.axes["after_onset"]]
-    if not len(after):
-        return None
-    stacks = list(dict.fromkeys(after["stack"]))
-    figure = Figure(figsize=(9.0, 2.7 * len(stacks) + 0.4), layout="constrained")
-    for row, stack in zip(figure.subplots(len(stacks), 2, squeeze=False), stacks, strict=True):
-        layer = int(after.loc[after["stack"] == stack, "layer"].min())
-        rows = e.trajectory[(e.trajectory["stack"] == stack) & (e.trajectory["layer"] == layer)]
-        panels = ((row[0], "cosine", "Mean cosine of two tokens"), (row[1], "sparsity", "Sparsity (1: a single entry)"))
-        for axes, column, title in panels:
-            for group, color in (("findings", TOP_1), ("random", WARNING), ("others", PLAIN)):
-                values = rows[rows["group"] == group].set_index("stage")[column].reindex(STAGES).to_numpy(float)
-                if not np.isnan(values).all():
-                    axes.plot(range(len(STAGES)), values, "-o", color=color, label=f"{group}")
-            axes.set_xticks(range(len(STAGES)), STAGES)
-            axes.set_title(" ".join(filter(None, (lettered(stack), f"{title}, layer {layer}"))))
-        if row[0].lines:
-            row[0].legend(loc="best")
-    return figure
+    stages, made = range(len(STAGES)), []
+    x = Axis(limits=(-0.3, len(STAGES) - 0.7), ticks=list(zip(map(float, stages), STAGES, strict=True)))
+    for stack, axes in stacks_of(e.axes[e.axes["after_onset"]]):
+        layer = int(axes["layer"].min())
+        rows = e.trajectory[
+            (e.trajectory["stack"].fillna("") == axes["stack"].iloc[0]) & (e.trajectory["layer"] == layer)
+        ]
+        sparsity = "Sparsity of a token (1: a single entry)"
+        for name, title in (("cosine", "Mean cosine of two tokens"), ("sparsity", sparsity)):
+            lines = []
+            for group, *look in GROUPS:
+                values = rows[rows["group"] == group].set_index("stage")[name].reindex(STAGES).to_numpy(float)
+                if np.isfinite(values).any():
+                    lines.append(Line(stages, values, group, *look, said=STAGES))
+            title = panels.headed(stack, f"{title}, layer {layer}")
+            made.append(Panel(title, lines, x, caption="As Fig. 7 of Sun 2024."))
+    return Sheet(made) or None
 
 
-EXPLAIN_FIGURES: dict[str, Callable[[Explanation], Figure | None]] = {
+EXPLAIN_FIGURES: dict[str, Callable[[Explanation], Sheet | None]] = {
     "attention_maps": draw_maps,
     "attention_axes": draw_axes,
     "attention_heads": draw_heads,

@@ -3,7 +3,7 @@
 from massact.reports.kinds.scan import images, sections, tables
 from massact.reports.kinds.scan.census import draw_census
 from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
-from massact.reports.kinds.scan.patches import PATCH_FIGURES
+from massact.reports.kinds.scan.images import PATCH_FIGURES
 from massact.reports.kinds.scan.portrait import draw_magnitudes
 from massact.reports.kinds.scan.words import answer_in_words
 from massact.reports.readings import Reading

@@ -1,172 +1,81 @@
-"""Where the findings are: dims and tokens (Sun 2024, section 2.2); without any, how far the nearest is."""
+"""Where the findings are: dims, tokens, positions (Sun 2024, section 2.2); without any, how far the nearest is."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from massact.records.answer import Peak
 from massact.records.kinds.scan import ScanResult
-from massact.reports.kinds.scan.curves import titled, unmeasured
+from massact.reports import panels
+from massact.reports.kinds.scan.curves import named, titled
 from massact.reports.kinds.scan.views import Rule, StackView, census, rule_of, views
-from massact.reports.lettering import CLASSES, LIMIT, MEDIAN, PLAIN, lettered, quoted_label, says
-from massact.reports.spelling import counted, number
+from massact.reports.panels import CLASSES, Axis, Bars, Color, Limit, Panel, Sheet
+from massact.reports.spelling import counted, number, shortened
 
-MOST_DIMS, MOST_TOKENS, MOST_NEAR_MISSES = 10, 12, 8
+MOST_BARS, MOST_NEAR_MISSES = 12, 8
 
 
-def draw_census(result: ScanResult) -> Figure:
-    """Findings of the peak layer by dim and by token, one row of panels for each stack."""
+def draw_census(result: ScanResult) -> Sheet:
+    """Findings of the peak layer by dim, token and position, one row of panels for each stack."""
     stacks, rule = [v for v in views(result) if v.n_sequences or len(v.findings)], rule_of(result)
-    if not stacks:
-        return unmeasured()
-    figure = Figure(figsize=(8.6, sum(_height(v) for v in stacks)), layout="constrained")
-    rows = figure.subfigures(len(stacks), 1, squeeze=False, height_ratios=[_height(v) for v in stacks])[:, 0]
-    for view, part in zip(stacks, rows, strict=True):
-        if len(view.findings):
-            at_peak = view.findings[view.findings["layer"] == view.peak_layer]
-            dims, tokens = part.subplots(1, 2, width_ratios=[1, 1.35])
-            dims.set_title(f"{titled(result, view)}, layer {view.peak_layer}")
-            _by_dim(dims, at_peak, _bars(view))
-            _by_token(tokens, at_peak, _bars(view))
-        else:
-            axes = part.subplots()
-            axes.set_title(titled(result, view))
-            _nearest(axes, view, rule)
-    return figure
+    made = [panel for view in stacks for panel in (counts(view) if len(view.findings) else [nearest(view, rule)])]
+    return Sheet(made, named(result)) or panels.unmeasured()
 
 
-def _bars(view: StackView) -> int:
-    """The number of bars in the tallest panel of a stack."""
-    if not len(view.findings):
-        return min(len(view.near_misses), MOST_NEAR_MISSES)
-    at_peak = view.findings[view.findings["layer"] == view.peak_layer]
-    return max(
-        min(at_peak["dim"].nunique(), MOST_DIMS),
-        min(len(at_peak[["token", "position_class"]].drop_duplicates()), MOST_TOKENS),
-    )
+def counts(view: StackView) -> list[Panel]:
+    """Findings of the peak layer by dim, tokens and positions that have them."""
+    rows = view.findings[view.findings["layer"] == view.peak_layer]
+    by_dim, by_token = rows["dim"].value_counts(), census(rows)
+    by_pos = rows.drop_duplicates(["sequence", "pos"])["pos"].value_counts()
+    by_dim, by_pos = (t.sort_index().sort_values(ascending=False, kind="stable") for t in (by_dim, by_pos))
+    dims = [str(d) if d >= 0 else "whole token" for d in by_dim.index]
+    places = [str(p) if p >= 0 else "no position" for p in by_pos.index]
+    tokens, classes = [panels.quoted_label(t) for t, _ in by_token.index], [str(c) for _, c in by_token.index]
+    slots, made = max(4, *(min(len(labels), MOST_BARS) for labels in (dims, tokens, places))), []
+    for what, noun, unit, labels, counts_of in (
+        ("Findings by dim", "Dim", "Findings", dims, by_dim),
+        ("Tokens with findings", "Token", "Positions with findings", tokens, by_token),
+        ("Positions with findings", "Position", "Sequences", places, by_pos),
+    ):
+        few, left, values = labels[:MOST_BARS], len(labels) - MOST_BARS, counts_of.to_numpy()[:MOST_BARS]
+        more = f"{left:,} more {noun.lower()}s are not shown." if left > 0 else ""
+        bars = Bars(range(len(few)), values, flat=True, said=few, told=[f"{n:,}" for n in values], what=unit.lower())
+        caption = ""
+        if noun == "Token":
+            colors = [CLASSES.get(c, Color.GREY) for c in classes[:MOST_BARS]]
+            bars = replace(bars, colors=colors, groups=classes[:MOST_BARS])
+            padding = "purple: padding; " if "padding" in classes else ""
+            caption = f"Each counts once. Blue: start; orange: delimiter; {padding}grey: other."
+        x = Axis(unit, limits=(0.0, float(values.max()) * 1.16), whole=True)
+        y, title = panels.named_axis(few, noun, slots), titled(view, f"{what}, layer {view.peak_layer}")
+        made.append(Panel(title, [bars], x, y, caption, more, height=90 + 19 * slots, width="third"))
+    return made
 
 
-def _height(view: StackView) -> float:
-    return 1.35 + 0.21 * max(_bars(view), 4)
-
-
-def _by_dim(axes: Axes, findings: pd.DataFrame, slots: int) -> None:
-    counts = findings["dim"].value_counts(sort=False).sort_index().sort_values(ascending=False, kind="stable")
-    labels = [str(d) if d >= 0 else "whole token" for d in counts.index[:MOST_DIMS]]
-    _bar_panel(axes, labels, counts.to_numpy()[:MOST_DIMS], [PLAIN] * len(labels), slots)
-    axes.set_ylabel("Dim")
-    _counts(axes, "Findings", len(counts) - len(labels), "dims")
-
-
-def _by_token(axes: Axes, findings: pd.DataFrame, slots: int) -> None:
-    counts = census(findings)
-    top = counts.iloc[:MOST_TOKENS]
-    classes = [str(c) for _, c in top.index]
-    _bar_panel(
-        axes,
-        [quoted_label(t) for t, _ in top.index],
-        top.to_numpy(),
-        [CLASSES.get(c, MEDIAN) for c in classes],
-        slots,
-    )
-    axes.set_ylabel("Token")
-    _counts(axes, "Positions with findings", len(counts) - len(top), "tokens")
-    present = [c for c in CLASSES if c in classes]
-    # Above the bars: inside, it would cover the last of twelve equal ones.
-    axes.legend(
-        [Patch(color=CLASSES[c]) for c in present],
-        present,
-        loc="lower right",
-        bbox_to_anchor=(1.0, 1.0),
-        ncols=len(CLASSES),
-        handlelength=1.0,
-        handleheight=0.8,
-        borderpad=0.2,
-        columnspacing=1.2,
-    )
-
-
-def _bar_panel(axes: Axes, labels: list[str], counts: np.ndarray, colours: list[str], slots: int) -> None:
-    """Horizontal bars with their counts, the longest on top; room for `slots`: all bars are equally thick."""
-    places = np.arange(len(labels))
-    axes.barh(places, counts, color=colours, height=0.72)
-    axes.set_yticks(places, labels)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(max(slots, 4) - 0.4, -0.6)
-    most = float(counts.max()) if len(counts) else 1.0
-    axes.set_xlim(0, most * 1.16)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
-    for place, count in zip(places, counts, strict=True):
-        axes.text(
-            float(count) + most * 0.012,
-            float(place),
-            f"{int(count):,}",
-            va="center",
-            fontsize=8,
-            color="#444444",
-        )
-
-
-def _counts(axes: Axes, unit: str, left: int, noun: str) -> None:
-    """What the bars count, and how many more there are."""
-    axes.set_xlabel(unit + (f" ({left:,} more {noun} not shown)" if left > 0 else ""))
-
-
-def _nearest(axes: Axes, view: StackView, rule: Rule) -> None:
+def nearest(view: StackView, rule: Rule) -> Panel:
     """No findings: the largest ratio in words, and the near misses as bars."""
-    said = f"No findings under {lettered(rule.name, 30)}"
-    best = view.largest
+    said = f"No findings under {shortened(rule.name, 30)}"
+    best, near = view.largest, view.near_misses
     if best is not None and not math.isnan(float(best.ratio)):
         said += f"; largest ratio {number(best.ratio)} at {_address(best)}"
-    near = view.near_misses[np.isfinite(view.near_misses["ratio"].to_numpy(float))].iloc[:MOST_NEAR_MISSES]
+    title, n = titled(view, "Near misses, the highest ratio first"), len(near)
+    near = near[np.isfinite(near["ratio"].to_numpy(float))].iloc[:MOST_NEAR_MISSES]
     near = near[near["ratio"] > 0]
     if not len(near):
-        count = len(view.near_misses)
-        says(axes, f"{said}.\n{counted(count, 'near miss', 'near misses') if count else 'No near misses'}.")
-        return
-    places, ratios = np.arange(len(near)), near["ratio"].to_numpy(float)
-    low = 10.0 ** np.floor(np.log10(ratios.min()) - 0.3)
-    axes.barh(places, ratios - low, left=low, color=MEDIAN, height=0.72)
-    axes.set_xscale("log")
-    axes.set_xlim(low, max(ratios.max(), rule.ratio or 0.0) * 2)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_yticks(
-        places,
-        [f"layer {r.layer}, pos {r.pos}, dim {r.dim}, {quoted_label(r.token)}" for r in near.itertuples()],
-    )
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(max(len(near), 4) - 0.4, -0.6)
-    for place, row in zip(places, near.itertuples(), strict=True):
-        axes.text(
-            float(row.ratio) * 1.03,
-            float(place),
-            f"{number(row.ratio)}  (|h| {number(row.magnitude)})",
-            va="center",
-            fontsize=8,
-            color="#444444",
-        )
-    if rule.ratio is not None:
-        axes.axvline(rule.ratio, color=LIMIT, linewidth=0.9, linestyle=(0, (4, 3)))
-        axes.text(
-            rule.ratio,
-            -0.55,
-            f"needs {number(rule.ratio, 6)} ",
-            color=LIMIT,
-            fontsize=8,
-            ha="right",
-            va="top",
-        )
-    axes.set_xlabel("|h| / median of near misses")
-    axes.set_title(f"{axes.get_title('left')}\n{said}", fontsize=9)
+        known = counted(n, "near miss", "near misses") if n else "No near misses"
+        return Panel(title, empty=f"{said}.\n{known}.", height=200, width="full")
+    labels = [f"layer {r.layer}, pos {r.pos}, dim {r.dim}, {panels.quoted_label(r.token)}" for r in near.itertuples()]
+    ratios = near["ratio"].to_numpy(float)
+    told = [f"{number(r.ratio)}  (|h| {number(r.magnitude)})" for r in near.itertuples()]
+    limits = [Limit(rule.ratio, f"needs {number(rule.ratio, 6)}", upright=True)] if rule.ratio is not None else []
+    ends = [10.0 ** (np.floor(np.log10(ratios.min()) - 0.3)), *ratios, *(2 * limit.value for limit in limits)]
+    bars = Bars(range(len(near)), ratios, colors=Color.GREY, flat=True, said=labels, told=told, what="ratio")
+    x, y = panels.log_axis(ends, "|h| / median of near misses"), panels.named_axis(labels)
+    height = 90 + 22 * max(len(near), 4)
+    return Panel(title, [bars], x, y, note=f"{said}.", limits=limits, height=height, width="full")
 
 
 def _address(peak: Peak) -> str:

@@ -1,31 +1,113 @@
-"""The section of images: their patches in a run."""
+"""Images in a run: where massive patches are, norms of patches, neighbours, attention between groups; their section."""
 
 from __future__ import annotations
 
-import io
-import math
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
-from PIL import Image
 
 from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.scan import ScanResult
-from massact.reports import charts
-from massact.reports.kinds.scan.patches import chosen_norms
-from massact.reports.parts import Chart, Gallery, Part, Picture, Section, Words, parts_of, table_of
-from massact.reports.spelling import counted, listed, number, percent, visible
+from massact.reports.panels import Panel, Sheet, parts_in
+from massact.reports.parts import Part, Section, Words, parts_of, table_of
+from massact.reports.pictures import (
+    draw_attention_shares,
+    draw_massive_share,
+    draw_neighbour_cosines,
+    draw_norm_histograms,
+    draw_norm_maps,
+    draw_overlay,
+)
+from massact.reports.spelling import counted, listed, percent, visible
 
-# Group of tokens -> colour, dash, symbol, name.
-GROUPS = {
-    "class": ("--s2", "solid", "circle", "class token"), "registers": ("--s3", "dash", "square", "registers"),
-    "massive": ("--limit", "solid", "diamond", "massive patches"), "added": ("--s4", "dash", "cross", "added tokens"),
-    "patches": ("--s6", "dot", "triangle-up", "other patches"),
-    "other": ("--s6", "dot", "triangle-up", "other patches"),
-    "slot": ("--s5", "dashdot", "x", "slot"),
-}  # fmt: skip
 MOST_NAMED = 4
+MOST_LAYERS = 13  # of the norm maps
+
+
+def draw_scan_overlay(result: ScanResult) -> Sheet | None:
+    """The kept pictures with their massive patches framed."""
+    return overlay(result) if result.images.get("massive", np.zeros(1)).any() else None
+
+
+def overlay(result: ScanResult) -> Sheet | None:
+    """The kept pictures, whether or not any patch is massive."""
+    pictures = result.images.get("pictures", ())
+    return draw_overlay(pictures / 255, result.images["massive"]) if len(pictures) else None
+
+
+def draw_scan_share(result: ScanResult) -> Sheet | None:
+    """Share of all images with a finding on each patch."""
+    share = result.images.get("massive_share")
+    return None if share is None or not share.any() else draw_massive_share(share, int(result.images["n_images"]))
+
+
+def draw_scan_norms(result: ScanResult) -> Sheet | None:
+    """Norm maps of the first kept image with massive patches, else of the first one."""
+    chosen = chosen_norms(result)
+    if chosen is None:
+        return None
+    first, layers, norms_LYX = chosen
+    picture = result.images["pictures"][first] / 255 if "pictures" in result.images else None
+    return draw_norm_maps(norms_LYX, layers, picture, result.images["massive"][first], first)
+
+
+def chosen_norms(result: ScanResult) -> tuple[int, list[int], np.ndarray] | None:
+    """Which norm maps are shown: (place of the image, layers, norms (layers, rows, columns)).
+
+    The image is the first kept one with massive patches, else the first; None where no norm of it is above zero.
+    """
+    norms = result.images.get("norms")
+    if norms is None or not len(norms):
+        return None
+    first = int(result.images["massive"].any((1, 2)).argmax())
+    if not (np.isfinite(norms[first]) & (norms[first] > 0)).any():
+        return None
+    layers = result.images["layers"]
+    found = result.findings.loc[result.findings["stack"] == str(result.images["stack"]), "layer"]
+    shown = _some([int(x) for x in layers], int(found.min()) if len(found) else None)
+    at = [int(np.flatnonzero(layers == layer)[0]) for layer in shown]
+    return first, shown, norms[first][at]
+
+
+def _some(layers: list[int], onset: int | None) -> list[int]:
+    """At most `MOST_LAYERS`: the first and the last, the onset and the one before it, and others evenly between."""
+    if len(layers) <= MOST_LAYERS:
+        return layers
+    chosen = {layers[0], layers[-1], *([onset - 1, onset] if onset is not None else [])} & set(layers)
+    for i in np.linspace(0, len(layers) - 1, MOST_LAYERS).round().astype(int):
+        if len(chosen) < MOST_LAYERS:
+            chosen.add(layers[i])
+    return sorted(chosen)
+
+
+def draw_scan_histograms(result: ScanResult) -> Sheet | None:
+    """Norms of the patches of all images at every layer."""
+    drawable = np.isfinite(result.patch_norms[["low", "high"]]).all(axis=1)
+    return draw_norm_histograms(result.patch_norms) if drawable.any() else None
+
+
+def draw_scan_neighbours(result: ScanResult) -> Sheet | None:
+    """How alike massive and other patches are to their neighbours."""
+    return draw_neighbour_cosines(result.patch_cosines) if result.patch_cosines["mean"].notna().any() else None
+
+
+def draw_patch_attention(explanation: Explanation) -> Sheet | None:
+    """What class token and patches attend to at every layer."""
+    shares, axes = explanation.patch_attention, explanation.axes
+    shares = shares[shares["query"].isin(["class", "patches"])]
+    if not len(shares):
+        return None
+    after = axes.loc[axes["after_onset"] & (axes["stack"] == shares["stack"].iloc[0]), "layer"]
+    return draw_attention_shares(shares, onset=int(after.min()) - 1 if len(after) else None)
+
+
+PATCH_FIGURES: dict[str, Callable[[ScanResult], Sheet | None]] = {
+    "patches_overlay": draw_scan_overlay,
+    "patches_share": draw_scan_share,
+    "patches_norms": draw_scan_norms,
+    "patches_histograms": draw_scan_histograms,
+    "patches_neighbours": draw_scan_neighbours,
+}
 
 
 def patches(scan: ScanResult) -> Section | None:
@@ -33,13 +115,13 @@ def patches(scan: ScanResult) -> Section | None:
     if not scan.images:
         return None
     bins = scan.patch_norms[scan.patch_norms["count"] > 0]
+    sheets = [overlay(scan), *(draw(scan) for draw in list(PATCH_FIGURES.values())[1:])]
+    drawn: list[Part] = []
+    for sheet in filter(None, sheets):  # of the norms without their picture, which the overlay has
+        drawn += [one for one in sheet.parts if len(sheet.parts) == 1 or isinstance(one, Panel)]
     return section(
         _said(scan),
-        _overlay(scan),
-        _share(scan),
-        _norm_maps(scan),
-        _histograms(scan.patch_norms),
-        _neighbours(scan.patch_cosines),
+        *drawn,
         table_of("patch_cosines", scan.patch_cosines, "Cosine of patches to their neighbours", most=600),
         table_of("patch_norms", bins, "Norms of patches: bins that hold any", most=600),
     )
@@ -48,7 +130,7 @@ def patches(scan: ScanResult) -> Section | None:
 def attended(e: Explanation) -> Section | None:
     """What class token and patches attend to (Sun 2024, Fig. 13)."""
     table = table_of("patch_attention", e.patch_attention, "Attention between groups of tokens", most=600)
-    return section(*_attention(e), table)
+    return section(*parts_in(draw_patch_attention(e)), table)
 
 
 def section(*parts: Part | None) -> Section | None:
@@ -76,146 +158,3 @@ def _said(scan: ScanResult) -> Words:
     if "pictures" not in scan.images:
         said.append("This run keeps no pictures, only the norms of the patches of the first images.")
     return Words(said)
-
-
-def _overlay(scan: ScanResult) -> Gallery | None:
-    """The kept pictures with their massive patches framed (Sun 2024, Fig. 16)."""
-    pictures, massive_KYX = scan.images.get("pictures"), scan.images["massive"]
-    if pictures is None or not len(pictures):
-        return None
-    made = []
-    for i, (pixels, mask) in enumerate(zip(pictures, massive_KYX, strict=True)):
-        file = io.BytesIO()  # of photographs a JPEG is a tenth of a PNG
-        Image.fromarray(np.asarray(pixels, np.uint8)).save(file, "JPEG", quality=90)
-        at = [(int(y), int(x)) for y, x in np.argwhere(mask)]
-        few = ", ".join(f"({y}, {x})" for y, x in at[:MOST_NAMED])
-        where = f": {few}{', ...' if len(at) > MOST_NAMED else ''}" if at else ""
-        label = f"Image {i}: {len(at):,} of {mask.size:,}"
-        made.append(Picture(file.getvalue(), pixels.shape[:2], mask.shape, at, label, f"{label} patches are massive"
-                            f"{where}"))  # fmt: skip
-    return Gallery("Massive patches", made, "Framed; all other patches are dimmed. Below: how many of each image. "
-                   "Patches are named (row, column), from the top left.")  # fmt: skip
-
-
-def _map_axes() -> dict[str, Any]:
-    """Axes of a map of patches: square, rows downwards."""
-    x = {"showgrid": False, "zeroline": False, "constrain": "domain"}
-    return {"xaxis": x, "yaxis": {**x, "autorange": "reversed", "scaleanchor": "x"}, "showlegend": False}
-
-
-def _share(scan: ScanResult) -> Chart | None:
-    share, n = np.asarray(scan.images["massive_share"], float), int(scan.images["n_images"])
-    if not share.any():
-        return None
-    rows, columns = share.shape
-    text = [[f"patch ({y}, {x}), {round(share[y, x] * n):,} of {counted(n, 'image')}" for x in range(columns)]
-            for y in range(rows)]  # fmt: skip
-    data = [charts.heat(share, list(range(columns)), list(range(rows)), high=None, what="share", text=text)]
-    layout = _map_axes()
-    layout["xaxis"] |= {"title": {"text": "Column"}, "dtick": max(1, columns // 7)}
-    layout["yaxis"] |= {"title": {"text": "Row"}, "dtick": max(1, rows // 7)}
-    return Chart("Where patches are massive", data, layout, f"Share of {counted(n, 'image')}.", 360, width="half")
-
-
-def _norm_maps(scan: ScanResult) -> Chart | None:
-    """The norm maps of one image in one heat map, layer beside layer."""
-    chosen = chosen_norms(scan)
-    if chosen is None:
-        return None
-    image, layers, norms_LYX = chosen
-    (_, rows, columns), across = norms_LYX.shape, math.ceil(math.sqrt(len(layers)))
-    high, wide = rows + max(2, round(0.3 * rows)), columns + max(1, round(0.08 * columns))
-    norms = np.full((-(-len(layers) // across) * high, across * wide), np.nan)
-    text = [[""] * norms.shape[1] for _ in range(norms.shape[0])]
-    names = []
-    for i, (layer, norms_YX) in enumerate(zip(layers, norms_LYX, strict=True)):
-        y0, x0 = (i // across + 1) * high - rows, i % across * wide
-        norms[y0 : y0 + rows, x0 : x0 + columns] = norms_YX
-        for y in range(rows):
-            text[y0 + y][x0 : x0 + columns] = [
-                f"layer {layer}, patch ({y}, {x}): {number(norms_YX[y, x], 4)}" for x in range(columns)
-            ]
-        names.append({"x": x0 - 0.5, "y": y0 - 0.5, "xanchor": "left", "yanchor": "bottom", "showarrow": False,
-                      "text": str(layer), "font": {"size": 11, "color": "--muted"}})  # fmt: skip
-    log = np.log10(np.where(np.isfinite(norms) & (norms > 0), norms, np.nan))
-    data = [_log_heat(log, list(range(norms.shape[1])), list(range(norms.shape[0])), text)]
-    layout = _map_axes() | {"annotations": names}
-    for axis in ("xaxis", "yaxis"):
-        layout[axis]["visible"] = False
-    return Chart("Norm of every patch, layer by layer", data, layout, f"Image {image}; above each map its "
-                 "layer, 0 is the embedding; one logarithmic scale.", 360, width="half")  # fmt: skip
-
-
-def _log_heat(log: np.ndarray, x: list, y: list, text: list[list[str]]) -> dict[str, Any]:
-    """A heat map of log10 of something, whose scale bears the numbers themselves; the least is told from nothing."""
-    known = log[np.isfinite(log)]
-    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    trace = charts.heat(log, x, y, low=low - 0.15 * max(high - low, 1.0), high=high, text=text)
-    trace |= {"hovertemplate": "%{text}<extra></extra>"}
-    ticks = [k + math.log10(m) for k in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
-    ticks = [t for t in ticks if low <= t <= high]
-    ticks = ticks[:: -(-len(ticks) // 8)] if ticks else [low, high]
-    bar = {"tickmode": "array", "tickvals": ticks, "ticktext": [number(10**t) for t in ticks]}
-    return trace | {"colorbar": trace["colorbar"] | bar}
-
-
-def _histograms(bins: pd.DataFrame) -> Chart | None:
-    """Share of the patches in every bin of norms, layer by layer (Darcet 2023, Fig. 4)."""
-    if not len(bins):
-        return None
-    share = bins.pivot_table(index="layer", columns="low", values="share", sort=True)
-    count = bins.pivot_table(index="layer", columns="low", values="count", sort=True)
-    edges = [*map(float, share.columns), float(bins["high"].max())]
-    values, counts = share.to_numpy(float), count.to_numpy(float)
-    spans = [f"norm {number(a)} to {number(b)}" for a, b in zip(edges, edges[1:], strict=False)]
-    text = [[f"layer {layer}, {span}: {percent(values[i, j])} ({counts[i, j]:,.0f} patches)"
-             for j, span in enumerate(spans)] for i, layer in enumerate(share.index)]  # fmt: skip
-    log = np.log10(np.where(values > 0, values, np.nan))
-    layers = [int(layer) for layer in share.index]
-    data = [_log_heat(log, charts.drawable(edges), layers, text)]
-    axis = charts.log_axis(edges)
-    layout = {
-        "xaxis": {"title": {"text": "Norm of a patch"}, "showgrid": False, **axis,
-                  "range": [math.log10(edges[0]), math.log10(edges[-1])]},
-        "yaxis": {"title": {"text": "Layer"}, "showgrid": False, "zeroline": False, "dtick": max(1, len(layers) // 8)},
-    }  # fmt: skip
-    return Chart("Share of patches by norm, layer by layer", data, layout, "As Fig. 4 of Darcet 2023; empty: none.",
-                 330, width="half")  # fmt: skip
-
-
-def _neighbours(cosines: pd.DataFrame) -> Chart | None:
-    """Cosine of massive and of other patches to their neighbours at every layer (Darcet 2023, Fig. 5a)."""
-    data: list[dict[str, Any]] = []
-    for group, rows in cosines.groupby("group", sort=False):
-        color, dash, symbol, name = GROUPS.get(str(group), ("--s5", "solid", "circle", visible(group)))
-        rows = rows[rows["mean"].notna()].sort_values("layer")
-        layer, low, high = (rows[c].tolist() for c in ("layer", "p10", "p90"))
-        if layer:
-            data += [
-                {"type": "scatter", "mode": "lines", "fill": "toself", "fillcolor": color, "opacity": 0.16,
-                 "line": {"width": 0}, "x": [*layer, *layer[::-1]], "y": charts.drawable([*low, *high[::-1]]),
-                 "hoverinfo": "skip", "showlegend": False},
-                charts.line(layer, rows["mean"], name, color, dash=dash, symbol=symbol),
-            ]  # fmt: skip
-    if not data:
-        return None
-    layout = charts.layer_layout(int(cosines["layer"].max()), "Cosine")
-    return Chart("Cosine of patches to their neighbours", data, layout, "As Fig. 5a of Darcet 2023: mean over the four "
-                 "neighbours and over patches; bands: 10 to 90% of the patches.", 330, width="half")  # fmt: skip
-
-
-def _attention(e: Explanation) -> list[Part]:
-    """What class token and patches attend to at every layer (Sun 2024, Fig. 13)."""
-    made: list[Part] = []
-    for query in ("class", "patches"):
-        mine = e.patch_attention[e.patch_attention["query"] == query]
-        data = [charts.line(rows["layer"], rows["mass"], name, color, dash=dash, symbol=symbol)
-                for key, (color, dash, symbol, name) in GROUPS.items()
-                if len(rows := mine[mine["key"] == key].sort_values("layer"))]  # fmt: skip
-        if data:
-            layout = charts.layer_layout(int(mine["layer"].max()), "Mean probability")
-            layout["yaxis"] |= {"range": [-0.03, 1.03]}
-            made.append(Chart(f"What the {GROUPS[query][3]} attend{'s' * (query == 'class')} to", data, layout,
-                              "As Fig. 13 of Sun 2024: mean over heads, queries and images.", 330,
-                              width="half"))  # fmt: skip
-    return made

@@ -2,102 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
-from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 from massact.records.kinds.scan import ScanResult
-from massact.reports.kinds.scan.curves import titled
+from massact.reports.kinds.scan.curves import named
 from massact.reports.kinds.scan.views import Rule, rule_of
-from massact.reports.lettering import TOP_1, WARNING, lettered, says, token_label
-from massact.reports.spelling import counted, number
+from massact.reports.panels import Scene, Sheet, token_label
+from massact.reports.spelling import counted, number, visible
 
-MOST_PANELS, MOST_TOKENS, MOST_LABELS, MOST_DIM_TICKS, BINS = 3, 48, 14, 3, 160
+MOST_PANELS, MOST_TOKENS, MOST_DIM_TICKS, BINS = 3, 48, 3, 160
 
 
-def draw_magnitudes(result: ScanResult) -> Figure | None:
-    """One panel for each layer of the portrait; None for a run without one.
-
-    x: tokens, the massive ones bold; y: dims, with ticks at those of the massive or largest values; z: |h|.
-    """
-    portrait = result.portrait
-    if not {"magnitude", "layers", "tokens"} <= set(portrait) or 0 in portrait["magnitude"].shape:
+def draw_magnitudes(result: ScanResult) -> Sheet | None:
+    """One scene for each layer of the portrait; None for a run without one."""
+    scenes = portrait(result)
+    if not scenes:
         return None
-    magnitude, rule = portrait["magnitude"].astype(np.float64), rule_of(result)  # (P, T, D)
-    layers, tokens = [int(x) for x in portrait["layers"]], [str(t) for t in portrait["tokens"]]
-    n_panels = min(len(layers), MOST_PANELS)
-    figure = Figure(figsize=(3.5 * n_panels + 0.3, 3.1))
-    # One z scale for all panels, so that they can be compared; the largest value of each stands in its title.
-    largest = [_largest(magnitude[panel]) for panel in range(n_panels)]
-    best = magnitude[int(np.argmax(largest))]
-    ticks = _dim_ticks(np.where(np.isfinite(best), best, 0.0), peaks(best, rule))
-    by_height = sorted(range(n_panels), key=lambda panel: -largest[panel])
-    massive = list(dict.fromkeys(pos for panel in by_height for pos, _ in peaks(magnitude[panel], rule)))
-    kept = _kept_tokens(len(tokens), massive)  # the same in all panels
-    width = 0.99 / n_panels
-    for panel in range(n_panels):
-        axes = figure.add_axes((0.01 + panel * width, 0.05, width * 0.9, 0.86), projection="3d", computed_zorder=False)
-        assert isinstance(axes, Axes3D)
-        _panel(axes, magnitude[panel], [tokens[pos] for pos in kept], kept, rule, max(largest), ticks)
-        known = f", max {number(largest[panel])}" if np.isfinite(magnitude[panel]).any() else ""
-        axes.set_title(f"Layer {layers[panel]}{known}", loc="center", y=0.95, fontsize=9)
-    stack = str(portrait.get("stack", ""))
-    part = f"{len(kept)} of {len(tokens):,} tokens" if len(kept) < len(tokens) else ""
-    figure.suptitle(
-        ", ".join(x for x in (titled(result), lettered(stack, 30), part) if x),
-        x=0.02,
-        y=0.995,
-        ha="left",
-        fontsize=10,
-    )
-    return figure
+    stack = visible(str(result.portrait.get("stack", "")))
+    return Sheet(scenes, ", ".join(x for x in (named(result), stack) if x))
 
 
-def _largest(h_TD: np.ndarray) -> float:
-    known = h_TD[np.isfinite(h_TD)]
-    return float(known.max()) if known.size else 0.0
+def has_portrait(scan: ScanResult | None) -> bool:
+    """Whether |h| of a prompt was kept."""
+    kept = scan.portrait if scan is not None else {}
+    return {"magnitude", "layers", "tokens"} <= set(kept) and 0 not in kept["magnitude"].shape
 
 
-def _panel(
-    axes: Axes3D,
+def portrait(scan: ScanResult) -> list[Scene]:
+    """Scenes of the first layers that are kept of the prompt: the same tokens and one z scale in all of them."""
+    if not has_portrait(scan):
+        return []
+    h_PTD, rule = scan.portrait["magnitude"].astype(np.float64)[:MOST_PANELS], rule_of(scan)
+    tokens = [str(t) for t in scan.portrait["tokens"]]
+    tops = [largest(h_TD) for h_TD in h_PTD]
+    by_height = sorted(range(len(h_PTD)), key=lambda panel: -tops[panel])
+    kept = kept_tokens(len(tokens), [pos for panel in by_height for pos, _ in peaks(h_PTD[panel], rule)])
+    best = h_PTD[int(np.argmax(tops))]
+    ticks = dim_ticks(best, peaks(best, rule))
+    return [
+        scene_of(h_TD, f"Layer {int(layer)}", tokens, kept, rule, max(tops), ticks)
+        for h_TD, layer in zip(h_PTD, scan.portrait["layers"], strict=False)
+    ]
+
+
+def scene_of(
     h_TD: np.ndarray,
-    tokens: list[str],
-    kept: list[int],
+    title: str,
+    tokens: Sequence[str],
+    kept: Sequence[int],
     rule: Rule,
     top: float,
-    ticks: list[int],
-) -> None:
+    ticks: Sequence[int],
+) -> Scene:
     """One hidden state: a line along the dims for each token of `kept`, a stem for each massive value."""
-    finite_TD = np.where(np.isfinite(h_TD), h_TD, 0.0)
-    n_bad = int((~np.isfinite(h_TD)).sum())
+    finite_TD, n_bad = np.where(np.isfinite(h_TD), h_TD, 0.0), int((~np.isfinite(h_TD)).sum())
     if n_bad == h_TD.size:
-        says(axes, "All values are NaN or Inf.")
-        return
-    spikes = peaks(h_TD, rule)
-    n_dims, colour = h_TD.shape[1], TOP_1
-    for x, pos in reversed(list(enumerate(kept))):
-        dims, heights = outline(finite_TD[pos], BINS)
-        axes.plot(np.full(len(dims), x), dims, heights, color=colour, linewidth=0.7, alpha=0.85, clip_on=False)
-    for pos, dim in spikes:
-        if pos in kept:
-            x = kept.index(pos)
-            axes.plot([x, x], [dim, dim], [0, finite_TD[pos, dim]], color=colour, linewidth=1.6, clip_on=False)
-    _letter(axes, tokens, [kept.index(pos) for pos, _ in spikes if pos in kept])
-    axes.set_yticks(ticks, [str(d) for d in ticks], fontsize=7.5)
-    axes.set_ylim(0, n_dims)
-    axes.set_zlim(0, top * 1.05 if top > 0 else 1.0)
-    axes.zaxis.set_major_formatter(FuncFormatter(lambda z, _: number(z)))
-    if n_bad:
-        axes.text2D(
-            0.5,
-            0.0,
-            f"{counted(n_bad, 'value')} NaN or Inf",
-            color=WARNING,
-            fontsize=8,
-            ha="center",
-            transform=axes.transAxes,
-        )
+        return Scene(title)
+    curves = [(token_label(tokens[pos], 10), pos, *outline(finite_TD[pos], BINS)) for pos in kept]
+    spikes = [(kept.index(pos), dim, float(h_TD[pos, dim])) for pos, dim in peaks(h_TD, rule) if pos in kept]
+    some = f"; {counted(len(kept), 'token')} of {len(tokens):,}" if len(kept) < len(tokens) else ""
+    said = f"max |h| {number(largest(h_TD))}{some}"
+    bad = f"{counted(n_bad, 'value')} NaN or Inf, drawn as 0" if n_bad else ""
+    return Scene(title, curves, h_TD.shape[1], spikes, ticks, top, said, bad)
+
+
+def largest(h_TD: np.ndarray) -> float:
+    """The greatest finite |h|; 0 where there is none."""
+    known = h_TD[np.isfinite(h_TD)]
+    return float(known.max()) if known.size else 0.0
 
 
 def peaks(h_TD: np.ndarray, rule: Rule) -> list[tuple[int, int]]:
@@ -126,51 +100,22 @@ def outline(row_D: np.ndarray, bins: int) -> tuple[np.ndarray, np.ndarray]:
     return dims, row_D[dims]
 
 
-def _kept_tokens(n_tokens: int, massive: list[int]) -> list[int]:
+def kept_tokens(n_tokens: int, massive: Sequence[int]) -> list[int]:
     """All tokens of a short prompt; of a long one the massive ones and others evenly between."""
     if n_tokens <= MOST_TOKENS:
         return list(range(n_tokens))
-    kept = {0, *massive[: MOST_TOKENS // 2]}
+    kept = {0, *list(dict.fromkeys(massive))[: MOST_TOKENS // 2]}
     for pos in np.linspace(0, n_tokens - 1, MOST_TOKENS - len(kept)).astype(int):
         kept.add(int(pos))
     return sorted(kept)
 
 
-def _dim_ticks(h_TD: np.ndarray, spikes: list[tuple[int, int]]) -> list[int]:
+def dim_ticks(h_TD: np.ndarray, spikes: Sequence[tuple[int, int]]) -> list[int]:
     """Dims of the massive values, else of the largest one; none so near another that labels touch."""
-    candidates = [dim for _, dim in spikes] or [int(d) for d in np.argsort(-h_TD.max(axis=0), kind="stable")[:1]]
+    height_D = np.where(np.isfinite(h_TD), h_TD, 0.0).max(axis=0)
+    candidates = [dim for _, dim in spikes] or [int(d) for d in np.argsort(-height_D, kind="stable")[:1]]
     ticks: list[int] = []
     for dim in candidates:
         if len(ticks) < MOST_DIM_TICKS and all(abs(dim - other) > 0.09 * h_TD.shape[1] for other in ticks):
             ticks.append(dim)
     return sorted(ticks)
-
-
-def _letter(axes: Axes3D, tokens: list[str], massive: list[int]) -> None:
-    """Ticks and labels; where tokens are many, the massive ones first, others where there is room."""
-    room = len(tokens) / MOST_LABELS
-    named: list[int] = []
-    for x in (*massive, *range(len(tokens))):
-        if all(abs(x - other) >= room for other in named):
-            named.append(x)
-    named.sort()
-    axes.set_xticks(
-        named,
-        [token_label(tokens[x], 10) for x in named],
-        rotation=50,
-        ha="right",
-        va="center",
-        rotation_mode="anchor",
-        fontsize=7.5,
-    )
-    for label, x in zip(axes.get_xticklabels(), named, strict=True):
-        label.set_fontweight("bold" if x in massive else "normal")
-    axes.set_xlim(-0.3, len(tokens) - 0.7)
-    axes.tick_params(axis="x", pad=-4)
-    axes.tick_params(axis="y", pad=-3)
-    axes.tick_params(axis="z", pad=1, labelsize=7.5)
-    axes.view_init(elev=18, azim=-60)
-    axes.set_box_aspect((1.35, 1.0, 0.8), zoom=1.12)
-    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
-        axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
-        axis._axinfo["grid"].update(color="#e3e3e3", linewidth=0.6)  # type: ignore[attr-defined]

@@ -1,122 +1,61 @@
-"""The figure of a trajectory: the peak layer over the steps of a training, and all layers as a heat map."""
+"""Panels of a trajectory: the peak layer over the steps of a training, and all layers as a heat map."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from massact.records.kinds.trajectory import Emergence, Trajectory
-from massact.reports.kinds.scan.curves import _plottable, unmeasured
+from massact.records.kinds.trajectory import Trajectory
+from massact.reports import panels
 from massact.reports.kinds.scan.views import Rule, rule_of
-from massact.reports.lettering import LIMIT, MEDIAN, TOP_1, TOP_3, lettered, log_axis, says
-from massact.reports.spelling import number
+from massact.reports.panels import Axis, Color, Heat, Limit, Line, Panel, Sheet
+from massact.reports.spelling import number, shortened, visible
 
-MOST_TICKS, DECADES = 7, 100.0  # steps whose ends are this far apart are drawn on a log axis
+DECADES = 100.0  # steps whose ends are this far apart are drawn on a log axis
+Shade = tuple[float, float]
 
 
-def draw_trajectory(t: Trajectory) -> Figure:
-    """|h| and ratio of the peak layer over the steps, and log10 of the ratio of every layer at every checkpoint."""
-    pairs = list(t.revisions[["stack", "site"]].drop_duplicates().itertuples(index=False, name=None))
-    if not pairs:
-        return unmeasured()
-    figure, rule = Figure(figsize=(10.4, 4.3 * len(pairs) + 0.3), layout="constrained"), rule_of(t)
-    for part, (stack, site) in zip(np.atleast_1d(figure.subfigures(len(pairs), 1)), pairs, strict=True):
-        grid = part.add_gridspec(2, 2, width_ratios=(1.0, 1.1))
-        upper = part.add_subplot(grid[0, 0])
-        lower = part.add_subplot(grid[1, 0], sharex=upper)
-        heat = part.add_subplot(grid[:, 1])
+def draw_trajectory(t: Trajectory) -> Sheet:
+    """|h| and ratio of the peak layer over the steps, and the ratio of every layer at every checkpoint."""
+    pairs, rule, made = t.revisions[["stack", "site"]].drop_duplicates(), rule_of(t), []
+    for stack, site in pairs.itertuples(index=False, name=None):
+        head = f"{visible(stack)} {visible(site)}".strip() if len(pairs) > 1 else ""
         rows = t.revisions[(t.revisions["stack"] == stack) & (t.revisions["site"] == site)]
         names = [c.name for c in t.info.having("ok") if c.name in set(rows["revision"])]
         found = next((e for e in t.info.emergence if (e.stack, e.site) == (stack, site)), None)
-        label = [lettered(t.info.model.get("id"), 44), lettered(f"{stack} {site}".strip()) if len(pairs) > 1 else ""]
-        upper.set_title(", ".join(x for x in label if x))
-        _curves((upper, lower), rows, _places(t, rows, names), rule, found)
-        _heat(heat, rows, names, rule)
-    return figure
+        steps = panels.column(rows.drop_duplicates("revision").set_index("revision").reindex(names), "step")
+        at, axis = step_axis(steps if t.info.has_steps() else None, names)
+        shades = []
+        if found is not None and found.before is not None and {found.before, found.first} <= set(names):
+            shades = [(at[names.index(found.before)], at[names.index(found.first)])]
+        sizes, ratios = _curves(head, rows, names, (at, axis), rule, shades)
+        title = panels.headed(head, "Ratio of each layer")
+        made += [sizes, heat_over_steps(rows, "revision", "ratio", title, rule.noun), ratios]
+    return Sheet(made, shortened(visible(t.info.model.get("id")), 44)) or panels.unmeasured()
 
 
-def _places(t: Trajectory, rows: pd.DataFrame, names: list[str]) -> pd.Series:
-    """Where on the x axis each checkpoint stands: at its step, or at its number where names say none."""
-    steps = rows.drop_duplicates("revision").set_index("revision")["step"].reindex(names)
-    return steps if t.info.has_steps() else pd.Series(np.arange(len(names), dtype=float), names)
+def step_axis(steps: np.ndarray | None, names: Sequence[str]) -> tuple[list[float], Axis]:
+    """Where each checkpoint stands: at its step, far ones by their logarithm, or at its number where there is none."""
+    if steps is None:
+        labels = [shortened(visible(name), 16) for name in names]
+        return list(map(float, range(len(names)))), Axis("Checkpoint", ticks=panels.thinned(range(len(names)), labels))
+    positive = steps[steps > 0]
+    if not len(positive) or positive.max() < DECADES * positive.min():
+        ends = np.unique([steps.min(), steps.max()]) if len(steps) else np.zeros(1)
+        ticks = np.unique(np.linspace(ends[0], ends[-1], 6).round())
+        return list(map(float, steps)), Axis("Training step", ticks=[(float(x), short(x)) for x in ticks])
+    least = math.log10(positive.min()) - 0.6  # where step 0 stands
+    at = [math.log10(x) if x > 0 else least for x in steps]
+    first, last = math.floor(math.log10(positive.min())), math.ceil(math.log10(positive.max()))
+    ticks = [(float(p), short(10.0**p)) for p in range(first, last + 1, -(-(last - first + 1) // 7))]
+    return at, Axis("Training step", ticks=[(least, "0")] * bool((steps == 0).any()) + ticks)
 
 
-def _curves(both: tuple[Axes, Axes], rows: pd.DataFrame, x: pd.Series, rule: Rule, found: Emergence | None) -> None:
-    upper, lower = both
-    ratios = rows["ratio"].where(np.isfinite(rows["ratio"].to_numpy(float)))
-    if not ratios.notna().any():
-        says(upper, "No finite ratio.")
-        lower.set_axis_off()
-        return
-    peak = int(rows.loc[ratios.idxmax(), "layer"])
-    mine = rows[rows["layer"] == peak].set_index("revision").reindex(x.index)
-    at = x.to_numpy()
-    _span(both, x, found)
-    _lines(upper, at, mine, (("top1", f"Top 1, layer {peak}", TOP_1, "o"), ("median", "Median", MEDIAN, "^")),
-           rule.magnitude, "|h|")  # fmt: skip
-    _lines(lower, at, mine, (("ratio", f"Top 1 / median, layer {peak}", TOP_1, "o"),
-                             ("ratio_max", "Greatest of any sequence", TOP_3, "")), rule.ratio, "ratio")  # fmt: skip
-    upper.set_ylabel("Magnitude")
-    lower.set_ylabel("Ratio to the median")
-    _x_axis(lower, x, bool((rows["step"].notna()).all()))
-    upper.tick_params(labelbottom=False)
-
-
-def _lines(axes: Axes, at: np.ndarray, mine: pd.DataFrame, curves: tuple[tuple[str, str, str, str], ...],
-           limit: float | None, of: str) -> None:  # fmt: skip
-    values = np.concatenate([mine[name].to_numpy(float) for name, *_ in curves])
-    log_axis(axes, values if limit is None else np.append(values, limit))
-    for name, label, colour, marker in curves:
-        axes.plot(at, _plottable(mine[name].to_numpy(float), True), color=colour, marker=marker, label=label,
-                  zorder=3 if marker else 2, linewidth=1.2 if marker else 0.8,
-                  markersize=3.5 if len(at) <= 60 else 2)  # fmt: skip
-    if limit is not None:
-        label = f"{of} = {number(limit)}"
-        axes.axhline(limit, color=LIMIT, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1, label=label)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 1.02), fontsize=7.5)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** 0.3)  # room for the legend
-
-
-def _span(both: tuple[Axes, Axes], x: pd.Series, found: Emergence | None) -> None:
-    """Shade what lies between the last checkpoint without findings and the first with them."""
-    if found is None or found.before is None or not {found.before, found.first} <= set(x.index):
-        return
-    for axes in both:
-        axes.axvspan(x[found.before], x[found.first], color="#000000", alpha=0.07, linewidth=0, zorder=0)
-
-
-def _x_axis(axes: Axes, x: pd.Series, steps: bool) -> None:
-    values = x.to_numpy(float)
-    if not steps:
-        shown = _thinned(len(values))
-        axes.xaxis.set_major_locator(FixedLocator([float(values[i]) for i in shown]))
-        axes.set_xticklabels([lettered(str(x.index[i]), 16) for i in shown], rotation=30, ha="right")
-        axes.set_xlabel("Checkpoint")
-        return
-    positive = values[values > 0]
-    if len(positive) and positive.max() >= DECADES * positive.min():
-        zero = bool((values == 0).any())
-        if zero:
-            axes.set_xscale("symlog", linthresh=float(positive.min()), linscale=0.6)
-        else:
-            axes.set_xscale("log")
-        axes.set_xlim(-0.3 * positive.min() if zero else positive.min() / 1.5, positive.max() * 1.5)
-        first, last = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
-        every = max(1, int(np.ceil((last - first + 1) / MOST_TICKS)))
-        decades = [10.0**p for p in np.arange(first, last + 1, every)]
-        axes.xaxis.set_major_locator(FixedLocator([0.0] * zero + decades))
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: _short(v)))
-    axes.set_xlabel("Training step")
-
-
-def _short(step: float) -> str:
+def short(step: float) -> str:
     """1,000 as 1k: ticks of steps stand close."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(step) >= size:
@@ -124,38 +63,65 @@ def _short(step: float) -> str:
     return number(step, 4)
 
 
-def _thinned(n: int) -> list[int]:
-    """Which of n ticks have room for a label."""
-    return list(range(0, n, max(1, -(-n // (MOST_TICKS + 1)))))
+def _curves(
+    head: str, rows: pd.DataFrame, names: list[str], x: tuple[list[float], Axis], rule: Rule, shades: list[Shade]
+) -> list[Panel]:
+    """The peak layer at every checkpoint: its magnitudes, and its ratio beside the greatest of all layers."""
+    titles = [panels.headed(head, of) for of in ("Peak layer over the training", "Top 1 / median over the training")]
+    ratios = rows["ratio"].where(np.isfinite(panels.shown(rows["ratio"])))
+    if not ratios.notna().any():
+        return [Panel(title, empty="No finite ratio.") for title in titles]
+    peak, (at, axis) = int(rows.loc[ratios.idxmax(), "layer"]), x
+    mine = rows[rows["layer"] == peak].set_index("revision").reindex(names)
+    mine["most"] = ratios.groupby(rows["revision"], sort=False).max().reindex(names)
+    said = "Shaded: between the last checkpoint without findings and the first with them." if shades else ""
+
+    def line(name: str, label: str, *look: str) -> Line:
+        return Line(at, panels.column(mine, name), label, *look, said=[visible(str(name)) for name in names])
+
+    sizes = [line("top1", f"Top 1, layer {peak}", Color.BLUE), line("median", "Median", Color.GREY, "triangle-up")]
+    shares = [
+        line("ratio", f"Top 1 / median, layer {peak}", Color.BLUE),
+        line("ratio_max", "Greatest of any sequence", Color.PURPLE, ""),
+        line("most", "Greatest of any layer", Color.GREEN, "square", "dot"),
+    ]
+    made = []
+    for title, lines, of, name, limit in (
+        (titles[0], sizes, "|h|", "Magnitude", rule.magnitude),
+        (titles[1], shares, "ratio", "Ratio to the median", rule.ratio),
+    ):
+        limits = [Limit(limit, f"{of} = {number(limit)}")] if limit is not None else []
+        y = panels.log_axis([*np.concatenate([one.y for one in lines]), *(one.value for one in limits)], name)
+        made.append(Panel(title, lines, axis, y, said, limits=limits, shades=shades))
+    return [made[0], replace(made[1], width="full", both=True)]
 
 
-def _heat(axes: Axes, rows: pd.DataFrame, names: list[str], rule: Rule) -> None:
-    layers = np.sort(rows["layer"].unique())
-    table = rows.pivot_table(index="layer", columns="revision", values="ratio", aggfunc="first", dropna=False)
-    ratio_LN = table.reindex(index=layers, columns=names).to_numpy(float)
-    log_LN = np.log10(np.where(np.isfinite(ratio_LN) & (ratio_LN > 0), ratio_LN, np.nan))
-    if not np.isfinite(log_LN).any():
-        says(axes, "No finite ratio.")
-        return
-    edges_x, edges_y = np.arange(len(names) + 1) - 0.5, np.append(layers - 0.5, layers[-1] + 0.5)
-    axes.set_facecolor("#d0d0d0")  # what is not finite
-    mesh = axes.pcolormesh(edges_x, edges_y, np.ma.masked_invalid(log_LN), cmap="viridis", rasterized=True)
-    bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02)
-    bar.set_label("log10 of the ratio, mean over sequences")
-    having = rows[rows["found"].to_numpy(bool)]
-    place = {name: i for i, name in enumerate(names)}
-    axes.plot([place[n] for n in having["revision"]], having["layer"], linestyle="none", marker="o", clip_on=False,
-              markersize=3.2 if len(names) <= 40 else 1.6, markerfacecolor="white", markeredgecolor="black",
-              markeredgewidth=0.5)  # fmt: skip
-    shown = _thinned(len(names))
-    steps = rows.drop_duplicates("revision").set_index("revision")["step"].reindex(names)
-    labels = [_short(float(steps.iloc[i])) if steps.notna().all() else lettered(names[i], 16) for i in shown]
-    axes.xaxis.set_major_locator(FixedLocator([float(i) for i in shown]))
-    axes.set_xticklabels(labels, rotation=0 if steps.notna().all() else 30,
-                         ha="center" if steps.notna().all() else "right")  # fmt: skip
-    axes.yaxis.set_major_locator(MaxNLocator(9, integer=True))
-    axes.set_xlim(edges_x[0], edges_x[-1])
-    axes.set_ylim(edges_y[0], edges_y[-1])
-    axes.set_xlabel("Training step (one column per checkpoint)" if steps.notna().all() else "Checkpoint")
-    axes.set_ylabel("Layer")
-    axes.set_title(f"Dots: {rule.noun}" if len(having) else f"No {rule.noun}", fontsize=9)
+def heat_over_steps(rows: pd.DataFrame, x: str, name: str, title: str, noun: str = "") -> Panel:
+    """A column at every layer, over steps or checkpoints, on a log scale.
+
+    Args:
+        x: the column along x: step or revision.
+        noun: what a dot marks where the column `found` says so; "": none are drawn.
+    """
+    order = list(dict.fromkeys(rows[x]))
+    table = rows.pivot_table(index="layer", columns=x, values=name, aggfunc="first", dropna=False)
+    values, layers = table.reindex(columns=order).to_numpy(float), [int(y) for y in table.index]
+    names = [f"{int(s):,}" if isinstance(s, int | float) and math.isfinite(s) else visible(str(s)) for s in order]
+    said = [
+        [f"{x} {n}, layer {y}: {v:.4g}" for n, v in zip(names, row, strict=True)]
+        for y, row in zip(layers, values, strict=True)
+    ]
+    if not np.isfinite(panels.shown(values, log=True)).any():
+        return Panel(title, empty="No finite ratio.")
+    series: list[Heat | Line] = [Heat(values, range(len(order)), layers, name, log=True, said=said)]
+    having = rows[rows["found"].to_numpy(bool)] if noun else rows.iloc[:0]
+    if len(having):
+        dots, told = [order.index(n) for n in having[x]], [noun] * len(having)
+        series.append(Line(dots, having["layer"], "", Color.PAPER, "circle", "", edge=Color.INK, said=told))
+    steps = panels.column(rows.drop_duplicates(x), "step")
+    whole = x == "revision" and bool(np.isfinite(steps).all())
+    labels = [short(s) for s in steps] if whole else [shortened(n, 16) for n in names]
+    along = "Training step (one column per checkpoint)" if whole else "Step" if x == "step" else "Checkpoint"
+    across = Axis(along, limits=(-0.5, len(order) - 0.5), ticks=panels.thinned(range(len(order)), labels), grid=False)
+    said_of = f"What is not finite is left empty.{f' Dots: {noun}.' if len(having) else f' No {noun}.' if noun else ''}"
+    return Panel(title, series, across, panels.cell_axis("Layer", layers), said_of)
