@@ -18,7 +18,7 @@ from massact.positions import ready_corpus, tokens_of
 from massact.positions.frames import frames_of
 from massact.records.errors import UserError
 from massact.reports.kinds.scan.words import answer_in_words
-from massact.scans import ScanConfig
+from massact.verbs.scan import ScanConfig
 from tests.families import build
 from tests.sounds import CONTENT, POSITIONS, RATE, folder, sweep, tokenizer, wav2vec2, whisper, whisper_extractor
 

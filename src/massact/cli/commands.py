@@ -157,7 +157,7 @@ def _keep(result: Any, folder: Path, **only: Container[str]) -> None:
 
 def _say(quiet: bool) -> Callable[[str], None]:
     def say(text: str) -> None:
-        from massact.reports.legible import visible
+        from massact.reports.spelling import visible
 
         if not quiet:
             typer.echo(visible(text), err=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from massact.corpora.recordings import Prompt
 from massact.records.errors import UserError, near
@@ -36,34 +36,15 @@ class Reader(Protocol):
     def inputs_accepted(self) -> set[str]: ...
 
 
-class Wish(Protocol):
-    """What is asked of a corpus that is not ready yet; None: what `corpus()` was given, see there."""
-
-    @property
-    def seq_len(self) -> int | None: ...
-    @property
-    def n_sequences(self) -> int | Literal["all"] | None: ...
-    @property
-    def bos(self) -> str | None: ...
-    @property
-    def seed(self) -> int | None: ...
-    @property
-    def preprocess(self) -> dict[str, Any]: ...
+# Options of a scan: seq_len, n_sequences, bos, seed, preprocess; None stands for what `corpus()` was given.
+Wish = Any
 
 
-class Readable(Protocol):
-    """What can be made ready: text, images, images with text, sound, or a corpus that is ready already."""
-
-    def ready(self, model: Reader, wish: Wish) -> Corpus:
-        """The corpus of it for a model.
-
-        Raises:
-            UserError: the model does not take it, or comes without what prepares it.
-        """
-
-
-def ready(model: Reader, source: Readable, wish: Wish) -> Corpus:
+def ready(model: Reader, source: Any, wish: Wish) -> Corpus:
     """A corpus that fits a model.
+
+    Args:
+        source: what has a method `ready(model, wish)`: text, images, images with text, sound, or a corpus.
 
     Raises:
         UserError: no tokenizer, another modality, or ids and lengths that the model does not take.

@@ -134,19 +134,7 @@ class TrainConfig:
 
     def changed(self, **options: Any) -> TrainConfig:
         """The same with some fields replaced; see `of`."""
-        hints, names = get_type_hints(TrainConfig), [f.name for f in fields(self)]
-        new: dict[str, Any] = {}
-        for key, value in options.items():
-            name, dot, entry = key.partition(".")
-            check_options("A training", [name], names)
-            if dot:
-                held = new.get(name, getattr(self, name))
-                if not isinstance(held, dict) or not entry:
-                    raise UserError(f"{key!r} is no option.", f"{name!r} has no entries.", f"Set {name}=VALUE.")
-                new[name] = held | {entry: _literal(value)}
-            else:
-                new[name] = _as(hints[name], value, name)
-        return replace(self, **new)
+        return with_fields(self, "A training", options)
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, as JSON can hold them."""
@@ -158,6 +146,32 @@ class TrainConfig:
         return [
             f"{k}: {other.get(k)!r} -> {mine[k]!r}" for k in mine if k not in FREE and _plain(other.get(k)) != mine[k]
         ]
+
+
+def with_fields(config: Any, whose: str, options: dict[str, Any]) -> Any:
+    """A configuration with some fields replaced; its `preset` is none of them.
+
+    Args:
+        whose: options they are, for errors: "A training".
+        options: by name; a text is read as the field's type, `field.entry` sets one entry of a dictionary.
+
+    Raises:
+        UserError: no such field, or a value that it cannot hold.
+    """
+    hints, names = get_type_hints(type(config)), [f.name for f in fields(config) if f.name != "preset"]
+    new: dict[str, Any] = {}
+    for key, value in options.items():
+        name, dot, entry = key.partition(".")
+        check_options(whose, [name], names)
+        if dot:
+            held = new.get(name, getattr(config, name))
+            if not isinstance(held, dict) or not entry:
+                whole = whose[0].lower() + whose[1:]
+                raise UserError(f"{key!r} is no option of {whole}.", f"{name!r} has no entries.", f"Set {name}=VALUE.")
+            new[name] = held | {entry: _literal(value)}
+        else:
+            new[name] = _as(hints[name], value, name)
+    return replace(config, **new)
 
 
 def _plain(value: Any) -> Any:

@@ -5,15 +5,15 @@ Shapes: D width, V tokens.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, get_type_hints
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from massact.records.errors import UserError, check_options, near
+from massact.records.errors import UserError, near
 from massact.training.backcopy import CHAINS, STARTS, Backcopy, random_backcopy, text_backcopy
-from massact.training.configs import _as, _literal
+from massact.training.configs import with_fields
 from massact.variants.registry import variant
 
 OPTIMISERS = {"adamw": 1e-3, "sgd": 0.05}  # with their learning rates
@@ -93,18 +93,8 @@ class LabConfig:
         """
         if preset not in PRESETS:
             raise UserError(f"The toy lab has no preset {preset!r}.", do=near(preset, PRESETS))
-        hints, names = get_type_hints(cls), [f.name for f in fields(cls) if f.name != "preset"]
-        new: dict[str, Any] = {}
-        for key, value in options.items():
-            name, dot, entry = key.partition(".")
-            check_options("The toy lab", [name], names)
-            if dot and name == "options" and entry:
-                new[name] = new.get(name, {}) | {entry: _literal(value)}
-            elif dot:
-                raise UserError(f"{key!r} is no option of the toy lab.", f"{name!r} has no entries.")
-            else:
-                new[name] = _as(hints[name], value, name)
-        return replace(PRESETS[preset], **new)
+        made: LabConfig = with_fields(PRESETS[preset], "The toy lab", options)
+        return made
 
     def for_variant(self, name: str) -> LabConfig:
         """The same with another attention variant, of whose options those that it has."""
