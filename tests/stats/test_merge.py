@@ -245,7 +245,9 @@ CASES: dict[str, Case] = {
     "neighbours": Case(lambda: NeighbourCosines(range(1, 13), (3, 4)), None, of_one_length),
     **{
         f"heads, {kind}": Case(
-            lambda: HeadStats(heads.TARGETS, heads.OPTIONS), None, partial(attention_stream, kind=kind),
+            lambda: HeadStats(heads.TARGETS, heads.OPTIONS),
+            None,
+            partial(attention_stream, kind=kind),
             partial(heads.same, rtol=1e-9),
         )
         for kind in heads.KINDS
@@ -270,7 +272,7 @@ CASES: dict[str, Case] = {
     "on images": Case(
         lambda: _OnImages(dict.fromkeys(range(6), [1, 4]), dict.fromkeys(range(6), [9, 12])), None, long_calls
     ),
-}  # fmt: skip
+}
 BASIC = [name for name, case in CASES.items() if case.basic]
 
 

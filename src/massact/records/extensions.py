@@ -23,7 +23,9 @@ def extensions(group: str, kind: type, ours: Mapping[str, Any]) -> dict[str, Any
     for entry in entry_points(group=group):
         found = entry.load()
         if not isinstance(found, kind) or known.get(found.name, found) is not found:
-            raise UserError(f"{entry.value} is no {kind.__name__}, or is called like another one.",
-                            f"An installed package names it as one (entry point {group}).")  # fmt: skip
+            raise UserError(
+                f"{entry.value} is no {kind.__name__}, or is called like another one.",
+                f"An installed package names it as one (entry point {group}).",
+            )
         known[found.name] = found
     return known

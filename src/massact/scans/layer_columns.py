@@ -78,8 +78,10 @@ def _with(found: LayerColumns, probe: Probe, stacks: Sequence[str]) -> LayerColu
     """One probe more."""
     empty, model = probe.statistic(), found.model
     if not isinstance(empty, Columned):
-        raise UserError(f"The statistic of {probe.name!r} gives no columns of the table layers.",
-                        do="Declare COLUMNS and columns(), see massact.stats.Columned.")  # fmt: skip
+        raise UserError(
+            f"The statistic of {probe.name!r} gives no columns of the table layers.",
+            do="Declare COLUMNS and columns(), see massact.stats.Columned.",
+        )
     taken = {**columns_of("layers"), **found.meanings}
     if twice := sorted(taken.keys() & empty.COLUMNS.keys()):
         raise UserError(f"The statistic of {probe.name!r} gives the column {twice[0]!r}, which there is already.")
@@ -92,8 +94,11 @@ def _with(found: LayerColumns, probe: Probe, stacks: Sequence[str]) -> LayerColu
         if site.stack in stacks:
             rows[probe.name, site] = (site.stack, point, site.layer)
     if len(set(rows.values())) < len(rows) or not rows:
-        raise UserError(f"The probe {probe.name!r} must name one site of each layer.",
-                        f"{probe.site!r} names {len(rows)} sites of {len(set(rows.values()))} layers.")  # fmt: skip
+        raise UserError(
+            f"The probe {probe.name!r} must name one site of each layer.",
+            f"{probe.site!r} names {len(rows)} sites of {len(set(rows.values()))} layers.",
+        )
     probes = [Probe(probe.name, str(site), probe.statistic, probe.rows) for _, site in rows]
-    return LayerColumns(model, [*found.probes, *probes], {**found.meanings, **empty.COLUMNS}, {**found.rows, **rows},
-                        found.notes)  # fmt: skip
+    return LayerColumns(
+        model, [*found.probes, *probes], {**found.meanings, **empty.COLUMNS}, {**found.rows, **rows}, found.notes
+    )

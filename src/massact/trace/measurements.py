@@ -89,9 +89,7 @@ def measure(
     return done
 
 
-def _pass(
-    model: Traceable, planned: Plan, batch: Batch, edits: Sequence[AnyEdit], checker: Checker | None
-) -> Seen:
+def _pass(model: Traceable, planned: Plan, batch: Batch, edits: Sequence[AnyEdit], checker: Checker | None) -> Seen:
     """One forward pass into fresh statistics, so that a pass that fails half-way leaves no trace."""
     with observing(model, planned, edits, batch=batch, lenient=("edits",), checker=checker) as seen, suppress(AllSeen):
         seen.taps.stop = not seen.watched

@@ -97,7 +97,10 @@ class MassiveActivationsCallback(TrainerCallback):
 
 
 def _trainer_above() -> Trainer | None:
-    """The Trainer that is calling: a callback is not told which one it belongs to, and only it can log."""
+    """The Trainer that is calling, of one that was not named by `attach`.
+
+    A callback is handed arguments, state, model and loaders, and none of them knows the Trainer, which alone can log.
+    """
     at = sys._getframe(1)
     while at is not None:
         held = at.f_locals.get("self")

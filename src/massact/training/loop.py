@@ -111,6 +111,8 @@ class MassactTrainer(Trainer):
     ) -> None:
         self.config, self.recorder, self.watcher = config, recorder, watcher
         self._saving: Path | None = None
+        if watcher is not None:
+            watcher.trainer = self
         callbacks = [recorder, *([watcher] if watcher else []), *options.pop("callbacks", ())]
         super().__init__(compute_loss_func=Loss(config.tweo), callbacks=callbacks, **options)
         self._loss_shifts_labels = False  # our windows come with the token after each

@@ -13,8 +13,8 @@ Shapes: B sequences, T tokens, D dims, H heads, K key-value heads, L layers of a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Self
@@ -31,7 +31,7 @@ from massact.records.tables import frame
 from massact.stats import Dynamics, fit_dynamics
 from massact.stats.attended import Attended
 from massact.stats.protocol import Where, to_numpy
-from massact.trace import Probe, Seen, observing
+from massact.trace import Probe, Seen, observing, unchanged
 
 log = logging.getLogger("massact")
 
@@ -239,7 +239,7 @@ class Monitor:
         """A separate forward pass, which changes neither mode nor random state of the training."""
         module = unwrapped(self.model)
         device = next(module.parameters()).device
-        with undisturbed(module), torch.no_grad():
+        with unchanged(module, values=True), torch.no_grad():
             self._begin(grad=False)
             try:
                 module(**{k: v.to(device) for k, v in batch.items() if k != "labels"})
@@ -302,27 +302,13 @@ def dynamics_of(history: pd.DataFrame, value: str = "ratio") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; mode of every part, and random states, as before afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            module.eval()
-            yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
-
-
 def understood(module: nn.Module, notes: list[str]) -> Model:
     """A live module with its proved anatomy and attention, left as it was; what cannot be seen goes into the notes.
 
     Raises:
         UserError: the module cannot be proved.
     """
-    with undisturbed(module):
+    with unchanged(module, values=True):
         model = load(module)
         try:
             model = with_attention(model)
@@ -381,10 +367,9 @@ class HiddenSums(_Sums):
         top = torch.where(finite_V, mag_V, -1.0).topk(min(3, len(x_V)))
         top_3 = nn.functional.pad(top.values, (0, 3 - len(top.values)), value=float("nan"))
         median = torch.where(finite_V, mag_V, float("nan")).nanmedian()
-        self.add([
-            *top_3.unbind(), median, top_3[0] / median, top.indices[0] < h_TD.shape[-1],
-            massive(top_3[0], median), massive(top_3[0], median, *self.warn), (~finite_V).sum(),
-        ])  # fmt: skip
+        numbers = [*top_3.unbind(), median, top_3[0] / median, top.indices[0] < h_TD.shape[-1]]
+        numbers += [massive(top_3[0], median), massive(top_3[0], median, *self.warn), (~finite_V).sum()]
+        self.add(numbers)
 
 
 class AttentionSums(_Sums):
