@@ -129,7 +129,7 @@ def _axis(axes: Axes, axis: Axis, side: str) -> None:
     along.set_major_formatter(FuncFormatter(lambda v, _: number(v, 6)))
     along.set_minor_formatter(NullFormatter())
     if axis.ticks is not None:
-        labels = [drawable(label, max(len(label), 16)) for _, label in axis.ticks]
+        labels = [drawable(label, min(max(len(label), 16), 40)) for _, label in axis.ticks]
         many, width = len(labels) > 16, axes.get_position().width * axes.figure.get_size_inches()[0]
         look: dict[str, Any] = {"fontsize": 6.5} if many else {}
         if side == "x" and sum(map(len, labels)) > 11 * width:
@@ -153,6 +153,9 @@ def _words(axes: Axes, panel: Panel) -> None:
         color, label = PAINT[limit.color], drawable(limit.name, 60)
         look: dict[str, Any] = {"linewidth": 0.9, "linestyle": (0, (4, 3))} if label else {"linewidth": 0.6}
         draw(limit.value, color=color, zorder=1, label=label or "_", **look)
+        low, high = sorted(axes.get_xlim() if limit.upright else axes.get_ylim())
+        if not low <= limit.value <= high:
+            continue  # its name would lie outside of the panel
         if limit.upright:
             axes.text(limit.value, 1.0, f"{label} ", ha="right", va="top", color=color, fontsize=7.5, transform=above)
         else:

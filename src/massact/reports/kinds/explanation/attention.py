@@ -60,7 +60,7 @@ def draw_maps(e: Explanation) -> Sheet | None:
     x = Axis("Key", limits=(-0.5, n - 0.5), ticks=ticks, grid=False)
     y = Axis("Query", limits=(n - 0.5, -0.5), ticks=ticks, grid=False)
     said = [[f"{q} \u2192 {k}" for k in tokens] for q in tokens] if n <= MOST_TOKENS else []
-    made = []
+    made, width = [], "half" if len(e.maps["layers"]) in (1, 2, 4) else "third"
     for name, values in (("Logits", logits), ("Attention", probs)):
         if values is None:
             continue
@@ -68,7 +68,7 @@ def draw_maps(e: Explanation) -> Sheet | None:
         for layer, one in zip(e.maps["layers"], np.where(unseen, np.nan, values), strict=True):
             heat = Heat(one, range(n), range(n), "mean over heads", low=low, high=high, said=said)
             title = f"{name} of the prompt, layer {int(layer)}"
-            made.append(Panel(title, [heat], x, y, "Row: query; column: key.", height=340, width="third"))
+            made.append(Panel(title, [heat], x, y, "Row: query; column: key.", height=340, width=width))
     return Sheet(made)
 
 
