@@ -298,7 +298,7 @@ def test_the_command_of_a_record_is_one_that_the_command_line_takes(hostile: tup
             if name in context.params and info.config.get(name) is not None:
                 assert str(context.params[name]) == str(info.config[name]), (verb, name)
     (scan, info), *_ = records
-    assert context_of(commands, scan, info)["threshold"] == ["ratio=500.0"]
+    assert context_of(commands, scan, info)["thresholds"] == ["ratio=500.0"]
     info.config["prompt"] = "it's\n\\n"
     (said,) = [w for w in command_of(scan, info).split(" --") if w.startswith("prompt")]
     shell = subprocess.run(["bash", "-c", f"printf %s {said.removeprefix('prompt ')}"], capture_output=True, text=True)

@@ -50,18 +50,18 @@ def report(runs: Any, out: str | Path | None = None, kind: str = "html", figures
     if not given:
         raise UserError("No run was given.", do="Give a run directory.")
     names = labels_of([Path(x) for x in given]) if len(given) > 1 and all(map(_is_path, given)) else [""] * len(given)
-    held = [contents_of(run, name) for run, name in zip(given, names, strict=True)]
-    comparison = _compared(given) if len(held) > 1 else None
-    path = _place(held, out, FORMATS[kind][0])
-    said = _said(held, comparison, kind)
+    opened = [contents_of(run, name) for run, name in zip(given, names, strict=True)]
+    comparison = _compared(given) if len(opened) > 1 else None
+    path = _place(opened, out, FORMATS[kind][0])
+    said = _said(opened, comparison, kind)
     refuse_special(path)  # renaming a file over a device would take its place
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lambda p: p.write_text(said, encoding="utf-8", errors="backslashreplace", newline="\n"))
     except OSError as error:
         raise UserError(f"{path} cannot be written.", error.strerror or str(error), "Give another --out.") from None
-    if figures:
-        _draw(held, comparison, path.parent, tuple(figures))
+    for result in ([comparison] if comparison is not None else opened[0].results.values()) if figures else ():
+        draw(result, path.parent, tuple(figures))
     return path
 
 
@@ -75,32 +75,24 @@ def _compared(runs: Sequence[Any]) -> Comparison:
     return compare(open_compared(runs))
 
 
-def _place(held: Sequence[Contents], out: str | Path | None, name: str) -> Path:
+def _place(opened: Sequence[Contents], out: str | Path | None, name: str) -> Path:
     if out is not None:
         path = Path(out)
         if path.is_dir():
             raise UserError(f"--out {path} is a directory.", do=f"Give a file, for example {path / name}")
         return path
-    directory = held[0].directory if len(held) == 1 else None
+    directory = opened[0].directory if len(opened) == 1 else None
     if directory is None:
         raise UserError("There is no directory to put the report into.", "It is of several runs, or was not saved.",
                         f"Say where: --out {name} (in Python out={name!r}).")  # fmt: skip
     return directory / name
 
 
-def _said(held: Sequence[Contents], comparison: Comparison | None, kind: str) -> str:
+def _said(opened: Sequence[Contents], comparison: Comparison | None, kind: str) -> str:
     write = FORMATS[kind][1]
     if write is None:
-        return "\n".join(model_card(one) for one in held)
-    return write(page_of(held[0]) if comparison is None else page_of_several(held, comparison))
-
-
-def _draw(held: Sequence[Contents], comparison: Comparison | None, directory: Path, formats: tuple[str, ...]) -> None:
-    if comparison is not None:
-        draw(comparison, directory, formats)
-        return
-    for result in held[0].results.values():
-        draw(result, directory, formats)
+        return "\n".join(model_card(one) for one in opened)
+    return write(page_of(opened[0]) if comparison is None else page_of_several(opened, comparison))
 
 
 def draw(result: Any, directory: Path, formats: Sequence[str] = USUAL, only: Container[str] = ()) -> list[Path]:
