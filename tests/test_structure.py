@@ -37,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
         "classics": f"{_FLOOR} verbs anatomy models positions scans explanations interventions",
         "training": f"{_FLOOR} anatomy variants models",
         "reproductions": f"{_FLOOR} verbs anatomy models positions scans explanations interventions classics",
-        "reports": "records",
+        "reports": "records verbs",
     }.items()
 }
 # The ways up, inside a function alone: (file, room) -> why.

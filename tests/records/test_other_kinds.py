@@ -17,6 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import massact as ma
+from massact.records import extensions
 from massact.records import kinds as registry
 from massact.records.errors import UserError
 from massact.records.result import Result, table
@@ -55,7 +56,7 @@ class Blinking(Result):
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if the package were installed."""
     entry = EntryPoint("blinking", f"{__name__}:Blinking", "massact.results")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == entry.group else [])
+    monkeypatch.setattr(extensions, "entry_points", lambda group: [entry] if group == entry.group else [])
     registry.kinds.cache_clear()
     yield
     registry.kinds.cache_clear()
@@ -150,7 +151,7 @@ def test_names_are_not_taken_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         declare({"layers": {"other": ("int64", "other")}})
     for value in (f"{__name__}:TABLES", f"{__name__}:Impostor"):
         entry = EntryPoint("x", value, "massact.results")
-        monkeypatch.setattr(registry, "entry_points", lambda group, entry=entry: [entry])
+        monkeypatch.setattr(extensions, "entry_points", lambda group, entry=entry: [entry])
         registry.kinds.cache_clear()
         with pytest.raises(UserError):
             registry.kinds()

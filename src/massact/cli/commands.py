@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
-import types
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from click.core import ParameterSource
@@ -20,6 +20,7 @@ from massact.records.kinds.scan import open_run
 from massact.records.run import check_out
 from massact.verbs import Call, Done, OfScan, Options, Verb
 from massact.verbs.inputs import Inputs
+from massact.verbs.options import kinds_of, told_of
 from massact.verbs.verb import named
 
 
@@ -27,13 +28,13 @@ from massact.verbs.verb import named
 def command(verb: Verb) -> Callable[..., None]:
     """A function whose signature typer reads: a parameter for each input and option, help and bounds with it."""
     inputs, options = verb.inputs.model_fields, verb.options.model_fields
-    first, last = ({n: f for n, f in inputs.items() if _told(f)["last"] is last} for last in (False, True))
-    shown = first | {n: f for n, f in options.items() if _told(f)["shown"]} | last
-    order = sorted(shown, key=lambda name: (not _told(shown[name])["argument"], name in Inputs.model_fields))
+    first, last = ({n: f for n, f in inputs.items() if told_of(f)["last"] is last} for last in (False, True))
+    shown = first | {n: f for n, f in options.items() if told_of(f)["shown"]} | last
+    order = sorted(shown, key=lambda name: (not told_of(shown[name])["argument"], name in Inputs.model_fields))
 
     def run(context: typer.Context, **given: Any) -> None:
         typed = {name for name in given if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
-        typed |= {name for name in given if _told(shown[name])["typed"] is not None}
+        typed |= {name for name in given if told_of(shown[name])["typed"] is not None}
         asked = {name: given[name] for name in typed if given[name] is not None}
         with told_where_interrupted(verb, asked):
             perform(
@@ -50,16 +51,8 @@ def command(verb: Verb) -> Callable[..., None]:
     return run
 
 
-def _told(field: FieldInfo) -> dict[str, Any]:
-    """What is declared of an option beside its type."""
-    extra = field.json_schema_extra
-    return {"flag": "", "typed": None, "shown": True, "argument": False, "last": False} | (
-        extra if isinstance(extra, dict) else {}
-    )
-
-
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    told, kind = _told(field), _kind(field.annotation)
+    told, kind = told_of(field), _kind(field.annotation)
     default = None if field.is_required() or not isinstance(field.default, str | int | float) else field.default
     default = told["typed"] if told["typed"] is not None else default
     if (kind is bool and not isinstance(default, bool)) or "\n" in str(default):
@@ -80,8 +73,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 
 def _kind(annotation: Any) -> Any:
     """The type that a text of the command line is read as; what is more than that the option itself reads."""
-    union = get_origin(annotation) in (Union, types.UnionType)
-    kinds = [k for k in (get_args(annotation) if union else (annotation,)) if k is not types.NoneType]
+    kinds = [kind for kind in kinds_of(annotation) if kind is not NoneType]
     for kind in (bool, str):
         if kind in kinds:
             return kind

@@ -41,6 +41,7 @@ class Result:
         ARRAYS: field -> (file, shapes as in `massact.records.arrays`); never in --json.
         ALONE: True for one with a directory of its own, False for one that is added to a scan's.
         AGAIN: what to do where its files are damaged.
+        PLACE: in the order in which a page tells of kinds.
     """
 
     KIND: ClassVar[str] = ""
@@ -53,6 +54,7 @@ class Result:
     ARRAYS: ClassVar[Mapping[str, tuple[str, Mapping[str, str]]]] = {}
     ALONE: ClassVar[bool] = False
     AGAIN: ClassVar[str] = ""
+    PLACE: ClassVar[int] = 100
 
     info: Any
 

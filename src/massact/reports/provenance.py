@@ -16,6 +16,8 @@ from massact.reports.panels import Gallery, Panel, Scene
 from massact.reports.parts import Code, Facts, Part, Section, Table, Words
 from massact.reports.render.markup import md, plain
 from massact.reports.spelling import number, shortened, visible
+from massact.verbs import Verb, verbs
+from massact.verbs.options import flags_of
 
 COMMAND = "Command, from the recorded options"
 GLOSSARY = (
@@ -57,17 +59,6 @@ SOURCES = {
 # What a model was loaded with, where that was asked for.
 LOADING = ("trust_remote_code", "allow_pickle")
 DTYPES = ("float32", "bfloat16", "float16")
-
-# Verb -> options of its record that the command line has, in order; the flag is the name, but for a few.
-OPTIONS = {
-    "scan": "corpus criterion thresholds seq_len n_sequences bos prompt batch_size seed top_k preprocess null "
-    "bos_contrast pictures",
-    "explain": "n_sequences columns eps seed batch_size",
-    "intervene": "sets layer hold_out all_keys labels task_folder limit batch_size seed",
-    "classics": "which n_sequences batch_size seed",
-    "reproduce": "only evaluate_on labels limit task_folder tuned published_as batch_size seed",
-}
-FLAGS = {"thresholds": "--threshold", "columns": "--all-keys", "sets": "--set", "published_as": "--as"}
 
 
 def definitions(sections: Iterable[Section]) -> Section:
@@ -178,7 +169,7 @@ def command_of(verb: str, info: Any, scanned: Mapping[str, Any] | None = None) -
         verb, info: the verb and its record.
         scanned: what the scan that it stands on records of the model.
     """
-    if verb not in OPTIONS:
+    if verb not in verbs():
         return ""
     model = {**(scanned or {}), **info.model}
     words = ["massact", verb]
@@ -189,17 +180,17 @@ def command_of(verb: str, info: Any, scanned: Mapping[str, Any] | None = None) -
     else:
         words.append("RUN")
     asked = model.get("asked")
-    words += [_flag(name) for name in LOADING if isinstance(asked, Mapping) and asked.get(name)]
-    for option in OPTIONS[verb].split():
-        value, flag = info.config.get(option), _flag(option)
+    words += [f"--{name.replace('_', '-')}" for name in LOADING if isinstance(asked, Mapping) and asked.get(name)]
+    for option, (flag, off) in _recorded(verbs()[verb]).items():
+        value = info.config.get(option)
         if (option, value) == ("pictures", True):
             continue  # as without it; of texts there are none
         if isinstance(value, bool):
-            words.append(flag if value else f"--no-{flag[2:]}")
+            words += [said] if (said := flag if value else off) else []
         elif isinstance(value, Mapping):
             words += [w for k, v in value.items() for w in (flag, f"{k}={_given(v)}")]
-        elif option == "layer" and isinstance(value, list | tuple):
-            words += [flag, ",".join(str(v) for v in value)]
+        elif option in ("layer", "tasks") and isinstance(value, list | tuple):
+            words += [flag, ",".join(str(v) for v in value)] if value else []
         elif isinstance(value, list | tuple):
             words += [w for v in value for w in (flag, str(v))]
         elif value is not None and (option, value) != ("null", "auto"):
@@ -207,13 +198,13 @@ def command_of(verb: str, info: Any, scanned: Mapping[str, Any] | None = None) -
     head = info.config.get("head")
     if isinstance(head, Mapping):
         words += ["--zero-shot"] if head.get("kind") == "zero-shot" else ["--head", str(head.get("file"))]
-    if info.config.get("tasks"):
-        words += ["--tasks", ",".join(info.config["tasks"])]
     return " ".join(map(_quoted, words)) + (" --out RUN" if verb == "scan" else "")
 
 
-def _flag(option: str) -> str:
-    return FLAGS.get(option) or f"--{option.replace('_', '-')}"
+def _recorded(verb: Verb) -> dict[str, tuple[str, str]]:
+    """Flags of the options that its record keeps, and of what these are of."""
+    given = {name: flag for name, flag in flags_of(verb.inputs).items() if name in ("corpus", "labels")}
+    return given | flags_of(verb.options)
 
 
 def _given(value: Any) -> str:

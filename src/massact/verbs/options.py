@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Self
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from massact.records.errors import MassactError, UserError, check_options
 from massact.records.runinfo import jsonable
@@ -67,6 +69,32 @@ class Options(BaseModel):
         """All of them, as JSON can hold them: what the record of a run keeps."""
         kept: dict[str, Any] = jsonable(dict(self))
         return kept
+
+
+def told_of(field: FieldInfo) -> dict[str, Any]:
+    """What is declared of an option beside its type, see `option`."""
+    extra = field.json_schema_extra
+    told = {"flag": "", "typed": None, "shown": True, "argument": False, "last": False}
+    return told | (extra if isinstance(extra, dict) else {})
+
+
+def flags_of(kind: type[Options]) -> dict[str, tuple[str, str]]:
+    """Name of an option -> its flag on the command line, and the one that turns it off; "": there is none."""
+    flags = {}
+    for name, field in kind.model_fields.items():
+        told, on = told_of(field), f"--{name.replace('_', '-')}"
+        if told["flag"]:
+            on, _, off = told["flag"].split(",")[0].partition("/")
+        else:
+            off = f"--no-{on[2:]}" if bool in kinds_of(field.annotation) and field.default is not False else ""
+        if told["shown"] and not told["argument"]:
+            flags[name] = on, off
+    return flags
+
+
+def kinds_of(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union; a type alone."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _plain(value: Any) -> Any:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import massact.verbs
 from massact.records.errors import UserError, WorkError
+from massact.records.extensions import extensions, modules_in
 from massact.verbs.inputs import Inputs
 from massact.verbs.options import Options
 
@@ -118,13 +117,6 @@ def verbs() -> dict[str, Verb]:
     Raises:
         UserError: what another package names is no verb, or is called like another.
     """
-    modules = [importlib.import_module(f"massact.verbs.{m.name}") for m in pkgutil.iter_modules(massact.verbs.__path__)]
-    known = {m.VERB.name: m.VERB for m in modules if hasattr(m, "VERB")}
-    known = dict(sorted(known.items(), key=lambda item: item[1].place))
-    for entry in entry_points(group="massact.verbs"):
-        verb = entry.load()
-        if not isinstance(verb, Verb) or known.get(verb.name, verb) is not verb:
-            raise UserError(f"{entry.value} is no verb, or is called like another one.",
-                            "An installed package names it as one (entry point massact.verbs).")  # fmt: skip
-        known[verb.name] = verb
-    return known
+    found = [module.VERB for module in modules_in(massact.verbs).values() if hasattr(module, "VERB")]
+    ours = {verb.name: verb for verb in sorted(found, key=lambda verb: verb.place)}
+    return extensions("massact.verbs", Verb, ours)

@@ -6,45 +6,34 @@ An entry point `NAME = "package.module:Class"` of the group `massact.results` na
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 
-from massact.records.errors import UserError
-from massact.records.kinds.classics import Classics
+import massact.records.kinds
+from massact.records.extensions import extensions, modules_in
 from massact.records.kinds.comparison import TABLES as COMPARED
-from massact.records.kinds.explanation import Explanation
-from massact.records.kinds.intervention import Intervention
-from massact.records.kinds.lab import Lab
-from massact.records.kinds.reproduction import Reproduction
 from massact.records.kinds.scan import ScanResult, open_run
-from massact.records.kinds.training import Trained
-from massact.records.kinds.trajectory import Trajectory
 from massact.records.result import Result
 from massact.records.run import is_folder
 from massact.records.tables import Columns
 
 __all__ = ["Result", "alone_in", "kinds", "results_in", "scan_in", "tables"]
 
-# The order in which a page tells of them.
-_OURS: tuple[type[Result], ...] = (
-    ScanResult, Explanation, Intervention, Classics, Reproduction, Trained, Trajectory, Lab)  # fmt: skip
-
 
 @cache
 def kinds() -> dict[str, type[Result]]:
-    """Name -> kind, of all that are known.
+    """Name -> kind, of all that are known, in the order in which a page tells of them.
 
     Raises:
         UserError: what another package names is no kind, or is called like another.
     """
-    known = {kind.KIND: kind for kind in _OURS}
-    for entry in entry_points(group="massact.results"):
-        kind = entry.load()
-        if not (isinstance(kind, type) and issubclass(kind, Result)) or known.get(kind.KIND, kind) is not kind:
-            raise UserError(f"{entry.value} is no kind of result, or is called like another one.",
-                            "An installed package names it as one (entry point massact.results).")  # fmt: skip
-        known[kind.KIND] = kind
-    return known
+    ours = [
+        found
+        for module in modules_in(massact.records.kinds).values()
+        for found in vars(module).values()
+        if isinstance(found, type) and issubclass(found, Result) and found.__module__ == module.__name__
+    ]
+    known = {kind.KIND: kind for kind in sorted(ours, key=lambda kind: kind.PLACE)}
+    return extensions("massact.results", Result, known, "KIND")
 
 
 def tables() -> dict[str, Columns]:

@@ -59,6 +59,7 @@ class Classics(Result):
     INFO: ClassVar[type[Any]] = ClassicsInfo
     TABLES: ClassVar = TABLES
     AGAIN: ClassVar[str] = "Run them again."
+    PLACE: ClassVar[int] = 3
 
     info: ClassicsInfo
     classics: pd.DataFrame = table("classics")

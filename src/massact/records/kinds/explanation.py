@@ -193,6 +193,7 @@ class Explanation(Result):
     SOME: ClassVar[frozenset[str]] = frozenset({"patch_attention"})
     ARRAYS: ClassVar = {"maps": ("attention.npz", ATTENTION)}
     AGAIN: ClassVar[str] = "Explain the run again."
+    PLACE: ClassVar[int] = 1
 
     info: ExplainInfo
     heads: pd.DataFrame = table("heads")

@@ -62,6 +62,7 @@ class Intervention(Result):
     INFO: ClassVar[type[Any]] = InterveneInfo
     TABLES: ClassVar = TABLES
     AGAIN: ClassVar[str] = "Intervene on the run again."
+    PLACE: ClassVar[int] = 2
 
     info: InterveneInfo
     effects: pd.DataFrame = table("effects")

@@ -75,6 +75,7 @@ class Lab(Result):
     TABLES: ClassVar = TABLES
     ALONE: ClassVar[bool] = True
     AGAIN: ClassVar[str] = "Run the toy lab again, or delete the directory."
+    PLACE: ClassVar[int] = 7
 
     info: LabInfo
     lab: pd.DataFrame = table("lab")

@@ -74,6 +74,7 @@ class Reproduction(Result):
     INFO: ClassVar[type[Any]] = ReproduceInfo
     TABLES: ClassVar = TABLES
     AGAIN: ClassVar[str] = "Run it again: massact reproduce."
+    PLACE: ClassVar[int] = 4
 
     info: ReproduceInfo
     reproduced: pd.DataFrame = table("reproduced")

@@ -151,6 +151,7 @@ class ScanResult(Result):
     ARRAYS: ClassVar = {"portrait": ("portrait.npz", PORTRAIT), "images": ("images.npz", IMAGES)}
     ALONE: ClassVar[bool] = True
     AGAIN: ClassVar[str] = "Scan again, with --resume where it did not finish."
+    PLACE: ClassVar[int] = 0
 
     info: RunInfo
     layers: pd.DataFrame = table("layers")

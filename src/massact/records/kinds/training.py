@@ -81,6 +81,7 @@ class Trained(Result):
     TABLES: ClassVar = TABLES
     ALONE: ClassVar[bool] = True
     AGAIN: ClassVar[str] = "Train again, or delete the directory."
+    PLACE: ClassVar[int] = 5
 
     info: TrainInfo
     training: pd.DataFrame = table("training")

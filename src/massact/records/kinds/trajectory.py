@@ -139,6 +139,7 @@ class Trajectory(Result):
     TABLES: ClassVar = TABLES
     ALONE: ClassVar[bool] = True
     AGAIN: ClassVar[str] = "Scan again with --resume."
+    PLACE: ClassVar[int] = 6
 
     info: TrajectoryInfo
     revisions: pd.DataFrame = table("revisions")

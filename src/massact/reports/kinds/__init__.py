@@ -6,35 +6,19 @@ another package; without one its notes and its tables are shown.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import entry_points
 
 from massact.records.errors import UserError
-from massact.reports.kinds import (
-    classics,
-    comparison,
-    explanation,
-    foreign,
-    intervention,
-    lab,
-    reproduction,
-    scan,
-    training,
-    trajectory,
-)
+from massact.records.extensions import modules_in
+from massact.reports.kinds import foreign
 from massact.reports.readings import Reading
 
+# Each file (or folder) is called as the kind that it reads; what `foreign` reads is a kind of another package.
 READINGS: dict[str, Reading] = {
-    "scan": scan.READING,
-    "explanation": explanation.READING,
-    "intervention": intervention.READING,
-    "classics": classics.READING,
-    "reproduction": reproduction.READING,
-    "training": training.READING,
-    "trajectory": trajectory.READING,
-    "lab": lab.READING,
-    "comparison": comparison.READING,
+    name: module.READING for name, module in modules_in(sys.modules[__name__]).items() if module is not foreign
 }
 
 
