@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
+import read_page
 import synthetic
 import synthetic_tables
 from matplotlib.figure import Figure
@@ -18,12 +20,13 @@ from PIL import Image
 
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
-from massact.reports import draw
+from massact.reports import draw, report
+from massact.reports.kinds import READINGS
 from massact.reports.kinds.scan.census import draw_census
 from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
 from massact.reports.kinds.scan.portrait import draw_magnitudes, outline, peaks
 from massact.reports.kinds.scan.views import rule_of
-from massact.reports.panels import token_label
+from massact.reports.panels import Line, Panel, Sheet, token_label
 from massact.reports.render.lettering import lettered, style
 from massact.reports.render.sheets import figure_of
 
@@ -167,6 +170,19 @@ def test_census_without_findings_says_how_far_the_nearest_is() -> None:
     assert len(axes.patches) == 2
     (axes,) = drawn(draw_census, synthetic.quiet(near=False)).axes
     assert "No near misses" in axes.texts[0].get_text()
+
+
+def test_a_new_figure_is_one_function_for_file_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def toy(result: ScanResult) -> Sheet:
+        return Sheet([Panel("A toy", [Line(result.layers["layer"], result.layers["mean"], "mean")])])
+
+    monkeypatch.setitem(READINGS, "scan", replace(READINGS["scan"], figures={"toy": toy}))
+    result = synthetic.massive()
+    assert [path.name for path in draw(result, tmp_path)] == ["toy.png", "toy.svg"]
+    page = read_page.read(report(result, tmp_path / "page.html").read_text(encoding="utf-8"))
+    (trace,) = page.figures()[next(title for title in page.figures() if "A toy" in title)]["data"]
+    assert trace["name"] == "mean" and np.allclose(trace["y"], result.layers["mean"], rtol=1e-5)
+    np.testing.assert_array_equal(lines(drawn(toy, result), 0)["mean"], result.layers["mean"])
 
 
 def test_massive_tokens_are_bold_and_every_spike_is_drawn() -> None:

@@ -253,10 +253,11 @@ Drawn = Panel | Scene | Gallery
 
 @dataclass(frozen=True)
 class Sheet:
-    """What one file of figures shows: parts in rows as on a page, under a title."""
+    """What one file of figures shows: parts in rows as on a page, under a title; `page`: whether a page has room."""
 
     parts: Sequence[Drawn]
     title: str = ""
+    page: bool = True
 
     def __bool__(self) -> bool:
         return bool(self.parts)

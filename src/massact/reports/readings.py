@@ -41,8 +41,13 @@ class Reading:
     by: str = ""
 
     def sections_of(self, result: Any) -> list[Section]:
-        """Its sections of a page."""
-        return [section for make in self.sections if (section := make(result)) is not None]
+        """Its sections of a page; figures that none of them shows stand in one of their own."""
+        made = [section for make in self.sections if (section := make(result)) is not None]
+        shown = {getattr(part, "title", "") for section in made for part in section.parts}
+        sheets = [sheet for draw in self.figures.values() if (sheet := draw(result)) is not None and sheet.page]
+        sheets = [sheet for sheet in sheets if not shown & {part.title for part in sheet.parts}]
+        left = [part for sheet in sheets for part in sheet.parts if part]
+        return [*made, *([Section("figures", "Figures", left)] if left else [])]
 
     def first_rows(self, result: Any) -> pd.DataFrame | None:
         """The rows of its main table, those first that a reader wants first."""

@@ -96,7 +96,7 @@ def _cells(part: Drawn, legend: Legend) -> list[Cell]:
 
 def _panel(axes: Axes, panel: Panel, log: bool, legend: Legend) -> None:
     """One panel; of one that is wanted on both scales that with or without `log`, the note on the first's right."""
-    lines = [panel.title] * (not (panel.both and log)) + [panel.note] * bool(panel.note and log)
+    lines = [panel.title] * (not (panel.both and panel and log)) + [panel.note] * bool(panel.note and log)
     width = int(axes.get_position().width * axes.figure.get_size_inches()[0] * 14.5)
     wrapped = [textwrap.fill(drawable(line, 160), max(width, 20)) for line in lines]
     axes.set_title("\n".join(wrapped), fontsize=9)

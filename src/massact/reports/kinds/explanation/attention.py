@@ -69,7 +69,7 @@ def draw_maps(e: Explanation) -> Sheet | None:
             heat = Heat(one, range(n), range(n), "mean over heads", low=low, high=high, said=said)
             title = f"{name} of the prompt, layer {int(layer)}"
             made.append(Panel(title, [heat], x, y, "Row: query; column: key.", height=340, width=width))
-    return Sheet(made)
+    return Sheet(made, page=n <= MOST_TOKENS)
 
 
 def draw_axes(e: Explanation) -> Sheet | None:

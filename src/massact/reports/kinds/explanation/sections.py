@@ -29,10 +29,11 @@ def attention(e: Explanation) -> Section:
 
 def _maps(e: Explanation) -> list[Part]:
     """The maps of the prompt, where it is short enough for a page."""
-    sheet, n = figures.draw_maps(e), len(e.maps.get("tokens", ()))
-    if sheet and n > figures.MOST_TOKENS:
-        return [Words([f"The attention maps of the prompt ({n:,} tokens) are in figures/attention_maps."])]
-    return parts_in(sheet)
+    sheet = figures.draw_maps(e)
+    if sheet is None or sheet.page:
+        return parts_in(sheet)
+    n = len(e.maps["tokens"])
+    return [Words([f"The attention maps of the prompt ({n:,} tokens) are in figures/attention_maps."])]
 
 
 def bias(e: Explanation) -> Section | None:
