@@ -63,7 +63,7 @@ def sdpa(q: Any, k: Any, v: Any) -> Any:
 
 def attended(q: Any, k: Any, v: Any) -> Any:
     """The call as a tap sees it: the same kernel, asked for its log-sum-exp as well."""
-    from massact.stats.attended import Attended, fused_attention
+    from massact.stats.attention_call import Attended, fused_attention
 
     out, lse = fused_attention(q, k, v, None, True, E**-0.5)
     return Attended(q[0], k[0], v[0], out[0], lse[0], E**-0.5, causal=True, forward=True)

@@ -20,9 +20,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from massact.stats import DimMoments, HiddenStats, Ranks, TokenMax, Where, passes, select
-from massact.stats.blocks import blocks_of
+from massact.stats import DimMoments, HiddenStats, Ranks, TokenMax, Where, passes, selection
 from massact.stats.dims import ColumnBlocks
+from massact.stats.row_blocks import blocks_of
 
 SIZES = ("1024x768", "2048x768", "4096x4096")
 DTYPES = ("float32", "bfloat16")
@@ -46,7 +46,7 @@ def updated(make: Callable[[], object]) -> Callable[[Tensor], object]:
 def only_median(h_TD: Tensor) -> float | None:
     """The bracketed median and the blocks that it reads."""
     n = h_TD.numel()
-    bracket = select.MedianBracket(select.strided_sample(h_TD, select.sample_size(n)), n)
+    bracket = selection.MedianBracket(selection.strided_sample(h_TD, selection.sample_size(n)), n)
     for block in blocks_of(h_TD):
         bracket.add(block.mag, block.low, block.high)
     return bracket.median()

@@ -24,7 +24,7 @@ from massact.corpora import Corpus
 from massact.interventions.predictions import ask, task_of
 from massact.models import Model, load, with_attention
 from massact.stats import Where
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from tests.families import build
 
 WORDS = ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", ".", ",", ";", "!", "\n")

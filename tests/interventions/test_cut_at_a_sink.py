@@ -11,7 +11,7 @@ import massact as ma
 from massact.interventions import cut_attention
 from massact.interventions.sinks import SINK_METRICS
 from massact.models import with_attention
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.trace import edited
 
 T = 24

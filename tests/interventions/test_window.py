@@ -16,7 +16,7 @@ from massact.interventions import evaluate
 from massact.interventions.window import window
 from massact.models import with_attention
 from massact.records.errors import UserError, WorkError
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.trace import edited
 from massact.trace.attention import AttentionCall, attending
 from tests.families import build

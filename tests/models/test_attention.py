@@ -23,7 +23,7 @@ from massact.records.anatomy import AttentionPlace
 from massact.records.errors import UserError
 from massact.records.sites import Site
 from massact.stats import Where
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.trace import Probe, measure
 from massact.trace.attention import AttentionCall, attending
 from tests.anatomy.test_own_modules import Block, D, Own

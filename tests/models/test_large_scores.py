@@ -16,7 +16,7 @@ from massact.records.anatomy import AttentionPlace
 from massact.records.errors import WorkError
 from massact.records.sites import Site
 from massact.stats import Where
-from massact.stats.attended import rounding_allowed
+from massact.stats.attention_call import rounding_allowed
 from massact.stats.heads import HeadOptions, HeadStats, Targets
 
 SMALL: dict[str, Any] = dict(

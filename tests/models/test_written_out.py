@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import massact as ma
 from massact.models import with_attention
 from massact.stats import Where
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 
 HEADS, WIDTH = 4, 16
 

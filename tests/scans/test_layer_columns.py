@@ -19,7 +19,7 @@ from massact.records import extensions as registry
 from massact.records.errors import UserError
 from massact.records.kinds.scan import open_run
 from massact.stats import Keep, PerSequence, Where
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.trace import Probe, measure
 from tests.families import build
 

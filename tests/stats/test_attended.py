@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from massact.stats import attended as module
-from massact.stats.attended import Attended, fused_attention, hides_only
+from massact.stats import attention_call as module
+from massact.stats.attention_call import Attended, fused_attention, hides_only
 
 
 def numbers(x: Tensor) -> np.ndarray:

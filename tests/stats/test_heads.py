@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from massact.stats import Where
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.stats.groups import GroupStats
 from massact.stats.heads import PARTS, PER_HEAD, PER_PART, SETS, HeadOptions, HeadResult, HeadStats, Targets
 

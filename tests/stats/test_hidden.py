@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from massact.stats import DimMoments, HiddenStats, Where, blocks, select
+from massact.stats import DimMoments, HiddenStats, Where, row_blocks, selection
 from tests.stats.oracle import DTYPES, WIDE, Seen, check_hidden, hard_stream, hidden_oracle, wide_stream
 
 PATHS = {"cpu": None, "accelerator": False}
@@ -38,8 +38,8 @@ def check(stream: list[Seen], top_k: int = 5, hit: float = 6.0, mad: bool = True
 def block_size(request, monkeypatch):
     """Small inputs must also go through many blocks, and through the bracket instead of the whole sample."""
     if request.param == "small blocks":
-        monkeypatch.setattr(blocks, "BLOCK_VALUES", 40)
-        monkeypatch.setattr(select, "SMALL", 64)
+        monkeypatch.setattr(row_blocks, "BLOCK_VALUES", 40)
+        monkeypatch.setattr(selection, "SMALL", 64)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -222,7 +222,7 @@ def test_the_input_is_not_changed_and_any_layout_will_do():
 
 
 def test_it_works_under_autograd_inference_mode_autocast_and_again_outside(monkeypatch):
-    monkeypatch.setattr(blocks, "_BUFFERS", threading.local())  # buffers first made in inference mode
+    monkeypatch.setattr(row_blocks, "_BUFFERS", threading.local())  # buffers first made in inference mode
     h_TD = torch.randn(30, 20)
     expected = hidden_oracle(one(h_TD), 5, 6.0, True)
     with torch.inference_mode():

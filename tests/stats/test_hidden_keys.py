@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 
 H, T, E = 4, 40, 16
 MASKS = {"-inf": -torch.inf, "float32": torch.finfo(torch.float32).min, "1e9": -1e9, "bert": -1e4}

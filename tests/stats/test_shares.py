@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from massact.stats import Where
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.stats.shares import AttentionShares
 
 H, T, E = 3, 12, 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from massact.stats.attended import Attended, fused_attention
+from massact.stats.attention_call import Attended, fused_attention
 
 H, K, T, E = 4, 2, 9, 8
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from massact.records.anatomy import Block, Place
 from massact.records.errors import ProofError
-from massact.trace.as_proved import BATCH_FIRST
+from massact.trace.conformance import BATCH_FIRST
 from massact.trace.hooks import AllSeen, Tap, tapped
 
 Write = tuple[str, int]  # (module, which call of it)

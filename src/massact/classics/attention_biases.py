@@ -27,7 +27,7 @@ from massact.records.anatomy import AttentionPlace
 from massact.records.errors import UserError
 from massact.records.sites import Site
 from massact.stats import PerSequence, Where
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.trace import AttentionEdit, Probe, Seen, Together, WeightEdit, edited, observing, unchanged
 from massact.trace.bias_roles import ROLES, bias_roles
 from massact.trace.edits import AnyEdit

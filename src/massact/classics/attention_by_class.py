@@ -13,7 +13,7 @@ from torch import Tensor
 
 from massact.classics.token_labels import CLASSES, CLS, FIRST, SEP, Labels
 from massact.stats import Where
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.stats.dims import sum_dtype
 from massact.stats.protocol import to_numpy
 

@@ -23,7 +23,7 @@ from massact.models import Model
 from massact.records.anatomy import AttentionPlace
 from massact.records.errors import UserError
 from massact.records.sites import Site
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.stats.dims import sum_dtype
 from massact.stats.protocol import to_numpy
 from massact.trace.gradients import attention_gradients, sequences_with_gradients

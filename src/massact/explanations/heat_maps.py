@@ -12,7 +12,7 @@ from massact.records.errors import MassactError
 from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
 from massact.scans import prompt_corpus
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.stats.protocol import PerSequence, Where
 from massact.trace import Probe, measure
 from massact.verbs.scan import PROMPT

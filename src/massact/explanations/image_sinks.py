@@ -19,7 +19,7 @@ from massact.models import Model, with_attention
 from massact.positions import tokens_of
 from massact.records.errors import UserError
 from massact.records.rules import TAU
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.stats.protocol import PerSequence, Where
 from massact.trace import Probe, measure
 

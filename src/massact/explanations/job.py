@@ -35,7 +35,7 @@ from massact.records.sites import Site
 from massact.scans import AtLength, proved_at, scanned_inputs
 from massact.scans.image_maps import massive_patches
 from massact.stats import TokenMax
-from massact.stats.attended import rounding_allowed
+from massact.stats.attention_call import rounding_allowed
 from massact.stats.groups import GroupStats
 from massact.stats.heads import HeadOptions, HeadResult, HeadStats, Targets
 from massact.trace import Measurements, Probe, measure

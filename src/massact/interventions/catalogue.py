@@ -22,7 +22,7 @@ from massact.corpora import Batch
 from massact.corpora.masks import first_kept
 from massact.records.errors import UserError
 from massact.records.sites import Site
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.trace import AttentionEdit, Edit, InputEdit, WeightEdit
 from massact.trace.edits import past_of
 from massact.trace.text_rows import TEXT_POSITIONS

@@ -19,7 +19,7 @@ from massact.interventions.catalogue import Massive
 from massact.models import Model
 from massact.records.rules import SINK, is_sink
 from massact.records.sites import Site
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.stats.groups import Chosen
 from massact.stats.heads import HeadOptions, HeadStats, Queries, Targets
 from massact.stats.protocol import PerSequence, Where

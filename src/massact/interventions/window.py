@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from massact.records.errors import UserError
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.trace import AttentionEdit
 
 _BLOCK_VALUES = 1 << 20  # logits of one block of queries

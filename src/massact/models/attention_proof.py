@@ -14,11 +14,11 @@ from massact.models.loading import Model
 from massact.records.anatomy import AttentionPlace, Block, Place, Stack
 from massact.records.errors import ProofError, class_and_line
 from massact.records.sites import Site
-from massact.stats.attended import Attended, hides_only, rounding_allowed
+from massact.stats.attention_call import Attended, hides_only, rounding_allowed
 from massact.trace import tensors_in
-from massact.trace.as_found import unchanged
 from massact.trace.attention import AttentionCall, Key, watching_attention
 from massact.trace.hooks import tapped
+from massact.trace.integrity import unchanged
 
 
 @dataclass

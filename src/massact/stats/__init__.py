@@ -8,9 +8,9 @@ Must not know models, sites, layers, criteria, or files.
 
 from massact.stats.dims import DimMoments, DimResult
 from massact.stats.dynamics import Dynamics, fit_dynamics
-from massact.stats.hidden import HiddenResult, HiddenStats
+from massact.stats.hidden_states import HiddenResult, HiddenStats
+from massact.stats.primitives import Keep, KeepResult, Ranks, RanksResult, TokenMax, TokenMaxResult
 from massact.stats.protocol import Columned, PerSequence, Resumable, Statistic, Where
-from massact.stats.small import Keep, KeepResult, Ranks, RanksResult, TokenMax, TokenMaxResult
 
 __all__ = [
     "Columned",

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from massact.stats.blocks import Block, block_rows, blocks_of, scratch
 from massact.stats.protocol import Where, check_2d, to_numpy
+from massact.stats.row_blocks import Block, block_rows, blocks_of, scratch
 
 # Squares of deviations, a millionth of a value among them, are normal in float32 from here on.
 _TINY = 1e-12

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from massact.records.rules import SINK, is_sink
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.stats.dims import sum_dtype
 from massact.stats.groups import Chosen, GroupResult, GroupStats, rows_at
 from massact.stats.protocol import Where, to_numpy

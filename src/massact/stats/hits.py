@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from massact.records.rules import HIT
-from massact.stats.blocks import blocks_of
 from massact.stats.dims import compute_dtype, round_up, scaled, sum_dtype
 from massact.stats.protocol import Where, check_2d, check_same, stacked
+from massact.stats.row_blocks import blocks_of
 
 SLACK = 1e-9  # a share is not exact: 0.07 x 100 is a little more than 7
 

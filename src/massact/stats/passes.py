@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from massact.stats import select
-from massact.stats.blocks import Block, blocks_of, scratch
+from massact.stats import selection
 from massact.stats.dims import (
     ColumnBlocks,
     Columns,
@@ -27,6 +26,7 @@ from massact.stats.dims import (
     sum_dtype,
     with_tiny_dims,
 )
+from massact.stats.row_blocks import Block, blocks_of, scratch
 
 # One number per sequence each, in the order of `Measured.scalars`.
 SCALARS = (
@@ -112,7 +112,7 @@ def blocked_pass(h_TD: Tensor, ask: Ask) -> Measured | None:
     h_TD = h_TD.detach().contiguous()
     T, D = h_TD.shape
     sums, tokens = ColumnBlocks(T, D, ask.hit), _TokenSums(T)
-    bracket = select.MedianBracket(select.strided_sample(h_TD, select.sample_size(T * D)), T * D)
+    bracket = selection.MedianBracket(selection.strided_sample(h_TD, selection.sample_size(T * D)), T * D)
     for block in blocks_of(h_TD):
         sums.add(block)
         tokens.add(block)
@@ -139,7 +139,7 @@ def blocked_pass(h_TD: Tensor, ask: Ask) -> Measured | None:
         "n_nan": 0.0,
         "n_inf": 0.0,
     }
-    rows_K, dims_K = map(torch.from_numpy, select.top_of_rows(h_TD, tokens.max_T.numpy(), ask.top_k))
+    rows_K, dims_K = map(torch.from_numpy, selection.top_of_rows(h_TD, tokens.max_T.numpy(), ask.top_k))
     return Measured(
         columns=columns,
         scalars=torch.tensor([scalars[name] for name in SCALARS], dtype=torch.float64),
@@ -206,20 +206,20 @@ def _osp_blocked(h_TD: Tensor, tokens: _TokenSums, tiny_T: Tensor) -> float:
 def _median_of_all(h_TD: Tensor) -> float:
     """Lower median of |h| by partition of a whole copy, in a reused buffer."""
     mag_N = scratch("all magnitudes", (h_TD.numel(),), torch.float32)
-    return select.lower_median(mag_N.copy_(h_TD.view(-1)).abs_().numpy())
+    return selection.lower_median(mag_N.copy_(h_TD.view(-1)).abs_().numpy())
 
 
 def _mad_blocked(h_TD: Tensor, median: float) -> float:
     """Lower median of | |h| - median |, differences rounded to float32."""
-    sample_S = np.abs(select.strided_sample(h_TD, select.sample_size(h_TD.numel())) - np.float32(median))
-    bracket = select.MedianBracket(sample_S, h_TD.numel())
+    sample_S = np.abs(selection.strided_sample(h_TD, selection.sample_size(h_TD.numel())) - np.float32(median))
+    bracket = selection.MedianBracket(sample_S, h_TD.numel())
     for block in blocks_of(h_TD):
         block.mag_RD.sub_(median).abs_()
         bracket.add(block.mag, block.low, block.high)
     mad = bracket.median()
     if mad is None:
         mag_N = scratch("all magnitudes", (h_TD.numel(),), torch.float32).copy_(h_TD.view(-1))
-        mad = select.lower_median(mag_N.abs_().sub_(median).abs_().numpy())
+        mad = selection.lower_median(mag_N.abs_().sub_(median).abs_().numpy())
     return mad
 
 
@@ -246,7 +246,7 @@ def whole_pass(h_TD: Tensor, ask: Ask, exact: bool) -> Measured:
 
     order_TD = torch.where(finite_TD, h_TD.abs(), -1)  # what is not finite sorts last
     max_T = order_TD.amax(1)
-    top_row_K, top_dim_K = select.top_of_rows_device(order_TD, max_T, ask.top_k)
+    top_row_K, top_dim_K = selection.top_of_rows_device(order_TD, max_T, ask.top_k)
     flat_K = top_row_K * D + top_dim_K
     top_value_K = h_TD.reshape(-1).index_select(0, flat_K)
     real_K = torch.isfinite(top_value_K)
@@ -319,6 +319,6 @@ def _moments_whole(v_TD: Tensor, finite_TD: Tensor, n_T: Tensor, norm_T: Tensor)
 def _median_whole(x_TD: Tensor, finite_TD: Tensor, n: Tensor, exact: bool) -> Tensor:
     """Lower median of |x| over the finite values, 0-d."""
     if not exact:
-        return select.lower_median_device(x_TD, n)
+        return selection.lower_median_device(x_TD, n)
     mag_N = x_TD[finite_TD].abs().double().numpy()
-    return torch.tensor(select.lower_median(mag_N), dtype=torch.float64)
+    return torch.tensor(selection.lower_median(mag_N), dtype=torch.float64)

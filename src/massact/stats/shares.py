@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.stats.protocol import Where
 
 Pair = tuple[str, str]  # group of queries, group of keys

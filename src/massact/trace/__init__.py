@@ -4,10 +4,10 @@ Takes a model with its anatomy, batches, probes and edits; gives measurements. K
 how a forward pass is watched. Must not know criteria, findings, files or what a statistic computes.
 """
 
-from massact.trace.as_found import unchanged
-from massact.trace.as_proved import BATCH_FIRST, Checker
+from massact.trace.conformance import BATCH_FIRST, Checker
 from massact.trace.edits import AddedTokens, AttentionEdit, Edit, Fired, InputEdit, Together, WeightEdit
 from massact.trace.hooks import Taps, tapped
+from massact.trace.integrity import unchanged
 from massact.trace.measurements import measure
 from massact.trace.observation import Measurements, Probe, Seen, edited, observing, plan
 from massact.trace.updates import feed

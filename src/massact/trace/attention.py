@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from massact.records.anatomy import AttentionPlace
-from massact.stats.attended import Attended, fused_attention
+from massact.stats.attention_call import Attended, fused_attention
 
 Seen = Callable[["AttentionCall"], Tensor | None]  # gives None to leave the output, or a new one (B, H, T, F)
 Key = tuple[str, int]  # module, which attention call inside it in one forward pass

@@ -14,7 +14,7 @@ from massact.corpora import Batch
 from massact.corpora.masks import first_kept
 from massact.records.anatomy import Stack
 from massact.records.errors import UserError, WorkError, near
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.trace.added_tokens import tokens_added
 from massact.trace.attention import AttentionCall
 from massact.trace.text_rows import TEXT_POSITIONS

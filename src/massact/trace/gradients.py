@@ -20,7 +20,7 @@ from massact.corpora import Batch
 from massact.records.anatomy import AttentionPlace
 from massact.records.errors import WorkError
 from massact.stats import Where
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.trace.attention import AttentionCall, attending
 from massact.trace.updates import attended_sequences
 

@@ -12,10 +12,10 @@ import torch
 from massact.corpora import Batch, Corpus
 from massact.records.anatomy import Place
 from massact.records.errors import UserError, WorkError
-from massact.trace.as_found import unchanged
-from massact.trace.as_proved import Checker
+from massact.trace.conformance import Checker
 from massact.trace.edits import AnyEdit, Fired, check_fired
 from massact.trace.hooks import AllSeen
+from massact.trace.integrity import unchanged
 from massact.trace.observation import Measurements, Observable, Plan, Probe, Seen, observing, plan
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}

@@ -20,8 +20,8 @@ from massact.records.anatomy import Anatomy, AttentionPlace, Place
 from massact.records.errors import UserError, WorkError, near
 from massact.records.sites import Site
 from massact.stats import Statistic
-from massact.trace.as_proved import Checker, Shapes, check_calls
 from massact.trace.attention import AttentionCall, attending
+from massact.trace.conformance import Checker, Shapes, check_calls
 from massact.trace.edits import (
     AddedTokens,
     AnyEdit,

@@ -16,7 +16,7 @@ from massact.corpora.batch import Positions, counted
 from massact.records.anatomy import AttentionPlace
 from massact.records.errors import WorkError
 from massact.stats import Statistic, Where
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.trace.attention import AttentionCall
 from massact.trace.text_rows import TextRows
 

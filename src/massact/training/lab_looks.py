@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from massact.corpora import corpus as make_corpus
 from massact.models import Model, load, with_attention
 from massact.stats import Keep, PerSequence, Where
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.trace import Edit, Probe, edited, measure
 from massact.training.backcopy import Backcopy
 from massact.training.toy import FAR, FROM_QUERY, NEXT, ORDINARY, LabConfig

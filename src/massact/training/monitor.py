@@ -29,7 +29,7 @@ from massact.records.errors import ProofError, UserError, WorkError
 from massact.records.rules import massive
 from massact.records.tables import frame
 from massact.stats import Dynamics, fit_dynamics
-from massact.stats.attended import Attended
+from massact.stats.attention_call import Attended
 from massact.stats.protocol import Where, to_numpy
 from massact.trace import Probe, Seen, observing, unchanged
 

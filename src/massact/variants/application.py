@@ -18,8 +18,8 @@ from transformers.masking_utils import sdpa_mask
 from massact.anatomy import example_inputs
 from massact.anatomy.examples import float_dtype, to_device
 from massact.records.errors import MassactError, UserError, class_and_line
-from massact.stats.attended import fused_attention
-from massact.trace.inputs_of import input_of, inputs_kept, keep_input
+from massact.stats.attention_call import fused_attention
+from massact.trace.module_inputs import input_of, inputs_kept, keep_input
 from massact.variants.calls import Call, Dims, Init, Options, Variant
 from massact.variants.changes import PREFIX, changeable, changes_of, note_change
 from massact.variants.registry import VARIANTS, variant, variants

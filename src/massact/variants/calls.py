@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from massact.records.errors import UserError, check_options
-from massact.stats.attended import HIDES
+from massact.stats.attention_call import HIDES
 
 Given = tuple[Tensor, Tensor | None]
 Params = Mapping[str, Tensor]

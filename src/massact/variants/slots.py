@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from massact.stats.attended import HIDES, fused_attention
+from massact.stats.attention_call import HIDES, fused_attention
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from massact.records.errors import UserError
-from massact.stats.blocks import blocks_of
 from massact.stats.protocol import Where, check_2d, check_same, concatenated, offsets_of, stacked, to_numpy
-from massact.stats.select import rank_stable, top_k_stable
+from massact.stats.row_blocks import blocks_of
+from massact.stats.selection import rank_stable, top_k_stable
 
 _NEAR_TOP = 1000  # ranks below this come from one partition
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from massact.stats import passes, select
+from massact.stats import passes, selection
 from tests.stats.oracle import DTYPES
 
 
@@ -16,7 +16,7 @@ from tests.stats.oracle import DTYPES
 @given(values=st.lists(st.integers(-3, 3), min_size=1, max_size=40), k=st.integers(1, 45))
 def test_top_k_is_the_head_of_a_stable_descending_sort(values, k):
     v = np.array(values, np.float32)
-    np.testing.assert_array_equal(select.top_k_stable(v, k), np.argsort(-v, kind="stable")[:k])
+    np.testing.assert_array_equal(selection.top_k_stable(v, k), np.argsort(-v, kind="stable")[:k])
 
 
 @settings(max_examples=100, deadline=None)
@@ -25,9 +25,9 @@ def test_searching_only_k_rows_finds_the_k_greatest_even_among_ties(seed, T, D, 
     h_TD = torch.from_numpy(np.random.default_rng(seed).integers(-4, 5, (T, D)).astype(np.float32))
     mag_TD = h_TD.abs()
     expected = np.argsort(-mag_TD.numpy().reshape(-1), kind="stable")[:k]
-    rows, dims = select.top_of_rows(h_TD, mag_TD.amax(1).numpy(), k)
+    rows, dims = selection.top_of_rows(h_TD, mag_TD.amax(1).numpy(), k)
     np.testing.assert_array_equal(rows * D + dims, expected)
-    rows, dims = select.top_of_rows_device(mag_TD, mag_TD.amax(1), k)
+    rows, dims = selection.top_of_rows_device(mag_TD, mag_TD.amax(1), k)
     np.testing.assert_array_equal((rows * D + dims).numpy(), expected)
 
 
@@ -40,7 +40,7 @@ def test_the_histogram_median_is_torch_median(dtype, seed, n, n_bad, log_scale):
     bad = torch.tensor([np.nan, np.inf, -np.inf, np.nan, np.inf][:n_bad], dtype=dtype)
     mixed = torch.cat([bad, x])[torch.randperm(n + n_bad, generator=generator)]
     n_valid = torch.isfinite(mixed).sum()  # fp16 may overflow
-    got = select.lower_median_device(mixed, n_valid)
+    got = selection.lower_median_device(mixed, n_valid)
     assert got.dtype == dtype and got.ndim == 0
     if n_valid > 0:
         assert got == mixed[torch.isfinite(mixed)].abs().median()
@@ -49,13 +49,13 @@ def test_the_histogram_median_is_torch_median(dtype, seed, n, n_bad, log_scale):
 
 
 def test_the_histogram_median_over_several_chunks(monkeypatch):
-    monkeypatch.setattr(select, "_CHUNK", 37)
+    monkeypatch.setattr(selection, "_CHUNK", 37)
     x = torch.randn(1001)
-    assert select.lower_median_device(x, torch.tensor(1001)) == x.abs().median()
+    assert selection.lower_median_device(x, torch.tensor(1001)) == x.abs().median()
 
 
-def bracket_of(x: np.ndarray, sample: np.ndarray, n_blocks: int = 7) -> select.MedianBracket:
-    bracket = select.MedianBracket(sample.copy(), len(x))
+def bracket_of(x: np.ndarray, sample: np.ndarray, n_blocks: int = 7) -> selection.MedianBracket:
+    bracket = selection.MedianBracket(sample.copy(), len(x))
     for part in np.array_split(x, n_blocks):
         bracket.add(part, np.empty(len(part), bool), np.empty(len(part), bool))
     return bracket
@@ -64,7 +64,7 @@ def bracket_of(x: np.ndarray, sample: np.ndarray, n_blocks: int = 7) -> select.M
 def test_the_bracket_keeps_few_values_and_is_exact():
     x = np.abs(np.random.default_rng(0).standard_normal(400_000)).astype(np.float32)
     h_TD = torch.from_numpy(x.reshape(-1, 400))
-    bracket = bracket_of(x, select.strided_sample(h_TD, select.sample_size(len(x))))
+    bracket = bracket_of(x, selection.strided_sample(h_TD, selection.sample_size(len(x))))
     assert bracket.median() == np.sort(x)[(len(x) - 1) // 2]
     assert 0 < bracket.n_between < 0.04 * len(x)
 
@@ -82,7 +82,7 @@ def test_the_bracket_is_exact_or_says_that_it_missed(seed, n, m, levels):
 
 
 def test_a_missed_bracket_falls_back_to_the_exact_median(monkeypatch):
-    monkeypatch.setattr(select, "strided_sample", lambda h_TD, size: np.full(50, 1e6, np.float32))
+    monkeypatch.setattr(selection, "strided_sample", lambda h_TD, size: np.full(50, 1e6, np.float32))
     torch.manual_seed(0)
     h_TD = torch.randn(80, 60)
     m = passes.blocked_pass(h_TD, passes.Ask(top_k=3, hit=6.0, mad=True))
@@ -94,7 +94,7 @@ def test_a_missed_bracket_falls_back_to_the_exact_median(monkeypatch):
 @pytest.mark.parametrize("D", [1, 12, 768, 769])
 def test_the_sample_visits_every_dim(D):
     h_TD = (torch.arange(D, dtype=torch.float32) + 1).repeat(40_000 // D + 2, 1)
-    sample = select.strided_sample(h_TD, 8 * D)
+    sample = selection.strided_sample(h_TD, 8 * D)
     counts = (
         np.unique_counts(sample).counts if hasattr(np, "unique_counts") else np.unique(sample, return_counts=True)[1]
     )
@@ -105,6 +105,6 @@ def test_the_histogram_median_works_in_deterministic_mode():
     x = torch.randn(300, dtype=torch.bfloat16)
     torch.use_deterministic_algorithms(True)
     try:
-        assert select.lower_median_device(x, torch.tensor(300)) == x.abs().median()
+        assert selection.lower_median_device(x, torch.tensor(300)) == x.abs().median()
     finally:
         torch.use_deterministic_algorithms(False)

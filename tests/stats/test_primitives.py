@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from massact.records.errors import UserError
-from massact.stats import Keep, Ranks, TokenMax, Where, small
+from massact.stats import Keep, Ranks, TokenMax, Where, primitives
 from tests.stats.oracle import DTYPES
 
 
@@ -98,6 +98,6 @@ def test_places_are_those_of_a_stable_sort_on_every_device(seed, n, levels):
     expected = np.argsort(-mag_V.numpy(), kind="stable")[rank_R.numpy()]
     with pytest.MonkeyPatch.context() as patch:
         for near_top in (0, 7, 1000):
-            patch.setattr(small, "_NEAR_TOP", near_top)
-            np.testing.assert_array_equal(small._places_cpu(mag_V, rank_R).numpy(), expected)
-    np.testing.assert_array_equal(small._places_sorted(mag_V, rank_R).numpy(), expected)
+            patch.setattr(primitives, "_NEAR_TOP", near_top)
+            np.testing.assert_array_equal(primitives._places_cpu(mag_V, rank_R).numpy(), expected)
+    np.testing.assert_array_equal(primitives._places_sorted(mag_V, rank_R).numpy(), expected)
