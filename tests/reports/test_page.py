@@ -335,3 +335,9 @@ def test_a_browser_draws_every_figure_and_complains_of_nothing(run: Any, tmp_pat
     assert figures > 10 and done.stdout.count('class="plot-container') == figures
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "MathJax" not in line]
     assert not [line for line in console if "rror" in line or "Refused" in line], console
+
+
+def test_a_peak_without_findings_is_no_error(tmp_path: Path) -> None:
+    result = synthetic.massive()
+    result.findings = result.findings[result.findings["layer"] != 30].reset_index(drop=True)
+    assert "Findings by dim, layer 30" in " ".join(page_of(result, tmp_path).figures())

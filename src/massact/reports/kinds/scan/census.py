@@ -49,7 +49,7 @@ def counts(view: StackView) -> list[Panel]:
             bars = replace(bars, colors=colors, groups=classes[:MOST_BARS])
             padding = "purple: padding; " if "padding" in classes else ""
             caption = f"Each counts once. Blue: start; orange: delimiter; {padding}grey: other."
-        x = Axis(unit, limits=(0.0, float(values.max()) * 1.16), whole=True)
+        x = Axis(unit, limits=(0.0, float(values.max(initial=1)) * 1.16), whole=True)
         y, title = panels.named_axis(few, noun, slots), titled(view, f"{what}, layer {view.peak_layer}")
         made.append(Panel(title, [bars], x, y, caption, more, height=90 + 19 * slots, width="third"))
     return made
