@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import ast
 import math
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from typer.testing import CliRunner
+
 from massact import trace
 from massact.classics import CLASSICS
+from massact.cli import app
 from massact.corpora import PRESETS, Preset
 from massact.interventions.edit_names import edits
 from massact.records.kinds import tables
@@ -86,9 +87,9 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def help_of(*arguments: str) -> str:
     """`massact ... --help` at a fixed width."""
-    done = subprocess.run([sys.executable, "-m", "massact", *arguments, "--help"], capture_output=True, text=True,
-                          env=os.environ | {"COLUMNS": "110", "TERMINAL_WIDTH": "110", "NO_COLOR": "1"})  # fmt: skip
-    return "\n".join(line.rstrip() for line in done.stdout.strip().splitlines()).replace("python -m massact", "massact")
+    runner = CliRunner(env={"COLUMNS": "110", "TERMINAL_WIDTH": "110", "NO_COLOR": "1"})
+    said = runner.invoke(app, [*arguments, "--help"], prog_name="massact").output
+    return "\n".join(line.rstrip() for line in said.strip().splitlines())
 
 
 def _documents(preset: Preset) -> str:

@@ -56,7 +56,7 @@ def test_commands_in_the_documents_exist(page: Path) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     for line in re.findall(r"^\s*(?:\$ )?massact (.+)$", page.read_text(), flags=re.M):
         words = line.split("#")[0].split()
-        if words[0].startswith("-"):
+        if words[0].startswith("-") or (page.name, words[0]) == ("extending.md", "count"):  # tests/test_extending.py
             continue
         assert words[0] in commands, f"{page.name}: massact {line}"
         known = {o for p in commands[words[0]].params for o in (*p.opts, *p.secondary_opts)} | {"--help"}

@@ -43,7 +43,7 @@ def test_wheel_holds_model_text_and_licence(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     for name in ("massact/models/embedded/model.safetensors", "massact/models/embedded/tokenizer.json",
-                 "massact/corpora/embedded.txt", "massact/cli/scan.py", "massact/reports/render/page.css",
+                 "massact/corpora/embedded.txt", "massact/verbs/scan.py", "massact/reports/render/page.css",
                  "massact/reports/render/page.js", "massact/reports/render/page.html"):  # fmt: skip
         assert name in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
