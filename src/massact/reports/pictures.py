@@ -188,7 +188,7 @@ def draw_norm_histograms(histograms: pd.DataFrame, layers: Sequence[int] | None 
 
     said = [[told(layer, i, j) for j in range(len(edges) - 1)] for i, layer in enumerate(rows)]
     heat = Heat(share.to_numpy(float), edges, rows, "share of patches", log=True, said=said)
-    ends = (edges[0], edges[-1]) if edges[0] > 0 else None
+    ends = (edges[0], edges[-1]) if 0 < edges[0] < edges[-1] else None
     x = Axis("Norm of a patch", "log", ends, panels.log_axis(edges).ticks, grid=False)
     if edges[-1] < 10 * edges[0]:  # powers of ten alone have a label, and there may be none
         x = Axis(x.title, "log", ends, [(e, number(e)) for e in edges[:: max(1, len(edges) // 5)]], grid=False)

@@ -64,7 +64,7 @@ def magnitudes(view: StackView, rule: Rule) -> Panel:
 def _onset(span: tuple[int, int], n_layers: int) -> list[Note]:
     """Onset and offset at the top of the shaded layers, or beside them where they are few."""
     first, last = span
-    if (last - first + 1) / (1.04 * n_layers) > 0.4:
+    if (last - first + 1) > 0.4 * (n_layers + 1):
         return [Note(first - 0.5, f"onset {first}"), *[Note(last + 0.5, f"offset {last}", ends=True)] * (last > first)]
     text = f"onset {first}, offset {last}" if last > first else f"layer {first} only"
     left = n_layers - last <= first
