@@ -238,7 +238,8 @@ def _norms(rows: pd.DataFrame) -> Panel:
         mine = stream[stream["subject"] == subject].sort_values("layer")
         lines.append(Line(mine["layer"], panels.column(mine, "value"), name, color, symbol))
     axis = panels.log_axis(panels.column(stream, "value"), "Norm")
-    return Panel("Norm of the hidden state", lines, panels.layer_axis(int(stream["layer"].max())), axis)
+    n_layers = int(stream["layer"].max()) if len(stream) else 1
+    return Panel("Norm of the hidden state", lines, panels.layer_axis(n_layers), axis)
 
 
 def _by_subject(rows: pd.DataFrame, unnamed: str) -> list[Line]:

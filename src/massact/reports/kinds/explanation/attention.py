@@ -152,7 +152,8 @@ def draw_trajectory(e: Explanation) -> Sheet | None:
         for name, title in (("cosine", "Mean cosine of two tokens"), ("sparsity", sparsity)):
             lines = []
             for group, *look in GROUPS:
-                values = rows[rows["group"] == group].set_index("stage")[name].reindex(STAGES).to_numpy(float)
+                mine = rows[rows["group"] == group].drop_duplicates("stage").set_index("stage")
+                values = mine[name].reindex(STAGES).to_numpy(float)
                 if np.isfinite(values).any():
                     lines.append(Line(stages, values, group, *look, said=STAGES))
             title = panels.headed(stack, f"{title}, layer {layer}")

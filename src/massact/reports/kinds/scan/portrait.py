@@ -42,7 +42,7 @@ def portrait(scan: ScanResult) -> list[Scene]:
     best = h_PTD[int(np.argmax(tops))]
     ticks = dim_ticks(best, peaks(best, rule))
     return [
-        scene_of(h_TD, f"Layer {int(layer)}", tokens, kept, rule, max(tops), ticks)
+        scene_of(h_TD, f"Layer {float(layer):.0f}", tokens, kept, rule, max(tops), ticks)
         for h_TD, layer in zip(h_PTD, scan.portrait["layers"], strict=False)
     ]
 

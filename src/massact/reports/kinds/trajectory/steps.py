@@ -72,7 +72,7 @@ def _curves(
     if not ratios.notna().any():
         return [Panel(title, empty="No finite ratio.") for title in titles]
     peak, (at, axis) = int(rows.loc[ratios.idxmax(), "layer"]), x
-    mine = rows[rows["layer"] == peak].set_index("revision").reindex(names)
+    mine = rows[rows["layer"] == peak].drop_duplicates("revision").set_index("revision").reindex(names)
     mine["most"] = ratios.groupby(rows["revision"], sort=False).max().reindex(names)
     said = "Shaded: between the last checkpoint without findings and the first with them." if shades else ""
 
