@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from types import UnionType
-from typing import Any, TypedDict, get_args, get_origin, get_type_hints, is_typeddict
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # that of Python 3.11 says too little of itself
 
 
 @dataclass(frozen=True)
@@ -125,38 +127,17 @@ class Short(TypedDict, total=False):
     n_sequences: int
 
 
-def _needed(kind: Any) -> set[str]:
-    """Fields of a dataclass without a value of their own: what was added later has one, for records made before."""
-    return {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
-
-
 def read_as(kind: Any, value: Any) -> Any:
     """What JSON holds as an annotated type; NaN and Inf are the words "nan", "inf" and "-inf" there.
+
+    What a record has beyond its fields is left out: a newer massact may have written it.
 
     Raises:
         ValueError: it is not of that type.
     """
-    if kind is Any:
-        return value
-    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError as error:  # an integer of hundreds of digits
-            raise ValueError(str(error)) from None
-    outer, inner = get_origin(kind), get_args(kind)
-    if outer is UnionType:
-        return None if value is None else read_as(inner[0], value)
-    if outer is list and isinstance(value, list):
-        return [read_as(inner[0], v) for v in value]
-    if outer is tuple and isinstance(value, list | tuple) and len(value) == len(inner):
-        return tuple(read_as(k, v) for k, v in zip(inner, value, strict=True))
-    if outer is dict and isinstance(value, dict):
-        return {k: read_as(inner[1], v) for k, v in value.items()}
-    if isinstance(value, dict) and (is_dataclass(kind) or is_typeddict(kind)):
-        hints = get_type_hints(kind)
-        if missing := _needed(kind) - set(value) if is_dataclass(kind) else set():
-            raise ValueError(f"{kind.__name__} lacks {', '.join(sorted(missing))}")
-        return kind(**{k: read_as(hints[k], v) for k, v in value.items() if k in hints})
-    if isinstance(kind, type) and type(value) is kind:
-        return value
-    raise ValueError(f"{str(value)[:40]!r} is no {getattr(kind, '__name__', kind)}")
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or getattr(kind, "__name__", str(kind))
+        raise ValueError(f"{where}: {first['msg']}") from None

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
+
+from pydantic import TypeAdapter
 
 from massact.records.errors import UserError, check_options, near
 
@@ -192,28 +194,18 @@ def _literal(value: Any) -> Any:
 
 def _as(kind: Any, value: Any, name: str) -> Any:
     """A value as the type of a field."""
-    text = str(kind)
     given = value if kind is str else _literal(value)
-    if text.startswith("tuple"):
-        if isinstance(given, str):
-            given = [part for part in given.split(",") if part]
-        given = tuple(given) if isinstance(given, (list, tuple)) else given
-        held = float if "float" in text else str
-        fits = isinstance(given, tuple) and all(isinstance(x, (int, float) if held is float else str) for x in given)
-        fits = fits and ("..." in text or len(given) == 2)
-    elif kind is float:
-        fits = isinstance(given, (int, float)) and not isinstance(given, bool)
-        given = float(given) if fits else given
-    elif kind is int:
-        if isinstance(given, float) and given.is_integer():
-            given = int(given)
-        fits = isinstance(given, int) and not isinstance(given, bool)
-    else:
-        fits = isinstance(given, kind if kind in (str, bool) else dict)
-    if not fits:
-        wanted = getattr(kind, "__name__", text)
-        raise UserError(f"{name}={value!r} cannot be used.", f"The field holds {wanted}.", f"Set {name} to one.")
-    return given
+    if get_origin(kind) is tuple and isinstance(given, str):
+        given = [part for part in given.split(",") if part]
+    try:
+        if isinstance(given, bool) and kind is not bool:
+            raise ValueError
+        return TypeAdapter(kind).validate_python(given)
+    except ValueError:
+        wanted = getattr(kind, "__name__", str(kind)) if get_origin(kind) is None else str(kind)
+        raise UserError(
+            f"{name}={value!r} cannot be used.", f"The field holds {wanted}.", f"Set {name} to one."
+        ) from None
 
 
 def _check(c: TrainConfig) -> None:
