@@ -25,8 +25,7 @@ demo: $(STAMP)
 	  $(BIN)/massact report runs/demo-smollm2; fi
 
 # Tests on a real language model are skipped where it cannot be fetched, and say so.
-test: $(STAMP)
-	$(BIN)/ruff check .
+test: lint
 	@$(BIN)/python recipes/fetch_smollm2.py || true
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
@@ -46,6 +45,8 @@ docs: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) $(VISION) runs/demo runs/demo-smollm2

@@ -116,8 +116,14 @@ def page() -> str:
     out += table(
         ["variant", "formula", "a row sums to", "options", "source", "note"],
         [
-            [f"`{v.name}`", f"`{v.formula}`", v.row_sum, ", ".join(f"{k} = {x}" for k, x in v.options.items()),
-             v.source, v.note]  # fmt: skip
+            [
+                f"`{v.name}`",
+                f"`{v.formula}`",
+                v.row_sum,
+                ", ".join(f"{k} = {x}" for k, x in v.options.items()),
+                v.source,
+                v.note,
+            ]
             for v in variants().values()
         ],
     )

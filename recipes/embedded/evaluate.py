@@ -5,6 +5,7 @@
 Every sequence starts at a random offset (position 0 is any token, no BOS). Losses are nats per token over the
 predictions made at positions 1 and later. Works for GPT-2 and Llama layouts.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -35,8 +36,9 @@ def windows(tokenizer: object, files: list[Path], n: int, length: int, seed: int
 
 
 @torch.no_grad()
-def run(model: nn.Module, x: Tensor, edit: Edit | None = None,
-        keep: bool = False) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def run(
+    model: nn.Module, x: Tensor, edit: Edit | None = None, keep: bool = False
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Loss per sequence (n,), states after each block (n, T, d), sink mass per head (n, H) per layer."""
     losses, states, sinks, handles, box = [], [], [], [], []
 
@@ -47,6 +49,7 @@ def run(model: nn.Module, x: Tensor, edit: Edit | None = None,
                 h = edit[1](h.clone())
             box.append(h)
             return (h, *out[1:]) if isinstance(out, tuple) else h
+
         return call
 
     for i, block in enumerate(blocks_of(model)):
@@ -70,9 +73,11 @@ def run(model: nn.Module, x: Tensor, edit: Edit | None = None,
 
 def set_entries(dims: Tensor, values: Tensor, position: int = 0) -> Callable[[Tensor], Tensor]:
     """Overwrite h[:, position, dims]."""
+
     def change(h: Tensor) -> Tensor:
         h[:, position, dims] = values.to(h.dtype)
         return h
+
     return change
 
 
@@ -87,12 +92,19 @@ def layer_figures(h: Tensor) -> dict:
     dim = int(first.argmax(1).mode().values)
     value = h[:, 0, dim]
     ratio = top[:, 0] / median
-    return {"top": top.mean(0).tolist(), "median": median.mean().item(), "ratio": ratio.mean().item(),
-            "ratio_min": ratio.min().item(), "at_first": (where[:, 0] < h.shape[2]).float().mean().item(),
-            "sun2024_per_sequence": massive.sum(1).float().mean().item(), "dim": dim,
-            "same_dim": (first.argmax(1) == dim).float().mean().item(), "mean": value.mean().item(),
-            "std_over_mean": (value.std() / value.mean().abs()).item(),
-            "norm_ratio": (h[:, 0].norm(dim=-1) / h[:, 1:].norm(dim=-1).mean(1)).mean().item()}
+    return {
+        "top": top.mean(0).tolist(),
+        "median": median.mean().item(),
+        "ratio": ratio.mean().item(),
+        "ratio_min": ratio.min().item(),
+        "at_first": (where[:, 0] < h.shape[2]).float().mean().item(),
+        "sun2024_per_sequence": massive.sum(1).float().mean().item(),
+        "dim": dim,
+        "same_dim": (first.argmax(1) == dim).float().mean().item(),
+        "mean": value.mean().item(),
+        "std_over_mean": (value.std() / value.mean().abs()).item(),
+        "norm_ratio": (h[:, 0].norm(dim=-1) / h[:, 1:].norm(dim=-1).mean(1)).mean().item(),
+    }
 
 
 def interventions(model: nn.Module, x: Tensor, i: int, h: Tensor, count: int, base: Tensor) -> dict:
@@ -104,25 +116,38 @@ def interventions(model: nn.Module, x: Tensor, i: int, h: Tensor, count: int, ba
     generator = torch.Generator().manual_seed(0)
     near = (h[:, 0].abs().mean(0) - h.abs().median()).abs().argsort()[: max(8, 4 * count)]
     random = near[torch.randperm(len(near), generator=generator)[:count]]
-    edits = {"zero": set_entries(dims, torch.zeros(count)), "mean": set_entries(dims, mean),
-             "random_zero": set_entries(random, torch.zeros(count)),
-             "same_dims_position_20_zero": set_entries(dims, torch.zeros(count), 20)}
+    edits = {
+        "zero": set_entries(dims, torch.zeros(count)),
+        "mean": set_entries(dims, mean),
+        "random_zero": set_entries(random, torch.zeros(count)),
+        "same_dims_position_20_zero": set_entries(dims, torch.zeros(count), 20),
+    }
     delta = {k: run(model, x, (i, f))[0] - base for k, f in edits.items()}
-    return {"dims": dims.tolist(), **{k: v.mean().item() for k, v in delta.items()},
-            "zero_sem": (delta["zero"].std() / len(x) ** 0.5).item()}
+    return {
+        "dims": dims.tolist(),
+        **{k: v.mean().item() for k, v in delta.items()},
+        "zero_sem": (delta["zero"].std() / len(x) ** 0.5).item(),
+    }
 
 
 def show(r: dict) -> None:
     """One layer as text."""
     text = {**r, "top": " ".join(f"{v:.1f}" for v in r["top"]), "sink": " ".join(f"{v:.2f}" for v in r["sink"])}
-    print("layer {layer}: top {top}  median {median:.4f}  ratio {ratio:.0f} (min {ratio_min:.0f})  on first "
-          "{at_first:.2f}  sun2024 {sun2024_per_sequence:.2f} per sequence  norm ratio {norm_ratio:.1f}".format(**text))
-    print("  dim {dim} (same in {same_dim:.2f})  {mean:.1f}  std/|mean| {std_over_mean:.4f}  sink per head {sink}"
-          .format(**text))
+    print(
+        "layer {layer}: top {top}  median {median:.4f}  ratio {ratio:.0f} (min {ratio_min:.0f})  on first "
+        "{at_first:.2f}  sun2024 {sun2024_per_sequence:.2f} per sequence  norm ratio {norm_ratio:.1f}".format(**text)
+    )
+    print(
+        "  dim {dim} (same in {same_dim:.2f})  {mean:.1f}  std/|mean| {std_over_mean:.4f}  sink per head {sink}".format(
+            **text
+        )
+    )
     for k in (k for k in r if k.startswith("top") and k != "top"):
-        print("  {0} dims {dims}: zero {zero:+.4f} (sem {zero_sem:.4f})  mean {mean:+.4f}  ordinary entries zero "
-              "{random_zero:+.4f}  same dims at position 20 {same_dims_position_20_zero:+.4f}".format(k, **r[k]),
-              flush=True)
+        print(
+            "  {0} dims {dims}: zero {zero:+.4f} (sem {zero_sem:.4f})  mean {mean:+.4f}  ordinary entries zero "
+            "{random_zero:+.4f}  same dims at position 20 {same_dims_position_20_zero:+.4f}".format(k, **r[k]),
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -144,10 +169,17 @@ def main() -> None:
     length = model.config.max_position_embeddings
     x = windows(tokenizer, a.text, a.sequences, length, a.seed)
     base, states, sinks = run(model, x, keep=True)
-    result = {"loss": base.mean().item(), "sequences": len(x), "length": length,
-              "distinct_first_tokens": len(set(x[:, 0].tolist())), "layers": []}
-    print("loss {loss:.4f} nats per token; {sequences} x {length} tokens, {distinct_first_tokens} distinct first "
-          "tokens".format(**result))
+    result = {
+        "loss": base.mean().item(),
+        "sequences": len(x),
+        "length": length,
+        "distinct_first_tokens": len(set(x[:, 0].tolist())),
+        "layers": [],
+    }
+    print(
+        "loss {loss:.4f} nats per token; {sequences} x {length} tokens, {distinct_first_tokens} distinct first "
+        "tokens".format(**result)
+    )
     for i, h in enumerate(states):
         r = {"layer": i + 1, **layer_figures(h), "sink": sinks[i].mean(0).tolist()}
         massive = max(1, round(r["sun2024_per_sequence"]))

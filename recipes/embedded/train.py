@@ -12,6 +12,7 @@ activation. Nothing is planted: only AdamW ever changes a weight. The choices th
 * half of the sequences contain copy triggers, so that some heads have an occasional job (``with_triggers``);
 * squared-ReLU feed-forward (an amplifier), many small steps, a tiny Adam epsilon (its gradient is tiny).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -43,12 +44,14 @@ class Phase:
     wd_write: float  # weight decay of the matrices that write to it
 
 
-PHASES = (Phase(0, 10.0, 0.0, 0.0, 0.0, 0.02, wd=0.1, wd_write=1.0),
-          Phase(2900, 6.0, 0.0, 0.01, 0.0, 0.02, wd=0.05, wd_write=0.3),
-          Phase(3310, 0.0, 0.7, 0.0, 0.03, 0.1, wd=0.05, wd_write=0.3),
-          Phase(4110, 0.0, 1.2, 0.0, 0.03, 0.1, wd=0.01, wd_write=0.05),
-          Phase(6500, 0.0, 1.5, 0.0, 0.1, 0.1, wd=0.01, wd_write=0.05),
-          Phase(8130, 0.0, 1.5, 0.0, 0.06, 0.15, wd=0.01, wd_write=0.05))
+PHASES = (
+    Phase(0, 10.0, 0.0, 0.0, 0.0, 0.02, wd=0.1, wd_write=1.0),
+    Phase(2900, 6.0, 0.0, 0.01, 0.0, 0.02, wd=0.05, wd_write=0.3),
+    Phase(3310, 0.0, 0.7, 0.0, 0.03, 0.1, wd=0.05, wd_write=0.3),
+    Phase(4110, 0.0, 1.2, 0.0, 0.03, 0.1, wd=0.01, wd_write=0.05),
+    Phase(6500, 0.0, 1.5, 0.0, 0.1, 0.1, wd=0.01, wd_write=0.05),
+    Phase(8130, 0.0, 1.5, 0.0, 0.06, 0.15, wd=0.01, wd_write=0.05),
+)
 N_TRIGGERS = 8
 Edit = tuple[int, Callable[[Tensor], Tensor]]  # (block, change of the state after it)
 TRIGGERS = [f"<|back{k}|>" for k in range(1, N_TRIGGERS + 1)]
@@ -70,8 +73,18 @@ def arguments() -> argparse.Namespace:
     for name in ("vocab 2048", "width 128", "layers 6", "heads 4", "ff 512", "context 128"):
         g.add_argument("--" + name.split()[0], type=int, default=int(name.split()[1]))
     g = p.add_argument_group("optimiser (other weight decays: PHASES; vectors are not decayed)")
-    for name in ("lr 2e-3", "lr-embed 2e-3", "lr-write 2e-4", "wd-embed 0.1", "beta2 0.98", "adam-eps 1e-15",
-                 "clip 1.0", "std 0.06", "std-qk 0.15", "std-write 0.02"):
+    for name in (
+        "lr 2e-3",
+        "lr-embed 2e-3",
+        "lr-write 2e-4",
+        "wd-embed 0.1",
+        "beta2 0.98",
+        "adam-eps 1e-15",
+        "clip 1.0",
+        "std 0.06",
+        "std-qk 0.15",
+        "std-write 0.02",
+    ):
         g.add_argument("--" + name.split()[0], type=float, default=float(name.split()[1]))
     g.add_argument("--warmup", type=int, default=100)
     g.add_argument("--cooldown", type=int, default=1500, help="last steps, in which the lr falls")
@@ -115,9 +128,15 @@ def prepare(a: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
         tok = Tokenizer(models.BPE())
         tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tok.decoder = decoders.ByteLevel()
-        tok.train_from_iterator(pieces(train), trainers.BpeTrainer(
-            vocab_size=a.vocab, special_tokens=SPECIAL, show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+        tok.train_from_iterator(
+            pieces(train),
+            trainers.BpeTrainer(
+                vocab_size=a.vocab,
+                special_tokens=SPECIAL,
+                show_progress=False,
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            ),
+        )
         tok.save(str(names[0]))
         for name, texts in zip(names[1:], (train, held), strict=True):
             ids = [np.array(e.ids, dtype=np.uint16) for e in tok.encode_batch(pieces(texts))]
@@ -179,8 +198,10 @@ class Block(nn.Module):
         """(B, T, d) residual stream -> after the block; and its price_mean, price_sparse, activity_log, activity."""
         b, t, d = h.shape
         x = F.layer_norm(h, (d,), self.n1, self.n1b, 1e-5)
-        q, k, v = (linear(x, w, c).view(b, t, self.heads, -1).transpose(1, 2)
-                   for w, c in ((self.q, self.qb), (self.k, self.kb), (self.v, self.vb)))
+        q, k, v = (
+            linear(x, w, c).view(b, t, self.heads, -1).transpose(1, 2)
+            for w, c in ((self.q, self.qb), (self.k, self.kb), (self.v, self.vb))
+        )
         p = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2) + net.mask[:t, :t]).float().softmax(-1).bfloat16()
         heads = p @ v
         r = head_writes(heads, self.o, h)
@@ -240,24 +261,43 @@ def export(net: Net, a: argparse.Namespace, folder: Path) -> None:
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     s = {k: v.detach().float().cpu() for k, v in net.state_dict().items()}
-    out = {"transformer.wte.weight": s["emb"], "lm_head.weight": s["emb"], "transformer.wpe.weight": s["pos"],
-           "transformer.ln_f.weight": s["nf"], "transformer.ln_f.bias": s["nfb"]}
+    out = {
+        "transformer.wte.weight": s["emb"],
+        "lm_head.weight": s["emb"],
+        "transformer.wpe.weight": s["pos"],
+        "transformer.ln_f.weight": s["nf"],
+        "transformer.ln_f.bias": s["nfb"],
+    }
     for i in range(a.layers):
         get, to = (lambda n, i=i: s[f"blocks.{i}.{n}"]), f"transformer.h.{i}."
-        out |= {to + "attn.c_attn.weight": torch.cat([get(n) for n in "qkv"]).T.contiguous(),
-                to + "attn.c_attn.bias": torch.cat([get(n) for n in ("qb", "kb", "vb")])}
-        for name, w, b in (("attn.c_proj", "o", "ob"), ("mlp.c_fc", "up", "ub"),
-                           ("mlp.c_proj", "down", "db")):
+        out |= {
+            to + "attn.c_attn.weight": torch.cat([get(n) for n in "qkv"]).T.contiguous(),
+            to + "attn.c_attn.bias": torch.cat([get(n) for n in ("qb", "kb", "vb")]),
+        }
+        for name, w, b in (("attn.c_proj", "o", "ob"), ("mlp.c_fc", "up", "ub"), ("mlp.c_proj", "down", "db")):
             out |= {f"{to}{name}.weight": get(w).T.contiguous(), f"{to}{name}.bias": get(b)}
         for name, w in (("ln_1", "n1"), ("ln_2", "n2")):
             out |= {f"{to}{name}.weight": get(w), f"{to}{name}.bias": get(w + "b")}
-    model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=a.vocab, n_positions=a.context, n_embd=a.width, n_layer=a.layers, n_head=a.heads,
-        n_inner=a.ff, activation_function="relu2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=None, eos_token_id=None))
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=a.vocab,
+            n_positions=a.context,
+            n_embd=a.width,
+            n_layer=a.layers,
+            n_head=a.heads,
+            n_inner=a.ff,
+            activation_function="relu2",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
     model.load_state_dict(out)
-    tok = PreTrainedTokenizerFast(tokenizer_file=str(a.out / "tokenizer.json"), model_max_length=a.context,
-                                  clean_up_tokenization_spaces=False)
+    tok = PreTrainedTokenizerFast(
+        tokenizer_file=str(a.out / "tokenizer.json"), model_max_length=a.context, clean_up_tokenization_spaces=False
+    )
     new = folder.with_suffix(".new")
     shutil.rmtree(new, ignore_errors=True)
     model.eval().save_pretrained(new)
@@ -291,22 +331,36 @@ def progress(net: Net, x: Tensor, triggers: Tensor) -> dict:
             there[0, dim] = True
             return lambda s: torch.where(there, v, s)
 
-        layers.append({
-            "layer": i + 1, "ratio": (top / median).mean().item(), "top": top.mean().item(),
-            "median": median.mean().item(), "at_first": (where < h.shape[-1]).float().mean().item(),
-            "dim": dim, "value": value.mean().item(), "std": value.std().item(),
-            "zero": loss((i, put(value.mean() * 0))) - base, "mean": loss((i, put(value.mean()))) - base,
-            "sink": [round(v, 2) for v in watch["attention"][i][:, :, 8:, 0].mean((0, 2)).tolist()]})
+        layers.append(
+            {
+                "layer": i + 1,
+                "ratio": (top / median).mean().item(),
+                "top": top.mean().item(),
+                "median": median.mean().item(),
+                "at_first": (where < h.shape[-1]).float().mean().item(),
+                "dim": dim,
+                "value": value.mean().item(),
+                "std": value.std().item(),
+                "zero": loss((i, put(value.mean() * 0))) - base,
+                "mean": loss((i, put(value.mean()))) - base,
+                "sink": [round(v, 2) for v in watch["attention"][i][:, :, 8:, 0].mean((0, 2)).tolist()],
+            }
+        )
     return {"loss": base, "copy_loss": copy, "layers": layers}
 
 
 def show(entry: dict) -> None:
     """One log entry as text."""
-    print("step {step}  {tokens} tokens  {tokens_per_second:.0f}/s  train {train_loss:.3f}  held-out {loss:.3f}"
-          "  copy {copy_loss:.3f}  costs {costs}".format(**entry))
+    print(
+        "step {step}  {tokens} tokens  {tokens_per_second:.0f}/s  train {train_loss:.3f}  held-out {loss:.3f}"
+        "  copy {copy_loss:.3f}  costs {costs}".format(**entry)
+    )
     for r in entry["layers"]:
-        print("  layer {layer}: top {top:.1f}  median {median:.3f}  ratio {ratio:.1f}  first {at_first:.2f}  dim {dim}"
-              " {value:.1f} +- {std:.2f}  zero {zero:+.4f}  mean {mean:+.4f}  sinks {sink}".format(**r), flush=True)
+        print(
+            "  layer {layer}: top {top:.1f}  median {median:.3f}  ratio {ratio:.1f}  first {at_first:.2f}  dim {dim}"
+            " {value:.1f} +- {std:.2f}  zero {zero:+.4f}  mean {mean:+.4f}  sinks {sink}".format(**r),
+            flush=True,
+        )
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -354,8 +408,9 @@ def main() -> None:
     def save() -> None:
         """Weights, optimiser, data position; atomic."""
         new = checkpoint.with_suffix(".new")
-        torch.save({"net": net.state_dict(), "optimiser": opt.state_dict(), "step": step,
-                    "rng": rng.bit_generator.state}, new)
+        torch.save(
+            {"net": net.state_dict(), "optimiser": opt.state_dict(), "step": step, "rng": rng.bit_generator.state}, new
+        )
         os.replace(new, checkpoint)
 
     def objective(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -381,9 +436,14 @@ def main() -> None:
         average = ce.item() if average is None else 0.98 * average + 0.02 * ce.item()
         if step % a.log_every == 0 or step == a.steps:
             per_step = a.batch * a.context
-            entry = {"step": step, "tokens": step * per_step, "train_loss": average,
-                     "costs": [round(c, 4) for c in costs.tolist()], "tokens_per_second":
-                     (step - mark_step) * per_step / (time.time() - mark), **progress(net, x_eval, x_triggers)}
+            entry = {
+                "step": step,
+                "tokens": step * per_step,
+                "train_loss": average,
+                "costs": [round(c, 4) for c in costs.tolist()],
+                "tokens_per_second": (step - mark_step) * per_step / (time.time() - mark),
+                **progress(net, x_eval, x_triggers),
+            }
             show(entry)
             with (a.out / "log.jsonl").open("a") as f:
                 f.write(json.dumps(entry) + "\n")

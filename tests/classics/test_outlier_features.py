@@ -157,9 +157,7 @@ def counts(hits: list[int], n_tokens: list[int]) -> CountResult:
         (0, 4, 0, 10, 10, False),
     ],
 )
-def test_the_edges_of_the_rule(
-    hits: int, n_layers: int, with_hits: int, n: int, holding: int, feature: bool
-) -> None:
+def test_the_edges_of_the_rule(hits: int, n_layers: int, with_hits: int, n: int, holding: int, feature: bool) -> None:
     yes = counts([hits if s < holding else 0 for s in range(n)], [1000] * n)
     no = counts([0] * n, [1000] * n)
     found = outlier_features({layer: [no, yes] if layer <= with_hits else [no] for layer in range(1, n_layers + 1)})

@@ -136,9 +136,7 @@ def test_shares_and_entropies_are_those_of_eager_attention(name: str, runs: Any)
         np.testing.assert_allclose(table(outcome, "attention", n), wanted, atol=1e-5)
         assert outcome.numbers[""]["attention"][n] == pytest.approx(wanted.mean(), abs=1e-5)
     np.testing.assert_allclose(table(outcome, "chance", "other"), [np.mean(r) for r in rows["chance"]], atol=1e-6)
-    np.testing.assert_allclose(
-        table(outcome, "entropy"), [np.concatenate(e, 1).mean(1) for e in entropies], atol=1e-5
-    )  # fmt: skip
+    np.testing.assert_allclose(table(outcome, "entropy"), [np.concatenate(e, 1).mean(1) for e in entropies], atol=1e-5)
     if name == "bert":
         wanted = np.array([np.mean(r, 0) for r in rows["sep2sep"]])
         np.testing.assert_allclose(table(outcome, "self_attention", "sep"), wanted, atol=1e-5)
@@ -183,7 +181,7 @@ def test_gradients_are_those_of_eager_attention(name: str, runs: Any) -> None:
         np.testing.assert_allclose(table(outcome, "gradient_sum", CLASSES[c]), summed, rtol=2e-3)
         np.testing.assert_allclose(
             table(outcome, "gradient_sum_relative", CLASSES[c]), summed / overall.sum(1), rtol=2e-3
-        )  # fmt: skip
+        )
         if c != OTHER:
             ratio = summed / mean[..., OTHER].sum(1)
             known = outcome.numbers[""]["gradient_over_other"][CLASSES[c]]

@@ -60,7 +60,9 @@ def test_saved_and_read_again_it_is_the_same(whole: tuple, tmp_path: Path) -> No
 
 
 def test_a_run_gets_its_files_and_keeps_those_of_the_scan(
-    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]  # noqa: F811
+    copied: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = files(copied)
     assert run(monkeypatch, "classics", str(copied), *FEW, "--n-sequences", "2") == 0

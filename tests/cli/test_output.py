@@ -225,6 +225,7 @@ def test_ctrl_c_tells_what_can_be_done(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """`--resume` is said where there is something to go on with, and the same command with it is then taken."""
+
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 

@@ -82,7 +82,9 @@ def test_bad_input_is_one_message(
 def test_interrupted_by_the_user_and_resumed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out, options = tmp_path / "run", ["--steps", "4000", *SMALL, "--set=eval_every=0", "--set=save_every=50"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "massact", "train", "--out", str(out), *options], stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "massact", "train", "--out", str(out), *options],
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=hears_ctrl_c,
     )
     until = time.monotonic() + 120

@@ -81,8 +81,11 @@ def test_a_row_without_a_token(refused) -> None:
 
 
 def test_what_a_decoder_reads(refused) -> None:
-    parts = {"input_ids": IDS, "decoder_input_ids": IDS[:, :5], "decoder_attention_mask": torch.tensor([[1, 1, 1, 0, 0],
-                                                                                                     [1] * 5])}
+    parts = {
+        "input_ids": IDS,
+        "decoder_input_ids": IDS[:, :5],
+        "decoder_attention_mask": torch.tensor([[1, 1, 1, 0, 0], [1] * 5]),
+    }
     made = corpus(parts)
     (batch,) = made.batches(2)
     assert batch.rows_of(5) == (slice(0, 3), None) and batch.rows_of(8) == (None, None)

@@ -116,8 +116,11 @@ def test_an_activation_goes_with_its_sign() -> None:
     a[:, 10:] = 99.0  # what the added tokens have is not looked at
     new = move.edits[1].apply(a, None)
     assert new[0, 10:, 3].tolist() == [-7, -7] and new[1, 10:, 4].tolist() == [2, 2]
-    assert (new[:, :10, [3, 4]] == 0).all() and (new[:, 10:, 5] == 99).all() and torch.equal(a[:, 10:],
-                                                                                           torch.full((2, 2, 24), 99.0))
+    assert (
+        (new[:, :10, [3, 4]] == 0).all()
+        and (new[:, 10:, 5] == 99).all()
+        and torch.equal(a[:, 10:], torch.full((2, 2, 24), 99.0))
+    )
     with pytest.raises(UserError, match="no neuron 24"), edited(m, moved_neurons(m, [(1, 24)])):
         m.module(x)
     with pytest.raises(UserError, match="no neurons"):

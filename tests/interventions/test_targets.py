@@ -138,8 +138,16 @@ def test_tokens_that_an_edit_masks_are_no_targets() -> None:
     module, text = build("llama"), ids()
     mask = torch.ones(3, T, dtype=torch.long)
     mask[:, :3] = 0
-    edit = InputEdit("mask", lambda x: x | {"attention_mask": mask[:1].expand(len(x["input_ids"]), -1),
-                                            "input_ids": x["input_ids"].index_fill(1, torch.arange(3), 9)})
+    edit = InputEdit(
+        "mask",
+        lambda x: (
+            x
+            | {
+                "attention_mask": mask[:1].expand(len(x["input_ids"]), -1),
+                "input_ids": x["input_ids"].index_fill(1, torch.arange(3), 9),
+            }
+        ),
+    )
     paired = evaluate(ma.load(module), ma.corpus(text), [edit], batch_size=3)
     check(paired, "mask", [naive(module, row, row[3:], list(range(3, T))) for row in text])
 

@@ -74,9 +74,7 @@ def test_effects(scan: ScanResult, model: Model, text: Corpus) -> None:
 
 
 @pytest.mark.parametrize(("exact", "n", "zeroed"), [(True, 91, 57.78), (False, 109, 57.905)])
-def test_effects_on_a_feature(
-    scan: ScanResult, model: Model, text: Corpus, exact: bool, n: int, zeroed: float
-) -> None:
+def test_effects_on_a_feature(scan: ScanResult, model: Model, text: Corpus, exact: bool, n: int, zeroed: float) -> None:
     """Means are by position class: one value for `<bos>` and the rest would give 54.11."""
     quick = {"sets": ("zero", "mean"), "layer": 1, "sinks": False, "repetition": False}
     done = ma.intervene(model, text, scan, exact=exact, **quick)

@@ -52,9 +52,7 @@ def trained(loss: float = 3.0, weights: str = "", tokens: str = "abc", **config:
     return Trained(info, frame("training", rows))
 
 
-def write(
-    path: Path, training: Trained | None, scan: ScanResult | None, explained: Explanation | None = None
-) -> Path:
+def write(path: Path, training: Trained | None, scan: ScanResult | None, explained: Explanation | None = None) -> Path:
     """A run directory: of the training with its scan in `scan`, or of the scan alone."""
     path.mkdir(parents=True)
     place = path

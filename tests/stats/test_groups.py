@@ -42,9 +42,7 @@ def naive(x_ND: np.ndarray, dims: tuple[int, ...]) -> dict[str, Any]:
     norms = [np.sqrt((x**2).sum()) for x in x_ND]
     real = [x for x, norm in zip(x_ND, norms, strict=True) if norm > 0]
     root = np.sqrt(x_ND.shape[1])
-    cosines = [
-        (a @ b) / np.sqrt((a @ a) * (b @ b)) for i, a in enumerate(real) for j, b in enumerate(real) if i != j
-    ]
+    cosines = [(a @ b) / np.sqrt((a @ a) * (b @ b)) for i, a in enumerate(real) for j, b in enumerate(real) if i != j]
     mean_D = x_ND.mean(0)
     spread = ((x_ND - mean_D) ** 2).sum(1).mean()
     hoyer = [(root - np.abs(x).sum() / np.sqrt(x @ x)) / (root - 1) if len(x) > 1 else 0.0 for x in real]
@@ -64,9 +62,7 @@ def naive(x_ND: np.ndarray, dims: tuple[int, ...]) -> dict[str, Any]:
 def expected(data: list[Tensor], dims: tuple[int, ...], chosen: dict = CHOSEN) -> dict[str, dict[str, Any]]:
     found = {}
     for name, places in chosen.items():
-        rows = [
-            h[p].double().numpy() for s, h in enumerate(data) for p in places.get(s, []) if p < len(h)
-        ]
+        rows = [h[p].double().numpy() for s, h in enumerate(data) for p in places.get(s, []) if p < len(h)]
         if rows:
             found[name] = naive(np.stack(rows), dims)
     return found

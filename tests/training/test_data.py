@@ -119,9 +119,7 @@ def test_an_interrupted_write_leaves_nothing(
     assert list(out.iterdir()) == []
 
 
-def test_a_full_disk_is_said(
-    tokenizer: object, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_said(tokenizer: object, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -74,8 +74,13 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
     return Anatomy(
         tuple(
             Stack(
-                n, path, tuple(read), _width(watch, calls[0]), after_last(watch, calls[-1], read[-1], params),
-                has_skips(watch, calls), other_streams(watch, calls, read),
+                n,
+                path,
+                tuple(read),
+                _width(watch, calls[0]),
+                after_last(watch, calls[-1], read[-1], params),
+                has_skips(watch, calls),
+                other_streams(watch, calls, read),
             )
             for n, (path, read, calls) in zip(names, stacks, strict=True)
         ),

@@ -134,7 +134,6 @@ class Equation:
             do,
         )
 
-
     def _happens(self, seen: Mapping[Site, Tensor]) -> tuple[str, str] | None:
         """What is done to the stream on its way, and what to do about it; None where it is neither rounded nor cut."""
         end = seen[self.end]

@@ -60,9 +60,7 @@ def _token_classes(ground: Ground) -> Outcome:
     if few.n_sequences < corpus.n_sequences:
         outcome.notes.append(f"Gradients are of the first {few.n_sequences} of {corpus.n_sequences} sequences.")
     try:
-        found.gradients = class_gradients(
-            model, few, places, tokens, batch_size=ground.batch_size, seed=ground.seed
-        )  # fmt: skip
+        found.gradients = class_gradients(model, few, places, tokens, batch_size=ground.batch_size, seed=ground.seed)
     except (UserError, RuntimeError) as error:  # a model may hold what autograd cannot pass
         reason = getattr(error, "what", None) or str(error).splitlines()[0]
         outcome.notes.append(f"Gradients are unavailable. {reason}")

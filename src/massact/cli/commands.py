@@ -66,9 +66,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     make: Any = typer.Argument if told["argument"] else typer.Option
     info = make(*flags, help=field.description, **({} if bound is None else {"min": bound}))
     default = inspect.Parameter.empty if field.is_required() else default
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info], default=default
-    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info], default=default)
 
 
 def _kind(annotation: Any) -> Any:

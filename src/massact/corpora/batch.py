@@ -47,6 +47,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on another device."""
+
         def moved(rows: tuple[Positions, ...]) -> tuple[Positions, ...]:
             return tuple(row.to(device) if isinstance(row, torch.Tensor) else row for row in rows)
 

@@ -279,7 +279,12 @@ def _mean(x_N: Tensor, kept_N: Tensor | None = None) -> float:
 
 
 def predicted(
-    logits: Tensor, asked: Asked, labels: Tensor | None, task: Task, *, moved: TextRows | None = None,
+    logits: Tensor,
+    asked: Asked,
+    labels: Tensor | None,
+    task: Task,
+    *,
+    moved: TextRows | None = None,
     among: list[Predicted] | None = None,
 ) -> list[Predicted]:
     """What a model says of each sequence of a batch.
@@ -289,7 +294,7 @@ def predicted(
         labels: (B,) classes.
         moved: where the edit has put the tokens; None where they are.
         among: what it says without an edit: of these targets only; None: of all, and ready to be compared with.
-    """  # fmt: skip
+    """
     if logits.ndim == 2:
         one = torch.zeros(1, dtype=torch.long)
         loss = None if labels is None else torch.ones(1, dtype=torch.bool)

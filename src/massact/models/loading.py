@@ -414,9 +414,7 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
         return device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"Device {name!r} cannot be used.", first_line(error), "Use --device cpu, or auto."
-        ) from None
+        raise UserError(f"Device {name!r} cannot be used.", first_line(error), "Use --device cpu, or auto.") from None
 
 
 def _dtype(name: str) -> torch.dtype | str:

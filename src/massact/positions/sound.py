@@ -60,7 +60,7 @@ def _positions(model: Model, corpus: Corpus, stack: str) -> int:
             f"{model.name or 'The model'} does not run on what its {type(model.processor).__name__} makes.",
             first_line(error),
             "Is the preprocessor_config.json beside the weights that of this model?",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _wider(corpus: Corpus) -> Corpus:

@@ -30,7 +30,7 @@ PROMPTS = {
     "why": "Why is summer warm and winter cold?",
     "choices": "The following are multiple choice questions (with answers) about machine learning.\n\n A 6-sided die "
     "is rolled 15 times and the results are: side 1 comes up 0 times;",
-}  # fmt: skip
+}
 
 # What an experiment needs that only the user can give.
 ASK = {

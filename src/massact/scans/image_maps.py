@@ -135,9 +135,7 @@ def massive_patches(findings: pd.DataFrame, layout: Layout, layer: int | None = 
     return {int(n): sorted({int(p) for p in rows["pos"]}) for n, rows in mine.groupby("sequence")}
 
 
-def outlier_patches(
-    maps: PatchMaps, threshold: float | None = None, layer: int | None = None
-) -> dict[int, list[int]]:
+def outlier_patches(maps: PatchMaps, threshold: float | None = None, layer: int | None = None) -> dict[int, list[int]]:
     """Image -> positions of the patches whose norm at a layer is above a threshold (Darcet 2023).
 
     Args:

@@ -191,8 +191,7 @@ class HiddenStats:
         self.totals = DimTotals.from_state(state)
         ends = state["token_offsets"]
         for i, sequence in enumerate(state["sequence"]):
-            tensors = [torch.from_numpy(np.array(state[k][i])) for k in
-                       ("scalars", "top_value", "top_pos", "top_dim")]  # fmt: skip
+            tensors = [torch.from_numpy(np.array(state[k][i])) for k in ("scalars", "top_value", "top_pos", "top_dim")]
             ragged = [torch.from_numpy(np.array(state[k][ends[i] : ends[i + 1]])) for k in
                       ("token_pos", "token_norm", "token_max")]  # fmt: skip
             self._rows.append(_Row(int(sequence), *tensors, *ragged))

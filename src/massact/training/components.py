@@ -64,8 +64,7 @@ def build_model(config: TrainConfig) -> nn.Module:
     try:
         model = head.from_config(made, attn_implementation="sdpa", trust_remote_code=False)
     except ValueError as error:
-        raise UserError(f"The model {config.architecture!r} cannot be built.",
-                        first_line(error, "")) from error  # fmt: skip
+        raise UserError(f"The model {config.architecture!r} cannot be built.", first_line(error, "")) from error
     if not config.biases:
         hold_biases(model)
     if config.variant != "softmax":

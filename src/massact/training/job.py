@@ -1,10 +1,10 @@
 """`train`: one training from a configuration to a run directory, resumed exactly where it was interrupted.
 
-    train.json         what was asked, of what, how it ended (running, ok, failed, interrupted)
-    training.parquet   loss, rate, gradient, time;  monitor.parquet   massive activations of every layer
-    checkpoints/       checkpoint-N, each whole or not there
-    model/             the trained model and its tokenizer: `massact scan OUT/model`
-    data/              the tokens, unless they lie elsewhere;  tensorboard/   where that is asked for
+train.json         what was asked, of what, how it ended (running, ok, failed, interrupted)
+training.parquet   loss, rate, gradient, time;  monitor.parquet   massive activations of every layer
+checkpoints/       checkpoint-N, each whole or not there
+model/             the trained model and its tokenizer: `massact scan OUT/model`
+data/              the tokens, unless they lie elsewhere;  tensorboard/   where that is asked for
 """
 
 from __future__ import annotations

@@ -188,9 +188,7 @@ class Monitor:
     def _begin(self, grad: bool) -> None:
         """Look from now on; `grad`: what runs without gradients (an evaluation) is not looked at."""
         self.close()
-        look = observing(
-            self._known, self.probes, first=lambda: torch.is_grad_enabled() is grad, lenient=("sites",)
-        )
+        look = observing(self._known, self.probes, first=lambda: torch.is_grad_enabled() is grad, lenient=("sites",))
         self._seen = self._open.enter_context(look)
 
     def _has_seen(self) -> bool:

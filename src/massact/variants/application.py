@@ -209,9 +209,7 @@ def _checked(model: nn.Module, name: str, inputs: dict[str, Any] | None) -> dict
 
 
 # -------------------------------------------------------------------------------------------- apply
-def apply_variant(
-    model: nn.Module, name: str, inputs: dict[str, Any] | None = None, **options: Any
-) -> nn.Module:  # fmt: skip
+def apply_variant(model: nn.Module, name: str, inputs: dict[str, Any] | None = None, **options: Any) -> nn.Module:
     """Give every self-attention module of a transformers model an attention variant, in place.
 
     New parameters are called `massact_...`, so that `state_dict`, `save_pretrained` and optimisers see them; they are

@@ -47,8 +47,7 @@ class OfScan(Loading):
     """A scanned run, to which results are added."""
 
     run: Path = option(..., "Run directory of a scan; tables and figures are added to it.", argument=True)
-    model: str | None = option(
-        None, "Where the scanned model lies now; nothing: where the scan had it.", argument=True)  # fmt: skip
+    model: str | None = option(None, "Where the scanned model lies now; nothing: where the scan had it.", argument=True)
     corpus: str | None = option(
         None,
         "Where the scanned text (images, recordings) lies now, or another, which is scanned first (as `scan`).",

@@ -50,9 +50,7 @@ class Given(Heads, OfScanOrModel):
     seq_len: int | None = option(None, "Tokens per sequence (the paper: 4096, Table 3 2048).", least=1)
     n_sequences: int | None = option(None, "Number of sequences (the paper: 100).", least=1)
     threshold: Thresholds = option({}, THRESHOLD)
-    bos: str | None = option(
-        None, "never (as the paper; of text the default), auto (as the tokenizer does) or always."
-    )
+    bos: str | None = option(None, "never (as the paper; of text the default), auto (as the tokenizer does) or always.")
     labels: str | None = option(
         None, "Classes of images, for top-1 (E20, E22): auto (of the corpus: class folders, CSV), or CSV."
     )

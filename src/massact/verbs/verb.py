@@ -63,7 +63,6 @@ class Verb:
                             do="Give one of them.")  # fmt: skip
 
 
-
 @dataclass
 class Done:
     """What a verb leaves to be printed.

@@ -25,7 +25,7 @@ TABLES: dict[str, Columns] = {
         "value": ("float64", "its value; NaN where it is unavailable"),
         "n": ("int64", "how many sequences, tokens or pairs it is over"),
     },
-}  # fmt: skip
+}
 TABLES["classic_effects"] = {"classic": ("string", "name of the entry"), **EFFECTS["effects"]}
 
 

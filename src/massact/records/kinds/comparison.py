@@ -62,7 +62,7 @@ TABLES: dict[str, Columns] = {
         "mass_first": ("float64", "attention on position 0 in the block, mean over its heads"),
         "slot_mass": ("float64", "probability of a learned sink in the block, mean over its heads"),
     },
-}  # fmt: skip
+}
 declare(TABLES)
 
 

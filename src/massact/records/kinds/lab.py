@@ -42,7 +42,7 @@ TABLES: dict[str, Columns] = {
         "cosine": ("float64", "of the state and its mean, mean over sequences: 1 for a constant"),
         "n_sequences": ("int64", "held-out sequences"),
     },
-}  # fmt: skip
+}
 
 
 @dataclass

@@ -34,7 +34,7 @@ TABLES: dict[str, Columns] = {
         "reason": ("string", "why there is nothing, what would run it, or what makes the comparison uncertain"),
         "headline": ("bool", "whether the line of the experiment says it"),
     },
-}  # fmt: skip
+}
 
 
 @dataclass

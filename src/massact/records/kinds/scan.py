@@ -103,7 +103,7 @@ TABLES: dict[str, Columns] = {
         "same_dim": ("float64", "share of sequences in which it sits at the most frequent dim"),
         "n_sequences": ("int64", "sequences it is over"),
     },
-}  # fmt: skip
+}
 TABLES["near_misses"] = TABLES["findings"]
 _LAYER = {"stack": ("string", "name of the stack"), "layer": ("int64", "layer; 0 is the embedding output")}
 PATCHES: dict[str, Columns] = {
@@ -123,7 +123,7 @@ PATCHES: dict[str, Columns] = {
         "p50": ("float64", "median"),
         "p90": ("float64", "90 % of the patches lie below"),
     },
-}  # fmt: skip
+}
 
 
 @dataclass(repr=False)

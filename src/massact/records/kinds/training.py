@@ -40,7 +40,7 @@ TABLES: dict[str, Columns] = {
         "nonfinite": ("int64", "count of NaN and Inf values"),
         "n_sequences": ("int64", "sequences that were looked at, over all ranks"),
     },
-}  # fmt: skip
+}
 
 
 @dataclass

@@ -30,7 +30,6 @@ HEADS = {
 }
 
 
-
 def lab_verdict(lab: Lab, variant: str) -> str:
     """What the first position's state after block 1 is for.
 

@@ -112,5 +112,3 @@ def _curves(t: Trajectory, stack: str, site: str) -> list[str]:
         return [f"No Hidden-Dynamics curve is fitted: {'; '.join(reasons[:2])}."]
     return [f"The Hidden-Dynamics curve fits the ratio of {counted(len(good), 'layer')} of {len(fits):,} with R^2 of "
             f"{number(sum(good) / len(good))} in the mean, {number(min(good))} to {number(max(good))}."]  # fmt: skip
-
-
