@@ -119,7 +119,7 @@ def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
 
 def placeholders_of(config: Any) -> dict[int, str]:
     """Token ids that stand for something else than text, by the names of a configuration: id -> image, video, audio."""
-    found = {}
+    found: dict[int, str] = {}
     for holder in _holders(config):
         for kind in ("image", "video", "audio"):
             for name in (f"{kind}_token_id", f"{kind}_token_index"):

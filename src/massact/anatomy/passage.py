@@ -147,7 +147,7 @@ class _Way(BlockReader):
             writes = [
                 place
                 for value in self._additions(start, end)
-                for _, place in self.places_of_write(value.write, value.factor)  # type: ignore[arg-type]
+                for _, place in self.places_of_write(value.write, value.factor)
             ]
         except ProofError:
             writes = []
@@ -156,7 +156,7 @@ class _Way(BlockReader):
         sites = {f"between_out{f'_{i}' if i > 1 else ''}": place for i, place in enumerate(writes, 1)}
         return replace(block, places={**block.places, **sites}, between=tuple(sites))
 
-    def _additions(self, start: Key, end: Key) -> list:  # type: ignore[type-arg]
+    def _additions(self, start: Key, end: Key) -> list:
         """The additions on the way; [] where there is anything else on it."""
         values = self.stream()
         return [] if any(v.made_by == "norm" for v in values) else values[1:]

@@ -96,7 +96,7 @@ def mixing_writes(model: nn.Module, blocks: Iterable[Block], run: Callable[[], A
     shapes = {t.stream_BTD.shape[:2] for t in trials}
     for shape in sorted(shapes):
         mine = [t for t in trials if t.stream_BTD.shape[:2] == shape]
-        for turn_BT in _turns(*shape, mine[0].stream_BTD.device):
+        for turn_BT in _turns(mine[0].stream_BTD):
             if not _tried(model, run, same, mine, turn_BT):  # it objects to such a tensor: each write for itself
                 for trial in mine:
                     _tried(model, run, same, [trial], turn_BT)
@@ -158,13 +158,14 @@ def _quantised(block: nn.Module) -> bool:
     )
 
 
-def _turns(n_sequences: int, n_tokens: int, device: torch.device) -> Iterator[Tensor]:
+def _turns(stream_BTD: Tensor) -> Iterator[Tensor]:
     """Which tokens to turn (B, T), in each pass: of any two tokens each is turned once while the other is not.
 
     First every second token of the first sequence only, so that the others tell whether sequences are mixed.
     """
-    pos_T = torch.arange(n_tokens, device=device)
-    first = torch.zeros(n_sequences, n_tokens, dtype=torch.bool, device=device)
+    n_sequences, n_tokens = stream_BTD.shape[:2]
+    pos_T = torch.arange(n_tokens, device=stream_BTD.device)
+    first = torch.zeros(n_sequences, n_tokens, dtype=torch.bool, device=stream_BTD.device)
     first[0] = pos_T % 2 == 0
     yield first
     for bit in range(max(n_tokens - 1, 0).bit_length()):

@@ -233,7 +233,7 @@ def _routing(model: Model, corpus: Corpus, name: str, sequence: int) -> _Routed:
     try:
         with (
             torch.inference_mode(),
-            tapped(model.module, [(p, lambda h: kept.append(h.clone())) for p in places], stop=True) as state,  # type: ignore[misc]
+            tapped(model.module, [(p, lambda h: kept.append(h.clone())) for p in places], stop=True) as state,
             suppress(AllSeen),
         ):
             state.begin()

@@ -81,7 +81,7 @@ def scored_norms(model: Model, stack: Stack) -> list[ScoredNorm]:
         norm = model.module.get_submodule(path)
         bias = getattr(norm, "bias", None)
         scored = _scored(bias) if isinstance(bias, Tensor) else (np.full(stack.d_model, np.nan),) * 2
-        found.append(ScoredNorm(layer, path, *_scored(norm.weight), *scored))  # type: ignore[arg-type]
+        found.append(ScoredNorm(layer, path, *_scored(norm.weight), *scored))
     return found
 
 

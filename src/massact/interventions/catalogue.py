@@ -285,15 +285,15 @@ def drop_first(n: int = 1) -> InputEdit:
             raise UserError("The first tokens are dropped from ids and their mask.",
                             f"The attention_mask is one of queries and keys, {tuple(mask.shape)}.",
                             "Give the mask of tokens (sequences, tokens), or none.")  # fmt: skip
-        ragged = first is not None and not bool(mask[:, :n].all())
-        kept = slice(n, None)
-        if ragged:  # rows begin at different places: of each its own columns are left
-            first_B1 = first[:, None]
+        kept: slice | Tensor = slice(n, None)
+        # Where rows begin at different places, of each its own columns are left.
+        if mask is not None and first is not None and not bool(mask[:, :n].all()):
             at_BT = torch.arange(mask.shape[1] - n, device=mask.device)[None].expand(len(mask), -1)
-            kept = at_BT + n * (at_BT >= first_B1)
-        new = {
-            k: (v.gather(1, kept) if ragged else v[:, kept]) if k in cut and isinstance(v, Tensor) else v
+            kept = at_BT + n * (at_BT >= first[:, None])
+        new = inputs | {
+            k: v[:, kept] if isinstance(kept, slice) else v.gather(1, kept)
             for k, v in inputs.items()
+            if k in cut and isinstance(v, Tensor)
         }
         if isinstance(new.get("position_ids"), Tensor):  # counted from what is first now
             new["position_ids"] = (new["position_ids"] - n).clamp(min=0)

@@ -129,7 +129,7 @@ def evaluate(
         base.append(arrays([p.numbers() for p in before]))
         for edit in edits:
             where, probes = _layer_of(model, edit), sink_probes(model, sinks, tokens, among=first)
-            skipping = prefixes[where].skipping() if where in prefixes else nullcontext()  # type: ignore[index]
+            skipping = prefixes[where].skipping() if where in prefixes else nullcontext()
             with torch.inference_mode(), skipping:
                 # It may leave a batch alone, but not all of them.
                 with observing(model, probes, [edit], batch=batch, text=True, lenient=LENIENT) as seen:

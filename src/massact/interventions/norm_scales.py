@@ -44,7 +44,7 @@ def zero_of(norm: nn.Module) -> float | None:
         0, or -1 for a norm that multiplies by 1 + weight; None where it cannot be run on a vector alone, or is
         neither.
     """
-    weight: Tensor = norm.weight  # type: ignore[assignment]
+    weight: Tensor = norm.weight
     x_11D = torch.linspace(-1, 2, len(weight), dtype=weight.dtype, device=weight.device)[None, None]
     rest = {name: torch.zeros_like(p) for name, p in norm.named_parameters() if name != "weight"}
     given = []

@@ -32,7 +32,8 @@ def evaluate_repetition(model: Model, corpus: Corpus, edits: Sequence[AnyEdit]) 
     """
     generates = getattr(model.module, "can_generate", lambda: False)()
     ids = corpus.inputs.get("input_ids")
-    if not generates or ids is None or corpus.mask is not None or getattr(model.module.config, "is_encoder_decoder", 0):
+    encodes = getattr(getattr(model.module, "config", None), "is_encoder_decoder", False)
+    if not generates or encodes or ids is None or corpus.mask is not None:
         return "the model does not generate from this corpus"
     room = (model.context or NEW_TOKENS * 2) - NEW_TOKENS
     prompts = ids[:N_SAMPLES, : max(1, min(PROMPT_TOKENS, room))].to(model.device)

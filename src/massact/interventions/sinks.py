@@ -182,7 +182,7 @@ def _numbers(stats: HeadStats, wanted: Sinks) -> dict[str, float]:
     return found
 
 
-def _nanmean(values: np.ndarray | Sequence[float]) -> np.ndarray:
+def _nanmean(values: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
     """Mean over the first axis of what is known; NaN where nothing is."""
     x = np.asarray(values, float)
     known = ~np.isnan(x)

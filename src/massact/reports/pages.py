@@ -70,8 +70,8 @@ def _each(runs: Sequence[Contents]) -> Section:
     """The answer of every run on its own, and its coordinates."""
     parts: list[Part | None] = []
     for run in runs:
-        name, own = visible(run.label), answer_of(run)
-        first, *rest = own.parts[0].sentences if own is not None else ["Nothing was measured."]
+        name = visible(run.label)
+        first, *rest = reading_of(run.leads).words(run.results[run.leads]) if run.leads else ["Nothing was measured."]
         parts.append(Words([f"{name}: {first}", *rest], True))
         if run.scan is not None:
             parts += definition(run.scan)

@@ -86,7 +86,8 @@ def dynamics(revisions: pd.DataFrame) -> list[dict[str, Any]]:
 
 def alike(scanned: list[CheckpointRecord]) -> list[str]:
     """What a reader must know of checkpoints that are not of one training, or that are the same one twice."""
-    notes, by_weights = [], {}
+    notes: list[str] = []
+    by_weights: dict[Any, list[str]] = {}
     for c in scanned:
         by_weights.setdefault(c.model.get("weights_sha256"), []).append(c.name)
     for names in by_weights.values():

@@ -290,8 +290,8 @@ class _Job:
             known = {"images": self.corpus.pictures, "recordings": self.corpus.recordings}
             kind = next((k for k, read in known.items() if read is not None), None)
             return {"unavailable": f"{kind} have none" if kind else "the corpus came as ids or tensors"}
-        known = (getattr(self.model.tokenizer, f"{kind}_token_id", None) for kind in ("bos", "cls"))
-        first = next((int(i) for i in known if i is not None), None)
+        ids = (getattr(self.model.tokenizer, f"{kind}_token_id", None) for kind in ("bos", "cls"))
+        first = next((int(i) for i in ids if i is not None), None)
         if first is None:
             return {"unavailable": "the tokenizer has no BOS token"}
         try:

@@ -74,7 +74,7 @@ class Attended:
     def shape(self) -> tuple[int, int, int]:
         """(H, T, S)."""
         if self.scores_HTS is not None:
-            return tuple(self.scores_HTS.shape)  # type: ignore[return-value]
+            return tuple(self.scores_HTS.shape)
         assert self.q_HTE is not None and self.k_KSE is not None
         return self.q_HTE.shape[0], self.q_HTE.shape[1], self.k_KSE.shape[1]
 
@@ -158,7 +158,7 @@ class Attended:
     def viewers_among(self, rows_R: Tensor | None) -> Tensor:
         """How many queries, all or some, can see each key: int64 (H or 1, S)."""
         parts = _parts(rows_R, self.shape[1], max(1, _ROW_VALUES // self.shape[2]))
-        return sum(self.sees(part).sum(1) for part in parts)  # type: ignore[return-value]
+        return sum(self.sees(part).sum(1) for part in parts)
 
     def blocks(self, rows_R: Tensor | None = None) -> Iterator[tuple[slice | Tensor, Tensor]]:
         """Blocks of rows, all or some, with their logits (H, R, S), small enough to keep memory O(T)."""

@@ -74,7 +74,7 @@ class ColumnBlocks:
         hit: magnitude from which a value is a hit; None: do not count.
     """
 
-    def __init__(self, T: int, D: int, hit: float | None) -> None:
+    def __init__(self, T: int, D: int, hit: float | None = None) -> None:
         rows = min(T, block_rows(D))
         self.sizes: list[int] = []
         self.sums_SND = scratch("column sums", (5, -(-T // rows), D), torch.float32)
@@ -223,7 +223,7 @@ class DimTotals:
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, for `np.savez`."""
-        return {"dim_n_tokens": np.int64(self.n_tokens)} | {f"dim_{k}": v for k, v in self.arrays().items()}
+        return {"dim_n_tokens": np.array(self.n_tokens, np.int64)} | {f"dim_{k}": v for k, v in self.arrays().items()}
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Self:
@@ -272,7 +272,7 @@ class DimMoments:
 def columns_of(h_TD: Tensor) -> Columns:
     """The `Columns` of one sequence on any device, without hits."""
     if h_TD.device.type == "cpu" and h_TD.dtype != torch.float64:
-        sums = ColumnBlocks(*h_TD.shape, hit=None)
+        sums = ColumnBlocks(*h_TD.shape)
         for block in blocks_of(h_TD.contiguous()):
             sums.add(block)
         columns = sums.total()

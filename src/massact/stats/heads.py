@@ -166,7 +166,7 @@ class HeadStats:
         keys_C = torch.tensor(keys, device=a.device)
         p_HTC = a.probs(keys_C)
         found = set(chosen["findings"])
-        counted = [t for t in range(int(a.forward), T) if t not in found]
+        counted: Sequence[int] = [t for t in range(int(a.forward), T) if t not in found]
         none_H = torch.full((H,), float("nan"), device=a.device)
         head = dict.fromkeys(PER_HEAD, none_H)
         sees_HTC = a.sees(keys_C=keys_C)

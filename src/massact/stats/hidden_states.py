@@ -186,8 +186,8 @@ class HiddenStats:
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Self:
         """The statistic that `state()` came from."""
-        options = {"top_k": int(state["top_k"]), "hit": float(state["hit"]), "mad": bool(state["mad"])}
-        self = cls(**options, blocked=None if state["blocked"] else False)
+        blocked = None if state["blocked"] else False
+        self = cls(int(state["top_k"]), float(state["hit"]), bool(state["mad"]), blocked=blocked)
         self.totals = DimTotals.from_state(state)
         ends = state["token_offsets"]
         for i, sequence in enumerate(state["sequence"]):

@@ -90,7 +90,7 @@ class PositionMoments:
         kept = sorted(self._kept, key=lambda row: row[0])
         mean, square = to_numpy(self._mean), to_numpy(self._square)
         none = np.zeros((0, *mean.shape), np.float32)
-        values = np.stack([to_numpy(x, np.float32) for _, x in kept]) if kept else none  # type: ignore[arg-type]
+        values = np.stack([to_numpy(x, np.float32) for _, x in kept]) if kept else none
         std = np.sqrt(square / self.n) if self.n else square
         return MomentsAt(self.n, mean, std, np.array([s for s, _ in kept], np.int64), values)
 

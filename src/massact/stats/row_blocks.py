@@ -12,6 +12,7 @@ import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ _BUFFERS = threading.local()
 
 def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised CPU buffer; the next call of this thread with its name and dtype overwrites it."""
-    buffers: dict[tuple[str, torch.dtype], Tensor] = _BUFFERS.__dict__
+    buffers: dict[Any, Tensor] = _BUFFERS.__dict__
     key, n = (name, dtype), math.prod(shape)
     if key not in buffers or buffers[key].numel() < n:
         # Made inside inference mode, it could not be written outside of it.

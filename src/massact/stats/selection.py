@@ -108,9 +108,9 @@ class MedianBracket:
         """Take one block of float32 magnitudes; `low` and `high` are bool buffers of its shape."""
         np.less(mag, self.lo, out=low)
         np.less_equal(mag, self.hi, out=high)
-        self.n_low += np.count_nonzero(low)
+        self.n_low += int(np.count_nonzero(low))
         if self.lo == self.hi:  # nothing but ties: no need to keep them
-            self.n_between += np.count_nonzero(np.not_equal(low, high, out=high))
+            self.n_between += int(np.count_nonzero(np.not_equal(low, high, out=high)))
             return
         inside = mag.reshape(-1).compress(np.not_equal(low, high, out=high).reshape(-1))
         self.n_between += len(inside)

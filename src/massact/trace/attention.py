@@ -69,9 +69,9 @@ class AttentionCall:
     def shape(self) -> tuple[int, int, int, int]:
         """(B, H, T, S)."""
         if self.scores_BHTS is not None:
-            return tuple(self.scores_BHTS.shape)  # type: ignore[return-value]
+            return tuple(self.scores_BHTS.shape)
         assert self.q_BHTE is not None and self.k_BKSE is not None
-        return *self.q_BHTE.shape[:3], self.k_BKSE.shape[2]  # type: ignore[return-value]
+        return *self.q_BHTE.shape[:3], self.k_BKSE.shape[2]
 
     def of(self, b: int, place: AttentionPlace) -> Attended:
         """The call of one sequence of the batch; what its mask means was found out when the place was."""
@@ -124,7 +124,7 @@ class _Taps(TorchFunctionMode):
         self._n_seen += 1
         return self.on_call((name, number), call)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self.wanted is not None and not self.inside:
             return func(*args, **kwargs)
@@ -228,7 +228,7 @@ class _Taps(TorchFunctionMode):
             return out
         if contracted or (func in _PRODUCTS and len(args) > 1):
             self._probs = None
-            value, seen = _of_einsum(*args, out) if contracted else (args[1], out)
+            value, seen = _of_einsum(args[0], args[2], out) if contracted else (args[1], out)
             if value is not None:
                 heads = _heads(value, seen, logits)
                 new = self.emit(AttentionCall("softmax", None, None, heads[1], heads[2], scores_BHTS=heads[0]))
@@ -248,7 +248,7 @@ def _heads(value: Tensor, out: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, 
     return logits, value, out
 
 
-def _of_einsum(equation: str, _: Tensor, value: Tensor, out: Tensor) -> tuple[Tensor | None, Tensor]:
+def _of_einsum(equation: str, value: Tensor, out: Tensor) -> tuple[Tensor | None, Tensor]:
     """Values and output of probabilities times values as (B, H, S, F) and (B, H, T, F); None where it is not that."""
     inputs, _, given = equation.replace(" ", "").partition("->")
     probs, _, values = inputs.partition(",")

@@ -135,7 +135,7 @@ class Fired:
     def count(self, old: Tensor, new: Tensor) -> None:
         """One more call; the number of changed elements stays a tensor, so that nothing synchronises."""
         self.n_calls += 1
-        self.n_elements = self.n_elements + (new != old).sum()  # type: ignore[assignment]
+        self.n_elements = self.n_elements + (new != old).sum()
 
     def add(self, other: Fired) -> None:
         """Add what the same edit did elsewhere."""
@@ -171,8 +171,8 @@ def _differ(old: Any, new: Any) -> int:
 
 def past_of(inputs: Mapping[str, Any]) -> int:
     """How many positions before those of a forward pass its cache already holds."""
-    cache = inputs.get("past_key_values")
-    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+    length = getattr(inputs.get("past_key_values"), "get_seq_length", None)
+    return 0 if length is None else int(length())
 
 
 def change_of(edit: Edit, done: Fired, batch: Callable[[], Batch]) -> Callable[[Tensor], Tensor]:
@@ -186,7 +186,7 @@ def change_of(edit: Edit, done: Fired, batch: Callable[[], Batch]) -> Callable[[
             done.count(h, new)
         else:
             done.n_calls += 1
-            done.n_elements = done.n_elements + edit.writes(h, batch()).sum()  # type: ignore[assignment]
+            done.n_elements = done.n_elements + edit.writes(h, batch()).sum()
         return new
 
     return change

@@ -107,7 +107,7 @@ class _Queue:
         self.corpus = batches if isinstance(batches, Corpus) else None
         self.size = self._first_size(model, size) if self.corpus else 0
         self.next = done.n_sequences
-        self.given: Iterator[Batch] = iter(()) if self.corpus else iter(batches)
+        self.given: Iterator[Batch] = iter(() if isinstance(batches, Corpus) else batches)
 
     def _first_size(self, model: Traceable, size: int | str) -> int:
         assert self.corpus is not None

@@ -20,7 +20,7 @@ from massact.records.anatomy import Anatomy, AttentionPlace, Place
 from massact.records.errors import UserError, WorkError, near
 from massact.records.sites import Site
 from massact.stats import Statistic
-from massact.trace.attention import AttentionCall, attending
+from massact.trace.attention import Attending, AttentionCall, attending
 from massact.trace.conformance import Checker, Shapes, check_calls
 from massact.trace.edits import (
     AddedTokens,
@@ -194,17 +194,18 @@ def observing(
         live.unseen = torch._C.DisableTorchFunction
     with ExitStack() as stack:
         changes = _change(model, edits, live, stack)
-        watched = checker.places if checker is not None and batch is not None and checker.begin(batch) else {}
         taps = [*changes.taps, *((key[1], place, _look(live, key, place, p.rows)) for key, place, p in planned.probes)]
-        taps += [(s, p, partial(_show, live, checker, s, p)) for s, p in watched.items()]
+        if checker is not None and batch is not None and checker.begin(batch):
+            taps += [(s, p, partial(_show, live, checker, s, p)) for s, p in checker.places.items()]
+            seen.watched = bool(checker.places)
         calls = _calls(planned, changes, live)
         heads = stack.enter_context(attending(model.module, {p: see for p, (_, see) in calls.items()}))
         state = stack.enter_context(
             tapped(model.module, [(p, see) for _, p, see in taps], until=lambda: heads.complete)
         )
-        seen.taps, seen.watched = state, bool(watched)
+        seen.taps = state
         seen.places = [p for _, p, _ in taps] + [Place(p.module, "out") for p in calls]
-        live.begin = lambda: (state.begin(), heads.begin())
+        live.began = state, heads
         if batch is None or text or live.inputs:
             stack.enter_context(_roots(model.module, live))
         live.begin()
@@ -216,8 +217,8 @@ def observing(
         done.n_elements = int(done.n_elements)
     check_fired(seen.edits, idle="edits" in lenient)
     if batch is not None:
-        check_calls(state.calls | heads.calls, model.proof.calls, whole=bool(watched))
-    if checker is not None and watched:
+        check_calls(state.calls | heads.calls, model.proof.calls, whole=seen.watched)
+    if checker is not None and seen.watched:
         checker.end()
 
 
@@ -261,13 +262,18 @@ class _Live:
         self.batch = batch if batch is not None else Batch({}, (), ())
         self.sequences = sequences or self.batch.sequences
         self.inputs: list[tuple[InputEdit, Fired]] = []
-        self.begin: Callable[[], Any] = lambda: None
+        self.began: tuple[Taps | Attending, ...] = ()
         self.depth, self.on = 0, True
         self.looked: set[Key] = set()  # with `first`
         self.moved: TextRows | None = None
         self.shapes: Shapes | None = None
         self.unseen: Callable[[], Any] = nullcontext
         self.n_rows = len(self.batch.sequences)  # of the last hidden state that was seen
+
+    def begin(self) -> None:
+        """Before every forward pass."""
+        for part in self.began:
+            part.begin()
 
     def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> Any:
         """Before a forward pass of the whole model, or of its base alone."""

@@ -67,7 +67,7 @@ class Prefix:
         try:
             for name, module in modules.items():
                 originals[name] = module.forward
-                module.forward = instead(name)  # type: ignore[method-assign]
+                module.forward = instead(name)
             with torch.no_grad():
                 yield
         finally:

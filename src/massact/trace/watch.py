@@ -100,7 +100,7 @@ def follow(value: Any, path: tuple[int | str, ...]) -> Any:
     return value
 
 
-def _inside(value: Any, step: int | str) -> Any:
+def _inside(value: Any, step: Any) -> Any:
     # Outputs of transformers are dictionaries as well as dataclasses: a dictionary it is.
     return value[step] if isinstance(value, (dict, tuple, list)) else getattr(value, str(step))
 
@@ -147,7 +147,7 @@ class Watch(TorchDispatchMode):
             key = self._alias[key]
         return key
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         keys = tuple(self.key(t) for t in given)

@@ -34,9 +34,9 @@ class MassiveActivationsCallback(TrainerCallback):
         on_alarm: Callable[[Alarm], object] | None = None,
     ) -> None:
         self.options = {"sequences": sequences, "warn": warn, "probe_batch": probe_batch, "on_alarm": on_alarm}
-        self.every, self.trainer = every, None
+        self.every = every
         self._monitor: Monitor | None = None
-        self.trainer: Trainer | None
+        self.trainer: Trainer | None = None
 
     @property
     def monitor(self) -> Monitor:

@@ -52,14 +52,14 @@ def build_model(config: TrainConfig) -> nn.Module:
     head = transformers.AutoModelForImageClassification if config.images else transformers.AutoModelForCausalLM
     try:
         made = known(config.architecture, **config.model)
-        options = {*type(made)().to_dict(), *type(made).attribute_map, *_EVERY}
-        unknown = sorted(set(config.model) - options)
+        names = {*type(made)().to_dict(), *type(made).attribute_map, *_EVERY}
+        unknown = sorted(set(config.model) - names)
     except Exception as error:
         raise UserError(f"The model {config.architecture!r} cannot be configured.",
                         class_and_line(error),
                         "Check architecture and model.*; see massact train --list.") from error  # fmt: skip
     if unknown:
-        raise UserError(f"{config.architecture!r} has no option {unknown[0]!r}.", do=near(unknown[0], options))
+        raise UserError(f"{config.architecture!r} has no option {unknown[0]!r}.", do=near(unknown[0], names))
     torch.manual_seed(config.seed)
     try:
         model = head.from_config(made, attn_implementation="sdpa", trust_remote_code=False)
@@ -96,8 +96,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     """The optimizer of a configuration; weight decay on matrices only, or on everything."""
     from massact.training.optimisers import OptimizerSettings, optimizer
 
-    given = {"lr": config.lr, "weight_decay": config.weight_decay, "decay": config.decay, "betas": config.betas,
-             "eps": config.eps}  # fmt: skip
+    given = {name: getattr(config, name) for name in ("lr", "weight_decay", "decay", "betas", "eps")}
     known = [f.name for f in fields(OptimizerSettings)]
     check_options(f"The optimizer {config.optimizer!r}", config.optimizer_options, known)
     return optimizer(model, config.optimizer, OptimizerSettings(**given | config.optimizer_options))

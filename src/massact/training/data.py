@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from massact.corpora import corpus
+from massact.corpora import Source, corpus
 from massact.corpora.files import at_home, looks_like_path, named, read_path, text_files
 from massact.corpora.hub import read_rows
 from massact.corpora.packing import token_ids
@@ -185,10 +185,10 @@ class _Text:
 
 def _text_of(source: Any, text_column: str | None, split: str | None) -> _Text:
     if isinstance(source, (list, tuple)) or source is None or source == "embedded":
-        documents = corpus(source if source else None).documents() if source in (None, "embedded") else list(source)
-        digest = _hash(documents)
-        kind = {"kind": "embedded" if source in (None, "embedded") else "texts"}
-        return _Text(lambda: documents, digest, kind, sum(map(len, documents)))
+        embedded = None if isinstance(source, (list, tuple)) else corpus()
+        documents = embedded.documents() if isinstance(embedded, Source) else list(source)
+        kind = {"kind": "texts" if embedded is None else "embedded"}
+        return _Text(lambda: documents, _hash(documents), kind, sum(map(len, documents)))
     path = at_home(source)
     if isinstance(source, Path) or looks_like_path(str(source)) or path.exists():
         if not path.exists():

@@ -219,7 +219,7 @@ def _one(config: LabConfig, place: Path | None, progress: Progress) -> tuple[lis
     done = train_toy(config, progress)
     if place is not None:
         folder = place / f"model-{config.attention}"
-        done.module.save_pretrained(folder)  # type: ignore[operator]
+        done.module.save_pretrained(folder)
         _tokenizer(task_of(config)).save_pretrained(folder)
     return done.curve, done.effects, done.facts
 

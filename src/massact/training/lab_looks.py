@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from massact.corpora import corpus as make_corpus
+from massact.corpora.packing import Request
+from massact.corpora.tensors import from_ids
 from massact.models import Model, load, with_attention
 from massact.stats import Keep, PerSequence, Where
 from massact.stats.attention_call import Attended
@@ -119,8 +120,8 @@ class _Sizes(PerSequence):
 
 def key_scale(module: nn.Module, ids_BT: Tensor) -> float:
     """Standard deviation (about 0) of an entry of real keys."""
-    seen = measure(with_attention(load(module)), make_corpus(ids_BT), [Probe("k", "*.attention", _KeyScale)],
-                   batch_size=64)  # fmt: skip
+    probes = [Probe("k", "*.attention", _KeyScale)]
+    seen = measure(with_attention(load(module)), from_ids(ids_BT, None, Request()), probes, batch_size=64)
     return float(np.mean([seen.result("k", site) for site in seen.sites("k")]))
 
 
@@ -136,7 +137,7 @@ def look(model: Model, ids_BT: Tensor, config: LabConfig) -> Row:
     proved = len(model.anatomy.attentions) == config.layers
     if proved:
         probes.append(Probe("first", "*.attention", lambda: _FirstMass(shifted)))
-    seen = measure(model, make_corpus(ids_BT), probes, batch_size=64)
+    seen = measure(model, from_ids(ids_BT, None, Request()), probes, batch_size=64)
     if proved:
         pairs = [seen.result("first", site) for site in seen.sites("first")]
         first_N, slot_N = (np.concatenate(part) for part in zip(*pairs, strict=True))
@@ -223,7 +224,7 @@ def _change(before_BN: Tensor, after_BN: Tensor) -> Row:
 
 def _states(model: Model, ids_BT: Tensor, n_layers: int) -> dict[int, Tensor]:
     """Hidden states (B, T, D) after every block but the last."""
-    seen = measure(model, make_corpus(ids_BT), [Probe("h", "*.resid_post", Keep)], batch_size=64)
+    seen = measure(model, from_ids(ids_BT, None, Request()), [Probe("h", "*.resid_post", Keep)], batch_size=64)
     kept = {site.layer: seen.result("h", site) for site in seen.sites("h") if 1 <= site.layer < n_layers}
     return {layer: torch.from_numpy(np.stack(k.values)).float() for layer, k in kept.items()}
 

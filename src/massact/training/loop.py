@@ -106,6 +106,9 @@ class MassactTrainer(Trainer):
         options: of `transformers.Trainer`.
     """
 
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
+
     def __init__(
         self, config: TrainConfig, recorder: Recorder, watcher: MassiveActivationsCallback | None, **options: Any
     ) -> None:

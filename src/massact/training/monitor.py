@@ -132,12 +132,12 @@ class Monitor:
             )
         self.model, self.every, self.sequences, self.warn = model, every, sequences, warn
         self.probe_batch, self.on_alarm = probe_batch, on_alarm or (lambda alarm: log.warning(str(alarm)))
-        self.n_steps, self.rows, self.alarms = start, [], list[Alarm]()
-        self.rows: list[dict[str, Any]]
+        self.n_steps, self.alarms = start, list[Alarm]()
+        self.rows: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self._read(understood(unwrapped(model), self.notes))
-        self._open, self._seen = ExitStack(), None
-        self._seen: Seen | None
+        self._open = ExitStack()
+        self._seen: Seen | None = None
         self._asked = False
 
     def _read(self, model: Model) -> None:
@@ -209,7 +209,7 @@ class Monitor:
                 "It did not run inside `with monitor:`, or hooks are not run (torch.compile, or a copy of the model).",
                 "Give probe_batch, a small batch for a separate forward pass.",
             )
-        known = {key: s.sums for key, s in self._seen.statistics.items() if s.sums is not None}  # type: ignore[attr-defined]
+        known = {key: s.sums for key, s in self._seen.statistics.items() if isinstance(s, _Sums) and s.sums is not None}
         like = next(iter(known.values()))
         table_LX = torch.zeros(len(self.sites), _WIDTH, dtype=like.dtype, device=like.device)
         for (name, site), sums in known.items():
@@ -276,7 +276,7 @@ class Monitor:
 
     def as_logged(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         """Rows as scalars for a logger: massact/layer_03/top1, of a named stack massact/encoder/layer_03/top1."""
-        logged = {}
+        logged: dict[str, float] = {}
         for row in rows:
             name = f"massact/{row['stack'] + '/' if row['stack'] else ''}layer_{row['layer']:02d}"
             logged |= {f"{name}/{k}": row[k] for k in LOGGED if row[k] == row[k]}
@@ -324,8 +324,8 @@ class _Sums:
     """
 
     def __init__(self) -> None:
-        self.n, self.sums = 0, None
-        self.sums: Tensor | None
+        self.n = 0
+        self.sums: Tensor | None = None
 
     def add(self, numbers: list[Tensor]) -> None:
         """One sequence more; nothing synchronises."""

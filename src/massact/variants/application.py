@@ -71,7 +71,7 @@ def _reads(
     """What a tap cannot see by itself: the mask and the order that were meant, and the extra slot."""
     call, params, installed = _read(module, query, key, value, attention_mask, dropout, scaling, is_causal, kwargs)
     q, k, v = call.q_BHTE, call.k_BKSE, call.v_BKSF
-    mask = additive(call.mask, q.dtype)
+    mask = None if call.mask is None else additive(call.mask, q.dtype)
     fields: dict[str, Any] = {"k_BKSE": k, "v_BKSF": v, "mask": mask, "causal": call.causal, "scale": call.scale}
     made = variant(installed.name)
     if made.slot is not None:

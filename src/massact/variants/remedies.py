@@ -118,7 +118,7 @@ def _norms_of_the_stream(model: nn.Module) -> dict[str, nn.Module]:
 def _replace_norms(model: nn.Module, make: Callable[[nn.Module, int], nn.Module]) -> int:
     norms = _norms_of_the_stream(model)
     for name, norm in norms.items():
-        made = make(norm, len(norm.weight)).to(norm.weight.device, norm.weight.dtype)  # type: ignore[arg-type]
+        made = make(norm, len(norm.weight)).to(norm.weight.device, norm.weight.dtype)
         _put(model, name, made)
     return len(norms)
 

@@ -23,10 +23,8 @@ from torch.autograd.function import once_differentiable
 from massact.stats.attention_call import HIDES, fused_attention
 
 
-def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask (True is seen, or already a number) as what is added to the logits, with four axes."""
-    if mask is None:
-        return None
     mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
@@ -93,7 +91,7 @@ def slotted(
     """
     slot_BHT = slot_BHT.expand(q_BHTE.shape[:3])
     q_BHTE, k_BKSE, v_BKSF = _alike(q_BHTE, k_BKSE, v_BKSF)
-    added = additive(mask, q_BHTE.dtype)
+    added = None if mask is None else additive(mask, q_BHTE.dtype)
     learned_mask = added is not None and added.requires_grad
     if dropout or learned_mask or q_BHTE.device.type != "cpu" or q_BHTE.shape[-1] != v_BKSF.shape[-1]:
         return with_column(q_BHTE, k_BKSE, v_BKSF, slot_BHT, value_HF, added, causal, scale, dropout), None

@@ -102,7 +102,8 @@ def _line(line: Line, panel: Panel) -> list[dict[str, Any]]:
     marker: dict[str, Any] = {"color": line.color, "size": 5, "symbol": line.symbol or "circle"}
     marker |= {"line": {"color": line.edge, "width": 1}} if line.edge else {}
     mode = "+".join(["lines"] * bool(line.dash) + ["markers"] * bool(line.symbol))
-    trace = {"type": "scatter", "mode": mode, "x": drawable(line.x), "y": drawable(line.y), "marker": marker}
+    trace: dict[str, Any] = {"type": "scatter", "mode": mode, "x": drawable(line.x), "y": drawable(line.y)}
+    trace["marker"] = marker
     trace |= {"line": {"color": line.color, "width": 1.6, "dash": line.dash or "solid"}, "connectgaps": False}
     trace["hovertemplate"] = f"%{{fullData.name}}<br>{panel.x.title.lower()} %{{x}}: %{{y:.4~g}}<extra></extra>"
     trace |= {"name": figure_text(line.name)} if line.name else {"showlegend": False}
@@ -165,9 +166,9 @@ def _heat(heat: Heat, panel: Panel) -> list[dict[str, Any]]:
         values, (low, high) = np.log10(values), np.log10(ends).tolist()
         low -= 0.15 * max(high - low, 1.0)  # the least is told from nothing
     z = [drawable(row, 4) for row in values]
-    trace = {"type": "heatmap", "z": z, "x": drawable(heat.x), "y": drawable(heat.y), "zmin": low, "zmax": high}
+    trace: dict[str, Any] = {"type": "heatmap", "z": z, "x": drawable(heat.x), "y": drawable(heat.y)}
     bar |= {"thickness": 10, "outlinewidth": 0, "len": 0.9, "tickfont": {"size": 11}}
-    trace |= {"colorscale": "--heat", "hoverongaps": False, "colorbar": bar}
+    trace |= {"zmin": low, "zmax": high, "colorscale": "--heat", "hoverongaps": False, "colorbar": bar}
     sides = [f"{figure_text(side.title.lower())} %{{{name}}}" for name, side in (("x", panel.x), ("y", panel.y))]
     trace["hovertemplate"] = f"{', '.join(sides)}: %{{z:.4~g}}<extra></extra>"
     if len(heat.said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,8 @@ def _save(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> li
     """Write one figure in every format; no window, no state of pyplot."""
     canvas, paths = FigureCanvasAgg(figure), []
     for kind in formats:
-        metadata = METADATA[kind]
         path = folder / f"{name}.{kind}"
-        write_atomic(
-            path,
-            lambda p, kind=kind, metadata=metadata: canvas.print_figure(
-                p, format=kind, dpi=DPI, facecolor="white", metadata=metadata
-            ),
-        )
+        draw = partial(canvas.print_figure, format=kind, dpi=DPI, facecolor="white", metadata=METADATA[kind])
+        write_atomic(path, draw)
         paths.append(path)
     return paths

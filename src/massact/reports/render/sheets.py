@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -65,12 +66,12 @@ def figure_of(sheet: Sheet) -> Figure:
     size = (INCHES_A_UNIT * across, sum(heights) + 0.3 * bool(sheet.title) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.add_gridspec(len(rows), 1, height_ratios=heights)
-    for place, row in zip(grid, rows, strict=True):
+    for i, row in enumerate(rows):
         widths = [units for units, *_ in row]
         left = [across - sum(widths)] * (across > sum(widths))
-        cells = place.subgridspec(1, len(widths + left), width_ratios=widths + left)
-        for cell, (_, _, draw) in zip(cells, row, strict=False):
-            draw(figure.add_subplot(cell))
+        cells = grid[i].subgridspec(1, len(widths + left), width_ratios=widths + left)
+        for j, (_, _, draw) in enumerate(row):
+            draw(figure.add_subplot(cells[j]))
     if sheet.title:
         figure.suptitle(drawable(sheet.title, 100), x=0.01, ha="left", fontsize=10)
     named = {key: handle for key, handle in legend.items() if key[0]}
@@ -89,15 +90,15 @@ def _cells(part: Drawn, legend: Legend) -> list[Cell]:
     assert isinstance(part, Panel)
     units, height = UNITS[part.width], part.height * INCHES_A_PIXEL
     if part.both and part:
-        halves = (False, True)
-        return [(units // 2, height, lambda axes, log=log: _panel(axes, part, log, legend)) for log in halves]  # type: ignore[misc]
+        drawn = (partial(_panel, panel=part, log=log, legend=legend) for log in (False, True))
+        return [(units // 2, height, draw) for draw in drawn]
     return [(units, height, lambda axes: _panel(axes, part, True, legend))]
 
 
 def _panel(axes: Axes, panel: Panel, log: bool, legend: Legend) -> None:
     """One panel; of one that is wanted on both scales that with or without `log`, the note on the first's right."""
     lines = [panel.title] * (not (panel.both and panel and log)) + [panel.note] * bool(panel.note and log)
-    width = int(axes.get_position().width * axes.figure.get_size_inches()[0] * 14.5)
+    width = int(_inches(axes) * 14.5)
     wrapped = [textwrap.fill(drawable(line, 160), max(width, 20)) for line in lines]
     axes.set_title("\n".join(wrapped), fontsize=9)
     if not panel:
@@ -119,7 +120,13 @@ def _panel(axes: Axes, panel: Panel, log: bool, legend: Legend) -> None:
         axes.set_aspect("equal")
 
 
-def _axis(axes: Axes, axis: Axis, side: str) -> None:
+def _inches(axes: Axes) -> float:
+    """How wide axes are."""
+    assert isinstance(axes.figure, Figure)
+    return axes.get_position().width * axes.figure.get_size_inches()[0]
+
+
+def _axis(axes: Axes, axis: Axis, side: Literal["x", "y"]) -> None:
     """Scale, ends, ticks and name of one side."""
     along = getattr(axes, f"{side}axis")
     if axis.scale != "linear":
@@ -130,7 +137,7 @@ def _axis(axes: Axes, axis: Axis, side: str) -> None:
     along.set_minor_formatter(NullFormatter())
     if axis.ticks is not None:
         labels = [drawable(label, min(max(len(label), 16), 40)) for _, label in axis.ticks]
-        many, width = len(labels) > 16, axes.get_position().width * axes.figure.get_size_inches()[0]
+        many, width = len(labels) > 16, _inches(axes)
         look: dict[str, Any] = {"fontsize": 6.5} if many else {}
         if side == "x" and sum(map(len, labels)) > 11 * width:
             look |= {"rotation": 90} if many else {"rotation": 30, "ha": "right"}
@@ -215,8 +222,8 @@ def _bars(axes: Axes, bars: Bars, panel: Panel, legend: Legend) -> None:
     draw(at, np.nan_to_num(values), thick, color=colors)
     if bars.low is not None:
         reach: dict[str, Any] = {"xerr" if bars.flat else "yerr": _reach(values, bars.low, bars.high)}
-        where = (values, at) if bars.flat else (at, values)
-        axes.errorbar(*where, fmt="none", ecolor="#333333", capsize=2, linewidth=0.8, **reach)
+        x, y = (values, at) if bars.flat else (at, values)
+        axes.errorbar(x, y, fmt="none", ecolor="#333333", capsize=2, linewidth=0.8, **reach)
     look: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8, "color": "#444444"}
     for place, value, text in zip(at, np.nan_to_num(values), bars.told, strict=False):
         axes.annotate(drawable(text), (value, place), (3, 0), **look)

@@ -76,4 +76,4 @@ def _letter(axes: Axes3D, labels: Sequence[str], massive: Sequence[int]) -> None
     axes.set_box_aspect((1.35, 1.0, 0.8), zoom=1.12)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
-        axis._axinfo["grid"].update(color="#e3e3e3", linewidth=0.6)  # type: ignore[attr-defined]
+        axis._axinfo["grid"].update(color="#e3e3e3", linewidth=0.6)

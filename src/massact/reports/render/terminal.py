@@ -8,7 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.panel import Panel
 from rich.table import Table as Grid
 from rich.text import Text
@@ -83,7 +83,8 @@ def _grid(table: Table, encoding: str) -> Grid:
     """A table of numbers on the right and words on the left; '-' stands for what is unavailable."""
     made = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for column in table.columns:
-        side, whole = ("right", not column.folds) if column.numeric else ("left", False)
+        side: JustifyMethod = "right" if column.numeric else "left"
+        whole = column.numeric and not column.folds
         made.add_column(_text(column.name, encoding), justify=side, overflow="fold", no_wrap=whole)
     for i in range(table.n_rows):
         shown = ("-" if (said := column.shown[i]) == UNAVAILABLE else plain(said) for column in table.columns)

@@ -55,24 +55,20 @@ def losses(runs: Sequence[Contents], c: Comparison) -> Section | None:
 
 def interventions(runs: Sequence[Contents], c: Comparison) -> Section | None:
     """What the edits of each run do to its main metric, in one table, and with intervals."""
-    done = [held for held in runs if held.of(Intervention) is not None]
+    done = [(visible(held.label), made.effects) for held in runs if (made := held.of(Intervention)) is not None]
     parts: list[Part | None] = [_effects(done)]
-    for held in done:
-        if held.of(Intervention) is not None:
-            chart = effects_panel(held.of(Intervention).effects, visible(held.label))
-            rows = held.of(Intervention).effects
-            parts += [chart, table_of("effects", rows, f"Effects in {visible(held.label)}", most=200)]
+    for label, rows in done:
+        parts += [effects_panel(rows, label), table_of("effects", rows, f"Effects in {label}", most=200)]
     return Section("interventions", "Interventions", parts_of(*parts)) if done else None
 
 
-def _effects(runs: Sequence[Contents]) -> Table | None:
+def _effects(done: Sequence[tuple[str, pd.DataFrame]]) -> Table | None:
     """The main metric of every run and edit."""
     rows, labels = [], []
-    for held in runs:
-        effects = held.of(Intervention).effects if held.of(Intervention) is not None else frame("effects")
+    for name, effects in done:
         mine = effects[(effects["metric"] == main_metric(effects)) & (effects["group"] == "all")]
         rows.append(mine)
-        labels += [visible(held.label)] * len(mine)
+        labels += [name] * len(mine)
     wanted = ("edit", "layer", "metric", "baseline", "edited", "delta", "ci_low", "ci_high", "n_sequences")
     both = pd.concat(rows, ignore_index=True) if rows else frame("effects")
     made = table_of("effects", both, "Effects of every edit, run by run", wanted, 600, shown_first=True)

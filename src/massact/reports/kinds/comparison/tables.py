@@ -99,9 +99,10 @@ def side_by_side(c: Comparison, row: str, title: str) -> Table | None:
 
 def places(c: Comparison) -> Table | None:
     """Dims, tokens and positions of the findings of every run and stack, at the layer of the largest."""
-    scanned = [run for run in c.runs if run.scan is not None]
     rows = [
-        (visible(f"{run.label} {view.label}".strip()), *places_of(view)) for run in scanned for view in views(run.scan)
+        (visible(f"{run.label} {view.label}".strip()), *places_of(view))
+        for run in c.runs
+        for view in (views(run.scan) if run.scan is not None else ())
     ]
     if not rows:
         return None

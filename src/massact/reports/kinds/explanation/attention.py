@@ -151,11 +151,11 @@ def draw_trajectory(e: Explanation) -> Sheet | None:
         sparsity = "Sparsity of a token (1: a single entry)"
         for name, title in (("cosine", "Mean cosine of two tokens"), ("sparsity", sparsity)):
             lines = []
-            for group, *look in GROUPS:
+            for group, color, symbol in GROUPS:
                 mine = rows[rows["group"] == group].drop_duplicates("stage").set_index("stage")
                 values = mine[name].reindex(STAGES).to_numpy(float)
                 if np.isfinite(values).any():
-                    lines.append(Line(stages, values, group, *look, said=STAGES))
+                    lines.append(Line(stages, values, group, color, symbol, said=STAGES))
             title = panels.headed(stack, f"{title}, layer {layer}")
             made.append(Panel(title, lines, x, caption="As Fig. 7 of Sun 2024."))
     return Sheet(made) or None

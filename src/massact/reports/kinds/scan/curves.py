@@ -55,10 +55,11 @@ def magnitudes(view: StackView, rule: Rule) -> Panel:
     lines = [Line(at, values[name], label, color, symbol) for name, label, color, symbol in CURVES]
     drawn = [*np.concatenate(list(values.values())), *(limit.value for limit in limits)]
     x, y = panels.layer_axis(view.n_layers), panels.log_axis(drawn, "Magnitude |h|")
-    marks = {"shades": [(span[0] - 0.5, span[1] + 0.5)], "notes": _onset(span, view.n_layers)} if span else {}
+    shades = [(span[0] - 0.5, span[1] + 0.5)] if span else []
+    notes = _onset(span, view.n_layers) if span else []
     title = titled(view, "The three greatest |h| and the median of each layer")
     caption = f"As Fig. 4 of Sun 2024{mean}.{where}{left_out}"
-    return Panel(title, lines, x, y, caption, bad, limits, height=340, width="full", both=True, **marks)
+    return Panel(title, lines, x, y, caption, bad, limits, shades, notes, height=340, width="full", both=True)
 
 
 def _onset(span: tuple[int, int], n_layers: int) -> list[Note]:

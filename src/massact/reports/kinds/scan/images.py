@@ -31,7 +31,7 @@ def draw_scan_overlay(result: ScanResult) -> Sheet | None:
 
 def overlay(result: ScanResult) -> Sheet | None:
     """The kept pictures, whether or not any patch is massive."""
-    pictures = result.images.get("pictures", ())
+    pictures = result.images.get("pictures", np.zeros(0))
     return draw_overlay(pictures / 255, result.images["massive"]) if len(pictures) else None
 
 

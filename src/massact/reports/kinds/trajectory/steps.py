@@ -51,8 +51,8 @@ def step_axis(steps: np.ndarray | None, names: Sequence[str]) -> tuple[list[floa
     least = math.log10(positive.min()) - 0.6  # where step 0 stands
     at = [math.log10(x) if x > 0 else least for x in steps]
     first, last = math.floor(math.log10(positive.min())), math.ceil(math.log10(positive.max()))
-    ticks = [(float(p), short(10.0**p)) for p in range(first, last + 1, -(-(last - first + 1) // 7))]
-    return at, Axis("Training step", ticks=[(least, "0")] * bool((steps == 0).any()) + ticks)
+    powers = [(float(p), short(10.0**p)) for p in range(first, last + 1, -(-(last - first + 1) // 7))]
+    return at, Axis("Training step", ticks=[(least, "0")] * bool((steps == 0).any()) + powers)
 
 
 def short(step: float) -> str:
@@ -76,8 +76,10 @@ def _curves(
     mine["most"] = ratios.groupby(rows["revision"], sort=False).max().reindex(names)
     said = "Shaded: between the last checkpoint without findings and the first with them." if shades else ""
 
-    def line(name: str, label: str, *look: str) -> Line:
-        return Line(at, panels.column(mine, name), label, *look, said=[visible(str(name)) for name in names])
+    def line(name: str, label: str, color: str, symbol: str = "circle", dash: str = "solid") -> Line:
+        return Line(
+            at, panels.column(mine, name), label, color, symbol, dash, said=[visible(str(name)) for name in names]
+        )
 
     sizes = [line("top1", f"Top 1, layer {peak}", Color.BLUE), line("median", "Median", Color.GREY, "triangle-up")]
     shares = [
