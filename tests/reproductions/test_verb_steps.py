@@ -149,6 +149,11 @@ def test_a_tuned_model_on_the_same_text(text: Any, tmp_path: Path) -> None:
     assert states(done_in(text, tmp_path / "run", only=("E25",), tuned=str(tmp_path / "tuned")))["tuned"] == "kept"
 
 
+def test_recordings_that_are_opened_already_are_taken_as_they_are(tmp_path: Path) -> None:
+    sound = ma.corpus([(np.zeros(16_000, np.float32), 16_000)])
+    assert verb_steps.Work(tmp_path, None, corpus=sound).source() is sound
+
+
 def test_other_texts_have_folders_of_their_own(tmp_path: Path) -> None:
     a, b = tmp_path / "a.txt", tmp_path / "x" / "a.txt"
     b.parent.mkdir()

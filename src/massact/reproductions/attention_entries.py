@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def _explained(f: Finished) -> Explanation:
 
 def logits(f: Finished) -> list[Row]:
     """E13: mean logit and probability on the massive tokens of every prompt, before and after the first layer."""
-    rows = []
+    rows: list[Row] = []
     for name, (scan, explanation) in f.looked().items():
         if explanation is not None and explanation.maps:
             mapped = _mapped(name, scan, explanation)
@@ -47,14 +48,14 @@ def _mapped(prompt: str, scan: ScanResult, explanation: Explanation) -> list[Row
         queries = [q for q in rest if q > max(keys_C)]
         if not queries or not rest:
             continue
-        of = {"stack": stack, "layer": layer, "place": prompt}
+        line = partial(row, stack=stack, layer=layer, place=prompt)
         after = layer == (first + 1 if first + 1 in layers else layers[-1])
         for label, keys in ((what, keys_C), ("other tokens", rest)):
             seen = z_TS[np.ix_(queries, keys)]
             value = float(np.nanmean(seen)) if np.isfinite(seen).any() else math.nan
-            rows.append(row(f"logit on {label}", value, unit="logit", headline=after, **of))
-        rows.append(row(f"attention on {what}", p_TS[np.ix_(queries, keys_C)].sum(1).mean(), unit="share",
-                        headline=after, **of))  # fmt: skip
+            rows.append(line(f"logit on {label}", value, unit="logit", headline=after))
+        rows.append(line(f"attention on {what}", p_TS[np.ix_(queries, keys_C)].sum(1).mean(), unit="share",
+                         headline=after))  # fmt: skip
     return rows
 
 
@@ -72,9 +73,9 @@ def concentration(f: Finished) -> list[Row]:
                     what = f"attention on massive tokens, layers {name} the first"
                     rows.append(row(what, side["concentration"].mean(), stack=str(stack), unit="share", headline=True))
         for r in mine.itertuples():
-            of = {"stack": str(stack), "layer": r.layer, "unit": "share"}
+            line = partial(row, stack=str(stack), layer=r.layer, unit="share")
             told = (("massive tokens", r.concentration), ("random tokens", r.concentration_null)) if some else ()
-            rows += [row(f"attention on {what}", x, headline=not some and r.layer == mine["layer"].max(), **of)
+            rows += [line(f"attention on {what}", x, headline=not some and r.layer == mine["layer"].max())
                      for what, x in (*told, ("position 0", r.concentration_first)) if not math.isnan(x)]  # fmt: skip
     if not some:
         rows.insert(0, row("", reason="The scan has no findings: there are no massive tokens to attend to."))
@@ -96,9 +97,9 @@ def stages(f: Finished) -> list[Row]:
         for stack, layer in _reading(scan, explanation):
             for r in at(explanation.trajectory, stack=stack, layer=layer).itertuples():
                 place = f"{name}: {STAGES[str(r.stage)]}, {GROUPS[str(r.group)]}"
-                of = {"stack": stack, "layer": layer, "place": place}
+                line = partial(row, stack=stack, layer=layer, place=place)
                 told = r.group == "findings" and name == next(iter(f.looked()))
-                rows += [row(what, x, unit=unit, headline=told and what == IN_MASSIVE, **of)
+                rows += [line(what, x, unit=unit, headline=told and what == IN_MASSIVE)
                          for what, x, unit in (("largest", r.max, "|x|"), ("norm", r.norm, "|x|"),
                                                ("sparsity", r.sparsity, "Hoyer, 0 to 1"),
                                                (IN_MASSIVE, r.massive_share, "share"))
@@ -114,9 +115,10 @@ def similarity(f: Finished) -> list[Row]:
     explanation, rows = _explained(f), []
     for stack, layer in _reading(f.scan, explanation):
         for r in at(explanation.trajectory, stack=stack, layer=layer).itertuples():
-            of = {"stack": stack, "layer": layer, "place": f"{STAGES[str(r.stage)]}, {GROUPS[str(r.group)]}"}
+            place = f"{STAGES[str(r.stage)]}, {GROUPS[str(r.group)]}"
+            line = partial(row, stack=stack, layer=layer, place=place)
             told = r.stage in ("k", "v") and r.group != "random"
-            rows += [row(what, x, unit=unit, headline=told and what == "cosine", **of)
+            rows += [line(what, x, unit=unit, headline=told and what == "cosine")
                      for what, x, unit in (("cosine", r.cosine, "mean of pairs"),
                                            ("row variance", r.row_variance, "0 for equal rows"),
                                            ("norm", r.norm, "|x|")) if not math.isnan(x)]  # fmt: skip
@@ -133,15 +135,15 @@ def decomposition(f: Finished) -> list[Row]:
         after = mine[mine["layer"] > (s.onset or 0)]["layer"]
         shown = int(after.iloc[len(after) // 2]) if len(after) else -1
         for r in mine.itertuples():
-            of = {"stack": s.stack, "layer": r.layer}
+            line = partial(row, stack=s.stack, layer=r.layer)
             told = r.layer == shown
             for name, unit in DECOMPOSED.items():
                 what = name.replace("_", " ")
                 for label, x in (("", getattr(r, name)), (", random tokens", getattr(r, f"null_{name}"))):
                     if not math.isnan(x):
-                        rows.append(row(f"{what}{label}", x, unit=unit, headline=told and what != "cosine", **of))
+                        rows.append(line(f"{what}{label}", x, unit=unit, headline=told and what != "cosine"))
             if not math.isnan(r.residual_error):
-                rows.append(row("error of the sum", r.residual_error, unit="of the output", **of))
+                rows.append(line("error of the sum", r.residual_error, unit="of the output"))
     if not rows:
         raise Nothing("The attention of this model is not seen; the notes of the explanation say why.")
     return rows

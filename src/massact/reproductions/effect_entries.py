@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pandas as pd
 
@@ -27,24 +28,23 @@ def _whole(effects: pd.DataFrame, metric: str) -> pd.DataFrame:
 def edited(f: Finished) -> list[Row]:
     """E10: what was overwritten, where, and how much."""
     done = _effects(f)
-    target, rows = done.info.target, []
     layer = int(done.effects["layer"].iloc[0])
-    of = {"layer": layer, "stack": str(done.effects["stack"].iloc[0])}
-    rows.append(row("dims", text=plain(target.get("dims") or []), headline=True, **of))
+    line = partial(row, layer=layer, stack=str(done.effects["stack"].iloc[0]))
+    rows = [line("dims", text=plain(done.info.target.get("dims") or []), headline=True)]
     for edit, mine in done.effects.groupby("edit", sort=False):
         r = mine[mine["group"] == "all"].iloc[0]
-        rows.append(row("values set in a sequence", r["n_elements"] / r["n_sequences"], place=str(edit), unit="count",
-                        headline=edit == "zero", **of))  # fmt: skip
+        rows.append(line("values set in a sequence", r["n_elements"] / r["n_sequences"], place=str(edit), unit="count",
+                         headline=edit == "zero"))  # fmt: skip
         for metric, what in (("kl", "KL from the model as it is"), ("top1_agreement", "same first guess")):
             kl = metric == "kl"
-            rows += [row(what, x, place=str(edit), unit="nats" if kl else "share", headline=kl, **of)
+            rows += [line(what, x, place=str(edit), unit="nats" if kl else "share", headline=kl)
                      for x in _whole(mine, metric)["edited"]]  # fmt: skip
     return rows
 
 
 def perplexity(f: Finished) -> list[Row]:
     """E11: perplexity without an edit and with each, on every text."""
-    rows = []
+    rows: list[Row] = []
     for done in (_effects(f), *f.texts.values()):
         rows += _before_and_after(
             done.effects, "perplexity", place=str(done.info.corpus.get("name")), unit="perplexity"
@@ -58,12 +58,12 @@ def _before_and_after(effects: pd.DataFrame, metric: str, place: str, unit: str,
     """The metric without an edit once, then with each."""
     rows = _whole(effects, metric)
     for i, r in enumerate(rows.itertuples()):
-        of = {"place": place, "unit": unit, "stack": str(r.stack), "layer": r.layer}
+        line = partial(row, place=place, unit=unit, stack=str(r.stack), layer=r.layer)
         if i == 0:
-            yield row("original", scale * r.baseline, headline=True, **of)
+            yield line("original", scale * r.baseline, headline=True)
         interval = f"change {scale * r.delta:+.4g} ({scale * r.ci_low:+.4g} to {scale * r.ci_high:+.4g})"
-        yield row(f"set to {r.edit}" if r.edit in ("zero", "mean") else str(r.edit), scale * r.edited, text=interval,
-                  headline=r.edit in ("zero", "mean", "random"), **of)  # fmt: skip
+        yield line(f"set to {r.edit}" if r.edit in ("zero", "mean") else str(r.edit), scale * r.edited, text=interval,
+                   headline=r.edit in ("zero", "mean", "random"))  # fmt: skip
 
 
 def zero_shot(f: Finished) -> list[Row]:
@@ -81,8 +81,8 @@ def zero_shot(f: Finished) -> list[Row]:
     if set(FIVE) <= {str(r["place"]) for r in rows}:
         five = pd.DataFrame([r for r in rows if r["place"] in FIVE])
         for quantity, mine in five.groupby("quantity", sort=False):
-            of = {"place": "mean of five", "unit": "%", "layer": mine["layer"].iloc[0], "headline": True}
-            rows.append(row(str(quantity), mine["ours"].mean(), **of))
+            rows.append(row(str(quantity), mine["ours"].mean(), place="mean of five", unit="%",
+                            layer=mine["layer"].iloc[0], headline=True))  # fmt: skip
     return rows
 
 

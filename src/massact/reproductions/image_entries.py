@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from massact.reproductions.effect_entries import ACCURACY
@@ -16,28 +18,23 @@ def magnitudes_of_images(f: Finished) -> list[Row]:
     rows = []
     for s in answers(f.scan):
         here = at(f.scan.findings, stack=s.stack, site=s.site)
-        of = {"stack": s.stack}
-        rows.append(row("massive activations", s.n_findings, unit="count", headline=True, **of))
+        line = partial(row, stack=s.stack)
+        rows.append(line("massive activations", s.n_findings, unit="count", headline=True))
         if s.n_findings:
             peak = at(here, layer=s.shown_layer)
             n = max(int(f.scan.info.corpus.get("n_sequences") or 0), 1)
             rows += [
-                row("first layer", s.onset or 0, unit="layer", headline=True, **of),
-                row("last layer", s.offset or 0, unit="layer", headline=True, **of),
-                row("dims", text=plain(here["dim"]), headline=True, **of),
-                row(
-                    "images with any",
-                    peak["sequence"].nunique() / n,
-                    unit="share",
-                    layer=s.shown_layer,
-                    headline=True,
-                    **of,
+                line("first layer", s.onset or 0, unit="layer", headline=True),
+                line("last layer", s.offset or 0, unit="layer", headline=True),
+                line("dims", text=plain(here["dim"]), headline=True),
+                line(
+                    "images with any", peak["sequence"].nunique() / n, unit="share", layer=s.shown_layer, headline=True
                 ),
-                row("different tokens", peak["pos"].nunique(), unit="count", layer=s.shown_layer, headline=True, **of),
+                line("different tokens", peak["pos"].nunique(), unit="count", layer=s.shown_layer, headline=True),
             ]
         elif s.largest is not None:
             rows.append(
-                row("largest ratio", s.largest.ratio, layer=s.largest.layer, unit="|h| / median", headline=True, **of)
+                line("largest ratio", s.largest.ratio, layer=s.largest.layer, unit="|h| / median", headline=True)
             )
     return rows + curves(f)
 

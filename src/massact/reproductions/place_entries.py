@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -33,16 +34,16 @@ def _peaks(prompt: str, scan: ScanResult) -> list[Row]:
     layer = answer.shown_layer
     h_TD = h_PTD[scan.portrait["layers"].tolist().index(layer)]
     found = at(scan.findings, stack=stack, site=answer.site, layer=layer, sequence=0)
-    of = {"stack": stack, "layer": layer, "unit": MAGNITUDE}
+    line = partial(row, stack=stack, layer=layer, unit=MAGNITUDE)
     rows = [
-        row(f"peak, {prompt}", h_TD[r.pos, r.dim], place=f"{r.position_class}, dim {r.dim}", headline=r.rank == 1,
-            text=str(r.token), **of)
+        line(f"peak, {prompt}", h_TD[r.pos, r.dim], place=f"{r.position_class}, dim {r.dim}", headline=r.rank == 1,
+             text=str(r.token))
         for r in found.itertuples() if r.dim >= 0
     ]  # fmt: skip
     pos, dim = np.unravel_index(int(h_TD.argmax()), h_TD.shape)
     where = f"position {pos}, dim {dim}"
     token = str(scan.portrait["tokens"][pos])
-    return rows or [row(f"largest, {prompt}", h_TD[pos, dim], place=where, text=token, headline=True, **of)]
+    return rows or [line(f"largest, {prompt}", h_TD[pos, dim], place=where, text=token, headline=True)]
 
 
 def ranks_of_a_prompt(f: Finished) -> list[Row]:
@@ -126,18 +127,18 @@ def census(f: Finished) -> list[Row]:
     for s in massive(f.scan):
         layer = s.shown_layer
         here = at(f.scan.findings, stack=s.stack, site=s.site, layer=layer)
-        of = {"stack": s.stack, "layer": layer}
+        line = partial(row, stack=s.stack, layer=layer)
         rows += [
-            row("positions", text=s.group, headline=True, **of),
-            row("dims", text=plain(here["dim"]), headline=True, **of),
-            row("tokens", text=json.dumps([t for t, *_ in s.tokens[:MOST_TOKENS]], ensure_ascii=False), **of),
+            line("positions", text=s.group, headline=True),
+            line("dims", text=plain(here["dim"]), headline=True),
+            line("tokens", text=json.dumps([t for t, *_ in s.tokens[:MOST_TOKENS]], ensure_ascii=False)),
         ]
         for quantity, column in (("findings at", "position_class"), ("findings at dim", "dim")):
             counts = here[column].value_counts()
-            rows += [row(quantity, n, place=str(v), unit="count", headline=column == "position_class", **of)
+            rows += [line(quantity, n, place=str(v), unit="count", headline=column == "position_class")
                      for v, n in counts.items()]  # fmt: skip
         tokens = here["token"].value_counts().head(MOST_TOKENS)
-        rows += [row("findings on token", n, place=str(t), unit="count", **of) for t, n in tokens.items()]
+        rows += [line("findings on token", n, place=str(t), unit="count") for t, n in tokens.items()]
     return rows
 
 
@@ -153,9 +154,9 @@ def outlier_features(f: Finished) -> list[Row]:
     for stack, numbers in outcome.items():
         for where, found in numbers["at"].items():
             place = "linear inputs" if where == "inputs" else f"hidden state ({where})"
-            of = {"stack": stack, "place": place, "unit": "count", "headline": True}
-            rows += [row("outlier features", found["n"], text=plain(found["dims"]), **of)]
-            rows += [row("of them massive dims", len(found["massive"]), text=plain(found["massive"]), **of)]
+            line = partial(row, stack=stack, place=place, unit="count", headline=True)
+            rows += [line("outlier features", found["n"], text=plain(found["dims"]))]
+            rows += [line("of them massive dims", len(found["massive"]), text=plain(found["massive"]))]
     return rows
 
 
@@ -167,13 +168,10 @@ def spread(f: Finished) -> list[Row]:
         for r in at(ranks, stack=s.stack, site=s.site).itertuples():
             top = str(r.rank) == "top 1"
             why = "" if r.same_dim == 1 else f"at one dim in {r.same_dim:.0%} of {r.n_sequences} sequences"
-            of = {"stack": s.stack, "layer": r.layer, "headline": top, "reason": why}
-            rows += [
-                row(f"{r.rank}, mean", r.value_mean, unit="h", **of),
-                row(f"{r.rank}, std", r.value_std, unit="h", **of),
-            ]
+            line = partial(row, stack=s.stack, layer=r.layer, headline=top, reason=why)
+            rows += [line(f"{r.rank}, mean", r.value_mean, unit="h"), line(f"{r.rank}, std", r.value_std, unit="h")]
             if r.value_mean:
-                rows.append(row(f"{r.rank}, spread", r.value_std / abs(r.value_mean), unit="std / |mean|", **of))
+                rows.append(line(f"{r.rank}, spread", r.value_std / abs(r.value_mean), unit="std / |mean|"))
     if not rows:
         raise Nothing("The scan has no ranks over sequences; its notes say why.")
     return rows

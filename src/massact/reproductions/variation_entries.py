@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from massact.records.answer import Answer
 from massact.records.kinds.reproduction import NOT_RUN
@@ -17,17 +18,17 @@ def trained(f: Finished) -> list[Row]:
     rows = []
     for r in at(f.trained, row="run").itertuples():
         steps = "" if math.isnan(r.steps) else f", {r.steps:,.0f} steps"
-        of = {"place": f"{r.model}{steps}"}
+        line = partial(row, place=f"{r.model}{steps}")
         label = VARIANTS.get(str(r.variant), str(r.variant)) or str(r.label)
         if r.trained:
-            rows.append(row(f"{label}: validation loss", r.eval_loss, unit="nats", headline=True, **of))
+            rows.append(line(f"{label}: validation loss", r.eval_loss, unit="nats", headline=True))
         if r.scanned:
-            rows.append(row(f"{label}: massive", text="yes" if r.massive else "no", headline=True, **of))
-            rows.append(row(f"{label}: greatest |h|", r.max, unit="|h|", headline=True, **of))
+            rows.append(line(f"{label}: massive", text="yes" if r.massive else "no", headline=True))
+            rows.append(line(f"{label}: greatest |h|", r.max, unit="|h|", headline=True))
         else:
-            rows.append(row(f"{label}: massive", reason="it was not scanned", **of))
+            rows.append(line(f"{label}: massive", reason="it was not scanned"))
         if r.explained:
-            rows.append(row(f"{label}: attention on position 0", r.mass_first, unit="share", **of))
+            rows.append(line(f"{label}: attention on position 0", r.mass_first, unit="share"))
     return rows
 
 
@@ -41,15 +42,15 @@ def bos(f: Finished) -> list[Row]:
         )
     rows: list[Row] = []
     for name, side in both.items():
-        of = {"place": f"{name} BOS"}
-        rows += [row("massive activations", side["n_findings"], unit="count", headline=True, **of),
-                 row("largest |h|", side["largest_magnitude"], unit="|h|", headline=True, **of)]  # fmt: skip
+        line = partial(row, place=f"{name} BOS")
+        rows += [line("massive activations", side["n_findings"], unit="count", headline=True),
+                 line("largest |h|", side["largest_magnitude"], unit="|h|", headline=True)]  # fmt: skip
         if "n_sequences" in side:
-            rows.append(row("sequences that these are over", side["n_sequences"], unit="count", **of))
+            rows.append(line("sequences that these are over", side["n_sequences"], unit="count"))
         if side["n_findings"]:
-            rows += [row("first layer", side["onset"], unit="layer", **of),
-                     row("dims", text=plain(side["dims"]), headline=True, **of),
-                     row("positions", text=", ".join(sorted(side["classes"])), headline=True, **of)]  # fmt: skip
+            rows += [line("first layer", side["onset"], unit="layer"),
+                     line("dims", text=plain(side["dims"]), headline=True),
+                     line("positions", text=", ".join(sorted(side["classes"])), headline=True)]  # fmt: skip
     return rows
 
 

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 
 from massact.classics import classics
 from massact.classics.works import effect_rows
-from massact.corpora import Corpus, ImageSource, Source, corpus_again
+from massact.corpora import AnySource, Corpus, Source, corpus_again
 from massact.corpora import corpus as make_corpus
 from massact.explanations import explain
 from massact.interventions import CONTROLS, Registers, collect_registers, evaluate, fix_registers, intervene
@@ -108,9 +109,9 @@ class Work:
                 check_weights(self._loaded, self.target)
         return self._loaded
 
-    def source(self) -> Corpus | Source | ImageSource:
+    def source(self) -> Corpus | AnySource:
         """The scanned text or images, not read yet."""
-        if isinstance(self.corpus, Corpus | Source | ImageSource):
+        if isinstance(self.corpus, Corpus | AnySource):
             return self.corpus
         if self.corpus is None and self.target is not None:
             info = self.target.info
@@ -210,7 +211,7 @@ class Work:
         done = intervene(
             self.loaded(), self.text(), self.scan(), labels=o.labels, head=o.head, tasks=tuple(o.tasks),
             task_folder=o.task_folder,
-            limit=o.limit, progress=lambda now, all_: self.progress("intervene", now, all_), **self._edits(),
+            limit=o.limit, progress=partial(self.progress, "intervene"), **self._edits(),
         )  # fmt: skip
         return self._saved(done, self.out)
 
@@ -224,7 +225,7 @@ class Work:
                 continue
             done = intervene(
                 self.loaded(), self.text(), self.scan(), evaluate_on=spec,
-                progress=lambda now, all_, s=spec: self.progress(f"intervene on {s}", now, all_), **self._edits(),
+                progress=partial(self.progress, f"intervene on {spec}"), **self._edits(),
             )  # fmt: skip
             states.add(self._saved(done, folder))
         return "done" if "done" in states else "kept"
