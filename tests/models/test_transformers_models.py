@@ -96,3 +96,9 @@ def test_a_local_folder_has_no_revisions(tmp_path: Path) -> None:
     for spec in (tmp_path, None):
         with pytest.raises(UserError, match="has no revisions"):
             ma.load(spec, revision="step1000")
+
+
+def test_a_configuration_whose_vocabulary_has_no_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers_models, "read_with", lambda *_: ["a", "b"])
+    config = SimpleNamespace(vocab_size=None, text_config=SimpleNamespace(vocab_size=None))
+    assert transformers_models._tokenizer("nowhere", config, {}) == ["a", "b"]

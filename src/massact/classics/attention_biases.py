@@ -190,9 +190,9 @@ def _entries(model: Model, found: _Found, outcome: Outcome) -> None:
             if not by_name:
                 continue
             values = torch.cat([parameters[n].detach()[m.to(parameters[n].device)].float() for n, m in by_name.items()])
-            at = {"stack": site.stack, "site": site.point, "layer": site.layer, "subject": role}
-            outcome.rows.append(row("bias_entries", len(values), 1, **at))
-            outcome.rows.append(row("bias_norm", float(values.norm()), len(values), **at))
+            line = partial(row, stack=site.stack, site=site.point, layer=site.layer, subject=role)
+            outcome.rows.append(line("bias_entries", len(values), 1))
+            outcome.rows.append(line("bias_norm", float(values.norm()), len(values)))
 
 
 def _effects(

@@ -153,7 +153,8 @@ def class_gradients(
     Raises:
         UserError: there is no loss.
     """
-    task, found = task_of(model, seed=seed), {}
+    task, nothing = task_of(model, seed=seed), np.zeros((), np.float32)
+    found: dict[Site, ClassGradients] = {}
     if corpus.kind != "tokens" and "labels" not in corpus.inputs:
         raise UserError("The corpus is no text and has no labels, so there is no loss.")
     if corpus.kind == "tokens" and "labels" not in corpus.inputs and task.ahead is None and task.mask_id is None:
@@ -170,7 +171,7 @@ def class_gradients(
                 label = labels_of(model, site.stack, ids_of_batch(asked.batch), tokens)
                 for a, g_HTF, where in sequences_with_gradients(graph.calls[place], gradients[place], place, seen):
                     sums_HC, pairs_HC = gradient_by_class(a, g_HTF, label(where, a.shape[2]))
-                    held = found.setdefault(site, ClassGradients(0.0, 0.0))  # type: ignore[arg-type]
+                    held = found.setdefault(site, ClassGradients(nothing, nothing))
                     held.sums_HC = held.sums_HC + to_numpy(sums_HC)
                     held.pairs_HC = held.pairs_HC + to_numpy(pairs_HC)
     if not found:

@@ -74,10 +74,8 @@ def outlier_features(by_layer: dict[int, list[CountResult]]) -> Features:
         raise ValueError("outlier features need at least one layer")
     known_N = next(iter(by_layer.values()))[0].n_tokens > 0
     n_layers, n = len(by_layer), int(known_N.sum())
-    layers_ND, tokens_D = 0, 0
-    for results in by_layer.values():
-        layers_ND = layers_ND + _reached(results)[known_N].astype(np.int64)
-        tokens_D = tokens_D + np.max([r.share()[known_N] for r in results], 0).sum(0)
+    layers_ND = sum((_reached(results)[known_N] for results in by_layer.values()), np.zeros((), np.int64))
+    tokens_D = sum(np.max([r.share()[known_N] for r in results], 0).sum(0) for results in by_layer.values())
     feature_ND = layers_ND + SLACK >= OF_LAYERS * n_layers
     dims = np.flatnonzero(feature_ND.sum(0) + SLACK >= OF_SEQUENCES * n) if n else np.zeros(0, np.int64)
     affected = sum(_reached(results)[known_N][:, dims].any(1).mean() for results in by_layer.values()) if n else 0

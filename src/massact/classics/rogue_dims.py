@@ -104,7 +104,7 @@ def geometry(x_ND: np.ndarray, pairs_P2: np.ndarray) -> Geometry:
 
 def _chunks(pairs_P2: np.ndarray, width: int) -> list[tuple[np.ndarray, np.ndarray]]:
     step = max(1, CHUNK // width)
-    return [tuple(pairs_P2[i : i + step].T) for i in range(0, len(pairs_P2), step)]  # type: ignore[misc]
+    return [(part[:, 0], part[:, 1]) for part in (pairs_P2[i : i + step] for i in range(0, len(pairs_P2), step))]
 
 
 def cosines(x_ND: np.ndarray, pairs_P2: np.ndarray) -> np.ndarray:
@@ -196,8 +196,8 @@ def _rogue_dims(ground: Ground) -> Outcome:
             if not g.n_pairs:
                 outcome.notes.append(f"No pair of tokens at {site} has a cosine: all are zero or not finite.")
     _set_to_zero(ground, known, outcome)
-    for stack, of_stack in known.items():
-        outcome.numbers[stack] = _numbers(ground, stack, of_stack) | {"n_tokens": len(chosen[stack])}
+    for stack, found in known.items():
+        outcome.numbers[stack] = _numbers(ground, stack, found) | {"n_tokens": len(chosen[stack])}
     return outcome
 
 

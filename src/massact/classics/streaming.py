@@ -11,6 +11,7 @@ no longer than the trained context, so that the window is the only thing that ch
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,8 @@ def _evaluated(
         return given, int(paired.n_targets.sum())
 
     known: dict[str, tuple[float, float]] = {}
-    n, refused, reason = 0, [], ""
+    refused: list[str] = []
+    n, reason = 0, ""
     try:
         known, n = run(edits)
     except UserError as error:
@@ -107,7 +109,8 @@ def _evaluated(
                 given, n = run({key: edit})
                 known |= given
             except WorkError as error:
-                refused, reason = [*refused, key], error.what
+                refused.append(key)
+                reason = error.what
     if not known:
         raise Unavailable(reason or f"no text has two targets behind a window of {width} tokens.")
     if refused:
@@ -206,9 +209,9 @@ def _attention_first(ground: Ground, places: dict[Site, AttentionPlace], outcome
         mass_NH = mass_NH[~np.isnan(mass_NH).any(1)]
         if not len(mass_NH):
             continue
-        at = {"stack": site.stack, "site": site.point, "layer": site.layer}
-        outcome.rows.append(row("attention_first", mass_NH.mean(), len(mass_NH), **at))
-        outcome.rows += [row("attention_first", m, len(mass_NH), head=h, **at) for h, m in enumerate(mass_NH.mean(0))]
+        line = partial(row, "attention_first", n=len(mass_NH), stack=site.stack, site=site.point, layer=site.layer)
+        outcome.rows.append(line(mass_NH.mean()))
+        outcome.rows += [line(mass, head=head) for head, mass in enumerate(mass_NH.mean(0))]
         means[site.layer > 2].append(float(mass_NH.mean()))
     return {name: float(np.mean(means[late])) if means[late] else None
             for name, late in (("layers_1_2", False), ("layers_from_3", True))}  # fmt: skip

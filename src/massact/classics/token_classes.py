@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ def _shares(
 ) -> dict[Site, dict[str, Any]]:
     ids_of = ids_in(corpus.inputs)
     labels = {stack: labels_of(ground.model, stack, ids_of, tokens) for stack in {s.stack for s in places}}
-    probes = [Probe("classes", str(s), lambda label=labels[s.stack]: ClassShares(label)) for s in places]
+    probes = [Probe("classes", str(s), partial(ClassShares, labels[s.stack])) for s in places]
     measured = measure(ground.model, corpus, probes)
     results = {s: measured.result("classes", s) for s in places}
     return {s: r for s, r in results.items() if r}
@@ -106,28 +107,28 @@ def _shares(
 
 def _add_rows(outcome: Outcome, site: Site, found: _Found) -> None:
     """Rows of one attention call; classes that no query sees have none."""
-    at = {"stack": site.stack, "site": site.point, "layer": site.layer}
+    line = partial(row, stack=site.stack, site=site.point, layer=site.layer)
     shares, gradient = found.shares[site], found.gradients.get(site)
     for c, name in enumerate(CLASSES):
         n_H = shares["queries"][:, c]
         if n_H.any():
-            outcome.rows.append(row("chance", _mean(shares["chance"][:, c]), int(n_H.max()), subject=name, **at))
+            outcome.rows.append(line("chance", _mean(shares["chance"][:, c]), int(n_H.max()), subject=name))
             for head, share in enumerate(shares["share"][:, c]):
-                outcome.rows.append(row("attention", share, int(n_H[head]), head=head, subject=name, **at))
+                outcome.rows.append(line("attention", share, int(n_H[head]), head=head, subject=name))
         if gradient is None or not gradient.pairs_HC[:, c].any():
             continue
         pairs_H = gradient.pairs_HC[:, c].astype(int)
         for metric, x_C in (("gradient_sum", gradient.summed_C), ("gradient_sum_relative", gradient.relative_C)):
-            outcome.rows.append(row(metric, x_C[c], int(pairs_H.sum()), subject=name, **at))
+            outcome.rows.append(line(metric, x_C[c], int(pairs_H.sum()), subject=name))
         for metric, x_HC in (("gradient", gradient.mean_HC), ("gradient_relative", gradient.relative_HC)):
             for head, value in enumerate(x_HC[:, c]):
-                outcome.rows.append(row(metric, value, int(pairs_H[head]), head=head, subject=name, **at))
+                outcome.rows.append(line(metric, value, int(pairs_H[head]), head=head, subject=name))
     for metric, key, count, name in (
         ("self_attention", "self", "n_self", "sep"), ("entropy", "entropy", "n", ""),
         ("cls_entropy", "cls_entropy", "n_cls", "cls"),
     ):  # fmt: skip
         for head, value in enumerate(shares[key]) if shares[count] else ():
-            outcome.rows.append(row(metric, value, shares[count], head=head, subject=name, **at))
+            outcome.rows.append(line(metric, value, shares[count], head=head, subject=name))
 
 
 def _numbers(sites: list[Site], found: _Found) -> dict[str, Any]:

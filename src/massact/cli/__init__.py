@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from typing import Any
 
 import typer
 
@@ -42,7 +43,7 @@ for _reading in (compare, show, report):
 def main() -> None:
     """Entry point: every error is one message and an exit status, never a traceback."""
     # The click that typer brings is not always the package of that name: ask typer for its error.
-    usage_error = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
     out = output.prepare()
     try:
         status = app(standalone_mode=False)

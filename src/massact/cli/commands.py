@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
@@ -65,8 +65,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
         flags = [f"--{name.replace('_', '-')}"]  # without its --no
     make: Any = typer.Argument if told["argument"] else typer.Option
     info = make(*flags, help=field.description, **({} if bound is None else {"min": bound}))
-    default = inspect.Parameter.empty if field.is_required() else default
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info], default=default)
+    usual = inspect.Parameter.empty if field.is_required() else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info], default=usual)
 
 
 def _kind(annotation: Any) -> Any:
@@ -138,11 +138,11 @@ def _on_scan(call: Call) -> Done:
     return call.added(on_opened(named(call.verb.job), opened, options, call.progress), out)
 
 
-def _keep(result: Any, folder: Path, **only: Container[str]) -> None:
+def _keep(result: Any, folder: Path, **options: Any) -> None:
     """Draw the figures of a result into its folder."""
     from massact.reports import draw
 
-    draw(result, folder, **only)
+    draw(result, folder, **options)
 
 
 def _say(quiet: bool) -> Callable[[str], None]:

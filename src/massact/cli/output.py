@@ -84,7 +84,7 @@ def prepare() -> Stdout:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what no terminal can show
     out = Stdout(sys.stdout.stream if isinstance(sys.stdout, Stdout) else sys.stdout)
-    sys.stdout = out  # type: ignore[assignment]
+    sys.stdout = out
     return out
 
 

@@ -97,7 +97,8 @@ class AudioSource:
         step_s = None if hop is None else hop / rate
         seconds = [len(sound) / rate for sound in sounds]
         read = seconds if step_s is None else [min(s, inputs.shape[time_axis] * step_s) for s in seconds]
-        parts, counts, decoder = {input_name: inputs}, (), None
+        parts, decoder = {input_name: inputs}, None
+        counts: tuple[torch.Tensor, ...] = ()
         if prompt is not None:
             ids, positions, decoder = _decoder_ids(recordings, tokenizer, prompt)
             parts["decoder_input_ids"] = ids

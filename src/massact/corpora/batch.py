@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 
@@ -21,8 +21,8 @@ from massact.corpora.token_strings import Spelling
 from massact.records.errors import UserError
 
 PositionClass = Literal["start", "delimiter", "padding", "other"]
-PADDING = "padding"
-Positions = slice | torch.Tensor | None
+PADDING: Final = "padding"
+Positions: TypeAlias = slice | torch.Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,8 +230,9 @@ class Corpus:
             return "start"
         if self._behind(sequence, pos):
             return PADDING
-        known = self.spelling is not None and self.kind == "tokens" and self.modality(sequence, pos) in ("", "text")
-        return "delimiter" if known and self.spelling.is_delimiter(self.token_id(sequence, pos)) else "other"
+        spelling = self.spelling if self.kind == "tokens" and self.modality(sequence, pos) in ("", "text") else None
+        is_delimiter = spelling is not None and spelling.is_delimiter(self.token_id(sequence, pos))
+        return "delimiter" if is_delimiter else "other"
 
     def _behind(self, sequence: int, pos: int) -> bool:
         return self.ends is not None and pos >= self.ends[sequence]

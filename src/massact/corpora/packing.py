@@ -200,7 +200,7 @@ def pack_prompts(
     Raises:
         UserError: a prompt without tokens or longer than the context, or fewer prompts than asked for.
     """
-    n = len(prompts) if request.n_sequences in (None, "all") else request.n_sequences
+    n = len(prompts) if request.n_sequences is None or request.n_sequences == "all" else request.n_sequences
     if n > len(prompts):
         raise UserError(f"{n} prompts were asked for.", f"There are {len(prompts)}.", "Leave --n-sequences out.")
     specials = resolve_specials(tokenizer, request.bos)
@@ -262,7 +262,7 @@ def _stream(tokenizer: Any, text: str, reach: int | None, special: bool) -> tupl
     A prefix is tokenised and its last tokens dropped, so that what is kept is what the whole text would give.
     """
     size = len(text) if reach is None else max(WHOLE_TEXT_CHARACTERS, 8 * reach)
-    while size < len(text):
+    while reach is not None and size < len(text):
         ids = token_ids(tokenizer, text[:size], special)
         if len(ids) >= reach + MARGIN_TOKENS:
             return ids[: len(ids) - MARGIN_TOKENS], False
@@ -278,7 +278,7 @@ def _how_many(request: Request, available: int, n_text: int, seq_len: int, speci
             f"It has {n_text} tokens" + (f", and special tokens take {specials.size} more." if specials.size else "."),
             f"Use --seq-len {n_text + specials.size} or less, or a longer text.",
         )
-    if asked not in (None, "all") and asked > available:
+    if asked is not None and asked != "all" and asked > available:
         fits = n_text // asked
         shorter = f" or --seq-len {fits + specials.size}" if fits else ""
         raise UserError(

@@ -62,7 +62,8 @@ class Recipe:
         if self.rescale is not None:
             x = x * np.float32(self.rescale)
         if self.mean is not None and self.std is not None:
-            x = (x - np.float32(self.mean)[:, None, None]) / np.float32(self.std)[:, None, None]
+            mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+            x = (x - mean[:, None, None]) / std[:, None, None]
         return np.ascontiguousarray(x)
 
     def _size(self, image: Image.Image) -> tuple[int, int]:
@@ -72,7 +73,7 @@ class Recipe:
         assert self.resize is not None
         short, long = sorted(image.size)
         longer = int(self.resize * long / short)
-        if self.resize * longer > Image.MAX_IMAGE_PIXELS:  # type: ignore[operator]
+        if self.resize * longer > Image.MAX_IMAGE_PIXELS:
             raise UserError(f"An image of {image.size[0]} x {image.size[1]} pixels is too narrow to be resized.")
         return (self.resize, longer) if image.size[0] <= image.size[1] else (longer, self.resize)
 

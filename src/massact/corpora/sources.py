@@ -107,7 +107,13 @@ class Source:
                 "The model has no tokenizer.",
                 "Give a (B, T) tensor of token ids, or a dict of tensors such as {'pixel_values': ...}.",
             )
-        given = {"seq_len": seq_len, "n_sequences": n_sequences, "bos": bos, "seed": seed, "context": context}
+        given: dict[str, Any] = {
+            "seq_len": seq_len,
+            "n_sequences": n_sequences,
+            "bos": bos,
+            "seed": seed,
+            "context": context,
+        }
         request = replace(self.request, **{key: value for key, value in given.items() if value is not None})
         documents = self.read(request.seed)
         if self.prompts and request.seq_len is None:
@@ -185,7 +191,7 @@ def corpus(
     return source
 
 
-def corpus_again(record: Mapping[str, Any], given: str | None = None) -> AnySource:
+def corpus_again(record: Mapping[str, Any], given: str | None = None) -> AnySource | Corpus:
     """The source of a corpus from what run.json keeps of it.
 
     Args:
@@ -202,14 +208,12 @@ def corpus_again(record: Mapping[str, Any], given: str | None = None) -> AnySour
     if kind in ("file", "folder") and given is not None:
         return corpus(Path(given), text_column=source.get("text_column"))
     if kind in ("images", "pairs", "recordings") and given is not None:
-        made = corpus(
+        return corpus(
             Path(given),
             n_sequences=record.get("n_sequences"),
             text_column=source.get("text_column"),
             preprocess=source.get("asked"),
         )
-        assert not isinstance(made, Corpus)
-        return made
     if kind in ("preset", "dataset"):
         return corpus(name, split=source.get("split"), text_column=source.get("column"))
     raise UserError(

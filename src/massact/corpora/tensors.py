@@ -50,8 +50,8 @@ def from_tensors(tensors: Mapping[str, Any], tokenizer: Any, request: Request, n
     if not parts or set(parts) == {"attention_mask"}:
         raise UserError("The corpus is empty.", "The dict has no input tensor.", "Give {'pixel_values': ...} or so.")
     packed = _packed(parts)
-    counts = {key: tensor.shape[0] for key, tensor in parts.items() if key not in packed}
-    if len(set(counts.values())) > 1 or any(tensor.numel() == 0 for tensor in parts.values()):
+    lengths = {tensor.shape[0] for key, tensor in parts.items() if key not in packed}
+    if len(lengths) > 1 or any(tensor.numel() == 0 for tensor in parts.values()):
         raise UserError(
             "The tensors do not form a corpus.",
             "Shapes: " + ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in parts.items()) + ".",
@@ -79,7 +79,7 @@ def from_tensors(tensors: Mapping[str, Any], tokenizer: Any, request: Request, n
     corpus = Corpus(name, kind, parts, mask, origin, spelling, packed=packed, counts=counts)
     _meets(corpus, request)
     n = request.n_sequences
-    return corpus if n in (None, "all", corpus.n_sequences) else corpus.head(n)
+    return corpus if n is None or n == "all" or n == corpus.n_sequences else corpus.head(n)
 
 
 # Patches of images of any size, and the tensor that says how many each image has.
@@ -165,7 +165,7 @@ def _meets(corpus: Corpus, request: Request) -> None:
             "Leave it out" + (f", or pass ids[:, :{request.seq_len}]." if width and request.seq_len < width else "."),
         )
     n = request.n_sequences
-    if n not in (None, "all") and n > corpus.n_sequences:
+    if n is not None and n != "all" and n > corpus.n_sequences:
         raise UserError(
             f"{n} sequences were asked for.",
             f"There are {corpus.n_sequences}.",

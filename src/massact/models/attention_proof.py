@@ -152,7 +152,8 @@ def _place(event: _Event) -> AttentionPlace | str:
     if cross and call.via == "softmax" and not any(point.startswith("cross_attn") for point in event.block.places):
         return f"its softmax is over {call.shape[3]} entries for {T} tokens, in a block that reads no other sequence"
     K = call.k_BKSE.shape[1] if call.k_BKSE is not None else (call.v_BKSF.shape[1] if call.v_BKSF is not None else 0)
-    guess = AttentionPlace(*event.key, call.via, call.shape[1], K, False, True, cross, (event.reads or [None])[0])
+    reads = event.reads[0] if event.reads else None
+    guess = AttentionPlace(*event.key, call.via, call.shape[1], K, False, True, cross, reads)
     forward, binary, error, row_sum, size = not cross, True, 0.0, 0.0, 0.0
     with torch.inference_mode():
         for b in range(B):

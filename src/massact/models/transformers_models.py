@@ -407,7 +407,8 @@ def _tokenizer(spec: str, config: Any, common: dict[str, Any]) -> Any:
         raise
     except Exception:
         return None
-    words = getattr(config, "vocab_size", None) or getattr(getattr(config, "text_config", None), "vocab_size", 0)
+    text_config = getattr(config, "text_config", None)
+    words = getattr(config, "vocab_size", None) or getattr(text_config, "vocab_size", None) or 0
     folder = Path(spec)
     empty = 10 * len(tokenizer) < words or (folder.is_dir() and not any(f for p in _VOCABULARY for f in folder.glob(p)))
     return None if empty else tokenizer

@@ -80,7 +80,7 @@ def image_names(model: Model, corpus: Corpus, stack: str) -> tuple[tuple[str, ..
     if grids is not None:
         vision = getattr(model.module.config, "vision_config", None)
         merge = int(getattr(vision, "spatial_merge_size", 1))
-        return tuple(_grid_names(*(int(n) for n in grid), merge) for grid in grids)
+        return tuple(_grid_names(frames, rows, columns, merge) for frames, rows, columns in grids.tolist())
     ids = [i for i, kind in model.placeholders.items() if kind == "image"]
     counts = {int(n) for n in sum((corpus.inputs["input_ids"] == i).long().sum(1) for i in ids)} if ids else set()
     towers = [s for s in model.anatomy.stacks if s.name != stack and model.reads(s) == model.image_input]

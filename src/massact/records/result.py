@@ -66,7 +66,7 @@ class Result:
     @classmethod
     def version(cls) -> int:
         """Newest schema version of its record that is read: the one that is written."""
-        return next(f.default for f in fields(cls.INFO) if f.name == "schema_version")
+        return cls.INFO.schema_version
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """Its tables by name, without those that are left out where they are empty."""

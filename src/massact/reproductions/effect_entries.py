@@ -81,8 +81,10 @@ def zero_shot(f: Finished) -> list[Row]:
     if set(FIVE) <= {str(r["place"]) for r in rows}:
         five = pd.DataFrame([r for r in rows if r["place"] in FIVE])
         for quantity, mine in five.groupby("quantity", sort=False):
-            rows.append(row(str(quantity), mine["ours"].mean(), place="mean of five", unit="%",
-                            layer=mine["layer"].iloc[0], headline=True))  # fmt: skip
+            layer = mine["layer"].iloc[0]
+            rows.append(
+                row(str(quantity), mine["ours"].mean(), layer=layer, place="mean of five", unit="%", headline=True)
+            )
     return rows
 
 

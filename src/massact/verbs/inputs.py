@@ -11,6 +11,7 @@ from massact.verbs.options import Options, Preprocess, option
 CODE = "Run code that comes with the model."
 PICKLE = "Read .bin weights, with weights_only=True."
 GGUF = "Name of a GGUF file in the folder or repository that MODEL names."
+CORPUS = "Where the scanned text (images, recordings) lies now, or another, which is scanned first (as `scan`)."
 IMAGES = (
     "Of images, where it is to differ from the model's processor: resize=256 (short side) or 224x224, crop=224, "
     "resample=bicubic, mean=0.5, std=0.5 (or three with commas). Can be repeated."
@@ -48,10 +49,7 @@ class OfScan(Loading):
 
     run: Path = option(..., "Run directory of a scan; tables and figures are added to it.", argument=True)
     model: str | None = option(None, "Where the scanned model lies now; nothing: where the scan had it.", argument=True)
-    corpus: str | None = option(
-        None,
-        "Where the scanned text (images, recordings) lies now, or another, which is scanned first (as `scan`).",
-    )
+    corpus: str | None = option(None, CORPUS)
 
 
 class OfScanOrModel(OfModel):
@@ -62,7 +60,7 @@ class OfScanOrModel(OfModel):
         "model.", argument=True)  # fmt: skip
     out: Path | None = option(None, "Run directory for a model; a run gets its tables added.")
     model: str | None = option(None, "Where the model of the run lies now.")
-    corpus: str | None = OfScan.model_fields["corpus"]
+    corpus: str | None = option(None, CORPUS)
     preprocess: Preprocess = option({}, IMAGES)
     seq_len: int | None = option(None, "Tokens per sequence, for a model.", least=1)
 
