@@ -220,3 +220,10 @@ def test_other_targets_are_never_compared() -> None:
         other = Predicted(logits, Targets(torch.tensor(at), torch.arange(len(at)), None), None)
         with pytest.raises(WorkError, match="different tokens"):
             one.compared(other)
+
+
+def test_of_a_class_that_the_head_lacks_neither_loss_nor_accuracy_is_known() -> None:
+    one = torch.zeros(1, dtype=torch.long)
+    targets = Targets(one, one, torch.ones(1, dtype=torch.bool))
+    told = Predicted(torch.randn(1, 7), targets, torch.tensor([7]), label=True).numbers()
+    assert np.isnan([told["nll"], told["accuracy"]]).all()

@@ -198,13 +198,15 @@ class BlockReader:
         node = self.watch.made.get(key)
         factor, source = self._factor(node)
         if source is not None:
-            if scale != 1.0 and isinstance(scale, str) + isinstance(factor, str):
-                raise self.fail(f"What it adds is scaled twice ({factor} and {scale}): massact can undo one scale.")
-            both = factor if scale == 1.0 else scale * factor  # type: ignore[operator]
+            both = factor
+            if scale != 1.0:
+                if isinstance(scale, str) or isinstance(factor, str):
+                    raise self.fail(f"What it adds is scaled twice ({factor} and {scale}): massact can undo one scale.")
+                both = scale * factor
             return [(key, place) for _, place in self.places_of_write(source, both)]
         pair = self._addends(key)
-        if pair is not None and (not isinstance(scale, str) or node.factor == 1.0):  # type: ignore[union-attr]
-            second = scale if isinstance(scale, str) else scale * node.factor  # type: ignore[union-attr]
+        if pair is not None and node is not None and (not isinstance(scale, str) or node.factor == 1.0):
+            second = scale if isinstance(scale, str) else scale * node.factor
             return self.places_of_write(pair[0], scale) + self.places_of_write(pair[1], second)
         raise self.fail(
             "What it adds to the residual stream is not the output of any module inside it"

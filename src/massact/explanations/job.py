@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -182,12 +183,12 @@ class _Job:
                 options = HeadOptions(self.config.columns, self.config.eps, True, projection_of(self.model, place))
                 # The keys of cross-attention are another sequence, even where that is as long as this one.
                 chosen = Targets({}, {}, {}) if place.cross else self.targets[site.stack]
-                probes.append(Probe("heads", str(site), lambda c=chosen, o=options: HeadStats(c, o)))  # type: ignore[misc]
+                probes.append(Probe("heads", str(site), partial(HeadStats, chosen, options)))
         for name, stack in self.stacks.items():
             head, t = (f"{name}/" if name else ""), self.targets[name]
             groups = {"findings": t.findings, "random": t.random, "others": t.others}
             dims = sorted({c.dim for c in coordinates if c.stack == name})
-            make = lambda g=groups, d=dims: GroupStats(g, d)  # noqa: E731
+            make = partial(GroupStats, groups, dims)
             probes.append(Probe("hidden", f"{head}*.resid_pre", make))
             if any("attn_in" in block.places for block in stack.blocks):
                 probes.append(Probe("normed", f"{head}*.attn_in", make))

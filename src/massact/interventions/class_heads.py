@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from massact.anatomy.examples import to_device
 from massact.corpora import Corpus
-from massact.corpora import corpus as make_corpus
+from massact.corpora.packing import Request
+from massact.corpora.tensors import from_tensors
 from massact.interventions.zero_shot import ZeroShot, zero_shot_head
 from massact.models import Model
 from massact.positions import place_names
@@ -139,7 +140,7 @@ def _after_a_norm(model: Model, corpus: Corpus, at: tuple[Site, Place], n_tokens
     one = {name: x[:1] for name, x in corpus.inputs.items()}
     with torch.inference_mode():
         hidden_BTD = last_hidden(model, one, last)
-    measured = measure(model, make_corpus(one), [Probe("last", str(site), Keep)])  # type: ignore[arg-type]
+    measured = measure(model, from_tensors(one, None, Request()), [Probe("last", str(site), Keep)])
     stream_TD = torch.as_tensor(measured.result("last", site).values[0])
     if hidden_BTD.shape[1] != n_tokens or torch.equal(hidden_BTD[0].float().cpu(), stream_TD.float()):
         raise UserError(

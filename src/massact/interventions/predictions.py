@@ -246,7 +246,7 @@ class Predicted:
         nll = float("nan") if self.nll_N is None else _mean(self.nll_N, kept_N & loss_N)
         known |= {"n_targets": float((kept_N & loss_N).sum()), "nll": nll}
         if self.label:
-            known["accuracy"] = float(self.top_N[0] == self.ids_N[0])  # type: ignore[index]
+            known["accuracy"] = float("nan") if self.ids_N is None else float(self.top_N[0] == self.ids_N[0])
         return known
 
     def compared(self, after: Predicted) -> dict[str, float]:

@@ -157,8 +157,7 @@ test_time_registers.__test__ = False  # type: ignore[attr-defined]  # its name i
 
 
 def _by_layer(neurons: pd.DataFrame | Sequence[tuple[int, int]]) -> dict[int, list[int]]:
-    known = isinstance(neurons, pd.DataFrame)
-    pairs = list(zip(neurons["layer"], neurons["neuron"], strict=True)) if known else list(neurons)  # type: ignore[call-overload]
+    pairs = neurons[["layer", "neuron"]].to_numpy() if isinstance(neurons, pd.DataFrame) else neurons
     found: dict[int, list[int]] = {}
     for layer, neuron in sorted({(int(a), int(b)) for a, b in pairs}):
         found.setdefault(layer, []).append(neuron)

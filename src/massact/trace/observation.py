@@ -123,12 +123,13 @@ def plan(model: Observable, probes: Sequence[Probe]) -> Plan:
     found = Plan([], [])
     for probe in probes:
         attention = model.anatomy.select_attention(probe.site)
+        kept: list[Any] = found.attention if attention else found.probes
         taken = {key for key, *_ in (*found.probes, *found.attention)}
         for site, place in (attention or model.anatomy.select(probe.site)).items():
             key = (probe.name, site)
             if key in taken:
                 raise UserError(f"Two probes are called {probe.name!r} at site {site}.", do="Name them apart.")
-            (found.attention if attention else found.probes).append((key, place, probe))  # type: ignore[arg-type]
+            kept.append((key, place, probe))
     return found
 
 
@@ -407,9 +408,9 @@ def _look(live: _Live, key: Key, place: Place, n: int | None) -> Callable[[Tenso
     """What gives the tensors of a site to its statistic."""
     statistic, shapes, unseen = live.seen.statistics[key], live.shapes, live.unseen
 
-    def see_batch(h: Tensor) -> None:
+    def see_batch(shapes: Shapes, h: Tensor) -> None:
         with unseen():
-            shapes.check(h, key[1], place)  # type: ignore[union-attr]
+            shapes.check(h, key[1], place)
             feed(statistic, h, *live.rows(h), n)
 
     def see(h: Tensor) -> None:
@@ -417,14 +418,14 @@ def _look(live: _Live, key: Key, place: Place, n: int | None) -> Callable[[Tenso
             with torch.no_grad(), unseen():
                 feed(statistic, h, *live.rows(h), n)
 
-    return see if shapes is None else see_batch
+    return see if shapes is None else partial(see_batch, shapes)
 
 
 def _show(live: _Live, checker: Checker, site: Site, place: Place, h: Tensor) -> None:
     """Give a tensor to a checker."""
     with live.unseen():
-        if site.point.startswith("resid"):
-            live.shapes.check(h, site, place)  # type: ignore[union-attr]
+        if live.shapes is not None and site.point.startswith("resid"):
+            live.shapes.check(h, site, place)
         checker.see(site, h)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
 
 from torch import Tensor
@@ -33,7 +34,7 @@ class MassiveActivationsCallback(TrainerCallback):
         probe_batch: Mapping[str, Tensor] | None = None,
         on_alarm: Callable[[Alarm], object] | None = None,
     ) -> None:
-        self.options = {"sequences": sequences, "warn": warn, "probe_batch": probe_batch, "on_alarm": on_alarm}
+        self.options = dict[str, Any](sequences=sequences, warn=warn, probe_batch=probe_batch, on_alarm=on_alarm)
         self.every = every
         self._monitor: Monitor | None = None
         self.trainer: Trainer | None = None
@@ -60,7 +61,7 @@ class MassiveActivationsCallback(TrainerCallback):
             raise UserError("The monitor cannot see into a compiled model.", "torch.compile does not run later hooks.",
                             "Give MassiveActivationsCallback(probe_batch=...).")  # fmt: skip
         self.trainer = self.trainer or _trainer_above()
-        self._monitor = Monitor(kw["model"], self.every, **self.options)  # type: ignore[arg-type]
+        self._monitor = Monitor(kw["model"], self.every, **self.options)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
         """Go on at the step where a resumed training is."""
@@ -101,10 +102,10 @@ def _trainer_above() -> Trainer | None:
 
     A callback is handed arguments, state, model and loaders, and none of them knows the Trainer, which alone can log.
     """
-    at = sys._getframe(1)
+    at: FrameType | None = sys._getframe(1)
     while at is not None:
         held = at.f_locals.get("self")
         if isinstance(held, Trainer):
             return held
-        at = at.f_back  # type: ignore[assignment]
+        at = at.f_back
     return None

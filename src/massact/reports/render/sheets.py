@@ -269,8 +269,8 @@ def _gallery(axes: Axes, gallery: Gallery) -> None:
     axes.remove()
     down = -(-len(gallery.pictures) // MOST_IN_A_ROW)
     grid = place.subgridspec(down, -(-len(gallery.pictures) // down))
-    for cell, picture in zip(grid, gallery.pictures, strict=False):  # type: ignore[call-overload]
-        small = figure.add_subplot(cell)
+    for i, picture in enumerate(gallery.pictures):
+        small = figure.add_subplot(grid[i])
         (height, width), (rows, columns) = picture.pixels.shape[:2], picture.grid
         look: dict[str, Any] = {"extent": (0, width, height, 0), "interpolation": "nearest"}
         small.imshow(picture.pixels, cmap="gray" if picture.pixels.ndim == 2 else None, vmin=0, vmax=255, **look)

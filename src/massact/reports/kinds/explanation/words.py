@@ -238,9 +238,9 @@ def _size(group: tuple[Any, pd.DataFrame]) -> tuple[int, float]:
     return int(rows["n_tokens"].iloc[0]), real(rows["after"].abs().max()) if rows["after"].notna().any() else 0.0
 
 
-def _write(row: tuple) -> str:
-    share = f"{percent(row.share)} of the peak"  # type: ignore[attr-defined]
-    return f"{row.submodule} of layer {row.layer} ({signed(row.write)}, {share})"  # type: ignore[attr-defined]
+def _write(row: Any) -> str:
+    share = f"{percent(row.share)} of the peak"
+    return f"{row.submodule} of layer {row.layer} ({signed(row.write)}, {share})"
 
 
 def _neurons(e: Explanation, dim: int, where: str, named: set[tuple[str, int, int]]) -> list[str]:
