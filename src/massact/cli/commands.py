@@ -11,7 +11,6 @@ from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
 
 import typer
-from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
 from massact.cli.interrupts import told_where_interrupted
@@ -33,7 +32,8 @@ def command(verb: Verb) -> Callable[..., None]:
     order = sorted(shown, key=lambda name: (not told_of(shown[name])["argument"], name in Inputs.model_fields))
 
     def run(context: typer.Context, **given: Any) -> None:
-        typed = {name for name in given if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+        # By name: the click that typer brings is not always the package of that name.
+        typed = {name for name in given if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"}
         typed |= {name for name in given if told_of(shown[name])["typed"] is not None}
         asked = {name: given[name] for name in typed if given[name] is not None}
         with told_where_interrupted(verb, asked):
@@ -88,7 +88,8 @@ def perform(verb: Verb, inputs: Any, options: Options) -> None:
     Raises:
         MassactError: what went wrong, with an exit status.
     """
-    json, quiet = inputs.json_, inputs.quiet or os.environ.get("RANK", "0") != "0"  # of several processes one speaks
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes the first
+    json, quiet = inputs.json_ and speaks, inputs.quiet or not speaks
     scan = _scan_of(inputs)
     _quiet_libraries()
     with _progress_bar(quiet or json) as progress:
@@ -134,7 +135,7 @@ def _on_scan(call: Call) -> Done:
         if out is not None:
             opened.scan.save(out)
             _keep(opened.scan, out)
-        options["n_sequences"] = None
+        options |= {"n_sequences": None} if "n_sequences" in options else {}  # the scan has no more
     return call.added(on_opened(named(call.verb.job), opened, options, call.progress), out)
 
 

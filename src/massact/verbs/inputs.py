@@ -75,5 +75,5 @@ class OfScanOrModel(OfModel):
 
     def scan_options(self, options: Any) -> dict[str, Any]:
         """Of the scan that comes first: what was given here, and the verb's own where these mean the same."""
-        return {"seq_len": self.seq_len, "preprocess": self.preprocess, "n_sequences": options.n_sequences,
-                "seed": options.seed}  # fmt: skip
+        shared = {name: getattr(options, name) for name in ("n_sequences", "seed") if hasattr(options, name)}
+        return {"seq_len": self.seq_len, "preprocess": self.preprocess} | shared
