@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import UnionType
+from pathlib import Path, PurePath
+from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -46,11 +47,12 @@ class Options(BaseModel):
     VERB: ClassVar[str] = ""
 
     def __init__(self, **given: Any) -> None:
-        check_options(self.VERB or type(self).__name__, given, type(self).model_fields)
+        fields = type(self).model_fields
+        check_options(self.VERB or type(self).__name__, given, fields)
         try:
-            super().__init__(**{name: _plain(value) for name, value in given.items()})
+            super().__init__(**{name: _read(name, value, fields[name]) for name, value in given.items()})
         except ValidationError as error:
-            raise _told(error.errors()[0]) from None
+            raise _told(error.errors()[0], given, fields) from None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
@@ -97,20 +99,56 @@ def kinds_of(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
+# What is to be given in place of a value that is none of these.
+_WORDS: dict[Any, str] = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "a text", Path: "a path", NoneType: "None",
+    tuple: "several, as a list or a tuple", dict: "a dict of names and values",
+}  # fmt: skip
+
+
+def _read(name: str, value: Any, field: FieldInfo) -> Any:
+    """A value as pydantic is to see it: numbers of NumPy as those of Python, None of a switch or a dict as empty."""
+    kinds = _kinds(field)
+    if Any in kinds:
+        return value
+    if value is None and NoneType not in kinds and (empty := {bool, dict} & {*kinds}):
+        return empty.pop()()
+    value = _plain(value)
+    if isinstance(value, bool) and bool not in kinds and {int, float} & {*kinds}:  # for pydantic True is 1
+        raise _refused(name, value, field)
+    return value
+
+
 def _plain(value: Any) -> Any:
-    """A number of NumPy as one of Python."""
-    return value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
+    """Numbers and arrays of NumPy as those of Python, paths as texts (of which pydantic makes paths again)."""
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    if isinstance(value, PurePath):
+        return str(value)
+    return value.tolist() if type(value).__module__ == "numpy" and hasattr(value, "tolist") else value
 
 
-def _told(error: Any) -> MassactError:
+def _kinds(field: FieldInfo) -> list[Any]:
+    return [get_origin(kind) or kind for kind in kinds_of(field.annotation)]
+
+
+def _told(error: Any, given: Mapping[str, Any], fields: Mapping[str, FieldInfo]) -> MassactError:
     """What pydantic refused, in our words; what a check of ours said, as it is."""
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, MassactError):
         return cause
-    name = str(error["loc"][0]) if error["loc"] else "The value"
-    if error["type"] == "greater_than_equal":
-        return UserError(f"{name} is {error['input']}.", do=f"Give {error['ctx']['ge']:g} or more.")
-    return UserError(f"{name} is {error['input']!r}.", f"{error['msg']}.")
+    name = str(error["loc"][0])
+    return _refused(name, given.get(name), fields[name])
+
+
+def _refused(name: str, value: Any, field: FieldInfo) -> UserError:
+    words = {kind: _WORDS[kind] for kind in _kinds(field) if kind in _WORDS}
+    if len(words) > 1 and isinstance(field.default, str) and str in words:
+        words[str] = repr(field.default)
+    least = next((x.ge for x in field.metadata if hasattr(x, "ge")), None)
+    if least is not None and int in words:
+        words[int] += f" from {least:g} on"
+    return UserError(f"{name} is {value!r}.", do=f"Give {' or '.join(words.values())}." if words else "")
 
 
 def pair_of(text: str, flag: str, example: str) -> tuple[str, str]:
@@ -127,7 +165,7 @@ def pair_of(text: str, flag: str, example: str) -> tuple[str, str]:
 
 def _pairs(flag: str, example: str, read: Any = str) -> BeforeValidator:
     def pairs(value: Any) -> Any:
-        if not isinstance(value, list | tuple):
+        if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
             return value
         try:
             return {name: read(text) for name, text in (pair_of(text, flag, example) for text in value)}
