@@ -36,7 +36,7 @@ def line(lab: Any, name: str, seed: int) -> str:
 
 
 def main() -> None:
-    from massact.training.lab import STORY, cores, run_lab
+    from massact.labs.job import STORY, cores, run_lab
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0 on")

@@ -36,6 +36,7 @@ ARROWS: dict[str, set[str]] = {
         "interventions": f"{_FLOOR} verbs anatomy models positions scans",
         "classics": f"{_FLOOR} verbs anatomy models positions scans explanations interventions",
         "training": f"{_FLOOR} anatomy variants models",
+        "labs": f"{_FLOOR} anatomy variants models training",
         "reproductions": f"{_FLOOR} verbs anatomy models positions scans explanations interventions classics",
         "reports": "records verbs",
     }.items()

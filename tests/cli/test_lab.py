@@ -18,7 +18,7 @@ TASK = ["train", "--task", "bigram-backcopy"]
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["massact", *arguments])
     # One process: what two of them do is tested where they are made.
-    monkeypatch.setattr("massact.training.lab.cores", lambda: 1)
+    monkeypatch.setattr("massact.labs.job.cores", lambda: 1)
     monkeypatch.setenv("COLUMNS", "300")  # so that no sentence is broken
     with pytest.raises(SystemExit) as stopped:
         cli.main()
@@ -82,7 +82,7 @@ def test_interrupting_is_said_in_words_that_fit(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("massact.training.lab.run_lab", interrupted)
+    monkeypatch.setattr("massact.labs.job.run_lab", interrupted)
     assert run(monkeypatch, *TASK) == 130
     told = capsys.readouterr().err
     assert "keeps no half-done training" in told and "--resume" not in told

@@ -13,6 +13,7 @@ import torch
 import massact as ma
 from massact.classics import classics
 from massact.corpora import Corpus
+from massact.labs.job import run_lab
 from massact.records.kinds.classics import Classics
 from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.intervention import Intervention
@@ -25,7 +26,6 @@ from massact.records.runinfo import SCHEMA_VERSION
 from massact.reproductions import reproduce
 from massact.scans import checkpoints_in, scan_checkpoints
 from massact.training import train
-from massact.training.lab import run_lab
 from tests import stepped
 from tests.families import build
 from tests.planted import Plant, Planted

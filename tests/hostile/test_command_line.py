@@ -35,7 +35,7 @@ VALUES = [
     "\u202e",
 ]  # fmt: skip
 HEAVY = ("massact.scans.verb.load", "massact.scans.scan_first", "massact.training.train",
-         "massact.training.lab.run_lab", "massact.scans.reopen", "massact.interventions.verb.reopen",
+         "massact.labs.job.run_lab", "massact.scans.reopen", "massact.interventions.verb.reopen",
          "massact.scans.verb.scan_checkpoints", "massact.cli.reproduce.reproduce")  # fmt: skip
 DRAWN = ("massact.reports.draw", "massact.reports.documents.draw")
 SMALL = ["--n-sequences", "1", "--seq-len", "8", "--no-null", "--no-bos-contrast", "--device", "cpu"]

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 import massact as ma
+from massact.labs.job import run_lab
 from massact.records.errors import UserError
 from massact.records.kinds import results_in
 from massact.records.kinds.classics import Classics
@@ -28,7 +29,6 @@ from massact.records.run import RETIRED
 from massact.records.runinfo import SCHEMA_VERSION
 from massact.records.tables import columns_of
 from massact.reports import show, to_json
-from massact.training.lab import run_lab
 from tests.golden.make import (
     CLASSIC,
     EXPLAINED,

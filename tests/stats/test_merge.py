@@ -26,6 +26,7 @@ from massact.explanations.image_sinks import _OnImages, _Scaled
 from massact.interventions import relocation
 from massact.interventions.catalogue import Massive
 from massact.interventions.sinks import MassiveTokens, Sinks, SinkStats
+from massact.labs.looks import _FirstMass, _KeyScale, _Sizes
 from massact.records.sites import Site
 from massact.stats import DimMoments, HiddenStats, Keep, Ranks, Resumable, Statistic, TokenMax, Where
 from massact.stats.groups import Gather, GroupStats
@@ -34,7 +35,6 @@ from massact.stats.hits import HitShares, TailCounts
 from massact.stats.neighbours import NeighbourCosines
 from massact.stats.positions import MagnitudesAt, PositionMoments
 from massact.stats.shares import AttentionShares
-from massact.training.lab_looks import _FirstMass, _KeyScale, _Sizes
 from massact.training.monitor import AttentionSums, HiddenSums
 from tests.stats import test_groups as groups
 from tests.stats import test_heads as heads

@@ -33,7 +33,7 @@ def toy_lab(call: Call, options: dict[str, Any]) -> Done:
             )
     from transformers.utils import logging
 
-    from massact.training.lab import STORY, cores, run_lab
+    from massact.labs.job import STORY, cores, run_lab
 
     logging.disable_progress_bar()
     try:

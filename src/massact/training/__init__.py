@@ -1,4 +1,4 @@
-"""Train transformers into and out of massive activations: Trainer glue, losses and optimisers, a monitor, a toy lab.
+"""Train transformers into and out of massive activations: Trainer glue, losses and optimisers, a monitor.
 
 Takes a model or a configuration, text and options; gives a trained model and its run directory. Knows every remedy of
 the training by its formula and its paper, and how a training is resumed exactly. Must not know criteria, findings,
@@ -14,7 +14,6 @@ from typing import Any
 _PLACES = {
     "RECIPES": "training.configs", "TrainConfig": "training.configs",
     "Dynamics": "training.monitor", "fit_dynamics": "training.monitor",
-    "LabConfig": "training.toy", "run_lab": "training.lab", "train_toy": "training.lab",
     "Tokens": "training.data", "Windows": "training.data", "prepare": "training.data",
     "Alarm": "training.monitor", "Monitor": "training.monitor", "dynamics_of": "training.monitor",
     "MassiveActivationsCallback": "training.callback",

@@ -19,12 +19,12 @@ from transformers.masking_utils import sdpa_mask
 
 from massact.corpora.packing import Request
 from massact.corpora.tensors import from_ids
+from massact.labs.backcopy import Backcopy
+from massact.labs.toy import FAR, FROM_QUERY, NEXT, ORDINARY, LabConfig
 from massact.models import Model, load, with_attention
 from massact.stats import Keep, PerSequence, Where
 from massact.stats.attention_call import Attended
 from massact.trace import Edit, Probe, edited, measure
-from massact.training.backcopy import Backcopy
-from massact.training.toy import FAR, FROM_QUERY, NEXT, ORDINARY, LabConfig
 from massact.variants.application import attention as variant_attention
 from massact.variants.changes import PREFIX
 

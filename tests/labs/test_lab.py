@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from massact.labs.backcopy import random_backcopy
+from massact.labs.job import STORY, configs_of, held_out_of, run_lab, train_toy
+from massact.labs.looks import key_scale, look, losses, opened, task_losses, uniform
+from massact.labs.toy import FAR, FROM_QUERY, ORDINARY, PRESETS, LabConfig, task_of, toy_model
 from massact.models.transformers_models import from_pretrained
 from massact.records.errors import UserError
 from massact.records.kinds.lab import Lab
-from massact.training.backcopy import random_backcopy
-from massact.training.lab import STORY, configs_of, held_out_of, run_lab, train_toy
-from massact.training.lab_looks import key_scale, look, losses, opened, task_losses, uniform
-from massact.training.toy import FAR, FROM_QUERY, ORDINARY, PRESETS, LabConfig, task_of, toy_model
 
 TINY = {"steps": 6, "every": 3, "batch": 8, "width": 16, "mlp": 32, "length": 20, "layers": 2}
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from massact.labs.backcopy import CHAINS, STARTS, Backcopy, random_backcopy, text_backcopy
 from massact.records.errors import UserError, near
-from massact.training.backcopy import CHAINS, STARTS, Backcopy, random_backcopy, text_backcopy
 from massact.training.configs import with_fields
 from massact.variants.registry import variant
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from massact.training.backcopy import Backcopy, random_backcopy, text_backcopy
+from massact.labs.backcopy import Backcopy, random_backcopy, text_backcopy
 
 TASKS = {"random": random_backcopy(seed=3), "text": text_backcopy()}
 

@@ -22,15 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from massact.labs.backcopy import Backcopy
+from massact.labs.looks import N_LOOKED, effects_of, key_scale, look, losses, opened, task_losses, uniform
+from massact.labs.toy import FAR, FROM_QUERY, NEXT, ORDINARY, LabConfig, optimiser_of, task_of, toy_model
 from massact.records.disk import write_atomic
 from massact.records.errors import UserError
 from massact.records.kinds.lab import Lab, LabInfo
 from massact.records.run import RETIRED
 from massact.records.runinfo import git_state
 from massact.records.tables import frame
-from massact.training.backcopy import Backcopy
-from massact.training.lab_looks import N_LOOKED, effects_of, key_scale, look, losses, opened, task_losses, uniform
-from massact.training.toy import FAR, FROM_QUERY, NEXT, ORDINARY, LabConfig, optimiser_of, task_of, toy_model
 from massact.variants.registry import variant
 
 STORY = ("softmax", "kv-bias", "softmax-off-by-one")
