@@ -104,3 +104,14 @@ def test_attention_under_a_cut_is_unavailable_and_said() -> None:
     rows = done.effects[(done.effects.edit == one) & (done.effects.metric == "attention_first")]
     heads = ma.explain(model, corpus, scan).heads
     assert rows.baseline.item() == pytest.approx(heads[heads.layer != 3].mass_first.mean(), abs=1e-6)
+
+
+def test_an_effect_of_a_cut_is_the_same_whether_or_not_sinks_are_looked_at() -> None:
+    """Both ways the text gets as much worse, over as many cut weights."""
+    model, corpus = ma.load(), ma.corpus(None, seq_len=48, n_sequences=2)
+    scan = ma.scan(model, corpus, null=False, bos_contrast=False)
+    seen = []
+    for sinks in (True, False):
+        effects = ma.intervene(model, corpus, scan, sets=("cut-first",), sinks=sinks, repetition=False).effects
+        seen.append(effects[effects.metric == "perplexity"][["edited", "n_elements"]].to_numpy().ravel().tolist())
+    assert seen[0] == pytest.approx(seen[1], rel=1e-6)

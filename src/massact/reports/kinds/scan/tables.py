@@ -19,7 +19,7 @@ RANKS = {
     "magnitude": "|h|",
     "value_mean": "signed value",
     "value_std": "std",
-    "same_dim": "at the\nsame dim",
+    "same_dim": "share at the\nsame dim",
     "n_sequences": "sequences",
 }
 MOST_LAYERS, MOST_COORDINATES, MOST_NEAR_MISSES = 38, 16, 5
