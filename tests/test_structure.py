@@ -196,7 +196,8 @@ def test_help_and_show_import_no_torch(arguments: list[str]) -> None:
     code = (
         f"import sys; from massact.cli import main\nsys.argv = ['massact', *{arguments!r}]\n"
         "try:\n    main()\nexcept SystemExit: pass\n"
-        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+        "assert '--help' not in sys.argv or 'pandas' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

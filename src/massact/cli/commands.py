@@ -15,7 +15,6 @@ from pydantic.fields import FieldInfo
 
 from massact.cli.interrupts import told_where_interrupted
 from massact.cli.output import print_result
-from massact.records.kinds.scan import open_run
 from massact.records.run import check_out
 from massact.verbs import Call, Done, OfScan, Options, Verb
 from massact.verbs.inputs import Inputs
@@ -110,6 +109,8 @@ def perform(verb: Verb, inputs: Any, options: Options) -> None:
 
 def _scan_of(inputs: Any) -> Any:
     """The scan of the directory that a verb was given; None where it was given a model."""
+    from massact.records.kinds.scan import open_run
+
     run = getattr(inputs, "run", None)
     if run is None and (target := getattr(inputs, "target", None)) is not None:
         run = Path(target) if os.path.isfile(Path(target) / "run.json") else None

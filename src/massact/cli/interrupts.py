@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from massact.records.errors import MassactError
-from massact.records.kinds import kinds
 from massact.verbs import OfScan, Verb
 
 AGAIN = "Run the same command again."
@@ -55,4 +54,6 @@ def how_to_go_on(verb: Verb, given: Mapping[str, Any]) -> str:
 
 def _has_record(folder: Any) -> bool:
     """Whether a folder holds the record of any kind of result."""
+    from massact.records.kinds import kinds
+
     return folder is not None and any(os.path.isfile(os.path.join(folder, kind.FILE)) for kind in kinds().values())
