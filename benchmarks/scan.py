@@ -102,14 +102,16 @@ def massact(model: Any, at_length: bool = False) -> Scan:
     import massact as ma
     from massact.scans import AtLength
     from massact.scans.job import _Job
+    from massact.scans.layer_columns import layer_columns
     from massact.verbs.scan import ScanConfig
 
     loaded = ma.load(model)
+    extra = layer_columns(loaded, (), [""])
     rule = ma.criterion("sun2024")
 
     def run(ids: Any) -> Any:
         corpus = ma.corpus(ids)
-        job = _Job(loaded, corpus, corpus, ScanConfig(), rule, rule.resolved(), lambda *_: None)
+        job = _Job(extra, corpus, corpus, ScanConfig(), rule, rule.resolved(), lambda *_: None)
         checker = AtLength(loaded, [""]) if at_length else None
         seen, rows, _ = job.complete(loaded, corpus, [""], None, checker)
         assert len(rows) >= 3, "the planted activations must be found"
