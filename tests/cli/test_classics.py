@@ -49,6 +49,17 @@ def test_every_entry_has_an_outcome_and_a_sentence(whole: tuple) -> None:
     assert all(axes.has_data() or not axes.axison for axes in figure.axes)
 
 
+def test_a_model_that_is_scanned_first_keeps_where_its_text_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later verb finds the text again by the record of the scan."""
+    text = tmp_path / "text.txt"
+    text.write_text("A kettle sings. The lamp is low. " * 60)
+    out = tmp_path / "run"
+    few = ["--which", "norm-growth", "--seq-len", "32", "--n-sequences", "2", "-q"]
+    assert run(monkeypatch, "classics", "--corpus", str(text), "--out", str(out), *few) == 0
+    assert json.loads((out / "run.json").read_text())["config"]["corpus"] == str(text)
+    assert run(monkeypatch, "classics", str(out), "--which", "norm-growth", "-q") == 0
+
+
 def test_saved_and_read_again_it_is_the_same(whole: tuple, tmp_path: Path) -> None:
     scan, done = whole
     done.save(scan.save(tmp_path / "run"))

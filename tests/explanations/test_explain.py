@@ -24,7 +24,7 @@ from massact.records.runinfo import jsonable
 from massact.records.sites import Site
 from massact.records.tables import columns_of
 from massact.reports import story_in_words
-from massact.scans import on_saved
+from massact.scans import reopen
 from tests.families import build
 
 N, T = 4, 64
@@ -222,7 +222,7 @@ def test_another_corpus_is_refused_or_scanned_anew(model: Model, scan: ScanResul
     assert scan.info.corpus["sha256"][:12] in str(refused.value)
     file = tmp_path / "other.txt"
     file.write_text("The boat is old. The sea is cold, and the wind is up!\n" * 200)
-    e = on_saved(ma.explain, scan, corpus=str(file))
+    e = reopen(scan, corpus=str(file)).run(ma.explain)
     assert any("scanned anew" in note for note in e.info.notes)
     assert e.info.corpus["sha256"] != scan.info.corpus["sha256"]
     assert set(e.sinks.token) and e.heads.mass_findings.notna().all()
@@ -230,7 +230,7 @@ def test_another_corpus_is_refused_or_scanned_anew(model: Model, scan: ScanResul
 
 # -------------------------------------------------------------------------------------------------------- files
 def test_a_saved_run_is_explained_alike(explained: Explanation, scan: ScanResult, run_dir: Path) -> None:
-    e = on_saved(ma.explain, ma.open_run(run_dir))
+    e = reopen(ma.open_run(run_dir)).run(ma.explain)
     same(explained, e)
     assert Explanation.open(run_dir) is None
     before = {p.name: p.read_bytes() for p in run_dir.iterdir() if p.is_file()}

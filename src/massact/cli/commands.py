@@ -121,7 +121,7 @@ def _scan_of(inputs: Any) -> Any:
 
 def _on_scan(call: Call) -> Done:
     """A verb that adds to a scan: its model loaded, its text made again, both checked; a model is scanned first."""
-    from massact.scans import on_opened, reopen, scan_first
+    from massact.scans import reopen, scan_first
 
     inputs, options = call.inputs, dict(call.options)
     given = {"device": inputs.device, "load_options": inputs.load_options(), "progress": call.progress}
@@ -137,7 +137,7 @@ def _on_scan(call: Call) -> Done:
             opened.scan.save(out)
             _keep(opened.scan, out)
         options |= {"n_sequences": None} if "n_sequences" in options else {}  # the scan has no more
-    return call.added(on_opened(named(call.verb.job), opened, options, call.progress), out)
+    return call.added(opened.run(named(call.verb.job), call.progress, **options), out)
 
 
 def _keep(result: Any, folder: Path, **options: Any) -> None:

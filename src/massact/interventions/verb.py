@@ -77,11 +77,9 @@ def intervene_run(result: ScanResult, given: Any, options: dict[str, Any], progr
     n = (opened.corpus if other is None else other).n_sequences
     if groups is not None and len(labels) != n:
         raise UserError(f"{rows} has {len(labels)} rows, but {n} of them have tokens.")
-    done = intervene(
-        opened.model, opened.corpus, opened.scan, evaluate_on=other, groups=groups,
-        progress=lambda now, all_: progress("intervene", now, all_), **options,
-    )  # fmt: skip
-    done.info.notes += opened.notes
+    done: Intervention = opened.run(
+        intervene, lambda now, all_: progress("intervene", now, all_), evaluate_on=other, groups=groups, **options
+    )
     return done
 
 

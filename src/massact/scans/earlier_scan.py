@@ -12,7 +12,7 @@ from massact.models import EMBEDDED, Model, load
 from massact.positions import ready_corpus
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
-from massact.scans.job import scan
+from massact.scans.job import Progress, scan
 from massact.verbs.scan import ScanConfig
 
 
@@ -30,6 +30,12 @@ class Reopened:
     corpus: Corpus
     scan: ScanResult
     notes: list[str] = field(default_factory=list)
+
+    def run(self, job: Callable[..., Any], progress: Callable[..., Any] | None = None, **options: Any) -> Any:
+        """Do a verb on it: `job(model, corpus, scan, progress=..., **options)`; its notes go with the result."""
+        done = job(self.model, self.corpus, self.scan, progress=progress, **options)
+        done.info.notes += self.notes
+        return done
 
 
 def scanned_corpus(model: Model, corpus: Any, result: ScanResult) -> Corpus:
@@ -94,7 +100,7 @@ def reopen(
     corpus: Any = None,
     device: str = "auto",
     load_options: dict[str, Any] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Reopened:
     """Load the model of a saved scan and make its corpus again.
 
@@ -133,35 +139,6 @@ def reopen(
     return Reopened(loaded, ready, anew, [note])
 
 
-def on_saved(
-    job: Callable[..., Any],
-    result: ScanResult,
-    *,
-    options: dict[str, Any] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-    **given: Any,
-) -> Any:
-    """Do a verb on a saved scan.
-
-    Args:
-        job: `explain`, `classics`, or any like them, called as `job(model, corpus, scan, progress=..., **options)`.
-        result: of the scan.
-        progress: called with (stage, done, in all).
-        **given: model, corpus, device and load_options, see `reopen`.
-
-    Raises:
-        UserError: model or corpus cannot be found, or are not those of the scan.
-    """
-    return on_opened(job, reopen(result, progress=progress, **given), options, progress)
-
-
-def on_opened(job: Callable[..., Any], opened: Reopened, options: dict[str, Any] | None, progress: Any) -> Any:
-    """The same on a scan whose model and corpus are at hand."""
-    done = job(opened.model, opened.corpus, opened.scan, progress=progress, **(options or {}))
-    done.info.notes += opened.notes
-    return done
-
-
 def scan_first(
     target: Any,
     corpus: Any,
@@ -169,7 +146,7 @@ def scan_first(
     asked: dict[str, Any],
     device: str = "auto",
     load_options: dict[str, Any] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Reopened:
     """Load a model and scan it, without null and contrast, for a verb that is of a scan.
 
@@ -183,6 +160,5 @@ def scan_first(
         UserError: a bad option, or a corpus that does not fit the model.
     """
     loaded = load(target, device=device, options=load_options)
-    source = corpus if isinstance(corpus, Corpus | AnySource) else make_corpus(corpus)
-    result = scan(loaded, source, progress=progress, null=False, bos_contrast=False, **asked)
-    return Reopened(loaded, scanned_corpus(loaded, source, result), result)
+    result = scan(loaded, corpus, progress=progress, null=False, bos_contrast=False, **asked)
+    return Reopened(loaded, scanned_corpus(loaded, corpus, result), result)
