@@ -84,6 +84,11 @@ class Page:
             found[caption] = columns
         return found
 
+    def table(self, start: str) -> dict[str, list[Element]]:
+        """The columns of the only table whose caption begins so."""
+        (found,) = [columns for caption, columns in self.tables().items() if caption.startswith(start)]
+        return found
+
     def figures(self) -> dict[str, dict[str, Any]]:
         """Caption -> data, layout and height of every figure but pictures."""
         given = {}

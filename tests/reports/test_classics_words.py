@@ -10,6 +10,7 @@ import pytest
 from massact.records.kinds.classics import Classics, ClassicsInfo
 from massact.reports import classics_in_words
 from massact.reports.spelling import number
+from tests.facts import tells
 
 
 def told(name: str, numbers: dict[str, Any]) -> str:
@@ -32,8 +33,7 @@ def test_outlier_features_are_told_of_how_many_dims(n: int) -> None:
 @pytest.mark.parametrize("n", [33, 63, 64])
 def test_most_dims_are_no_outliers(n: int) -> None:
     said = features(n, 64)
-    assert f"{n} of 64 dims pass the rule" in said and not re.search(r"outlier features? ", said)
-    assert "does not tell outliers" in said
+    assert tells([said], f"{n} of 64 dims", "not") and not re.search(r"outlier features? ", said)
 
 
 def test_what_zeroing_does_is_told_in_numbers() -> None:
@@ -42,11 +42,12 @@ def test_what_zeroing_does_is_told_in_numbers() -> None:
     said = features(1, 64, {"random_dims": [3], "outlier dims to zero": by, "random dims to zero": {}})
     for before, after in by.values():
         assert f"{number(before)} to {number(after)} (+{number(after - before)})" in said
-    assert ": ." not in said and "random dims to zero" not in said
+    assert ": ." not in said and not tells([said], "random dims")  # which have no numbers
 
 
 def test_the_least_number_of_kept_tokens_is_no_bound_on_more() -> None:
     """Four kept tokens may be worse than one."""
     numbers = {"width": 32, "by_k": {"0": 287.0, "1": 37.6, "4": 40.7}, "smallest_k_near_best": 1, "dense": 22.7,
                "n_targets": 760}  # fmt: skip
-    assert "k = 1 is the least within 1% of the best" in told("streaming", numbers)
+    (least,) = tells(told("streaming", numbers), "k = 1", "1%")
+    assert tells([least], "least", "best") and "4" not in least

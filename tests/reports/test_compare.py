@@ -26,6 +26,7 @@ from massact.reports.kinds.comparison.figures import COMPARE_FIGURES, draw_compa
 from massact.reports.kinds.comparison.words import shown
 from massact.reports.render.sheets import figure_of
 from massact.reports.spelling import cell
+from tests.facts import tells
 
 
 def compared_runs(paths: list[Path], labels: tuple[str, ...] = (), by_seed: bool = True) -> Comparison:
@@ -118,8 +119,8 @@ def test_what_is_no_repetition_by_seed_is_not_grouped(tmp_path: Path) -> None:
     half = compared.write(tmp_path / "e", unfinished, None)
     c = compared_runs([*same, other, elsewhere, half])
     assert c.groups == {}
-    notes = "\n".join(c.notes)
-    assert "e: Its training has the status interrupted" in notes and "different data" in notes
+    assert [note for note in tells(c.notes, unfinished.info.status) if note.startswith("e: ")]
+    assert tells(c.notes, "different data")
     row = c.compare.iloc[4]
     assert [shown(row, x) for x in ("steps", "eval_loss", "perplexity", "massive", "max", "sink_rate")] == ["-"] * 6
 
@@ -137,7 +138,9 @@ def test_what_is_missing_is_a_dash_with_the_command_that_gets_it(tmp_path: Path)
     for label, column in (("only trained", "massive"), ("only trained", "max"), ("unexplained", "sink_rate"),
                           ("unexplained", "slot_mass"), ("scan", "eval_loss"), ("scan", "steps")):  # fmt: skip
         assert math.isnan(rows.loc[label, column]) and shown(rows.loc[label], column) == "-"
-    assert "Massive activations in scan; none in unexplained." == comparison_in_words(c)[0]
+    having, lacking = comparison_in_words(c)[0].split(";")
+    assert tells([having], "scan") and tells([lacking], "none", "unexplained")
+    assert "only trained" not in having + lacking  # not scanned is not none
     made = {p.stem for p in draw(c, tmp_path / "out")}
     assert made == {"compare_layers", "compare_magnitudes", "compare_losses"}  # nothing was explained
 
@@ -146,14 +149,14 @@ def test_that_runs_are_scans_alone_is_said_once(tmp_path: Path) -> None:
     alone = [compared.write(tmp_path / name, None, synthetic.quiet()) for name in "abc"]
     trained = [compared.write(tmp_path / name, compared.trained(), synthetic.quiet()) for name in "tu"]
 
-    def said(*runs: Path) -> list[str]:
+    def untrained(*runs: Path) -> list[str]:
         return [note for note in compared_runs(list(runs)).notes if "train.json" in note]
 
-    (note,) = said(*alone, trained[0])
-    assert note.startswith("a, b and c are scans without the record of a training")
-    (note,) = said(trained[0], alone[0])
-    assert note.startswith("a is a scan without the record")
-    assert not said(*trained)
+    (note,) = untrained(*alone, trained[0])
+    assert note.startswith("a, b and c are ")
+    (note,) = untrained(trained[0], alone[0])
+    assert note.startswith("a is ")
+    assert not untrained(*trained)
 
 
 def test_unlike_runs_are_compared_with_a_note(tmp_path: Path) -> None:
@@ -182,10 +185,10 @@ def test_layers_whose_attention_was_not_seen_are_named(tmp_path: Path) -> None:
         for name, e in (("whole", whole), ("part", part), ("none", none))
     ]
     c = compared_runs(paths)
-    told = [note for note in c.notes if "could not be seen" in note]
-    assert told == ["part: its means of attention are not over layers 3, 5, where it could not be seen."]
+    (note,) = tells(c.notes, "not", "attention", "layers 3, 5")
+    assert note.startswith("part: ")
     words = comparison_in_words(c)
-    assert [w for w in words if w.startswith("none: ") and "its attention was not seen" in w]
+    assert [w for w in tells(words, "not seen", "attention") if w.startswith("none: ")]
     assert not [w for w in words if "NaN" in w]
 
 
@@ -306,7 +309,7 @@ def test_a_scan_that_did_not_finish_leaves_the_training(paths: list[Path], tmp_p
     c = compared_runs([copy, paths[3]])
     row = c.compare.iloc[0]
     assert shown(row, "eval_loss") == "3.000" and shown(row, "massive") == "-"
-    assert any("has not been scanned" in note for note in c.notes)
+    assert tells(c.notes, "not", "scanned", copy.name)
 
 
 def test_an_onset_is_no_promise_that_they_stay(tmp_path: Path) -> None:

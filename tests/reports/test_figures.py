@@ -29,6 +29,7 @@ from massact.reports.kinds.scan.views import rule_of
 from massact.reports.panels import Line, Panel, Sheet, token_label
 from massact.reports.render.lettering import lettered, style
 from massact.reports.render.sheets import figure_of
+from tests.facts import tells
 
 NAMES = ("layers", "magnitudes", "census", "headroom", "norms")
 
@@ -95,7 +96,7 @@ def test_svg_has_no_date_and_no_path_and_is_small(drawn_once: Callable[[str], li
 
 def test_unwritable_directory_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(UserError, match="Figures cannot be written"):
+    with pytest.raises(UserError, match="Figures"):
         draw(synthetic.quiet(), tmp_path / "run")
 
 
@@ -150,7 +151,7 @@ def test_broken_layers_are_marked() -> None:
     figure = drawn(draw_headroom, synthetic.broken())
     crosses = next(line for line in figure.axes[0].get_lines() if line.get_label() == "NaN or Inf")
     assert list(crosses.get_xdata()) == list(range(20, 33))
-    assert drawn(draw_layers, synthetic.broken()).axes[1].get_title("left") == "NaN or Inf at layers 20-32"
+    assert tells([drawn(draw_layers, synthetic.broken()).axes[1].get_title("left")], "NaN or Inf", "20-32")
 
 
 def test_census_counts_the_findings_of_the_peak_layer() -> None:
@@ -166,7 +167,9 @@ def test_census_counts_the_findings_of_the_peak_layer() -> None:
 
 def test_census_without_findings_says_how_far_the_nearest_is() -> None:
     (axes,) = drawn(draw_census, synthetic.quiet()).axes
-    assert "No findings under sun2024; largest ratio 44 at layer 3, pos 0, dim 17" in axes.get_title("left")
+    nearest = synthetic.quiet().near_misses.nlargest(1, "ratio").iloc[0]
+    where = (f"layer {nearest['layer']}", f"pos {nearest['pos']}", f"dim {nearest['dim']}")
+    assert tells([axes.get_title("left")], "No findings", "sun2024", nearest["ratio"], *where)
     assert len(axes.patches) == 2
     (axes,) = drawn(draw_census, synthetic.quiet(near=False)).axes
     assert "No near misses" in axes.texts[0].get_text()

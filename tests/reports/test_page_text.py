@@ -23,6 +23,7 @@ from massact.reports.parts import shown_value
 from massact.reports.render.markup import environment, figure_text, inlined_json, md, prose, tex
 from massact.reports.spelling import HIDDEN
 from tests.cli.test_cli import run as massact
+from tests.facts import tells
 
 ANYTHING = st.text(alphabet=st.characters(exclude_categories=[]), max_size=60) | st.sampled_from(hostile_run.EVIL)
 
@@ -99,7 +100,7 @@ def test_missing_is_never_blank_and_never_zero() -> None:
 def test_markdown_and_latex_hold_the_main_tables(tmp_path: Path) -> None:
     run = hostile_run.write(tmp_path / "run")
     text = report(run, kind="md").read_text(encoding="utf-8")
-    assert text.startswith("# Massive activations of \\</title\\>\\<script\\>alert\\(1\\)//\n")
+    assert re.match(r"# .* \\</title\\>\\<script\\>alert\\\(1\\\)//\n", text)
     layers = read_table(run, "layers")
     lines = [line for line in text.splitlines() if line.startswith("| 12 |")]
     assert len(lines) >= 2 and f"{layers['top1'][12]:,.0f}" in lines[0]
@@ -113,13 +114,16 @@ def test_markdown_and_latex_hold_the_main_tables(tmp_path: Path) -> None:
 
 
 def test_a_model_card_has_the_answer_and_where_it_comes_from(tmp_path: Path) -> None:
-    path = report(compared.write(tmp_path / "run", None, synthetic.massive()), kind="card")
+    scan = synthetic.massive()
+    path = report(compared.write(tmp_path / "run", None, scan), kind="card")
     assert path.name == "model_card.md"
     text = path.read_text(encoding="utf-8")
-    assert text.startswith("## Massive activations\n\nYes: acme/tiny-llama has massive activations: 928 findings")
-    assert "criterion sun2024" in text and "SHA-256 of the weights not recorded" in text and "seed 0" in text
+    title, answer, *_ = text.split("\n\n")
+    assert title == "## Massive activations"
+    assert answer.startswith("Yes: acme/tiny-llama ") and tells(answer, f"{len(scan.findings)} findings")
+    assert tells(text, "criterion sun2024") and tells(text, "SHA-256", "not recorded", f"seed {scan.info.seed}")
     unscanned = report(labs.lab(), tmp_path / "card.md", kind="card").read_text()
-    assert "have not been scanned" in unscanned
+    assert tells(unscanned, "not", "scanned") and not tells(unscanned, "Yes") and not tells(unscanned, "No")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from massact.reports import draw, show, story_in_words, to_json
 from massact.reports.kinds.explanation.attention import EXPLAIN_FIGURES
 from massact.reports.kinds.explanation.words import CAUSES
 from massact.reports.render.sheets import figure_of
+from massact.reports.spelling import number
+from tests.facts import tells
 
 L, H, T = 4, 3, 8
 
@@ -174,22 +176,24 @@ def test_experts_and_leading_neurons() -> None:
     e = told()
     e.neurons.loc[e.neurons["dim"] == 5, "expert"] = 3
     e.neurons.loc[e.neurons["dim"] == 9, "share"] = 0.21
-    text = " ".join(story_in_words(e))
-    assert "There expert 3 of h.1.down carries 97% of it." in text
-    assert "the leading neuron, 7, carries 21% of it" in text and "super weight" not in text
+    said = story_in_words(e)
+    of_5, of_9 = (said[i + 1] for i, s in enumerate(said) if s.startswith("Dim "))
+    assert tells([of_5], "expert 3", "h.1.down", "97%") and tells([of_9], "neuron", 7, "21%")
+    assert not tells(said, "super weight")
 
 
 def test_a_coordinate_without_a_step() -> None:
     e = told()
     e.writers["role"] = ""
-    text = " ".join(story_in_words(e))
-    assert "is written in no single step of a quarter of its peak; no single step takes a quarter of it away" in text
+    for dim in (5, 9):
+        (told_of,) = tells(story_in_words(e), f"Dim {dim}")
+        assert told_of.count("no single step") == 2 and "mlp_out" not in told_of  # neither up nor down
 
 
 def test_no_sink_is_said_only_where_all_keys_were_looked_at() -> None:
     e = told()
     e.sinks = frame("sinks")
-    assert "No head has a sink at any later position that enough queries see." in story_in_words(e)
+    assert tells(story_in_words(e), "No head", "sink", "position")
     e.heads["sink_rate"] = np.nan
     assert not any("position" in s and "sink" in s for s in story_in_words(e))
 
@@ -199,7 +203,7 @@ def test_terminal_and_json_survive(name: str, capsys: pytest.CaptureFixture[str]
     e = EVERY[name]()
     show(e, Console(width=80))
     printed = capsys.readouterr().out
-    assert "\x1b" not in printed and "none of these numbers" in " ".join(printed.replace("│", " ").split())
+    assert "\x1b" not in printed and tells([printed], CAUSES)
     assert to_json(e).startswith("{")
 
 
@@ -256,8 +260,8 @@ def test_no_line_is_drawn_for_what_is_unknown() -> None:
 def test_one_layer_is_no_layers_and_what_is_unavailable_is_a_dash() -> None:
     e = told()
     e.axes["after_onset"] = e.axes["layer"] == 3
-    words = " ".join(story_in_words(e))
-    assert "that read them (layer 3)" in words and "in the others (layers 1-2, 4)" in words
+    reading, others = re.search(r"\((layers? [^)]*)\).*\((layers? [^)]*)\)", story_in_words(e)[0]).groups()
+    assert (reading, others) == ("layer 3", "layers 1-2, 4")
     e.axes["concentration"] = np.nan
     console = Console(file=io.StringIO(), width=120)
     show(e, console)
@@ -288,9 +292,8 @@ def test_one_of_two_numbers_is_unknown() -> None:
     """Values overflow, a norm gives zeros: the sentence of the other number is whole, and no NaN is said."""
     e = told()
     e.axes["value_drain"] = np.nan
-    said = " ".join(story_in_words(e))
-    assert "their hidden states are 57 times as long as those of other tokens." in said
-    assert "value vectors" not in said
+    assert tells(story_in_words(e), "hidden states", f"{number(e.axes['residual_norm'].iloc[0])} times")
+    assert not tells(story_in_words(e), "value vectors")
     e.trajectory.loc[e.trajectory.stage == "normed", ["sparsity", "massive_share", "cosine"]] = np.nan
     said = " ".join(story_in_words(e))
     assert "sparsity is undefined" in said and "NaN" not in said and "nan" not in said

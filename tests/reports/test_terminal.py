@@ -21,6 +21,7 @@ from massact.reports import show, to_json
 from massact.reports.kinds.scan.tables import kept_rows
 from massact.reports.kinds.scan.views import views
 from massact.reports.spelling import cell, percent
+from tests.facts import tells
 
 
 def printed(result: ScanResult, width: int = 80, encoding: str = "utf-8", **options: bool) -> str:
@@ -81,7 +82,7 @@ def test_coordinates_and_ranks_have_the_numbers_of_the_tables() -> None:
             assert " ".join(words).startswith(f"{row['rank']} {cell(row['magnitude'])} {cell(row['value_mean'])}")
     near = result.near_misses.sort_values(["ratio", "magnitude"], ascending=False, kind="stable")
     title = text.split("Near misses: ", 1)[1].splitlines()[0]
-    assert title == "5 of 7, the highest ratio (|h| / median) first"
+    assert title.startswith(f"5 of {len(near)}, ")
     assert [row[6] for row in section(text, "Near misses: 5 of 7")] == [cell(x) for x in near["ratio"][:5]]
 
 
@@ -201,7 +202,7 @@ def test_one_finding_has_no_spread_and_no_std() -> None:
 def test_ranks_of_images_and_sound_are_of_the_first_sequence() -> None:
     result = synthetic.massive()
     result.info.corpus["kind"] = "tensors"
-    assert "in the hidden state of the first sequence" in printed(result)
+    assert tells(printed(result), "Ranks", "first sequence") and not tells(printed(result), "Ranks", "prompt")
 
 
 def test_a_time_is_printed_whole() -> None:

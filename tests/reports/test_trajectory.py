@@ -19,6 +19,7 @@ from massact.records.kinds.trajectory import CheckpointRecord, Emergence, StackS
 from massact.records.tables import columns_of, frame
 from massact.reports import draw, show, to_json, trajectory_in_words
 from massact.reports.kinds.trajectory.tables import MOST_ROWS
+from tests.facts import tells
 
 RULE = {"name": "sun2024", "formula": "|h| > magnitude and |h| >= ratio x median|h|", "kind": "element",
         "source": "", "thresholds": {"magnitude": 100.0, "ratio": 1000.0}}  # fmt: skip
@@ -103,22 +104,30 @@ def test_words_tables_json_and_figure_of_everything(name: str, tmp_path: Path) -
 
 
 def test_words_say_when_where_and_whether_they_stay() -> None:
-    said = " ".join(trajectory_in_words(growing()))
-    assert "Yes: 2 of 5 checkpoints of org/name have massive activations" in said
-    assert "appear between step10 and step1000 at layer 2, in dims 7 and 9, and stay" in said
-    assert "18,000 at step143000, layer 2" in said and "20 at step0" in said
+    said = trajectory_in_words(growing())
+    assert tells(said, "Yes", f"{sum(top > 100 for top in TOPS)} of {len(TOPS)} checkpoints", "org/name")
+    assert tells(said, "between step10 and step1000", "layer 2", "dims 7 and 9", "stay")
+    assert tells(said, "18,000 at step143000", "layer 2", "20 at step0")
 
 
-@pytest.mark.parametrize(("tops", "words"), [
-    ([200, 200, 200], "at or before a, the first checkpoint at layer 2, in dims 7 and 9, and stay: all later"),
-    ([1, 200, 200], "between a and b at layer 2, in dims 7 and 9, and stay: the checkpoint after it has them"),
-    ([1, 1, 200], "between b and c at layer 2, in dims 7 and 9; that is the last checkpoint"),
-    ([1, 200, 1], "and vanish: from c on there are none"),
-    ([200, 1, 200], "are there at the end, but not at b"),
-    ([1, 2, 3], "No: none of 3 checkpoints of org/name has massive activations"),
+@pytest.mark.parametrize(("tops", "onset", "course"), [
+    ([200, 200, 200], "before a", ("stay", "all later")),
+    ([1, 200, 200], "between a and b", ("stay",)),
+    ([1, 1, 200], "between b and c", ("last checkpoint",)),
+    ([1, 200, 1], "between a and b", ("vanish", "from c on")),
+    ([200, 1, 200], "before a", ("at the end", "not at b")),
 ])  # fmt: skip
-def test_words_of_every_course(tops: list[float], words: str) -> None:
-    assert words in " ".join(trajectory_in_words(made(["a", "b", "c"], [1.0, 2.0, 3.0], tops)))
+def test_words_of_every_course(tops: list[float], onset: str, course: tuple[str, ...]) -> None:
+    verdict, words, *_ = trajectory_in_words(made(["a", "b", "c"], [1.0, 2.0, 3.0], tops))
+    assert tells([verdict], "Yes", f"{sum(top > 100 for top in tops)} of 3 checkpoints")
+    assert tells([words], onset, "layer 2", "dims 7 and 9", *course)
+    courses = ("stay", "last checkpoint", "vanish", "not at b")
+    assert [c for c in courses if tells([words], c)] == [c for c in courses if c in course]
+
+
+def test_no_checkpoint_has_them() -> None:
+    words = trajectory_in_words(made(["a", "b", "c"], [1.0, 2.0, 3.0], [1, 2, 3]))
+    assert tells(words[:1], "No", "none of 3 checkpoints", "org/name") and not tells(words, "dims")
 
 
 def test_what_failed_and_what_waits_is_said() -> None:
@@ -127,10 +136,10 @@ def test_what_failed_and_what_waits_is_said() -> None:
     t.info.checkpoints += [CheckpointRecord("step2", 2.0, "step2", "failed", "No such file."),
                            CheckpointRecord("step3", 3.0, "step3")]  # fmt: skip
     t.info.dynamics = [{"stack": "", "site": "resid_post", "layer": 0, "r2": "nan", "reason": "5 points"}]
-    said = " ".join(trajectory_in_words(t))
-    assert "step2 could not be scanned: No such file." in said
-    assert "No Hidden-Dynamics curve is fitted: 5 points" in said
-    assert "1 checkpoint not scanned yet (status: interrupted)" in said
+    said = trajectory_in_words(t)
+    assert tells(said, "step2", "not", t.info.checkpoints[-2].error)
+    assert tells(said, "No Hidden-Dynamics", t.info.dynamics[0]["reason"])
+    assert tells(said, "1 checkpoint", "not", t.info.status)
 
 
 def test_long_tables_are_cut_and_keep_what_matters() -> None:

@@ -12,6 +12,7 @@ from massact.records.kinds.scan import ScanResult
 from massact.reports import answer_in_words
 from massact.reports.kinds.scan.views import rule_of
 from massact.reports.spelling import number, percent
+from tests.facts import tells
 
 
 def golden(name: str) -> list[str]:
@@ -44,10 +45,19 @@ def test_numbers_in_words_are_those_of_the_tables() -> None:
 
 
 def test_each_stack_answers_for_itself() -> None:
-    words = answer_in_words(synthetic.two_stacks())
-    assert words[0].startswith("Yes: acme/t5 has massive activations in encoder, not in decoder: 288 findings")
-    assert any(w.startswith("encoder: They appear at layer 3 of 12") for w in words)
-    assert any(w.startswith("decoder: The largest ratio is 44") for w in words)
+    result = synthetic.two_stacks()
+    verdict, *words = answer_in_words(result)
+    assert tells([verdict], "Yes", "acme/t5", "in encoder", "not in decoder", len(result.findings))
+    of = {stack: [w for w in words if w.startswith(f"{stack}: ")] for stack in ("encoder", "decoder")}
+    assert set(result.findings["stack"]) == {"encoder"}
+    assert tells(of["encoder"], f"layer {result.findings['layer'].min()} of 12")
+    assert tells(of["decoder"], "ratio", result.near_misses.query("stack == 'decoder'")["ratio"].max())
+
+
+def thresholds_failed(words: str) -> dict[str, list[str]]:
+    """Threshold -> its value and what it needs, as the sentence has them in brackets."""
+    brackets = re.findall(r"(magnitude|ratio) \(([^)]*)\)", words)
+    return {name: re.findall(r"\d[\d,.]*\d|\d", numbers) for name, numbers in brackets}
 
 
 def test_which_threshold_fails() -> None:
@@ -56,16 +66,18 @@ def test_which_threshold_fails() -> None:
         result.info.answer["stacks"][0]["largest"] |= {"magnitude": magnitude, "ratio": ratio}
         return answer_in_words(result)[1]
 
-    assert "fails on ratio (999, needs 1,000)." in with_largest(101.0, 999.0)
-    assert "fails on magnitude (100, needs more than 100)." in with_largest(100.0, 1000.0)
-    assert "does not pass sun2024" in with_largest(101.0, 1000.0)
+    assert thresholds_failed(with_largest(101.0, 999.0)) == {"ratio": ["999", "1,000"]}
+    assert thresholds_failed(with_largest(100.0, 1000.0)) == {"magnitude": ["100", "100"]}
+    passing = with_largest(101.0, 1000.0)  # every threshold, and yet no finding: the rule alone is named
+    assert thresholds_failed(passing) == {} and tells([passing], "not", "sun2024")
 
 
 def test_thresholds_in_force_are_the_ones_named() -> None:
     result = synthetic.quiet()
     result.info.criterion["thresholds"] = {"magnitude": 10.0, "ratio": 50.0}
     words = answer_in_words(result)
-    assert "|h| > 10 and |h| >= 50 x median|h|" in words[0] and "(44, needs 50)" in words[1]
+    assert tells(words[:1], "|h| > 10", "|h| >= 50 x median|h|")
+    assert thresholds_failed(words[1])["ratio"] == ["44", "50"]
 
 
 def test_a_threshold_that_the_formula_does_not_name_is_added() -> None:
@@ -75,8 +87,9 @@ def test_a_threshold_that_the_formula_does_not_name_is_added() -> None:
         "formula": "sun2024 and its dim in >= layers of the layers, by median",
         "thresholds": {"magnitude": 100.0, "layers": 0.25},
     }
-    said = rule_of(result).in_words()
-    assert said == "heretic2025 (sun2024 and its dim in >= 0.25 of the layers, by median; magnitude 100)"
+    told = rule_of(result).in_words()
+    assert told.startswith("heretic2025 (sun2024 ") and tells([told], ">= 0.25 of", "magnitude 100")
+    assert told.count("0.25") == 1  # what the formula names is not added
 
 
 def test_a_ratio_to_something_else_than_the_median_is_not_compared() -> None:
@@ -86,7 +99,8 @@ def test_a_ratio_to_something_else_than_the_median_is_not_compared() -> None:
         "formula": "|h| > ratio x mean|h| of that hidden state",
         "thresholds": {"ratio": 10.0},
     }
-    assert "does not pass an2025" in answer_in_words(result)[1]
+    words = answer_in_words(result)[1]
+    assert tells([words], "not", "an2025") and thresholds_failed(words) == {}
 
 
 def whole_tokens() -> ScanResult:
@@ -107,12 +121,14 @@ def whole_tokens() -> ScanResult:
 
 
 def test_criteria_of_whole_tokens() -> None:
-    words = answer_in_words(whole_tokens())
-    assert words[0].startswith("Yes: acme/tiny-llama has outlier tokens: 928 findings")
-    assert "tokens with L2 norm > 150" in words[0]
-    assert any(
-        w == "The largest finding is +2,760 at layer 30, position 3, on '.' (delimiter) of sequence 7." for w in words
-    )
+    result = whole_tokens()
+    words = answer_in_words(result)
+    assert tells(words[:1], "Yes", "acme/tiny-llama", "outlier tokens", len(result.findings), "L2 norm > 150")
+    assert not tells(words[:1], "massive")
+    top = result.findings.loc[result.findings["magnitude"].idxmax()]
+    where = (f"layer {top['layer']}", f"position {top['pos']}", f"'{top['token']}'", f"sequence {top['sequence']}")
+    (largest,) = tells(words, f"+{number(top['value'])}", *where, top["position_class"])
+    assert "median" not in largest  # there is none to compare with
     assert not any("dim -1" in w or "They sit in" in w or "NaN" in w for w in words)
 
 
@@ -126,22 +142,30 @@ def test_positions_are_those_that_there_are() -> None:
     at_peak = result.findings[result.findings["layer"] == 30]
     tokens = len(set(zip(at_peak["sequence"], at_peak["pos"], strict=True)))  # 2 dims each
     assert (len(at_peak), tokens) == (32, 16)
-    said = ("At layer 30 they are at other tokens: 32 findings (4 per sequence) on 16 tokens (2 per sequence): 'x' "
-            "(other, 16).")  # fmt: skip
-    assert answer_in_words(result)[3] == said
+    sequences = result.info.corpus["n_sequences"]
+    counts = f"{len(at_peak)} findings", f"{tokens} tokens", f"'x' (other, {tokens})"
+    (told,) = tells(answer_in_words(result), "layer 30", *counts)
+    assert re.findall(r"\((\d+) per sequence\)", told) == [str(n // sequences) for n in (len(at_peak), tokens)]
+    assert "start" not in told and "delimiter" not in told
 
 
 def test_overflow_is_said_as_it_is() -> None:
-    words = answer_in_words(synthetic.broken())
-    assert not any("All measured values are finite" in w for w in words)
-    assert any("fp16 overflows at 13 layers (20-32), the largest |h| being Inf (layer 20)" in w for w in words)
-    assert "53,248 values are NaN or Inf, at layers 20-32." in words
-    assert words[-1].startswith("Note: 53,248 values")
+    result = synthetic.broken()
+    words = answer_in_words(result)
+    bad = result.layers.query("nonfinite > 0")
+    layers, values = f"{bad['layer'].min()}-{bad['layer'].max()}", int(bad["nonfinite"].sum())
+    assert not tells(words, "are finite")
+    (formats,) = tells(words, "fp16", "bf16")
+    assert tells([formats.split("; ")[0]], "fp16 overflows", f"{len(bad)} layers", layers, "Inf (layer 20)")
+    assert tells(words, values, "NaN or Inf", layers)
+    assert words[-1].startswith("Note: ") and tells(words[-1:], values)
 
 
 def test_nothing_measured_and_no_answer() -> None:
-    assert answer_in_words(synthetic.empty())[0] == "Nothing was measured on acme/tiny-llama: no sequences."
-    assert answer_in_words(synthetic.unanswered()) == ["This run holds no answer (status: failed)."]
+    nothing = answer_in_words(synthetic.empty())[0]
+    assert tells([nothing], "Nothing", "acme/tiny-llama", "no sequences") and "No:" not in nothing
+    (unanswered,) = answer_in_words(synthetic.unanswered())
+    assert tells([unanswered], "no answer", synthetic.unanswered().info.status)
 
 
 def test_every_word_is_one_line_and_names_no_cause(every: ScanResult) -> None:
@@ -161,11 +185,11 @@ def test_controls_are_counted_over_the_same_sequences() -> None:
     ours = int((result.findings["sequence"] < 2).sum())
     words = answer_in_words(result)
     twin = next(w for w in words if "random-init twin" in w)
-    assert "1 finding (0.5 per sequence) in the first 2 sequences" in twin
-    assert f"the model has {ours} findings ({number(ours / 2)} per sequence)" in twin and ours < len(result.findings)
+    assert tells([twin], "1 finding (0.5 per sequence)", "2 sequences")
+    assert tells([twin], f"{ours} findings ({number(ours / 2)} per sequence)") and ours < len(result.findings)
     with_, without = (next(w for w in words if w.startswith(side)) for side in ("With BOS", "Without BOS"))
-    assert "7 findings (3.5 per sequence) in the first 2 sequences" in with_
-    assert "9 findings (4.5 per sequence) in the first 2 sequences" in without
+    assert tells([with_], "7 findings (3.5 per sequence)", "2 sequences")
+    assert tells([without], "9 findings (4.5 per sequence)", "2 sequences")
 
 
 def test_findings_of_no_sequence_are_not_counted_in_some() -> None:
@@ -180,6 +204,6 @@ def test_a_wide_format_is_told_by_its_step() -> None:
     words = next(w for w in answer_in_words(synthetic.massive()) if w.startswith("Without scaling"))
     fp16, bf16, fp8 = words.split("; ")
     largest = synthetic.massive().layers["max"].max()
-    assert 2048 <= largest < 4096 and f"steps of 16 at the largest |h|, {number(largest)}" in bf16
+    assert 2048 <= largest < 4096 and tells([bf16], "steps of 16", largest)
     assert "times" not in bf16 and "e3" not in bf16  # no head-room of 1e35
     assert "steps of 2 there" in fp16 and "steps" not in fp8  # what overflows has none
