@@ -9,6 +9,7 @@ from typing import NoReturn
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, too: two wait 6 times as long for a core
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ REAL = {"real_data", "real_text", "smollm2", "gemma3"}
 def pytest_configure(config: pytest.Config) -> None:
     """`-m real` chooses the tests on real models and data: `make test-real`."""
     config.addinivalue_line("markers", "real: needs a real model, text or picture; by its fixtures or name")
+    config.addinivalue_line("markers", "rendered: of the command line, and its figures are rendered")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from massact.reports.render import figures
 from tests.cli.test_cli import run
+
+
+def render_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Figures are made, and empty files have their names: rendering them takes longer than most verbs."""
+
+    def save(_: object, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
+        paths = [folder / f"{name}.{kind}" for kind in formats]
+        for path in paths:
+            path.touch()
+        return paths
+
+    patch.setattr(figures, "_save", save)
 
 
 def scanned_run(factory: pytest.TempPathFactory, *options: str) -> Path:

@@ -16,6 +16,7 @@ from tests.sounds import folder, saved_whisper
 LOW = ["--threshold", "magnitude=0", "--threshold", "ratio=1.5"]
 
 
+@pytest.mark.rendered
 def test_scan_explain_intervene_on_recordings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

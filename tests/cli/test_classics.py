@@ -91,6 +91,7 @@ def test_a_run_gets_its_files_and_keeps_those_of_the_scan(
     assert shown.returncode == 0 and "norm-growth" in shown.stdout, shown.stderr
 
 
+@pytest.mark.rendered
 def test_a_model_is_scanned_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

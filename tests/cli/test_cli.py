@@ -49,6 +49,7 @@ def copied(tmp_path: Path, embedded: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------- the answer
+@pytest.mark.rendered
 def test_scan_show_and_json_say_the_same(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

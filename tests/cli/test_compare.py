@@ -18,6 +18,7 @@ from massact.records.kinds.training import Trained
 from massact.records.tables import read_table
 from massact.training import TrainConfig
 from massact.training.data import open_tokens
+from tests.cli.runs import render_nothing
 from tests.cli.test_cli import run
 
 SMALL = [
@@ -39,6 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Softmax with two seeds and kv-bias with one, each trained for a few steps and scanned."""
     folder, out = tmp_path_factory.mktemp("runs"), []
     with pytest.MonkeyPatch.context() as patch:
+        render_nothing(patch)
         for name, variant, seed in (("plain-s0", "softmax", "0"), ("plain-s1", "softmax", "1"), ("kv", "kv-bias", "0")):
             out.append(folder / name)
             given = ["--steps", "4", "--attention", variant, "--seed", seed, "--out", str(out[-1]), "--quiet"]
@@ -69,6 +71,7 @@ def test_held_out_windows_are_those_that_no_step_read(runs: list[Path]) -> None:
     assert corpus.inputs["input_ids"].shape == (8, 16)
 
 
+@pytest.mark.rendered
 def test_compare_prints_saves_and_draws(
     runs: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

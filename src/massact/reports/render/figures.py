@@ -64,5 +64,6 @@ def _save(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> li
         path = folder / f"{name}.{kind}"
         draw = partial(canvas.print_figure, format=kind, dpi=DPI, facecolor="white", metadata=METADATA[kind])
         write_atomic(path, draw)
+        figure.set_layout_engine("none")  # as it was laid out for the first; once more takes as long as to draw it
         paths.append(path)
     return paths
