@@ -298,6 +298,9 @@ def forced(name: str) -> tuple[Model, ScanResult, Explanation]:
     corpus = ma.corpus(INPUTS.get(name, {"input_ids": IDS}))
     low = {"magnitude": 1.0, "ratio": 2.5} if name == "bert" else {"magnitude": 0.02, "ratio": 3.0}
     scan = ma.scan(model, corpus, criterion="sun2024", thresholds=low, **OFF)
+    # So low, most tokens have findings: those of every third, so that ordinary ones are left.
+    scan.findings = scan.findings[scan.findings["pos"] % 3 == 0].reset_index(drop=True)
+    scan.near_misses = scan.near_misses[:0]
     assert len(scan.findings) > 20
     return model, scan, ma.explain(model, corpus, scan)
 

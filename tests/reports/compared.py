@@ -22,8 +22,11 @@ def heads(n_layers: int, mass: float, slot: float = math.nan, n_heads: int = 2) 
     rows = []
     for layer in range(1, n_layers + 1):
         for head in range(n_heads):
-            row = {name: math.nan for name in ("mass_findings", "mass_random", "secondary", "entropy_nats",
-                                               "value_norm_ratio", "update_stable_rank")}  # fmt: skip
+            row = dict.fromkeys(
+                ("mass_findings", "mass_random", "secondary", "entropy_nats", "value_norm_ratio"), math.nan
+            )
+            row |= {f"mass_{of}_uniform": math.nan for of in ("first", "findings", "random")}
+            row["update_stable_rank"] = math.nan
             sign = 1 if head else -1
             row |= {"stack": "", "layer": layer, "kind": "attention", "head": head, "module": f"h.{layer - 1}"}
             row |= {"mass_first": mass * (1 + 0.1 * sign), "alpha_first": mass, "sink_rate": float(mass > 0.3),

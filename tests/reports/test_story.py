@@ -252,8 +252,9 @@ def test_figures_where_everything_is_unknown_can_be_written(tmp_path: Path) -> N
 
 def test_no_line_is_drawn_for_what_is_unknown() -> None:
     e = told()
-    assert len(figure_of(EXPLAIN_FIGURES["attention_axes"](e)).axes[0].lines) == 3
-    e.axes[["concentration", "concentration_null"]] = np.nan
+    assert len(figure_of(EXPLAIN_FIGURES["attention_axes"](e)).axes[0].lines) == 5
+    uniform = ["concentration_uniform", "concentration_first_uniform"]
+    e.axes[["concentration", "concentration_null", *uniform]] = np.nan
     assert len(figure_of(EXPLAIN_FIGURES["attention_axes"](e)).axes[0].lines) == 1
 
 

@@ -153,14 +153,13 @@ def naive_head(a: Attended, sequence: int, targets: Targets = TARGETS) -> dict[s
     queries = counted(a, found)
     table = {name: np.full(H, np.nan) for name in PER_HEAD}
     for h in range(H):
-        if T > 1:
-            table["mass_first"][h] = mean([p[h, t, 0] for t in range(1, T) if p[h, t, 0] > 0])
-        for name in ("findings", "random"):
-            keys = rows_of(targets, name, sequence, T)
-            if keys and queries:
-                table[f"mass_{name}"][h] = mean(
-                    [sum(p[h, t, c] for c in keys) for t in queries if any(p[h, t, c] > 0 for c in keys)]
-                )
+        sets = {name: (rows_of(targets, name, sequence, T), queries) for name in ("findings", "random")}
+        for name, (keys, rows) in {**sets, "first": ([0], range(1, T))}.items():
+            can = [t for t in rows if any(p[h, t, c] > 0 for c in keys)]
+            table[f"mass_{name}"][h] = mean([sum(p[h, t, c] for c in keys) for t in can])
+            # A head that looks alike at every key that a query can see, written out as a matrix.
+            even = (p[h, :, :-1] > 0) / np.maximum((p[h, :, :-1] > 0).sum(1, keepdims=True), 1)
+            table[f"mass_{name}_uniform"][h] = mean([sum(even[t, c] for c in keys) for t in can])
         if a.sink_H is not None:
             table["slot_mass"][h] = p[h, :, -1].mean()
         terms = [[x * math.log(x) for x in row if x > 0] for row in p[h]]
@@ -203,6 +202,34 @@ def test_concentration_and_drain(kind: str) -> None:
             np.testing.assert_allclose(got.per_head[name][i], want, rtol=2e-5, atol=atol, err_msg=f"{name} {i}")
     assert np.isnan(got.per_head["slot_mass"]).all() == (kind != "learned sink")
     assert np.isnan(got.per_head["mass_findings"][4]).all()  # a sequence without findings
+
+
+def test_uniform_head_on_the_first_key_is_the_harmonic_number() -> None:
+    """(H_T - 1) / (T - 1) over the queries behind position 0: about ln T / T."""
+    got = measured([attention(T, T, Kind()) for T in (2, 9, 40)], Targets({}, {}, {}), HeadOptions(bias=False))
+    for i, T in enumerate((2, 9, 40)):
+        want = sum(1 / (t + 1) for t in range(1, T)) / (T - 1)
+        np.testing.assert_allclose(got.per_head["mass_first_uniform"][i], want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_chosen_keys_in_blocks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tokens of a sequence chosen, a few queries at a time: the same numbers."""
+    many = Targets({0: [t for t in range(40) if t % 5 and t != 1], 3: list(range(33))}, {0: [0, 1, 5]}, {})
+    data = calls(KINDS[kind])
+    want = measured(data, many)
+    monkeypatch.setattr("massact.stats.attention_call._ROW_VALUES", 300)
+    monkeypatch.setattr("massact.stats.heads.LARGEST", 300)
+    got = measured(data, many)
+    for i, a in enumerate(data):
+        for name, naive in naive_head(a, i, many).items():
+            atol = entropy_error(a) if name == "entropy" else 2e-6
+            np.testing.assert_allclose(got.per_head[name][i], naive, rtol=2e-5, atol=atol, err_msg=f"{name} {i}")
+    assert np.isnan(got.per_head["mass_findings"][3]).all(), "no query is left that is none of them"
+    for key, x in want.parts.items():
+        np.testing.assert_allclose(got.parts[key], x, rtol=1e-4, atol=1e-6)
+    known = ~np.isnan(want.residual)
+    assert (got.residual[known] < 5e-6).all() and (np.isnan(got.residual) == ~known).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,6 +17,10 @@ from massact.stats.groups import GroupResult
 from massact.stats.heads import PARTS, HeadResult
 
 Heads = Mapping[Site, HeadResult]
+PLAIN = (
+    *("mass_first", "mass_first_uniform", "mass_findings", "mass_findings_uniform", "mass_random"),
+    *("mass_random_uniform", "alpha_first", "secondary", "value_norm_first", "slot_mass"),
+)  # columns of a head that are called as the statistic
 
 
 def mean_of(x: np.ndarray, axis: int | None = None) -> Any:
@@ -41,8 +45,7 @@ def heads_table(heads: Heads, places: Mapping[Site, AttentionPlace], eps: float)
                     "module": places[site].module, "sink_rate": above_H[h], "entropy_nats": means["entropy"][h],
                     "value_norm_ratio": means["value_norm_findings"][h], "update_stable_rank": r.stable_rank[h],
                     "n_sequences": len(r.sequence),
-                    **{n: means[n][h] for n in ("mass_first", "mass_findings", "mass_random", "alpha_first",
-                                                "secondary", "value_norm_first", "slot_mass")},
+                    **{n: means[n][h] for n in PLAIN},
                 }
             )  # fmt: skip
     return frame("heads", rows)
@@ -112,11 +115,15 @@ def axes_table(heads: Heads, hidden: Mapping[Site, dict[str, GroupResult]], read
             {
                 "stack": site.stack, "layer": site.layer, "after_onset": (site.stack, site.layer) in reading,
                 "concentration": mean_of(r.per_head["mass_findings"]),
+                "concentration_uniform": mean_of(r.per_head["mass_findings_uniform"]),
                 "concentration_first": mean_of(r.per_head["mass_first"]),
+                "concentration_first_uniform": mean_of(r.per_head["mass_first_uniform"]),
                 "concentration_null": mean_of(r.per_head["mass_random"]),
                 "value_drain": mean_of(r.per_head["value_norm_findings"]),
                 "value_drain_first": mean_of(r.per_head["value_norm_first"]),
                 "residual_norm": groups["findings"].norm / groups["others"].norm if both else np.nan,
+                **{f"{of}_tokens": groups[name].n_tokens if name in groups else 0
+                   for of, name in (("found", "findings"), ("random", "random"), ("other", "others"))},
             }
         )  # fmt: skip
     return frame("axes", rows)

@@ -23,7 +23,7 @@ from massact.explanations.concentration import (
 from massact.explanations.heat_maps import attention_maps
 from massact.explanations.neurons import neurons_table
 from massact.explanations.patch_attention import share_probes, shares_table
-from massact.explanations.targets import found_positions, targets
+from massact.explanations.targets import counts, positions_of, targets
 from massact.explanations.weights import norm_weights_table, spectrum
 from massact.explanations.writers import Coordinate, coordinates_of, write_probes, writers_table
 from massact.models import Model, projection_of, with_attention
@@ -117,10 +117,14 @@ class _Job:
         self.n_positions = {name: self._positions(name) for name in self.stacks}
         self.texts = {n: tokens_of(self.model, self.corpus, n, last - 1) for n, last in self.n_positions.items()}
         n = self.corpus.n_sequences
-        self.found = {
-            name: found_positions(self.scan.findings[self.scan.findings["stack"] == name], n) for name in self.stacks
+        self.found, self.near = (
+            {name: positions_of(rows[rows["stack"] == name], n) for name in self.stacks}
+            for rows in (self.scan.findings, self.scan.near_misses)
+        )
+        self.targets = {
+            name: targets(self.found[name], self.near[name], self._lengths(name), self.config.seed)
+            for name in self.stacks
         }
-        self.targets = {name: targets(self.found[name], self._lengths(name), self.config.seed) for name in self.stacks}
         return coordinates_of(self.scan.findings, n)
 
     def run(self) -> Explanation:
@@ -142,6 +146,7 @@ class _Job:
         dims = {s: {c.dim for c in coordinates if c.stack == s} for s in self.stacks}
         result.norm_weights = norm_weights_table(self.model, dims)
         info.spectrum = {name: self._spectrum(name, measured) for name in self.stacks}
+        info.tokens = {name: counts(self.targets[name], self.near[name]) for name in self.stacks}
         info.notes += self._notes()
         self.progress("maps", 0, 1)
         result.maps = attention_maps(self.model, self.corpus, self.scan, info.notes)

@@ -1,4 +1,4 @@
-"""Which tokens are looked at: those with findings, as many random ones, and ordinary ones to compare with."""
+"""Which tokens are looked at: all those with findings, as many random ordinary ones, and ordinary ones beside them."""
 
 from __future__ import annotations
 
@@ -9,43 +9,49 @@ import pandas as pd
 
 from massact.stats.heads import Targets
 
-MOST_TOKENS = 8  # with findings, of one sequence: those with the greatest |h|
 N_OTHERS = 32  # ordinary tokens of one sequence
 
 
-def found_positions(findings: pd.DataFrame, n_sequences: int) -> dict[int, list[int]]:
-    """Positions with findings of every sequence, at any layer, the greatest |h| first, at most `MOST_TOKENS`."""
-    known = findings[(findings.sequence >= 0) & (findings.pos >= 0) & (findings.sequence < n_sequences)]
-    greatest = known.groupby(["sequence", "pos"]).magnitude.max().sort_values(ascending=False, kind="stable")
-    chosen: dict[int, list[int]] = {}
-    for sequence, pos in greatest.index:
-        here = chosen.setdefault(int(sequence), [])
-        if len(here) < MOST_TOKENS:
-            here.append(int(pos))
-    return {s: sorted(p) for s, p in sorted(chosen.items())}
+def positions_of(rows: pd.DataFrame, n_sequences: int) -> dict[int, list[int]]:
+    """Sequence -> positions of findings or near misses, at any layer."""
+    known = rows[(rows.sequence >= 0) & (rows.pos >= 0) & (rows.sequence < n_sequences)]
+    places = known[["sequence", "pos"]].drop_duplicates().sort_values(["sequence", "pos"])
+    return {int(s): [int(p) for p in mine.pos] for s, mine in places.groupby("sequence")}
 
 
-def targets(found: Mapping[int, Sequence[int]], lengths: Sequence[int], seed: int) -> Targets:
+def targets(
+    found: Mapping[int, Sequence[int]], near: Mapping[int, Sequence[int]], lengths: Sequence[int], seed: int
+) -> Targets:
     """The tokens of every sequence.
 
-    The random ones lie in the first half, as a key near the end is seen by few queries; a sequence without findings
-    has none of them either.
+    Random and other tokens are ordinary: no token with a finding or a near miss at any layer, nor position 0. The
+    random ones are as many as those with findings, from the first half where it has as many (a key near the end is
+    seen by few queries); a sequence with fewer ordinary tokens has none of them: fewer would be another null.
 
     Args:
         found: sequence -> positions with findings.
+        near: sequence -> positions with near misses.
         lengths: positions of every sequence.
         seed: of the draw; a sequence's draw depends on nothing else.
     """
     random: dict[int, list[int]] = {}
     others: dict[int, list[int]] = {}
     for sequence, length in enumerate(lengths):
-        mine = set(found.get(sequence, ()))
+        mine = found.get(sequence, ())
         draw = np.random.default_rng((seed, sequence))
-        free = [p for p in range(1, length) if p not in mine]
-        early = [p for p in free if p < max(2, length // 2)] or free
-        n = min(len(mine), len(early))
-        if n:
-            random[sequence] = sorted(int(p) for p in draw.choice(early, n, replace=False))
+        taken = {*mine, *near.get(sequence, ())}
+        free = [p for p in range(1, length) if p not in taken]
+        early = [p for p in free if p < max(2, length // 2)]
+        if 0 < len(mine) <= len(free):
+            pool = early if len(mine) <= len(early) else free
+            random[sequence] = sorted(int(p) for p in draw.choice(pool, len(mine), replace=False))
         if free:
             others[sequence] = sorted(int(p) for p in draw.choice(free, min(N_OTHERS, len(free)), replace=False))
     return Targets(dict(found), random, others)
+
+
+def counts(chosen: Targets, near: Mapping[int, Sequence[int]]) -> dict[str, int]:
+    """How many tokens each group has, and in how many sequences: for the record of an explanation."""
+    groups = {"findings": chosen.findings, "near_misses": near, "random": chosen.random, "others": chosen.others}
+    tokens = {name: sum(map(len, of.values())) for name, of in groups.items()}
+    return tokens | {f"{name}_sequences": sum(map(bool, of.values())) for name, of in groups.items()}

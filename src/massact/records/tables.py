@@ -22,7 +22,12 @@ Columns = dict[str, tuple[str, str]]  # column -> (dtype, meaning), in the order
 _DECLARED: dict[str, Columns] = {}
 
 # Columns that older runs do not have, with what stands there when they are opened: not known, never made up.
-ADDED_LATER = {"modality": "", "n_targets": math.nan}
+ADDED_LATER = {
+    "modality": "",
+    **dict.fromkeys(("mass_first_uniform", "mass_findings_uniform", "mass_random_uniform"), math.nan),
+    **dict.fromkeys(("concentration_uniform", "concentration_first_uniform"), math.nan),
+    **dict.fromkeys(("n_targets", "found_tokens", "random_tokens", "other_tokens"), math.nan),
+}
 
 
 def declare(tables: Mapping[str, Columns]) -> None:

@@ -74,9 +74,14 @@ def concentration(f: Finished) -> list[Row]:
                     rows.append(row(what, side["concentration"].mean(), stack=str(stack), unit="share", headline=True))
         for r in mine.itertuples():
             line = partial(row, stack=str(stack), layer=r.layer, unit="share")
-            told = (("massive tokens", r.concentration), ("random tokens", r.concentration_null)) if some else ()
-            rows += [line(f"attention on {what}", x, headline=not some and r.layer == mine["layer"].max())
-                     for what, x in (*told, ("position 0", r.concentration_first)) if not math.isnan(x)]  # fmt: skip
+            told = (
+                *([("massive tokens", r.concentration), ("massive tokens, uniform head", r.concentration_uniform),
+                   ("random tokens", r.concentration_null)] if some else ()),
+                ("position 0", r.concentration_first), ("position 0, uniform head", r.concentration_first_uniform),
+            )  # fmt: skip
+            last = not some and r.layer == mine["layer"].max()
+            rows += [line(f"attention on {what}", x, headline=last and what == "position 0") for what, x in told
+                     if not math.isnan(x)]  # fmt: skip
     if not some:
         rows.insert(0, row("", reason="The scan has no findings: there are no massive tokens to attend to."))
     return rows

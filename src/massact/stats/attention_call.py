@@ -13,7 +13,7 @@ Shapes: H heads, K key-value heads, T queries, S keys, E width of q and k, F wid
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -29,6 +29,31 @@ _FAR = 5e3  # a logit so far below the greatest of its row is masked, where mask
 _SURELY = -1e8  # a logit of this or less is masked
 _UNSURE_NATS = 0.01  # an entropy from 16-bit tensors that may be off by more is computed from logits in float32
 _ROUNDINGS = 16  # of eps; twice as many of the unit roundoff
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A set of keys, as every query has them.
+
+    Args:
+        p_HT: probability that goes to them; 0 where it sees none of them.
+        n_HT: how many of them it can see; seen_HT: how many keys in all. int64 (H or 1, T).
+    """
+
+    p_HT: Tensor
+    n_HT: Tensor
+    seen_HT: Tensor
+
+    def mean(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Mean over those of the queries that see one of the keys: of p, and of a uniform head's; NaN where none does.
+
+        A uniform head looks at all keys that a query sees alike: it gives n / seen to the set.
+        """
+        rows_R = torch.tensor(rows, device=self.p_HT.device)
+        n_HR = self.n_HT[:, rows_R]
+        alike_HR = torch.where(n_HR > 0, n_HR / self.seen_HT[:, rows_R], 0.0)
+        n_H = (n_HR > 0).sum(1)
+        return self.p_HT[:, rows_R].sum(1) / n_H, (alike_HR.sum(1) / n_H).expand(len(self.p_HT))
 
 
 @dataclass(frozen=True)
@@ -159,6 +184,40 @@ class Attended:
         """How many queries, all or some, can see each key: int64 (H or 1, S)."""
         parts = _parts(rows_R, self.shape[1], max(1, _ROW_VALUES // self.shape[2]))
         return sum(self.sees(part).sum(1) for part in parts)
+
+    @cached_property
+    def seen_HT(self) -> Tensor:
+        """How many keys each query can see: int64 (H or 1, T); 0 where it sees none."""
+        _, T, S = self.shape
+        if self._masked_below_HT1 is None and (self.mask_HTS is None or self.mask_HTS.shape[1] == 1):
+            there_HS = torch.ones(1, S, device=self.device) if self.mask_HTS is None else self.mask_HTS[:, 0] > HIDES
+            upto_HS = there_HS.long().cumsum(1)
+            last_T = torch.arange(T, device=self.device) if self.causal else torch.full((T,), S, device=self.device)
+            return upto_HS[:, last_T.clamp(max=S - 1)]
+        parts = _parts(None, T, max(1, _ROW_VALUES // S))
+        return torch.cat([self.sees(part).sum(2) for part in parts], dim=1)
+
+    def shares(self, sets: Mapping[str, Sequence[int]]) -> dict[str, Sight]:
+        """What each query gives to sets of keys, and how many of them it can see; in blocks, O(T) memory.
+
+        Args:
+            sets: name -> keys; those without any are left out.
+        """
+        H, T, _ = self.shape
+        keys = list(dict.fromkeys(key for mine in sets.values() for key in mine))
+        if not keys:
+            return {}
+        place, keys_C = {key: i for i, key in enumerate(keys)}, torch.tensor(keys, device=self.device)
+        at = {n: torch.tensor([place[k] for k in x], device=self.device) for n, x in sets.items() if len(x)}
+        found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in at}
+        for part in _parts(None, T, max(1, _ROW_VALUES // (H * len(keys)))):
+            p_HRC, sees_HRC = self.probs(keys_C, part), self.sees(part, keys_C)
+            for name, at_C in at.items():
+                found[name].append((p_HRC.index_select(2, at_C).sum(2), sees_HRC.index_select(2, at_C).sum(2)))
+        sights = {name: [torch.cat(x, 1) for x in zip(*parts, strict=True)] for name, parts in found.items()}
+        # What sees nothing has no probabilities: nothing over nothing.
+        return {name: Sight(torch.where(n_HT > 0, p_HT, 0.0), n_HT, self.seen_HT) for name, (p_HT, n_HT) in
+                sights.items()}  # fmt: skip
 
     def blocks(self, rows_R: Tensor | None = None) -> Iterator[tuple[slice | Tensor, Tensor]]:
         """Blocks of rows, all or some, with their logits (H, R, S), small enough to keep memory O(T)."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from massact.stats.protocol import Where, check_2d, check_same, to_numpy
 
 Chosen = Mapping[int, Sequence[int]]  # sequence -> positions
+_VALUES = 1 << 20  # of the tokens of a group, at a time
 
 
 def rows_at(where: Where, n_tokens: int, positions: Sequence[int]) -> list[int]:
@@ -71,8 +72,9 @@ class GroupStats:
             rows = rows_at(where, len(h_TD), chosen.get(where.sequence, ()))
             if not rows:
                 continue
-            x_ND = h_TD[torch.tensor(rows, device=h_TD.device)].detach()
-            self._add(name, _sums(x_ND.float() if h_TD.device.type == "mps" else x_ND.double(), self.dims))
+            for rows_N in torch.tensor(rows, device=h_TD.device).split(max(1, _VALUES // h_TD.shape[1])):
+                x_ND = h_TD[rows_N].detach()
+                self._add(name, _sums(x_ND.float() if h_TD.device.type == "mps" else x_ND.double(), self.dims))
 
     def _add(self, name: str, sums: list[Tensor]) -> None:
         held = self._sums.get(name)

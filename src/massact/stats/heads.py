@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from massact.records.rules import SINK, is_sink
-from massact.stats.attention_call import Attended
+from massact.stats.attention_call import Attended, Sight
 from massact.stats.dims import sum_dtype
 from massact.stats.groups import Chosen, GroupResult, GroupStats, rows_at
 from massact.stats.protocol import Where, to_numpy
@@ -22,10 +22,12 @@ from massact.stats.protocol import Where, to_numpy
 LEAST_QUERIES = 16  # of a key that fewer queries see it is not said whether it is a sink: its mean is over too few
 SAMPLED_QUERIES = 128  # of the decomposition, evenly spaced
 CHECKED_QUERIES = 8  # of which the rest is also computed on its own
+LARGEST = 1 << 20  # probabilities held at a time
 
 # One number per head and sequence each.
 PER_HEAD = (
     *("mass_first", "mass_findings", "mass_random", "slot_mass", "entropy", "alpha_first", "secondary"),
+    *("mass_first_uniform", "mass_findings_uniform", "mass_random_uniform"),
     *("value_norm_first", "value_norm_findings"),
 )
 PARTS = ("head", "concat", "projected")
@@ -137,6 +139,7 @@ class HeadStats:
         mass_C = mean over t that can see a token of C of sum over C of p_t
         alpha_k = mean over all queries that can see k of p_t[k]: with causal attention those from k on (Gu 2025)
     (what a query can see is what mask, window or chunk leave it; a mean over none is NaN)
+        mass_C_uniform = mean over the same t of |C that t can see| / |keys that t can see|: of a uniform head
         u_t = sum over C of p_t v,  constancy = mean |u_t - mean u| / |mean u|,  energy share = sum |u|^2 / sum |out|^2
 
     Args:
@@ -162,33 +165,28 @@ class HeadStats:
         }
         if T != S:  # the keys of cross-attention are another sequence, of which nothing was found
             chosen = {"findings": [], "random": []}
-        keys = list(dict.fromkeys([*chosen["findings"], *chosen["random"], 0]))
-        keys_C = torch.tensor(keys, device=a.device)
-        p_HTC = a.probs(keys_C)
+        sight = a.shares({**chosen, "first": [0]})
         found = set(chosen["findings"])
         counted: Sequence[int] = [t for t in range(int(a.forward), T) if t not in found]
         none_H = torch.full((H,), float("nan"), device=a.device)
         head = dict.fromkeys(PER_HEAD, none_H)
-        sees_HTC = a.sees(keys_C=keys_C)
-        of = {name: [keys.index(r) for r in rows] for name, rows in {**chosen, "first": [0]}.items()}
         rows = {"every": range(T), "counted": counted, "alpha": range(T), "first": range(1, T), "findings": counted}
         if self.options.queries is not None:
-            rows = self._same(rows, sees_HTC, of, where)
+            rows = self._same(rows, sight, where)
             counted = rows["counted"]
         rows["random"] = counted
-        for name, at in of.items():
-            if at and len(rows[name]):
-                head[f"mass_{name}"] = _mean_mass(p_HTC[:, rows[name]][..., at], sees_HTC[:, rows[name]][..., at])
+        for name, mine in sight.items():
+            if len(rows[name]):
+                head[f"mass_{name}"], head[f"mass_{name}_uniform"] = mine.mean(rows[name])
         if a.slot_HT is not None:
             head["slot_mass"] = a.slot_HT[:, rows["every"]].mean(1)
         columns = self._columns(a, head, rows["every"]) if self.options.columns else None
         if columns is not None and self.options.queries is not None:
-            alpha = rows["alpha"]
-            head["alpha_first"] = _mean_mass(p_HTC[:, alpha][..., of["first"]], sees_HTC[:, alpha][..., of["first"]])
+            head["alpha_first"] = sight["first"].mean(rows["alpha"])[0]
         self._drain(a, chosen["findings"], head)
         if a.out_HTF is not None and counted:
             self._add_gram(a.out_HTF, sorted(set(range(T)) - set(counted)))
-        bias = _Bias(a, keys, p_HTC, chosen, self.options.project) if self.options.bias else None
+        bias = _Bias(a, chosen, sight, self.options.project) if self.options.bias else None
         parts = torch.full((len(PARTS), len(SETS), len(PER_PART)), float("nan"), device=a.device)
         residual = torch.full((3,), float("nan"), device=a.device)
         if bias is not None and bias.available:
@@ -203,13 +201,15 @@ class HeadStats:
                 self._groups[name].update(x.transpose(0, 1).reshape(x.shape[1], -1), where)
 
     def _same(
-        self, rows: Mapping[str, Sequence[int]], sees_HTC: Tensor, of: Mapping[str, list[int]], where: Where
+        self, rows: Mapping[str, Sequence[int]], sight: Mapping[str, Sight], where: Where
     ) -> dict[str, Sequence[int]]:
         """The rows of each name that can see what it is about and may count."""
         assert self.options.queries is not None
         seen = {"alpha": "first", "first": "first", "findings": "findings"}
-        can = {name: sees_HTC[..., of[key]].any(-1).any(0).tolist() for name, key in seen.items()}
+        can = {name: (sight[of].n_HT > 0).any(0).tolist() for name, of in seen.items() if of in sight}
         able = {name: [t for t in mine if name not in can or can[name][t]] for name, mine in rows.items()}
+        if "findings" not in sight:
+            able["findings"] = []
         return dict(self.options.queries.narrowed(able, where, len(rows["every"])))
 
     def _columns(self, a: Attended, head: dict[str, Tensor], rows: Sequence[int]) -> Tensor:
@@ -305,11 +305,6 @@ def _mean_cosine(x_ND: np.ndarray) -> float:
     return float((total @ total - n) / (n * (n - 1))) if n > 1 else float("nan")
 
 
-def _mean_mass(p_HRC: Tensor, sees_HRC: Tensor) -> Tensor:
-    """Sum over keys, mean over the queries that can see one of them: (H,); NaN where none can."""
-    return p_HRC.sum((1, 2)) / sees_HRC.any(-1).sum(1)
-
-
 def _greatest(x: Tensor, dim: int) -> Tensor:
     """The greatest of what is known; NaN where nothing is."""
     known = ~x.isnan()
@@ -322,30 +317,32 @@ class _Bias:
     def __init__(
         self,
         a: Attended,
-        keys: list[int],
-        p_HTC: Tensor,
         chosen: Mapping[str, list[int]],
+        sight: Mapping[str, Sight],
         project: Callable[[Tensor], Tensor] | None,
     ) -> None:
         self.a, self.chosen, self.project = a, chosen, project
         self.means: dict[str, Tensor] = {}
         self.available = a.v_KSF is not None and a.out_HTF is not None
-        self.queries = {name: _sampled(a, rows) for name, rows in chosen.items()}
-        self.p = {name: p_HTC[:, self.queries[name]][:, :, [keys.index(r) for r in rows]] for name, rows in
-                  chosen.items() if rows and self.queries[name]}  # fmt: skip
+        sampled = {name: _sampled(a, rows, sight[name]) for name, rows in chosen.items() if rows}
+        self.queries = {name: rows for name, rows in sampled.items() if rows}
 
-    def update(self, name: str) -> Tensor:
-        """u (H, R, F) of one set of tokens."""
-        return torch.matmul(self.p[name], self.a.values(torch.tensor(self.chosen[name], device=self.a.device)))
+    def update(self, name: str, rows_R: Tensor) -> Tensor:
+        """u (H, R, F) of one set of tokens, to some queries."""
+        keys_C = torch.tensor(self.chosen[name], device=self.a.device)
+        v_HCF = self.a.values(keys_C)
+        parts = rows_R.split(max(1, LARGEST // v_HCF[..., 0].numel()))
+        return torch.cat([torch.matmul(self.a.probs(keys_C, part), v_HCF) for part in parts], dim=1)
 
     def parts(self) -> Tensor:
         """(PARTS, SETS, PER_PART)."""
         table = torch.full((len(PARTS), len(SETS), len(PER_PART)), float("nan"), device=self.a.device)
         assert self.a.out_HTF is not None
         for j, name in enumerate(SETS):
-            if name not in self.p:
+            if name not in self.queries:
                 continue
-            u_HRF, out_HRF = self.update(name), self.a.out_HTF[:, self.queries[name]].float()
+            rows_R = torch.tensor(self.queries[name], device=self.a.device)
+            u_HRF, out_HRF = self.update(name, rows_R), self.a.out_HTF[:, rows_R].float()
             u_RX, out_RX = _joined(u_HRF), _joined(out_HRF)
             table[0, j] = torch.stack([_alike(u, out) for u, out in zip(u_HRF, out_HRF, strict=True)]).nanmean(0)
             table[1, j] = _alike(u_RX, out_RX)
@@ -362,7 +359,7 @@ class _Bias:
         First of the update from the tokens with findings and the rest, computed on its own (NaN where no query sees
         them), then of whichever of the two there is: these parts, or the whole row.
         """
-        a, known = self.a, "findings" in self.p
+        a, known = self.a, "findings" in self.queries
         assert a.out_HTF is not None
         queries = self.queries["findings"] if known else list(range(a.shape[1]))
         every = max(1, len(queries) // CHECKED_QUERIES)
@@ -372,7 +369,7 @@ class _Bias:
         if known:
             p_HRS[:, :, self.chosen["findings"]] = 0
         whole = torch.matmul(p_HRS, a.values(torch.arange(a.shape[2], device=a.device))) + a.slot_update(at_R)
-        whole = whole + self.update("findings")[:, ::every] if known else whole
+        whole = whole + self.update("findings", at_R) if known else whole
         out = a.out_HTF[:, at_R].float()
         off = (whole - out).abs().max() / out.abs().max()
         return torch.stack([off if known else torch.full_like(off, float("nan")), off, size])
@@ -383,24 +380,21 @@ def _joined(x_HRF: Tensor) -> Tensor:
     return x_HRF.transpose(0, 1).reshape(x_HRF.shape[1], -1)
 
 
-def _sampled(a: Attended, rows: list[int]) -> list[int]:
+def _sampled(a: Attended, rows: list[int], sight: Sight) -> list[int]:
     """Evenly spaced queries that can see all chosen keys, or one of them where few see all; they are none of these."""
     T, left = a.shape[1], set(rows)
-    if not rows:
-        return []
     # Which keys a mask leaves is known on the device alone; of a flag it is known here.
     masked = a.mask_HTS is not None or a.scores_HTS is not None
-    sees_TC = a.sees(keys_C=torch.tensor(rows, device=a.device)).any(0).cpu() if masked or not a.causal else None
+    n_T = sight.n_HT.amax(0).tolist() if masked or not a.causal else None
 
-    def behind(key: int, whole: bool) -> list[int]:
-        if sees_TC is None:
+    def behind(key: int, least: int) -> list[int]:
+        if n_T is None:
             return [t for t in range(key + 1, T) if t not in left]
-        enough_T = sees_TC.all(1) if whole else sees_TC.any(1)
-        return [t for t, enough in enumerate(enough_T.tolist()) if enough and t not in left]
+        return [t for t in range(T) if n_T[t] >= least and t not in left]
 
-    found = behind(max(rows), whole=True)
+    found = behind(max(rows), len(rows))
     if len(found) < min(LEAST_QUERIES, T // 2):
-        found = behind(min(rows), whole=False)
+        found = behind(min(rows), 1)
     return found[:: -(-len(found) // SAMPLED_QUERIES)] if found else []
 
 

@@ -21,8 +21,13 @@ TABLES: dict[str, Columns] = {
         "head": ("int64", "0-based"),
         "module": ("string", "dotted path of the module that makes the call"),
         "mass_first": ("float64", "attention on position 0, mean over the queries after it that can see it"),
+        "mass_first_uniform": ("float64", "the same of a uniform head, which looks at all keys that a query sees "
+                               "alike (a learned sink is no key): about ln T / T with causal attention"),
         "mass_findings": ("float64", "attention on tokens with findings, mean over the other queries that can see one"),
-        "mass_random": ("float64", "the same for as many random positions: the null"),
+        "mass_findings_uniform": ("float64", "the same of a uniform head"),
+        "mass_random": ("float64", "the same for as many random tokens without finding or near miss: the null; mean "
+                        "over the sequences that have as many"),
+        "mass_random_uniform": ("float64", "the same of a uniform head"),
         "alpha_first": ("float64", "Gu's alpha_0: mean attention on position 0 of the queries that see it"),
         "sink_rate": ("float64", "share of sequences with alpha_0 > eps"),
         "secondary": ("float64", "greatest alpha_k of any k > 0 that enough queries see, mean over sequences"),
@@ -61,11 +66,16 @@ TABLES: dict[str, Columns] = {
         **_LAYER,
         "after_onset": ("bool", "whether the layer reads a hidden state that has findings"),
         "concentration": ("float64", "mass_findings, mean over heads"),
+        "concentration_uniform": ("float64", "mass_findings_uniform, mean over heads"),
         "concentration_first": ("float64", "mass_first, mean over heads"),
+        "concentration_first_uniform": ("float64", "mass_first_uniform, mean over heads"),
         "concentration_null": ("float64", "mass_random, mean over heads"),
         "value_drain": ("float64", "value_norm_ratio, mean over heads"),
         "value_drain_first": ("float64", "value_norm_first, mean over heads"),
         "residual_norm": ("float64", "norm of the tokens with findings over that of others, before the block"),
+        "found_tokens": ("float64", "tokens with findings, over all sequences"),
+        "random_tokens": ("float64", "random tokens: none in a sequence with fewer ordinary tokens than with findings"),
+        "other_tokens": ("float64", "ordinary tokens to compare with: neither findings nor near misses"),
     },
     "trajectory": {
         **_LAYER,
@@ -158,13 +168,18 @@ class ExplainInfo(Sidecar):
         attention: how the attention of each stack was seen, with the numbers of its proof.
         spectrum: per stack, the share of the mean state of the tokens with findings in the weakest directions of the
             unembedding, beside that of other tokens, or {"unavailable": reason}.
+        tokens: per stack, how many tokens with findings and near misses the scan has, how many random and other ones
+            they are compared with, and in how many sequences each (`..._sequences`).
         closure: greatest error of the account of all writes, relative to the peak value.
     """
 
     attention: dict[str, Any] = field(default_factory=dict)
     spectrum: dict[str, Any] = field(default_factory=dict)
+    tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     closure: dict[str, float] = field(default_factory=dict)
-    schema_version: int = 3  # 2: modality of the tokens; 3: means of attention over queries that can see the keys
+    # 2: modality of the tokens; 3: means of attention over queries that can see the keys; 4: all tokens with findings,
+    # nulls of ordinary tokens only, shares of a uniform head
+    schema_version: int = 4
 
     def unseen_layers(self, stack: str) -> list[int]:
         """Layers whose own attention could not be seen, of a stack in which others' could: no number is about them."""

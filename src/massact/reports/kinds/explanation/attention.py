@@ -79,12 +79,14 @@ def draw_axes(e: Explanation) -> Sheet | None:
 
 def _axes(stack: str, rows: pd.DataFrame) -> list[Panel]:
     first, null = (FIRST, Color.GREEN, "triangle-up", "dash"), (NULL, *RANDOM)
+    uniform = [(f"concentration{of}_uniform", f"{what}, uniform head", color, symbol, "dot") for of, what, color, symbol
+               in (("", FOUND, *MASSIVE[:2]), ("_first", FIRST, *first[1:3]))]  # fmt: skip
     after, layers = rows.loc[rows["after_onset"], "layer"], panels.layer_axis(int(rows["layer"].max()))
     shades = [(float(after.min()) - 0.5, float(after.max()) + 0.5)] if len(after) else []
     said, made = "Shaded: blocks that read findings." if shades else "", []
     for name, title in AXES:
-        others = ((f"{name}_first", *first), (f"{name}_null", *null))
-        lines = _lines(rows, (name, FOUND, *MASSIVE), *(other for other in others if other[0] in rows))
+        others = ((f"{name}_first", *first), (f"{name}_null", *null), *uniform)
+        lines = _lines(rows, (name, FOUND, *MASSIVE), *(x for x in others if x[0].startswith(name) and x[0] in rows))
         axis, limits = panels.share_axis(), []
         if lines and name != "concentration":
             axis, limits = panels.log_axis(_values(lines)), [Limit(1.0, color=Color.MUTED)]

@@ -26,6 +26,7 @@ from massact.reports.spelling import (
 
 MOST_COORDINATES = 4  # told one by one
 RANDOM = " (random tokens: {})"
+UNIFORM = "; a head that looks at all alike would give {}"
 SUPER = 0.5  # a weight that carries this share of a step up is named
 CAUSES = "Measured side by side: none of these numbers says what causes what."
 
@@ -88,7 +89,8 @@ def _concentration(e: Explanation) -> list[str]:
             "No block reads a hidden state with findings. Position 0 gets "
             f"{percent(_mean(axes, 'concentration_first'))} of the attention on average over layers, most in layer "
             f"{int(first['layer'])} "
-            f"({percent(first['concentration_first'])})."
+            f"({percent(first['concentration_first'])})"
+            f"{_beside(_mean(axes, 'concentration_first_uniform'), UNIFORM)}."
         ]
     told = [
         f"Attention: the tokens with findings get {percent(_mean(after, 'concentration'))} of it, on average over "
@@ -98,9 +100,16 @@ def _concentration(e: Explanation) -> list[str]:
             if len(before)
             else ""
         )
+        + _beside(_mean(after, "concentration_uniform"), UNIFORM)
         + _beside(_mean(after, "concentration_null"), "; as many random tokens get {}")
         + "."
     ]
+    if not math.isnan(_mean(after, "concentration_first")):
+        told.append(
+            f"Position 0 gets {percent(_mean(after, 'concentration_first'))} of it in these blocks"
+            f"{_beside(_mean(after, 'concentration_first_uniform'), UNIFORM)}."
+        )
+    told += _ordinary(e)
     drain, norm = _mean(after, "value_drain"), _mean(after, "residual_norm")
     if not math.isnan(drain) or not math.isnan(norm):
         known = [(what, x) for what, x in (("value vectors", drain), ("hidden states", norm)) if not math.isnan(x)]
@@ -108,6 +117,22 @@ def _concentration(e: Explanation) -> list[str]:
                 for i, (what, x) in enumerate(known)]  # fmt: skip
         told.append(f"In the same blocks {listed(said)}.")
     return told
+
+
+def _ordinary(e: Explanation) -> list[str]:
+    """Where too few tokens are left that have neither findings nor near misses."""
+    n = e.info.tokens.get(str(e.axes["stack"].iloc[0])) if isinstance(e.info.tokens, dict) else None
+    if not isinstance(n, dict):
+        return []
+    found, random, others = (real(n.get(name)) for name in ("findings_sequences", "random_sequences", "others"))
+    if others == 0:
+        return ["No token behind position 0 is left that has neither a finding nor a near miss "
+                f"({counted(int(real(n.get('findings', 0))), 'token')} with findings): there is no ordinary one to "
+                "compare with."]  # fmt: skip
+    if random < found:
+        return [f"In {int(found - random):,} of {counted(int(found), 'sequence')} fewer ordinary tokens are left than "
+                "there are with findings: random ones are not compared with there."]  # fmt: skip
+    return []
 
 
 def _layers_of(rows: pd.DataFrame) -> str:
