@@ -27,7 +27,7 @@ demo: $(STAMP)
 # Tests on a real language model are skipped where it cannot be fetched, and say so.
 test: lint
 	@$(BIN)/python recipes/fetch_smollm2.py || true
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # Golden values on real models and data that may not be redistributed: what is missing is an error that says what to set.
 test-real: $(STAMP)

@@ -23,6 +23,9 @@ if _BESIDE.is_dir():
 torch.set_num_threads(1)  # many tiny operations: more threads only wait for each other
 
 REAL = {"real_data", "real_text", "smollm2", "gemma3"}
+# Files that take longest, in this order: a process that came to one of them last would work alone.
+LONGEST = ("labs/test_lab", "real/test_smollm2", "cli/test_output", "cli/test_cli", "cli/test_images",
+           "cli/test_killed_verbs", "test_site")  # fmt: skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,10 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what takes a fixture of real things, or is named so."""
+    """Mark what takes a fixture of real things, or is named so; put the files first that take longest."""
     for item in items:
         if REAL & set(getattr(item, "fixturenames", ())) or item.name.startswith("test_real_"):
             item.add_marker("real")
+    first = {f"tests/{name}.py": n for n, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.nodeid.partition("::")[0], len(first)))
 
 
 def _missing(what: str, do: str) -> NoReturn:

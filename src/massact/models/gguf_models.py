@@ -82,16 +82,21 @@ def _filled(header: GgufHeader, dtype: torch.dtype | str, options: dict[str, Any
 
 @contextlib.contextmanager
 def _once() -> Iterator[None]:
-    """Without bars over every tensor, and with the header read once: the package takes seconds for a vocabulary."""
+    """Without bars over every tensor, and with the header and the table of names read once.
+
+    The package takes seconds for a vocabulary, and transformers makes the table anew for every module of a model.
+    """
     import gguf
 
-    plain = gguf.GGUFReader
-    gguf.GGUFReader = functools.cache(plain)
+    plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    for name, function in plain.items():
+        setattr(gguf, name, functools.cache(function))
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        gguf.GGUFReader = plain
+        for name, function in plain.items():
+            setattr(gguf, name, function)
 
 
 def _located(spec: str, revision: str | None, options: dict[str, Any]) -> Path:
