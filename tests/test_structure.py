@@ -210,3 +210,51 @@ def test_text_names_no_machine_and_no_host() -> None:
         if path.suffix in (".py", ".md", ".toml", ".txt", ".yml") and path != Path(__file__) and path.is_file():
             text = path.read_text(encoding="utf-8")
             assert not re.search(r"pypi\.org|pythonhosted|registry\.npmjs|/root/|/tmp/bash", text), name
+
+
+# ---- tests hold facts: numbers, names, rows of tables, single words of a verdict; how it is worded is free
+_WORD = re.compile(r"""["'`(]*[A-Za-z]{2,}["'`).,:;?!]*""")
+_READS_TEXT = {"startswith", "endswith", "count", "search", "match", "fullmatch", "findall", "split", "tells", "each"}
+
+
+def pinned(node: ast.AST) -> Iterator[str]:
+    """The strings that a condition holds a text to. Names of rows and columns (keys, arguments of calls) are none."""
+    if isinstance(node, ast.Constant):
+        yield node.value if isinstance(node.value, str) else ""
+        return
+    for child in ast.iter_child_nodes(node):
+        if isinstance(node, ast.Subscript) and child is node.slice:
+            continue
+        if isinstance(node, (ast.Call, ast.keyword)) and isinstance(child, (ast.Constant, ast.JoinedStr)):
+            if getattr(node, "arg", "") != "match" and _called(node) not in _READS_TEXT:
+                continue
+        yield from pinned(child)
+
+
+def _called(node: ast.AST) -> str:
+    function = getattr(node, "func", None)
+    return getattr(function, "attr", "") or getattr(function, "id", "")
+
+
+def phrases(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and text of every phrase of four or more words that an assertion or an expected error of a test holds."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and _called(node) == "raises"):
+            for text in pinned(node.test if isinstance(node, ast.Assert) else node):
+                if sum(bool(_WORD.fullmatch(word)) for word in text.split()) >= 4:
+                    yield node.lineno, text
+
+
+def test_no_test_pins_a_phrase(tmp_path: Path) -> None:
+    """A sentence may be written better without a test breaking: see `tells` and `each` in tests/facts.py."""
+    example = tmp_path / "example.py"
+    example.write_text(
+        'assert "is harmful in every group" in text\nassert any(f"is {x} the very last of them" in s for s in text)\n'
+        'with pytest.raises(UserError, match="was not found in this folder"): f()\n'
+        'assert tells(text, "harmful", 0.3) and rows["share of all the tokens"] == 1, "no more than a message"\n'
+    )
+    assert [line for line, _ in phrases(example)] == [1, 2, 3]
+    found = [
+        f"{p.relative_to(ROOT)}:{line}: {text!r}" for p in (ROOT / "tests").rglob("*.py") for line, text in phrases(p)
+    ]
+    assert not found, "\n".join(found)

@@ -45,7 +45,7 @@ def test_it_runs_and_tells_every_arm(threads: None, capsys: pytest.CaptureFixtur
         assert float(row["loss"]) > 1 and row["massive"] == "0"
     assert 0 < float(rows["kv-bias"]["p>slot"]) < 1 and 0 < float(rows["softmax+registers"]["p>reg"]) < 1
     assert ["registers to mean" in line for line in lines[1::2]] == [False, False, True]
-    assert all("top patch to zero" in line and "other patch to zero" in line for line in lines[1::2])
+    assert all(f"{which} patch to zero" in line for line in lines[1::2] for which in ("top", "other"))
 
 
 def test_a_shape_has_its_colour_and_other_patches_are_grey() -> None:

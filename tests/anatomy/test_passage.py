@@ -12,6 +12,7 @@ from torch import nn
 import massact as ma
 from massact.records.errors import ProofError
 from massact.records.sites import Site
+from tests.facts import each
 
 D, L, LAYER, DIM, SPIKE = 24, 4, 2, 7, 5000.0
 
@@ -217,7 +218,7 @@ def test_rounded_beside_an_addition_and_cut() -> None:
     with pytest.raises(ProofError, match="rounded to bfloat16"):
         ma.load(Net(added), inputs={"signal": torch.randn(2, 13, 5)})
     cut = one_by_one(lambda net, i, x: net.blocks[i](x).clamp(-10, 10))
-    with pytest.raises(ProofError, match=r"layer 2\).*layer 3\) the stream is cut to at most 10:"):
+    with pytest.raises(ProofError, match=each("layer 2", "layer 3", "cut", 10)):
         ma.load(Net(cut), inputs={"signal": torch.randn(2, 13, 5)})
 
 

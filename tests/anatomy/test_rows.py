@@ -12,6 +12,7 @@ from transformers import ProphetNetConfig, ProphetNetForConditionalGeneration
 
 import massact as ma
 from massact.records.errors import ProofError
+from tests.facts import each, tells
 from tests.families import build
 
 D = 24
@@ -110,7 +111,7 @@ def torch_encoder() -> nn.Module:
 def test_attention_over_the_first_axis(module: Callable[[], nn.Module], inputs: dict[str, tuple[int, ...]]) -> None:
     with pytest.raises(ProofError, match=r"\(13, 2, 24\).*\(tokens, batch, width\)") as error:
         ma.load(module(), inputs={k: torch.randn(*shape) for k, shape in inputs.items()})
-    assert "batch_first=True" in error.value.do and "transpose only inside the module that attends" in error.value.do
+    assert tells([error.value.do], "batch_first=True", "transpose")
 
 
 def test_what_the_refusal_says_to_do_works() -> None:
@@ -161,7 +162,7 @@ def test_sequences_that_change_one_another(way: str, added: bool, part: float, d
     """By how much, beside what the blocks give for a sequence alone among copies of itself."""
     torch.manual_seed(0)
     net, x = Mixing(way, part, added).to(dtype).eval(), torch.randn(2, 13, 5).to(dtype)
-    with pytest.raises(ProofError, match="with the other sequences of its batch") as error:
+    with pytest.raises(ProofError, match=each("sequences", "batch")) as error:
         ma.load(net, inputs={"signal": x})
     with torch.no_grad():
         was, now = net(x)[-1].double().numpy(), net(x[-1:].repeat(2, 1, 1))[-1].double().numpy()

@@ -14,6 +14,7 @@ from massact.models import with_attention
 from massact.models.weight_values import weights_hash
 from massact.records.kinds.classics import Classics
 from massact.trace.bias_roles import bias_roles
+from tests.facts import each, tells
 from tests.families import build
 
 NAME = "attention-biases"
@@ -138,7 +139,7 @@ def test_behind_rotary_embeddings_key_biases_are_not_redundant(name: str) -> Non
 def test_a_learned_sink_takes_its_share_of_the_value_bias() -> None:
     done = ran(biased("gpt_oss", 2.0))
     assert done.info.outcomes[NAME][""]["value_bias_identity_error"] > 1e-2
-    assert any("sum to less than 1" in note for note in done.info.notes)
+    assert tells(done.info.notes, "sum", "less than 1")
 
 
 @pytest.mark.parametrize("role", ["q", "k", "v"])
@@ -211,7 +212,7 @@ def test_biases_that_are_zero_are_said_to_be() -> None:
 def test_an_entry_of_two_roles_is_refused() -> None:
     """Keys that are the values, as where one projection makes both."""
     both = {"b": torch.tensor([True, True, False])}
-    with pytest.raises(attention_biases.Unavailable, match="2 entries of b feed the key and the value"):
+    with pytest.raises(attention_biases.Unavailable, match=each("2 entries", "b", "key", "value")):
         attention_biases._check({"q": {}, "k": both, "v": both})
     attention_biases._check({"q": {}, "k": both, "v": {"b": ~both["b"]}})
 

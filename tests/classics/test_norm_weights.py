@@ -20,6 +20,7 @@ from massact.interventions.norm_scales import parameters_of, silenced, zero_of
 from massact.models import weights_hash
 from massact.records.kinds.classics import Classics
 from massact.trace import edited
+from tests.facts import tells
 from tests.families import build
 from tests.planted import Plant, Planted
 
@@ -217,13 +218,13 @@ def test_massive_dims_stand_in_where_no_dim_passes() -> None:
     c = found(ma.load(module), ids)
     numbers = c.info.outcomes["norm-weights"][""]
     assert (numbers["subject"], numbers["dims"], numbers["outlier_dims"]) == ("massive", [7], [])
-    assert any("the massive ones are set to zero instead" in n for n in c.info.notes)
+    assert tells(c.info.notes, "massive", "zero", "instead")
     assert one(c, "kl", "massive dims 7").n_elements > 0
     relaxed = gpt2(2)
     raised(relaxed.transformer.h[0].ln_1, 11, 2.5)
     told = found(ma.load(relaxed), tokens())
     assert told.info.outcomes["norm-weights"][""]["subject"] == "relaxed"
-    assert any("beyond 2 are set to zero instead" in n for n in told.info.notes)
+    assert tells(told.info.notes, "beyond 2", "zero", "instead")
 
 
 def test_what_is_unavailable_is_said() -> None:
@@ -233,7 +234,7 @@ def test_what_is_unavailable_is_said() -> None:
     bare = Planted(3, 6, 16, [Plant(1, 2, 0, 3, 500.0)])
     data = {"x": torch.randn(4, 6, 16, generator=torch.Generator().manual_seed(0)) * 0.1}
     none = found(ma.load(bare, inputs={"x": data["x"][:2]}), data)
-    assert "No norm inside the blocks" in none.info.outcomes["norm-weights"]["unavailable"]
+    assert tells([none.info.outcomes["norm-weights"]["unavailable"]], "No norm", "blocks")
     silent = build("dinov2")
     with torch.no_grad():
         for layer in silent.dinov2.encoder.layer if hasattr(silent, "dinov2") else silent.encoder.layer:

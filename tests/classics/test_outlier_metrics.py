@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import massact as ma
 from massact.classics import classics
 from massact.records.kinds.classics import Classics
+from tests.facts import tells
 from tests.families import build
 from tests.planted import Plant, Planted
 
@@ -139,7 +140,7 @@ def test_a_planted_tail_is_counted_and_is_that_of_the_massive_dim() -> None:
     assert dict(zip(rows.layer, rows.value, strict=True)) == {0: 0, 1: 0, 2: 3, 3: 3, 4: 0}
     assert (rows.n == 2).all()
     assert "attn_out" not in result.info.outcomes["outlier-metrics"][""]
-    assert any("attn_out is unavailable at layers 1, 2, 3, 4" in note for note in result.info.notes)
+    assert tells(result.info.notes, "attn_out", "unavailable", "layers 1, 2, 3, 4")
 
 
 def test_no_outliers_have_no_share() -> None:

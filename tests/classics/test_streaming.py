@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutput
 import massact as ma
 from massact.classics.job import classics
 from massact.records.kinds.classics import Classics
+from tests.facts import tells
 from tests.families import build
 from tests.interventions.test_window import masked, sees, sharpened
 
@@ -124,7 +125,7 @@ def test_perplexities_are_those_of_an_explicit_mask(name: str) -> None:
     assert table["dense"] == found["dense"] and table["k=4"] == found["by_k"]["4"]
     effects = done.classic_effects
     assert set(effects.metric) == {"perplexity", "nll", "kl", "top1_agreement"} and (effects.n_elements > 0).all()
-    assert any("positions are those of the text" in note for note in done.info.notes)
+    assert tells(done.info.notes, "positions", "text")
 
 
 def test_padded_texts_are_cut_to_themselves() -> None:

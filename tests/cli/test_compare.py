@@ -20,6 +20,7 @@ from massact.training import TrainConfig
 from massact.training.data import open_tokens
 from tests.cli.runs import render_nothing
 from tests.cli.test_cli import run
+from tests.facts import tells
 
 SMALL = [
     f"--set={name}" for name in
@@ -117,14 +118,14 @@ def test_a_scan_that_fails_does_not_lose_the_training(
         patch.setattr(closing_scan, "held_out", fail)
         assert run(patch, "train", "--steps", "2", "--out", str(out), *SMALL) == 0
     told = capsys.readouterr()
-    assert "could not be scanned" in told.err and str(error).split()[0] in told.err and "Traceback" not in told.err
+    assert tells(told.err, "not", "scanned") and str(error).split()[0] in told.err and "Traceback" not in told.err
     assert f"massact scan {out / 'model'}" in told.err and "2 steps" in told.out
     done = Trained.open(out)
     assert done.info.status == "ok" and (out / "model" / "config.json").is_file()
-    assert sum("could not be scanned" in note for note in done.info.notes) == 1
+    assert len(tells(done.info.notes, "not", "scanned")) == 1
     assert run(monkeypatch, "train", "--steps", "2", "--out", str(out), "--resume", "--quiet", *SMALL) == 0
     assert Explanation.open(out / "scan") is not None
-    assert not any("could not be scanned" in note for note in Trained.open(out).info.notes)
+    assert not tells(Trained.open(out).info.notes, "not", "scanned")
 
 
 def test_no_scan_and_a_scan_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_no_scan_and_a_scan_later(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     moved = out.rename(tmp_path / "moved")  # where the model lay when it was scanned is no part of the result
     monkeypatch.setattr(closing_scan, "held_out", lambda *_: pytest.fail("scanned again"))
     assert run(monkeypatch, *given[:4], str(moved), *given[5:], "--resume") == 0
-    assert not any("could not be scanned" in note for note in Trained.open(moved).info.notes)
+    assert not tells(Trained.open(moved).info.notes, "not", "scanned")
 
 
 def test_a_context_shorter_than_the_prompt(

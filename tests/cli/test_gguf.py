@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.test_cli import FAST, run
+from tests.facts import tells
 from tests.families import build
 from tests.gguf_files import write_gguf
 
@@ -42,7 +43,7 @@ def test_the_record_names_the_file_its_types_and_that_they_were_unpacked(folder:
     model: dict[str, Any] = info["model"]
     assert (model["id"], model["name"], model["dtype"]) == (str(folder / "tiny.gguf"), "tiny.gguf", "float32")
     assert model["gguf"]["types"]["Q8_0"] == 3 and model["gguf"]["dequantised"] is True
-    assert any("unpacked from tiny.gguf" in note and "3 Q8_0" in note for note in info["notes"])
+    assert tells(info["notes"], "unpacked", "tiny.gguf", "3 Q8_0")
 
 
 @pytest.mark.parametrize("verb", [
@@ -58,13 +59,14 @@ def test_another_file_of_that_name_is_refused(
 ) -> None:
     write_gguf(tmp_path / "tiny.gguf", build("llama", seed=1))
     assert run(monkeypatch, "explain", str(copied), str(tmp_path / "tiny.gguf")) == 2
-    assert "is not the one that was scanned" in capsys.readouterr().err
+    scanned_hash = json.loads((copied / "run.json").read_text())["model"]["weights_sha256"]
+    assert tells([capsys.readouterr().err], "tiny.gguf", "scanned", scanned_hash[:12])
 
 
 def test_report_says_what_it_was(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "report", str(copied)) == 0
     page = (copied / "report.html").read_text()
-    assert "unpacked from tiny.gguf (SHA-256" in page and "3 Q8_0" in page
+    assert tells(page, "unpacked", "tiny.gguf", "SHA-256", "3 Q8_0")
 
 
 @pytest.mark.parametrize("arguments", [

@@ -25,6 +25,7 @@ from massact.records.errors import WorkError
 from massact.records.tables import save_arrays
 from massact.verbs import verbs
 from tests.cli.test_cli import FAST, run
+from tests.facts import tells
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "src")}
@@ -146,7 +147,7 @@ def test_a_scan_on_a_full_disk(
     out = tmp_path / "run"
     assert run(monkeypatch, "scan", "--quiet", "--out", str(out), *FAST) == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: The disk is full: ") and name in err and "Make room" in err and err.count("\n") == 3
+    assert err.startswith("error: ") and tells([err], "disk", "full", name) and err.count("\n") == 3
     assert not list(out.glob(".*")), "nothing half-written"
     if name != "run.json":
         assert json.loads((out / "run.json").read_text())["status"] == "failed"
@@ -171,7 +172,7 @@ def test_a_verb_on_a_full_disk_leaves_the_run_as_it_was(
     full_on(monkeypatch, name)
     assert run(monkeypatch, "explain", str(out), "--quiet", "--n-sequences", "1") == 1
     err = capsys.readouterr().err
-    assert err.startswith("error: The disk is full: ") and name in err
+    assert err.startswith("error: ") and tells([err], "disk", "full", name)
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
 
 
@@ -183,7 +184,8 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path: Path) -> None:
         text=True, env=ENVIRONMENT, timeout=300,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
     )  # fmt: skip
-    assert done.returncode == 1 and done.stderr.startswith("error: The disk is full: "), done.stderr
+    assert done.returncode == 1 and done.stderr.startswith("error: "), done.stderr
+    assert tells([done.stderr], "disk", "full")
     assert "Traceback" not in done.stderr and not list((tmp_path / "run").glob(".*"))
 
 

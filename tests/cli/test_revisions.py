@@ -16,6 +16,7 @@ from massact.records.kinds.trajectory import Trajectory
 from massact.reports import READINGS
 from tests import stepped
 from tests.cli.test_cli import refused, run
+from tests.facts import tells
 
 FAST = ["--n-sequences", "2", "--seq-len", "16"]
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ def test_scan_show_and_json(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert run(monkeypatch, "scan", str(folder), "--checkpoints", "--out", str(out), *FAST) == 0
     printed, told = capsys.readouterr()
     assert "3 checkpoints: step9, step10, step100" in told
-    assert "between step10 and step100 at layer 2, in dim 7" in " ".join(printed.replace("│", " ").split())
+    assert tells(printed, "between step10 and step100", "layer 2", "dim 7")
     assert {p.name for p in out.iterdir()} == {"trajectory.json", "revisions.parquet", "figures", "step9", "step10",
                                                "step100"}  # fmt: skip
     assert {p.name for p in (out / "figures").iterdir()} == {"trajectory.png", "trajectory.svg"}
@@ -99,7 +100,7 @@ def test_interrupted_and_shown_and_resumed(folder: Path, tmp_path: Path, monkeyp
     assert "--resume" in capsys.readouterr().err
     assert run(monkeypatch, "show", str(tmp_path / "out")) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "none of 2 checkpoints" in shown and "1 checkpoint not scanned yet (status: interrupted)" in shown
+    assert tells(shown, "none of 2 checkpoints") and tells(shown, "1 checkpoint", "not", "interrupted")
     monkeypatch.setattr(revisions, "load", load)
     assert run(monkeypatch, *arguments, "--resume", "--quiet") == 0
     assert run(monkeypatch, *arguments[:3], "--out", str(tmp_path / "whole"), *FAST, "--quiet") == 0

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from massact.corpora import corpus
 from massact.corpora.batch import content_sha256, counted
+from tests.facts import tells
 
 IDS_23 = torch.tensor([[6, 7, 8], [9, 10, 11]])
 
@@ -167,7 +168,7 @@ class TestGivenIds:
     def test_require(self, refused):
         made = corpus(IDS_23)
         made.require(vocabulary=12, context=3)
-        assert "Token id 11 (sequence 1, position 2)" in refused(made.require, vocabulary=11).what
+        assert tells([refused(made.require, vocabulary=11).what], "11", "sequence 1", "position 2")
         assert "--seq-len 2" in refused(made.require, context=2).do
 
 
@@ -202,7 +203,7 @@ class TestTensors:
         assert corpus({"x": one}).sha256 != corpus({"x": one.T}).sha256
 
     def test_refused(self, refused):
-        assert "dict has no input" in refused(corpus, {}).why
+        assert "no input" in refused(corpus, {}).why
         assert "a (2, 1), b (3, 1)" in refused(corpus, {"a": torch.ones(2, 1), "b": torch.ones(3, 1)}).why
         assert "list" in refused(corpus, {"a": [1, 2]}).why
         assert "no tokens" in refused(corpus, {"a": torch.ones(2, 1)}, seq_len=4).why

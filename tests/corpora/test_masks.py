@@ -69,7 +69,7 @@ def test_other_masks_are_checked_too(name: str, values: list[float], refused) ->
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 7), (8,), (2, 8, 1)])
 def test_other_shapes_are_refused(shape: tuple[int, ...], refused) -> None:
-    with pytest.raises(UserError, match=r"do not form a corpus|does not fit"):
+    with pytest.raises(UserError, match="corpus|does not fit"):
         corpus({"input_ids": IDS, "attention_mask": torch.ones(shape)})
     if shape[0] == 2:
         assert str(shape) in refused(kept_of, torch.ones(shape), IDS).why
@@ -109,7 +109,7 @@ class TestLiveModels:
             lambda: drop_first().apply(dict(given)),
             lambda: replace_first(3).apply(dict(given)),
         ):
-            with pytest.raises(UserError, match="other values than 0 and 1"):
+            with pytest.raises(UserError, match="0 and 1"):
                 use()
 
     def test_where_rows_begin(self) -> None:
@@ -121,7 +121,7 @@ class TestLiveModels:
         assert first_kept(torch.where(causal, 0.0, -math.inf), 4) is None
         padded = causal & left[:, None, None].bool()
         for mask in (padded, torch.where(padded, 0.0, -1e9)):
-            with pytest.raises(UserError, match="does not say where"):
+            with pytest.raises(UserError, match="where"):
                 first_kept(mask, 4)
 
     def test_drop_first_of_a_mask_of_queries_and_keys(self) -> None:

@@ -16,6 +16,7 @@ from massact.corpora import PairSource
 from massact.records.errors import UserError
 from massact.scans import reopen
 from tests.cli.test_cli import run
+from tests.facts import each
 from tests.mixed import IMAGE, save_llava
 
 OFF = {"null": False, "bos_contrast": False}
@@ -81,16 +82,16 @@ def test_from_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest
 def test_what_is_wrong_is_said(folder: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps({"image": "none.png", "text": "w1"}))
-    with pytest.raises(UserError, match="There is no image"):
+    with pytest.raises(UserError, match=each("no image", "none.png")):
         ma.corpus(bad)
     good = json.dumps({"image": str(folder / "images" / "0.png"), "text": "w10"})
     bad.write_text(good + "\n" + json.dumps({"text": "w1"}))
-    with pytest.raises(UserError, match="Line 2 .* has no image"):
+    with pytest.raises(UserError, match=each("Line 2", "no image")):
         ma.corpus(bad)
     bad.write_text(good)
-    with pytest.raises(UserError, match="without a processor of images and text"):
+    with pytest.raises(UserError, match=each("processor", "images", "text")):
         ma.scan(ma.load(save_llava(tmp_path / "model")), bad, **OFF)
-    with pytest.raises(UserError, match="images and text together"):
+    with pytest.raises(UserError, match=each("images", "text")):
         ma.scan(None, bad, **OFF)
     with pytest.raises(UserError, match="bos="):
         ma.corpus(bad, bos="always")

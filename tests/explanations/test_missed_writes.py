@@ -6,6 +6,7 @@ from torch import nn
 
 import massact as ma
 from massact.records.errors import ProofError
+from tests.facts import tells
 
 
 class _Block(nn.Module):
@@ -58,4 +59,4 @@ def test_writes_that_miss_the_value_are_refused(more: float) -> None:
         assert why.info.closure == {}
     else:
         assert len(why.writers) and not refused and why.info.closure[""] < 1e-6
-        assert any("add up to the measured values within" in note for note in why.info.notes)
+        assert tells(why.info.notes, "add up", "within")

@@ -130,7 +130,7 @@ def test_corpora_that_cannot_be_found_or_read(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError):
             ma.corpus(tmp_path / name)
-    with pytest.raises(UserError, match="no file or folder"):
+    with pytest.raises(UserError, match="~nobody-of-this-name/x.txt"):
         ma.corpus("~nobody-of-this-name/x.txt")
     if hasattr(Path, "symlink_to"):
         (tmp_path / "round.txt").symlink_to(tmp_path / "round.txt")
@@ -151,5 +151,5 @@ def test_tokens_of_a_coordinate_that_are_nested_too_deep() -> None:
 
 
 def test_a_run_to_compare_whose_name_is_too_long() -> None:
-    with pytest.raises(UserError, match="No such run directory"):
+    with pytest.raises(UserError, match="run directory"):
         open_compared(["x" * 5000, "y" * 5000])

@@ -37,6 +37,7 @@ from massact.reports import effects_in_words, verdict
 from massact.reports.kinds.intervention import draw_effects
 from massact.reports.render.sheets import figure_of
 from massact.trace import Edit, WeightEdit, edited
+from tests.facts import each, tells
 from tests.families import build
 from tests.photographs import photographs
 
@@ -287,7 +288,7 @@ def test_only_the_sequences_of_one_label_are_hurt() -> None:
     even, odd = (main_rows(done, f"second={x}").loc["zero"] for x in ("even", "odd"))
     assert verdict(even) == "harmful" and even.edited == pytest.approx(V, rel=1e-4)
     assert verdict(odd) == "harmless" and odd.delta == 0 and even.n_sequences == odd.n_sequences == 4
-    assert any("zero hurts second=even most" in s for s in effects_in_words(done))
+    assert tells(effects_in_words(done), "zero", "second=even", "most")
 
 
 def test_the_second_half_has_no_say_in_the_target() -> None:
@@ -326,7 +327,7 @@ def test_words_and_figure_of_an_intervention(embedded: Intervention, tmp_path: P
     for name in QUARTET:
         (sentence,) = [s for s in said if s.startswith(f"{name} (")]
         assert "95% interval" in sentence and sentence.endswith(("harmful.", "harmless.", "inconclusive."))
-    assert sum("more than 1% of the perplexity" in s for s in said) == 1  # what the verdicts are by
+    assert len(tells(said, "1%", "perplexity")) == 1  # what the verdicts are by
     assert not CAUSAL.search(" ".join(said)) and "2.resid_post" in said[0] and "sequences 6 to 11" in said[0]
     sheet = draw_effects(embedded)
     assert sheet is not None
@@ -403,7 +404,7 @@ def test_findings_behind_the_half_that_cuts_are_of() -> None:
     result = ma.scan(model, ids, thresholds={"magnitude": 0.0, "ratio": 2.0}, null=False, bos_contrast=False)
     result.findings = result.findings[result.findings["sequence"] >= 4]
     assert len(result.findings)
-    with pytest.raises(UserError, match="All findings at 0.resid_post are in sequences 4 to 7") as caught:
+    with pytest.raises(UserError, match=each("0.resid_post", "sequences 4 to 7")) as caught:
         intervene(model, ids, result, sets=("zero",), sinks=False)
     assert "--no-hold-out" in caught.value.do
 

@@ -21,6 +21,7 @@ from massact.records.errors import UserError
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import jsonable
+from tests.facts import each, tells
 from tests.families import build
 from tests.interventions.test_paired import OFF, planted, tokens
 
@@ -92,12 +93,12 @@ def test_effects_are_those_of_the_other_text() -> None:
 def test_the_record_names_both_texts() -> None:
     model, scan, ids = scanned()
     info = done().info
-    assert info.estimated_on == "sequences 0 to 11 of ids"
-    assert info.evaluated_on == "sequences 0 to 4 of elsewhere"
+    assert tells([info.estimated_on], "0 to 11", "ids")
+    assert tells([info.evaluated_on], "0 to 4", "elsewhere")
     assert info.corpus == {"name": "elsewhere", "sha256": elsewhere().sha256, "n_sequences": 5}
     assert not any("Means and cuts" in note for note in info.notes)
     short = intervene(model, ids, scan, evaluate_on=elsewhere(1), layer=1, sets=("zero",), repetition=False)
-    assert short.info.evaluated_on == "sequences 0 to 0 of elsewhere"
+    assert tells([short.info.evaluated_on], "0 to 0", "elsewhere")
 
 
 @pytest.mark.parametrize("hold_out", [True, False])
@@ -147,7 +148,7 @@ def test_labels_are_of_the_other_images() -> None:
     told = intervene(model, images[0], scan, evaluate_on=images[1], labels=labels, **options).effects
     row = told[told.metric == "accuracy"].iloc[0]
     assert row.baseline == pytest.approx(5 / 6) and row.n_sequences == 6
-    with pytest.raises(UserError, match="labels has 8 entries for 6"):
+    with pytest.raises(UserError, match=each("labels", "8 entries", 6)):
         intervene(model, images[0], scan, evaluate_on=images[1], labels=[0] * 8, **options)
 
 
@@ -161,7 +162,7 @@ def test_groups_of_a_wrong_length_are_refused(n: int) -> None:
 
 def test_the_scanned_text_is_still_checked() -> None:
     model, scan, ids = scanned()
-    with pytest.raises(UserError, match="not the one that was scanned"):
+    with pytest.raises(UserError, match=each("scanned", scan.info.corpus["sha256"][:12])):
         intervene(model, ids.flip(0), scan, evaluate_on=elsewhere(), layer=1)
 
 

@@ -17,6 +17,7 @@ from massact.models import Model
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.intervention import effects_in_words
+from tests.facts import each, tells
 from tests.families import build
 from tests.interventions.test_catalogue import table
 
@@ -58,7 +59,7 @@ def test_refused_where_they_cannot_be() -> None:
     alone = exactly(massive(table(ROWS), 1), table(ROWS))
     with pytest.raises(UserError, match="4, of 3 tokens"):
         alone.mask(states()[:, :3], batch_of())
-    with pytest.raises(UserError, match="one row for each of 3"):
+    with pytest.raises(UserError, match=each("one row", "3")):
         alone.mask(states(), batch_of((0, 1, 2)))
     with pytest.raises(UserError, match=r"dims \[7\]"):
         exactly(massive(table(ROWS), 1), table([*ROWS, (1, 1, 2, 7, "other", 800.0)]))
@@ -111,7 +112,7 @@ def test_an_intervention_on_exactly_the_findings() -> None:
     assert more > len(entries)
     told = " ".join(effects_in_words(reached))
     assert f"smallest finding: {more}, among them {len(found)} of the {len(found)} findings there" in told
-    assert not any("half of the smallest" in note for note in alone.info.notes)
+    assert not tells(alone.info.notes, "half", "smallest")
     assert alone.info.config["exact"] and "exactly the findings" in effects_in_words(alone)[0]
 
 
@@ -121,13 +122,13 @@ def test_nothing_is_said_where_both_are_the_same() -> None:
     lonely[:, 1:] = torch.where((ids[:, 1:] >= 10) & (ids[:, 1:] < 27), 5, ids[:, 1:])
     scan = ma.scan(model, lonely, thresholds={"magnitude": 1000.0}, null=False, bos_contrast=False)
     both = [intervene(model, lonely, scan, layer=1, exact=exact, **QUICK) for exact in (False, True)]
-    assert not any("half of the smallest" in note for note in both[0].info.notes)
+    assert not tells(both[0].info.notes, "half", "smallest")
     np.testing.assert_array_equal(both[0].effects.edited, both[1].effects.edited)
 
 
 def test_not_in_another_text() -> None:
     model, scan, ids = feature()
-    with pytest.raises(UserError, match="not in another text"):
+    with pytest.raises(UserError, match=each("not", "another text")):
         intervene(model, ids, scan, layer=1, exact=True, evaluate_on=ids.flip(0), **QUICK)
 
 
@@ -140,7 +141,7 @@ def test_the_onset_is_that_of_all_sequences() -> None:
     done = intervene(model, ids, scan, **QUICK)
     assert done.info.target["site"] == "2.resid_post" == str(massive(scan.findings).site)
     early = intervene(model, ids, scan, layer=1, **QUICK)
-    assert any("none of them a finding" in note for note in early.info.notes)
+    assert tells(early.info.notes, "none", "finding")
 
 
 def test_effects_where_no_finding_would_be_edited_are_refused() -> None:

@@ -16,6 +16,7 @@ from massact.interventions.sinks import Sinks
 from massact.models import with_attention
 from massact.records.errors import UserError
 from massact.trace import Edit, Together
+from tests.facts import each
 from tests.families import build
 from tests.interventions.test_paired import planted, tokens
 
@@ -125,5 +126,5 @@ def test_a_prompt_of_one_token_has_no_numbers() -> None:
 
 def test_labels_of_another_length_are_refused() -> None:
     model, scan, ids = planted(read=True)
-    with pytest.raises(UserError, match="parity has 5 entries for 12"):
+    with pytest.raises(UserError, match=each("parity", "5 entries", 12)):
         intervene(model, ids, scan, layer=1, groups={"parity": ["a"] * 5})

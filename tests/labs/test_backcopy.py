@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from massact.labs.backcopy import Backcopy, random_backcopy, text_backcopy
+from tests.facts import each
 
 TASKS = {"random": random_backcopy(seed=3), "text": text_backcopy()}
 
@@ -78,7 +79,7 @@ def test_tasks_are_what_they_say() -> None:
         assert int(made.triggers_V.sum()) == 3 and (made.entropy_V >= 0).all()
         assert made.unigram_V[made.triggers_V].min() >= made.unigram_V[~made.triggers_V].max()
     assert task.spelled(torch.tensor([6, 1, 2])) == "ab"
-    with pytest.raises(ValueError, match="no room for 3 triggers"):
+    with pytest.raises(ValueError, match=each("no room", "3 triggers")):
         text_backcopy("aab")
-    with pytest.raises(ValueError, match="no room for 3 triggers"):
+    with pytest.raises(ValueError, match=each("no room", "3 triggers")):
         random_backcopy(3)

@@ -153,7 +153,7 @@ def test_a_norm_behind_the_pool_is_not_taken_for_one_before(name: str, tmp_path:
     """These normalise the mean of the patches: their features have not been through it."""
     model, corpus = ma.load(tiny(name)), ma.corpus({"x": images(VITS[name][0])})
     save_file({"weight": torch.ones(7, 48)}, tmp_path / "h.safetensors")
-    with pytest.raises(UserError, match="without a final norm"):
+    with pytest.raises(UserError, match="final norm"):
         linear_head(model, corpus, tmp_path / "h.safetensors")
 
 
@@ -163,7 +163,7 @@ def test_a_norm_behind_the_pool_is_not_taken_for_one_before(name: str, tmp_path:
      ("samvit_base_patch16", dict(SMALL, img_size=64)), ("resnet18", {})],
 )  # fmt: skip
 def test_models_without_a_row_of_tokens_are_refused(name: str, more: dict[str, Any]) -> None:
-    with pytest.raises(MassactError, match="No stack of transformer blocks"):
+    with pytest.raises(MassactError, match="No stack"):
         ma.load(timm.create_model(name, pretrained=False, **more))
 
 

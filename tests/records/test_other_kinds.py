@@ -62,12 +62,15 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     registry.kinds.cache_clear()
 
 
+NOTE = "One lamp is out."
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run directory with such a result in it."""
     place = Path(shutil.copytree(GOLDEN / "schema_2", tmp_path / "run"))
     rows = pd.DataFrame({"layer": [1, 2], "rate": [0.25, float("nan")]})
-    Blinking(BlinkInfo(lamps={"red": 3}, notes=["One lamp is out."]), rows).save(place)
+    Blinking(BlinkInfo(lamps={"red": 3}, notes=[NOTE]), rows).save(place)
     return place
 
 
@@ -89,13 +92,13 @@ def test_it_is_found_beside_the_scan(run: Path) -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_every_door_tells_it(run: Path) -> None:
-    assert "One lamp is out." in cli("show", str(run)) and "0.25" in cli("show", str(run))
+    assert NOTE in cli("show", str(run)) and "0.25" in cli("show", str(run))
     told = json.loads(cli("show", str(run), "--json"))["blinking"]
     assert told["blinks"] == [{"layer": 1, "rate": 0.25}, {"layer": 2, "rate": "nan"}]
     page = ma.report(run, kind="md").read_text()
-    assert "One lamp is out." in page and "0.25" in page
+    assert NOTE in page and "0.25" in page
     html = registry.results_in(run)[1]._repr_html_()
-    assert "One lamp is out." in html
+    assert NOTE in html
     assert draw(registry.results_in(run)[1], run) == []
 
 
@@ -104,7 +107,7 @@ def test_alone_it_is_shown_and_reported(run: Path, tmp_path: Path) -> None:
     one = registry.results_in(run)[1]
     out = io.StringIO()
     show(one, Console(file=out, width=80))
-    assert "One lamp is out." in out.getvalue()
+    assert NOTE in out.getvalue()
     assert "0.25" in ma.report(one, tmp_path / "page.md", kind="md").read_text()
 
 

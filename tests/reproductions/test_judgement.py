@@ -12,6 +12,7 @@ from massact.reproductions import ENTRIES, KNOWN, PUBLISHED, Published, judged
 from massact.reproductions.entries import Row, row
 from massact.reproductions.job import verdict_of
 from massact.reproductions.judgement import ANY, known_as
+from tests.facts import tells
 
 LLAMA = {"id": "someone/Llama-2-7b-hf", "model_type": "llama", "n_layers": {"": 32}, "d_model": {"": 4096}}
 
@@ -132,10 +133,13 @@ def test_the_verdict_of_an_experiment() -> None:
     def of(*verdicts: str) -> tuple[str, str]:
         return verdict_of([{"verdict": v, "reason": f"because {v}"} for v in verdicts])
 
-    assert of("agrees", "no published value", "agrees") == ("agrees", "2 of 2 published values agree")
-    assert of("agrees", "differs", "not run") == ("differs", "1 of 2 published values agree")
+    for verdicts, verdict, share in ((("agrees", "no published value", "agrees"), "agrees", "2 of 2"),
+                                     (("agrees", "differs", "not run"), "differs", "1 of 2")):  # fmt: skip
+        said, reason = of(*verdicts)
+        assert said == verdict and tells([reason], share)
     assert of("no published value", "not run")[0] == "no published value"
-    assert of("nothing to show", "no published value") == ("nothing to show", "because nothing to show")
+    nothing = "nothing to show"
+    assert of(nothing, "no published value") == (nothing, f"because {nothing}")
     assert of("not run") == ("not run", "because not run") and of("failed")[0] == "failed"
 
 

@@ -26,6 +26,7 @@ from massact.reproductions.place_entries import outlier_features
 from massact.reproductions.values import PUBLISHED
 from massact.reproductions.variation_entries import bos, trained
 from massact.verbs.reproduce import ReproduceConfig
+from tests.facts import tells
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -139,7 +140,7 @@ def test_trainings_of_the_paper_and_of_another_size(scan: ScanResult) -> None:
     small = pd.DataFrame([run("softmax", "tiny", 3.04, 1, steps=100.0), run("kv-bias", "tiny", 3.04, 0, scanned=False)])
     rows = judged(trained(Finished(scan, trained=small)), "E18", None, 128, PUBLISHED)
     assert {r["verdict"] for r in rows if "tiny" in r["place"]} == {"no published value", "nothing to show"}
-    assert any(r["reason"] == "it was not scanned" for r in rows)
+    assert tells([r["reason"] for r in rows], "not", "scanned")
 
 
 def test_attention_on_registers(scan: ScanResult) -> None:
@@ -148,8 +149,8 @@ def test_attention_on_registers(scan: ScanResult) -> None:
         for layer in (1, 2) for q in ("class", "patches", "registers") for k in ("registers", "patches")
     ])  # fmt: skip
     rows = register_attention(Finished(scan, shares=shares))
-    assert len(rows) == 8 and {r["quantity"] for r in rows if r["headline"]} == {
-        "attention of class on registers", "attention of patches on registers"}  # fmt: skip
+    headlines = {r["quantity"] for r in rows if r["headline"]}
+    assert len(rows) == 8 and headlines == {f"attention of {q} on registers" for q in ("class", "patches")}
     assert {r["layer"] for r in rows if r["headline"]} == {2}
     for without in (None, shares[shares["key"] != "registers"]):
         with pytest.raises(Nothing):

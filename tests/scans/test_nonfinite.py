@@ -10,6 +10,7 @@ import torch
 
 import massact as ma
 from massact.reports.kinds.scan.words import answer_in_words
+from tests.facts import tells
 from tests.planted import Plant, Planted
 
 
@@ -39,14 +40,15 @@ def test_a_layer_without_a_finite_value(value: float) -> None:
     assert dims[["max", "mean", "mean_abs", "std", "hit_rate"]].isna().all().all()
     assert not result.dims[result.dims.layer < 2].isna().any().any()
     assert set(result.findings.layer) == {1}
-    words = " ".join(answer_in_words(result))
-    assert "holds every layer," not in words and "720 values are NaN or Inf, at layers 2-3." in words
-    assert "Layers 2-3: no value is finite" in words
+    words = answer_in_words(result)
+    assert not tells(words, "holds every layer,")  # unqualified
+    assert tells(words, int(layers["nonfinite"].sum()), "NaN or Inf", "layers 2-3")
+    assert tells(words, "Layers 2-3", "no value", "finite")
 
 
 def test_finite_layers_hold_every_layer() -> None:
     torch.manual_seed(0)
     x = 0.02 * torch.randn(3, 10, 12)
     module = Planted(3, 10, 12, [Plant(1, 3, 0, 5, 2500.0)])
-    words = " ".join(answer_in_words(ma.scan(ma.load(module, inputs={"x": x}), {"x": x}, null=False)))
-    assert "bf16 holds every layer," in words and "no value is finite" not in words
+    words = answer_in_words(ma.scan(ma.load(module, inputs={"x": x}), {"x": x}, null=False))
+    assert tells(words, "bf16 holds every layer,") and not tells(words, "no value", "finite")

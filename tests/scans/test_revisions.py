@@ -23,6 +23,7 @@ from massact.scans import Checkpoint, checkpoints_in, revisions, revisions_of, s
 from massact.scans.emergence import dynamics
 from massact.stats import fit_dynamics
 from tests import stepped
+from tests.facts import tells
 
 FAST = {"seq_len": 16, "n_sequences": 3}
 HEIGHTS = {"step9": 0.0, "step10": 50.0, "step11": 99.0, "step100": 101.0, "step1000": 400.0}
@@ -264,7 +265,7 @@ def test_checkpoints_without_a_tokenizer_read_with_that_of_another(tmp_path: Pat
         stepped.write(tmp_path / "m" / name, height, tokenizer=own)
     done = scan_checkpoints(checkpoints_in(tmp_path / "m"), out=tmp_path / "out", **FAST)
     assert [c.status for c in done.info.checkpoints] == ["ok"] * 3
-    assert "were read with that of step2" in " ".join(done.info.notes)
+    assert tells(done.info.notes, "tokenizer", "step2")
     shutil.rmtree(tmp_path / "m" / "step2")
     with pytest.raises(UserError, match="without a tokenizer"):
         scan_checkpoints(checkpoints_in(tmp_path / "m"), out=tmp_path / "out2", **FAST)
@@ -281,7 +282,7 @@ def test_ids_need_no_tokenizer(tmp_path: Path) -> None:
 def test_the_same_weights_twice_are_told(tmp_path: Path) -> None:
     stepped.write_all(tmp_path / "m", {"step1": 200.0, "step2": 200.0})
     done = scan_checkpoints(checkpoints_in(tmp_path / "m"), out=tmp_path / "out", **FAST)
-    assert "step1 and step2 have the very same weights" in " ".join(done.info.notes)
+    assert tells(done.info.notes, "step1", "step2", "same weights")
 
 
 # ------------------------------------------------------------------------------------------------------- the Hub

@@ -24,6 +24,7 @@ from massact.variants.application import apply_variant
 from massact.variants.calls import Call
 from massact.variants.registry import VARIANTS
 from massact.variants.storage import load_variant
+from tests.facts import each
 from tests.families import build
 
 FAMILIES = ("llama", "gpt2", "qwen3", "opt", "vit", "dinov2")
@@ -166,7 +167,7 @@ def test_missing_weights_and_nothing_to_load_are_refused(tmp_path: Path) -> None
         from_pretrained(tmp_path)
     with pytest.raises(UserError, match="no attention variant"):
         load_variant(build("llama"))
-    with pytest.raises(UserError, match="already has its changes"):
+    with pytest.raises(UserError, match=each("already", "changes")):
         load_variant(model, tmp_path)
 
 
@@ -354,7 +355,7 @@ def test_other_wrong_uses_are_refused() -> None:
         apply_variant(nn.Linear(2, 2), "kv-bias")
     model = build("llama")
     model.config._attn_implementation_internal = "massact_kv-bias"
-    with pytest.raises(UserError, match="no attention variant of its own"):
+    with pytest.raises(UserError, match="no attention variant"):
         outputs(model)
 
 
