@@ -33,6 +33,7 @@ from massact.records.errors import UserError, WorkError
 from massact.records.kinds.intervention import InterveneInfo, Intervention
 from massact.records.sites import Site
 from massact.records.tables import columns_of, frame
+from massact.records.verdicts import VERDICTS
 from massact.reports import effects_in_words, verdict
 from massact.reports.kinds.intervention import draw_effects
 from massact.reports.render.sheets import figure_of
@@ -265,8 +266,9 @@ def test_information_that_the_logits_need_is_harmful_to_lose() -> None:
     rows = main_rows(done)
     assert rows.edited["zero"] == pytest.approx(V, rel=1e-4) and rows.baseline["zero"] < V / 3
     assert {name: verdict(row) for name, row in rows.iterrows()} == {
-        "zero": "harmful", "mean": "harmless", "random": "harmless", "shuffle": "harmless", "scale 0": "harmful",
-        "value 1000": "harmless"}  # fmt: skip
+        "zero": "harmful", "mean": "not tested", "random": "harmless", "shuffle": "not tested", "scale 0": "harmful",
+        "value 1000": "not tested"}  # fmt: skip
+    assert rows.change.to_dict() == {"zero": 1, "mean": 0, "random": 1, "shuffle": 0, "scale 0": 1, "value 1000": 0}
     assert list(done.effects.columns) == list(columns_of("effects"))
     assert (done.effects.n_sequences == 8).all() and (done.effects.n_calls == 8).all()
     assert (done.effects.n_elements == 8).all()
@@ -278,7 +280,8 @@ def test_what_nothing_reads_is_never_called_harmful() -> None:
     """Massive and useless: the effect of every edit is nothing, whatever its size."""
     model, corpus, scan = carried(False)
     rows = main_rows(intervene(model, corpus, scan, layer=2))
-    assert rows.delta["zero"] == 0 and {verdict(row) for _, row in rows.iterrows()} == {"harmless"}
+    assert rows.delta["zero"] == 0 and {n: verdict(row) for n, row in rows.iterrows()} == {
+        "zero": "harmless", "mean": "not tested", "random": "harmless", "shuffle": "not tested"}  # fmt: skip
 
 
 def test_only_the_sequences_of_one_label_are_hurt() -> None:
@@ -326,8 +329,8 @@ def test_words_and_figure_of_an_intervention(embedded: Intervention, tmp_path: P
     said = effects_in_words(embedded)
     for name in QUARTET:
         (sentence,) = [s for s in said if s.startswith(f"{name} (")]
-        assert "95% interval" in sentence and sentence.endswith(("harmful.", "harmless.", "inconclusive."))
-    assert len(tells(said, "1%", "perplexity")) == 1  # what the verdicts are by
+        assert "95% interval" in sentence and any(f": {v}" in sentence for v in VERDICTS)
+    assert len(tells(said, "0.01 nats", "1%", "perplexity")) == 1  # what the verdicts are by
     assert not CAUSAL.search(" ".join(said)) and "2.resid_post" in said[0] and "sequences 6 to 11" in said[0]
     sheet = draw_effects(embedded)
     assert sheet is not None
@@ -346,29 +349,35 @@ def test_words_and_figure_of_an_intervention(embedded: Intervention, tmp_path: P
 # -------------------------------------------------------------------------------------------------------- verdicts
 def row(metric: str, baseline: float, edited_: float, low: float, high: float) -> pd.Series:
     return pd.Series({"edit": "e", "metric": metric, "baseline": baseline, "edited": edited_,
-                      "delta": edited_ - baseline, "ci_low": low, "ci_high": high})  # fmt: skip
+                      "delta": edited_ - baseline, "ci_low": low, "ci_high": high, "n_sequences": 8})  # fmt: skip
 
 
 @pytest.mark.parametrize(("given", "says"), [
     (row("perplexity", 10, 20, 8, 12), "harmful"), (row("perplexity", 10, 10.2, 0.11, 0.3), "harmful"),
-    (row("perplexity", 10, 10.2, 0.09, 0.3), "inconclusive"), (row("perplexity", 10, 10, -0.09, 0.09), "harmless"),
-    (row("perplexity", 10, 9, -2, 0.05), "inconclusive"), (row("perplexity", 10, 9, -2, -0.5), "inconclusive"),
+    (row("perplexity", 10, 10.2, 0.09, 0.3), "not settled"), (row("perplexity", 10, 10, -0.09, 0.09), "harmless"),
+    (row("perplexity", 10, 9, -2, 0.05), "not settled"), (row("perplexity", 10, 9, -2, -0.5), "helpful"),
     (row("perplexity", 1000, 1005, 1, 9), "harmless"), (row("perplexity", 10, math.inf, 5, math.inf), "harmful"),
     (row("perplexity", 10, math.nan, math.nan, math.nan), "harmful"),
-    (row("perplexity", 10, 10, math.nan, math.nan), "inconclusive"),
+    (row("perplexity", 10, 10, math.nan, math.nan), "not settled"),
     (row("accuracy", 0.8, 0.5, -0.4, -0.2), "harmful"), (row("accuracy", 0.8, 0.8, -0.005, 0.005), "harmless"),
-    (row("accuracy", 0.8, 0.78, -0.05, 0.01), "inconclusive"), (row("accuracy", 0.8, 0.9, 0.05, 0.2), "inconclusive"),
-    (row("accuracy", 0.8, math.nan, math.nan, math.nan), "inconclusive"),
+    (row("accuracy", 0.8, 0.78, -0.05, 0.01), "not settled"), (row("accuracy", 0.8, 0.9, 0.05, 0.2), "helpful"),
+    (row("accuracy", 0.8, math.nan, math.nan, math.nan), "not settled"),
     (row("top1_agreement", 1, 0.4, -0.7, -0.5), "harmful"), (row("top1_agreement", 1, 1, 0, 0), "harmless"),
 ])  # fmt: skip
 def test_verdicts(given: pd.Series, says: str) -> None:
-    """1 % of the perplexity, 0.01 of the accuracy; beyond with the whole interval, within with all of it, or open."""
+    """0.01 nats of the log-perplexity, 0.01 of the accuracy; of fewer than 4 sequences nothing is said."""
     assert verdict(given) == says
+    few = pd.Series(given.to_dict() | {"n_sequences": 3})
+    broken = given["metric"] == "perplexity" and not math.isfinite(given["edited"])
+    assert verdict(few) == ("harmful" if broken else "not settled")
 
 
 def test_an_edit_that_breaks_the_model_is_said_and_drawn() -> None:
-    blank = {c: "" if dtype == "string" else 1 for c, (dtype, _) in columns_of("effects").items()}
-    broken = blank | {"edit": "value nan", "metric": "perplexity", "group": "all", "baseline": 9.0}
+    blank = {
+        c: "" if dtype == "string" else 1 if dtype == "int64" else math.nan
+        for c, (dtype, _) in columns_of("effects").items()
+    }
+    broken = blank | {"edit": "value nan", "metric": "perplexity", "group": "all", "baseline": 9.0, "change": math.inf}
     bad = {k: math.nan for k in ("edited", "delta", "ci_low", "ci_high")}
     e = Intervention(InterveneInfo(target={"site": "2.resid_post", "dims": [3]}), frame("effects", [broken | bad]))
     assert any(s.startswith("value nan") and s.endswith("harmful.") for s in effects_in_words(e))
@@ -394,8 +403,8 @@ def test_real_vit_needs_them_at_their_onset(real_data: Path) -> None:
 
 
 def test_a_classifier_that_is_never_right_shows_nothing() -> None:
-    row = {"metric": "accuracy", "baseline": 0.0, "edited": 0.0, "ci_low": 0.0, "ci_high": 0.0}
-    assert verdict(pd.Series(row)) == "inconclusive"
+    row = {"metric": "accuracy", "baseline": 0.0, "edited": 0.0, "ci_low": 0.0, "ci_high": 0.0, "n_sequences": 8}
+    assert verdict(pd.Series(row)) == "not settled"
     assert verdict(pd.Series(row | {"baseline": 0.5, "edited": 0.5})) == "harmless"
 
 
@@ -417,5 +426,5 @@ def test_one_sequence_says_nothing_about_others() -> None:
     assert {e.metric for e in found} >= {"perplexity", "nll"}
     assert all(np.isnan(e.ci_low) and np.isnan(e.ci_high) and e.n_sequences == 1 for e in found)
     row = pd.Series({"metric": "perplexity", "baseline": 7.4, "edited": 20.1, "delta": 12.7, "ci_low": np.nan,
-                     "ci_high": np.nan, "edit": "zero", "n_elements": 1, "n_calls": 1})  # fmt: skip
-    assert verdict(row) == "inconclusive"
+                     "ci_high": np.nan, "edit": "zero", "n_elements": 1, "n_calls": 1, "n_sequences": 1})  # fmt: skip
+    assert verdict(row) == "not settled"

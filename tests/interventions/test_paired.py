@@ -147,7 +147,7 @@ def test_a_spike_that_is_read_is_harmful_and_its_mean_is_not() -> None:
     assert done.info.estimated_on == "sequences 0 to 5" and done.info.evaluated_on == "sequences 6 to 11"
     kl = done.effects[done.effects.metric == "kl"].set_index("edit").edited
     assert kl["zero"] > 100 * max(kl["mean"], kl["random"], kl["shuffle"], 1e-9)
-    assert [verdict(rows.loc[n]) for n in ("mean", "shuffle")] == ["harmless", "harmless"]
+    assert [verdict(rows.loc[n]) for n in ("mean", "shuffle")] == ["not tested", "not tested"]
     assert (done.effects.n_elements > 0).all() and (done.effects.n_calls > 0).all()
     words = " ".join(effects_in_words(done))
     assert "95% interval" in words and "because" not in words
@@ -163,10 +163,16 @@ def test_a_spike_that_nothing_reads_is_harmless() -> None:
 
 
 def test_a_constant_may_be_set_to_its_mean() -> None:
-    """With BOS in front the mean is the value itself, bit for bit: the edit fired all the same."""
+    """With BOS in front the mean is the value itself, bit for bit: the edit fired all the same, and tests nothing.
+
+    Gemma 3 was told "+0, interval 0 to 0: harmless" of it.
+    """
     model, scan, ids = planted(read=True)
-    done = intervene(model, ids, scan, layer=1, sets=("mean",)).effects
-    assert (done.n_elements == 6).all() and (done.delta.abs() < 1e-6).all()
+    done = intervene(model, ids, scan, layer=1, sets=("mean",))
+    effects = done.effects
+    assert (effects.n_elements == 6).all() and (effects.delta.abs() < 1e-6).all() and (effects.change <= 1e-6).all()
+    assert set(effects.verdict) == {"not tested", "not judged"}
+    assert not any("harmless, " in s or s.endswith("harmless.") for s in effects_in_words(done)[1:2])
 
 
 def test_groups_say_whom_an_edit_hurts() -> None:
@@ -216,17 +222,6 @@ def test_the_interval_of_a_constant_difference_is_that_difference() -> None:
     effects = {e.metric: e for e in effects_of(made(base, base + 0.25), "e", np.ones(40, bool))}
     assert (effects["nll"].ci_low, effects["nll"].ci_high) == pytest.approx((0.25, 0.25))
     assert effects["perplexity"].baseline == pytest.approx(np.exp(base.mean()))
-
-
-def test_the_interval_covers_the_truth() -> None:
-    """Of 200 draws with true difference 0, about 95 % of the intervals hold it."""
-    rng, held = np.random.default_rng(1), 0
-    for i in range(200):
-        base = rng.normal(3, 1, 30)
-        effect = effects_of(made(base, base + rng.normal(0, 0.2, 30)), "e", np.ones(30, bool), seed=i, resamples=300)
-        nll = next(e for e in effect if e.metric == "nll")
-        held += nll.ci_low <= 0 <= nll.ci_high
-    assert 0.88 <= held / 200 <= 0.99
 
 
 def test_bad_requests_are_refused() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from massact.labs.backcopy import random_backcopy
@@ -115,7 +116,7 @@ def test_effects_are_those_of_an_edit_by_hand() -> None:
     with torch.no_grad():
         delta_B = late(True) - late(False)
     assert row["delta_nats"] == pytest.approx(float(delta_B.mean()), abs=1e-6)
-    width = 2 * 1.96 * float(delta_B.std()) / len(delta_B) ** 0.5
+    width = 2 * scipy.stats.t.ppf(0.975, len(delta_B) - 1) * float(delta_B.std()) / len(delta_B) ** 0.5
     assert row["ci_high"] - row["ci_low"] == pytest.approx(width, rel=1e-3)
     assert {(e["layer"], e["position"]) for e in done.effects} == {(1, 0), (1, ORDINARY)}
 

@@ -13,7 +13,7 @@ import synthetic
 from massact.records.kinds.classics import Classics, ClassicsInfo
 from massact.records.kinds.explanation import ExplainInfo, Explanation
 from massact.records.kinds.intervention import InterveneInfo, Intervention
-from massact.records.tables import columns_of, frame
+from massact.records.tables import ADDED_TO_EFFECTS, columns_of, frame
 
 EVIL = [
     *synthetic.HOSTILE,
@@ -78,7 +78,8 @@ def intervention(names: list[str]) -> Intervention:
         "n_sequences": [8] * n, "n_targets": [64.0] * n,
     }  # fmt: skip
     info = InterveneInfo(target={"site": "2.resid_post", "dims": [2533, 1415]}, estimated_on="sequences 0 to 3")
-    return Intervention(info, frame("effects", columns))
+    blank = {c: [v] * n for c, v in ADDED_TO_EFFECTS.items()}
+    return Intervention(info, frame("effects", blank | columns))
 
 
 def write(path: Path) -> Path:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from massact.classics.works import Classic, Ground, Outcome, Unavailable, effect_rows, row
-from massact.interventions.effects import evaluate
+from massact.classics.works import Classic, Ground, Outcome, Unavailable, row
+from massact.interventions.effects import effect_rows, evaluate
 from massact.interventions.predictions import logits_of
 from massact.models import Model
 from massact.records.anatomy import AttentionPlace
@@ -205,7 +205,7 @@ def _effects(
         paired = evaluate(ground.model, ground.corpus, list(edits.values()), batch_size=ground.batch_size)
     except UserError as error:
         return error.what
-    effects = effect_rows(paired, ground.seed, stack=stack, only=METRICS)
+    effects = effect_rows(paired, stack=stack, only=METRICS)
     outcome.effects += effects
     changed, top, n = _logit_changes(ground, edits)
     by_edit: dict[str, dict[str, object]] = {}

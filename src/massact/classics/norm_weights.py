@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from massact.classics.behaviour import behaviour
-from massact.classics.works import Classic, Ground, Outcome, Unavailable, effect_rows, row
+from massact.classics.works import Classic, Ground, Outcome, Unavailable, row
 from massact.explanations.weights import LAYER_SHARE, SIGMA, layers_beyond, scored_norms
+from massact.interventions.effects import effect_rows
 from massact.interventions.norm_scales import Parameter, parameters_of, silenced
 from massact.trace import Together
 
@@ -141,7 +142,7 @@ def _experiment(ground: Ground, trials: dict[str, _Trial], outcome: Outcome) -> 
         return
     for stack, trial in trials.items():
         here = replace(paired, fired={e.name: paired.fired[e.name] for e in trial.edits.values()})
-        rows = effect_rows(here, ground.seed, stack=stack, only=METRICS)
+        rows = effect_rows(here, stack=stack, only=METRICS)
         outcome.effects += rows
         kinds = {e.name: kind for kind, e in trial.edits.items()}
         outcome.numbers[stack]["harm"] = {

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from massact.classics.works import Classic, Ground, Outcome, effect_rows, row
+from massact.classics.works import Classic, Ground, Outcome, row
 from massact.interventions import evaluate, zero_dims
+from massact.interventions.effects import effect_rows
 from massact.records.anatomy import Stack
 from massact.records.errors import UserError, WorkError
 from massact.records.rules import HIT, OF_LAYERS, OF_SEQUENCES, OF_TOKENS
@@ -195,7 +196,7 @@ def _zeroed(ground: Ground, stack: Stack, inputs: list[Site], outcome: Outcome) 
     except (UserError, WorkError) as error:
         outcome.notes.append(f"{_called(stack.name)}: the effect of zeroing is unavailable: {error.what}")
         return {}
-    rows = effect_rows(paired, ground.seed, stack=stack.name, only=TOLD)
+    rows = effect_rows(paired, stack=stack.name, only=TOLD)
     outcome.effects += rows
     told: dict[str, Any] = {"random_dims": drawn}
     for r in rows:

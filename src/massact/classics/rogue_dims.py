@@ -18,8 +18,9 @@ import numpy as np
 import pandas as pd
 
 from massact.classics.behaviour import behaviour
-from massact.classics.works import Classic, Ground, Outcome, Unavailable, effect_rows, row
+from massact.classics.works import Classic, Ground, Outcome, Unavailable, row
 from massact.interventions.catalogue import zero_dims
+from massact.interventions.effects import effect_rows
 from massact.records.sites import Site
 from massact.stats import TokenMax
 from massact.stats.groups import Gather
@@ -281,7 +282,7 @@ def _set_to_zero(ground: Ground, known: dict[str, _Known], outcome: Outcome) -> 
     kl: dict[str, tuple[float, int]] = {}
     for site, of_site in edits.items():
         here = replace(paired, fired={e.name: paired.fired[e.name] for e in of_site.values()})
-        rows = effect_rows(here, ground.seed, stack=site.stack, layer=site.layer)
+        rows = effect_rows(here, stack=site.stack, layer=site.layer)
         kl |= {str(r["edit"]): (r["edited"], r["n_sequences"]) for r in rows if r["metric"] == "kl"}  # type: ignore[misc]
         outcome.effects += rows
     for stack, of_stack in known.items():

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from massact.classics.works import Classic, Ground, Outcome, Unavailable, effect_rows, row
+from massact.classics.works import Classic, Ground, Outcome, Unavailable, row
 from massact.corpora import Corpus
 from massact.corpora.packing import token_ids
-from massact.interventions.effects import evaluate
+from massact.interventions.effects import effect_rows, evaluate
 from massact.interventions.predictions import task_of
 from massact.interventions.window import window
 from massact.records.anatomy import AttentionPlace
@@ -89,7 +89,7 @@ def _evaluated(
     def run(chosen: dict[str, AnyEdit]) -> tuple[dict[str, tuple[float, float]], int]:
         # A query predicts the next token: the first one that has lost a key predicts the target at width + 1.
         paired = evaluate(ground.model, corpus, list(chosen.values()), batch_size=ground.batch_size, since=width + 1)
-        effects = effect_rows(paired, ground.seed, stack=stack, only=METRICS)
+        effects = effect_rows(paired, stack=stack, only=METRICS)
         outcome.effects += effects
         names = {edit.name: key for key, edit in chosen.items()}
         given = {names[str(e["edit"])]: (float(e["baseline"]), float(e["edited"]))  # type: ignore[arg-type]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from massact.corpora import Corpus
-from massact.interventions.effects import Paired, effects_of
 from massact.models import Model
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
@@ -51,7 +48,7 @@ class Outcome:
     Args:
         numbers: by name, what its sentence is made of; plain JSON values.
         rows: of the table `classics`, made by `row`.
-        effects: of the table `classic_effects`, made by `effect_rows`.
+        effects: of the table `classic_effects`, made by `massact.interventions.effects.effect_rows`.
         notes: what a reader must know, one sentence each.
     """
 
@@ -99,28 +96,3 @@ def row(
         "stack": stack, "site": site, "layer": layer, "head": head, "dim": dim, "subject": subject, "metric": metric,
         "value": float(value), "n": int(n),
     }  # fmt: skip
-
-
-def effect_rows(
-    paired: Paired, seed: int, *, stack: str = "", layer: int = -1, only: Sequence[str] = ()
-) -> list[dict[str, object]]:
-    """Rows of the table `classic_effects`: every edit of a paired run, over all its sequences.
-
-    Args:
-        only: metrics to keep; nothing: all.
-    """
-    rows: list[dict[str, object]] = []
-    everyone = np.ones(len(paired.n_targets), bool)
-    for name, fired in paired.fired.items():
-        for e in effects_of(paired, name, everyone, seed):
-            if only and e.metric not in only:
-                continue
-            rows.append(
-                {
-                    "edit": name, "stack": stack, "layer": layer, "metric": e.metric, "group": "all",
-                    "baseline": e.baseline, "edited": e.edited, "delta": e.delta, "ci_low": e.ci_low,
-                    "ci_high": e.ci_high, "n_calls": fired.n_calls, "n_elements": int(fired.n_elements),
-                    "n_sequences": e.n_sequences, "n_targets": e.n_targets,
-                }
-            )  # fmt: skip
-    return rows

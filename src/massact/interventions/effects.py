@@ -1,14 +1,14 @@
 """Paired evaluation: every sequence once without an edit and once with each, and what differs.
 
-Shapes: B batch, T tokens, V vocabulary or classes, N sequences, R resamples.
+Shapes: B batch, T tokens, V vocabulary or classes, N sequences.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,29 @@ from massact.models import Model
 from massact.records.anatomy import Stack
 from massact.records.errors import UserError
 from massact.records.sites import Site
+from massact.records.verdicts import (
+    CONTROL,
+    LEAST,
+    MARGIN,
+    NOT_JUDGED,
+    ONE_SIDED,
+    OPEN,
+    ZERO,
+    shows,
+    unit_of,
+    verdict_of,
+    with_change,
+)
+from massact.stats.intervals import (
+    UNKNOWN,
+    Interval,
+    difference_interval,
+    mean_interval,
+    needed,
+    needed_answers,
+    proportion_interval,
+    ratio_interval,
+)
 from massact.trace import Edit, Fired, Together, observing
 from massact.trace.edits import AnyEdit, check_fired
 from massact.trace.replay import Prefix
@@ -29,6 +52,7 @@ from massact.trace.replay import Prefix
 _PERPLEXITIES = ("perplexity", "perplexity_windowed")
 LENIENT = ("edits", "sites")  # one batch may have nothing to edit, and an input may leave a part of the model out
 METRICS = ("nll", "kl", "top1_agreement", "top1_probability", "accuracy")
+_CONTINUOUS = {"nll", "kl", "top1_probability", *_PERPLEXITIES, *SINK_METRICS}
 
 
 @dataclass(frozen=True)
@@ -226,9 +250,17 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Effect:
-    """One metric of one edit over some sequences: without, with, the difference and its interval.
+    """One metric of one edit over some sequences: without, with, the difference, its interval and the verdict.
 
-    `n_targets`: targets of these sequences, the same ones on both sides; NaN for metrics that have none.
+    Args:
+        ci_low, ci_high: 95 % interval of the difference.
+        n_targets: targets of these sequences, the same ones on both sides; NaN for metrics that have none.
+        harm: how much worse, in nats of the log-perplexity or as a share of answers; None of a metric that is not
+            judged.
+        share: of the harm that the edit `zero` does.
+        beyond: the difference to the edit `random`, of quantities that move one way only.
+        verdict: see `massact.records.verdicts`.
+        n_needed: sequences that would settle it, where it is not.
     """
 
     metric: str
@@ -237,56 +269,200 @@ class Effect:
     ci_low: float
     ci_high: float
     n_sequences: int
-    n_targets: float = float("nan")
+    n_targets: float = math.nan
+    harm: Interval | None = None
+    share: Interval = UNKNOWN
+    beyond: Interval = UNKNOWN
+    verdict: str = NOT_JUDGED
+    n_needed: float = math.nan
 
     @property
     def delta(self) -> float:
         return self.edited - self.baseline
 
+    def row(self) -> dict[str, object]:
+        """Its columns of the table `effects`."""
+        nats = self.harm if self.harm is not None and unit_of(self.metric) == "nats" else UNKNOWN
+        return {
+            "metric": self.metric, "baseline": self.baseline, "edited": self.edited, "delta": self.delta,
+            "ci_low": self.ci_low, "ci_high": self.ci_high, "verdict": self.verdict, "n_needed": self.n_needed,
+            "delta_nats": float(nats.estimate), "nats_low": float(nats.low), "nats_high": float(nats.high),
+            "share_of_zero": float(self.share.estimate), "share_low": float(self.share.low),
+            "share_high": float(self.share.high), "random_low": float(self.beyond.low),
+            "random_high": float(self.beyond.high), "n_sequences": self.n_sequences, "n_targets": self.n_targets,
+        }  # fmt: skip
 
-def effects_of(paired: Paired, name: str, chosen: np.ndarray, seed: int = 0, resamples: int = 1000) -> list[Effect]:
-    """Effects of one edit over chosen sequences, with 95 % intervals by bootstrap over sequences (paired).
+
+def effects_of(paired: Paired, name: str, chosen: np.ndarray, margin: float = MARGIN, task: str = "") -> list[Effect]:
+    """Effects of one edit over chosen sequences, with 95 % intervals of the paired differences.
 
     perplexity = exp(sum of nll over all targets / targets); perplexity_windowed = exp(mean over windows of their
-    mean nll), as Sun 2024 and Owen 2025 compute it; all other metrics are means over sequences. One sequence says
-    nothing about others: its interval is NaN.
+    mean nll), as Sun 2024 and Owen 2025 compute it; all other metrics are means over sequences. A perplexity's
+    interval is that of its logarithm, baseline x (exp(nats) - 1). One sequence says nothing about others: its interval
+    is NaN.
 
     Args:
         paired: what was measured.
         name: of the edit.
         chosen: (N,) bool.
+        margin: harm within which nothing has happened.
+        task: of lm-eval, stands before its metrics.
     """
-    n_targets = paired.n_targets_of.get(name, paired.n_targets)
-    chosen = chosen & (n_targets > 0)
-    n, after = n_targets[chosen], paired.edited[name]
-    base = paired.baseline | paired.baseline_of.get(name, {})
-    found: list[Effect] = []
+    after = paired.edited[name]
+    metrics = [m for m in (*METRICS, *(m for m in after if m not in METRICS)) if m in after]
+    targets = _targets_of(paired, name)
+    if "nll" in paired.baseline and "nll" in after and (targets[chosen] > 1).any():
+        metrics = [*_PERPLEXITIES, *metrics]
+    found = (_effect(_Pairs(paired, name, metric, chosen), task, margin) for metric in metrics)
+    return [effect for effect in found if effect is not None]
 
-    def add(metric: str, old: np.ndarray, new: np.ndarray, reduce: Callable[[np.ndarray, np.ndarray], Any]) -> None:
-        known = ~np.isnan(old)  # a sequence may lack a statistic: it has no token with findings, say
+
+def effect_rows(
+    paired: Paired,
+    *,
+    stack: str = "",
+    layer: int = -1,
+    groups: Mapping[str, np.ndarray] | None = None,
+    only: Sequence[str] = (),
+    margin: float = MARGIN,
+    task: str = "",
+) -> list[dict[str, object]]:
+    """Rows of the table `effects`: every edit of a paired run over all sequences, and over those of each label.
+
+    Args:
+        stack, layer: where the massive activations are.
+        groups: column -> (N,) label of each sequence.
+        only: metrics to keep; nothing: all.
+        margin, task: see `effects_of`.
+    """
+    rows: list[dict[str, object]] = []
+    for name, fired in paired.fired.items():
+        where = {"edit": name, "stack": stack, "layer": layer, "n_calls": fired.n_calls,
+                 "n_elements": int(fired.n_elements), "change": fired.change}  # fmt: skip
+        everyone = np.ones(len(paired.n_targets), bool)
+        told = [("all", e, UNKNOWN) for e in effects_of(paired, name, everyone, margin, task)]
+        for column, labels in (groups or {}).items():
+            by_label = {label: effects_of(paired, name, labels == label, margin, task)
+                        for label in dict.fromkeys(labels)}  # fmt: skip
+            apart = worst_of(by_label)
+            told += [(f"{column}={label}", e, apart.get((label, e.metric), UNKNOWN))
+                     for label, effects in by_label.items() for e in effects]  # fmt: skip
+        for group, effect, gap in told:
+            if not only or effect.metric in only:
+                rows.append(where | {"group": group, "gap": float(gap.estimate), "gap_low": float(gap.low),
+                                     "gap_high": float(gap.high)} | replace(
+                    effect, verdict=with_change(effect.verdict, fired.change)).row())  # fmt: skip
+    return rows
+
+
+def worst_of(by_label: Mapping[str, Sequence[Effect]]) -> dict[tuple[str, str], Interval]:
+    """(label, metric) of the group with most harm -> how much more that is than of the next one (Welch).
+
+    Of groups with at least `LEAST` sequences; nothing where there are not two of them.
+    """
+    found: dict[tuple[str, str], Interval] = {}
+    for metric in dict.fromkeys(e.metric for effects in by_label.values() for e in effects):
+        known = [
+            (label, e.harm) for label, effects in by_label.items() for e in effects
+            if e.metric == metric and e.harm is not None and e.n_sequences >= LEAST and np.isfinite(e.harm.estimate)
+        ]  # fmt: skip
+        known.sort(key=lambda pair: -float(pair[1].estimate))
+        if len(known) > 1:
+            found[known[0][0], metric] = difference_interval(known[0][1], known[1][1])
+    return found
+
+
+def _targets_of(paired: Paired, name: str) -> np.ndarray:
+    return paired.n_targets_of.get(name, paired.n_targets)
+
+
+class _Pairs:
+    """A metric of chosen sequences, without an edit and with it, where it is known.
+
+    Args:
+        known: (N,) of which sequences; old, new: of these; weights: targets of these.
+    """
+
+    def __init__(self, paired: Paired, name: str, metric: str, chosen: np.ndarray) -> None:
+        self.paired, self.name, self.metric = paired, name, metric
+        self.key = "nll" if metric in _PERPLEXITIES else metric
+        old, new = self.of(name)
+        targets = _targets_of(paired, name)
+        known = chosen & (targets > 0) & ~np.isnan(old)  # a sequence may lack a statistic: it has no findings, say
         if metric in SINK_METRICS and not np.isnan(new[known]).all():
             known &= ~np.isnan(new)  # or the edit has taken that token away
-        if not known.any():
-            return
-        old, new, w = old[known], new[known], n[known]
-        draw = np.random.default_rng(seed).integers(0, len(w), (resamples, len(w)))
-        with np.errstate(over="ignore", invalid="ignore"):
-            a, b = reduce(old[None], w[None])[0], reduce(new[None], w[None])[0]
-            deltas = reduce(new[draw], w[draw]) - reduce(old[draw], w[draw])
-        # An order statistic, not a weighted mean of two: some may be infinite. NaN: nothing is known (one sequence).
-        unknown = len(w) < 2 or np.isnan(deltas).any()
-        low, high = (np.nan, np.nan) if unknown else np.quantile(deltas, [0.025, 0.975], method="inverted_cdf")
-        targets = float(w.sum()) if metric in (*METRICS, *_PERPLEXITIES) else float("nan")
-        found.append(Effect(metric, float(a), float(b), float(low), float(high), len(w), targets))
+        self.known, self.old, self.new, self.targets = known, old[known], new[known], targets[known]
 
-    zeros, ones = np.zeros(len(n)), np.ones(len(n))
-    if "nll" in base and (n > 1).any():
-        old, new = base["nll"][chosen], after["nll"][chosen]
-        pooled, windowed = _PERPLEXITIES
-        add(pooled, old, new, lambda x, w: np.exp((x * w).sum(1) / w.sum(1)))
-        add(windowed, old, new, lambda x, w: np.exp(x.mean(1)))
-    for metric in (*METRICS, *(m for m in after if m not in METRICS)):
-        if metric in after and (metric in base or metric not in SINK_METRICS):
-            start = base[metric][chosen] if metric in base else ones if metric == "top1_agreement" else zeros
-            add(metric, start, after[metric][chosen], lambda x, w: x.mean(1))
-    return found
+    def of(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) without an edit and with it; NaN where it was not measured."""
+        after, base = self.paired.edited.get(name, {}), self.paired.baseline | self.paired.baseline_of.get(name, {})
+        n = len(self.paired.n_targets)
+        start = np.full(n, np.nan if self.key in SINK_METRICS else float(self.key == "top1_agreement"))
+        return base.get(self.key, start), after.get(self.key, np.full(n, np.nan))
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        return self.targets if self.metric == "perplexity" else None
+
+    @property
+    def answers(self) -> bool:
+        """Whether each sequence has one answer, right or wrong."""
+        both = np.concatenate([self.old, self.new])
+        return self.metric not in _CONTINUOUS and bool((self.targets == 1).all() and np.isin(both, (0, 1)).all())
+
+    def interval(self, old: np.ndarray, new: np.ndarray) -> Interval:
+        """Of the mean difference."""
+        if self.answers and np.isin(old, (0, 1)).all():
+            return proportion_interval(float((old > new).sum()), float((old < new).sum()), len(old))
+        with np.errstate(invalid="ignore"):
+            return mean_interval(new - old, self.weights)
+
+
+def _effect(pairs: _Pairs, task: str, margin: float) -> Effect | None:
+    """None where the metric is known of no sequence."""
+    old, new, n = pairs.old, pairs.new, int(pairs.known.sum())
+    if not n:
+        return None
+    metric = f"{task}/{pairs.metric}" if task else pairs.metric
+    change, w = pairs.interval(old, new), pairs.targets if pairs.weights is not None else np.ones(n)
+    low, high = float(change.low), float(change.high)
+    with np.errstate(over="ignore", invalid="ignore"):
+        a, b = (float((x * w).sum() / w.sum()) for x in (old, new))
+        if pairs.metric in _PERPLEXITIES:
+            a, b = float(np.exp(a)), float(np.exp(b))
+            low, high = (float(a * np.expm1(x)) for x in (low, high))
+    targets = float(pairs.targets.sum()) if pairs.metric in (*METRICS, *_PERPLEXITIES) else math.nan
+    effect = Effect(metric, a, b, low, high, n, targets, beyond=_beyond(pairs))
+    unit = unit_of(metric)
+    if not unit:
+        return effect
+    harm = change if unit == "nats" else Interval(-change.estimate, -change.high, -change.low, change.se, change.df)
+    verdict = verdict_of({"metric": metric, "baseline": a, "edited": b, "ci_low": low, "ci_high": high,
+                          "nats_low": harm.low, "nats_high": harm.high, "n_sequences": n}, margin)  # fmt: skip
+    share = _share(pairs, margin) if unit == "nats" else UNKNOWN
+    effect = replace(effect, harm=harm, share=share, verdict=verdict)
+    if verdict != OPEN or not shows(metric, a):
+        return effect
+    if pairs.answers:
+        more = needed_answers(float((old > new).sum()), float((old < new).sum()), n, margin, LEAST)
+    else:
+        more = needed(float(harm.estimate), float(harm.se) * math.sqrt(n), margin, LEAST)
+    return replace(effect, n_needed=more)
+
+
+def _share(pairs: _Pairs, margin: float) -> Interval:
+    """Of the harm that zero does, over the same sequences; unavailable where that is not beyond the margin itself."""
+    old, new = (x[pairs.known] for x in pairs.of(ZERO))
+    with np.errstate(invalid="ignore"):
+        mine, of_zero = pairs.new - pairs.old, new - old
+    low = float(mean_interval(of_zero, pairs.weights).low)
+    beyond = pairs.name != ZERO and len(old) >= LEAST and low > margin
+    return ratio_interval(mine, of_zero, pairs.weights) if beyond else UNKNOWN
+
+
+def _beyond(pairs: _Pairs) -> Interval:
+    """How much more it moves than with the control, of a quantity that moves one way only."""
+    if pairs.metric not in ONE_SIDED or pairs.name == CONTROL:
+        return UNKNOWN
+    _, control = pairs.of(CONTROL)
+    return pairs.interval(control[pairs.known], pairs.new)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from massact.corpora import PADDING, Corpus
 from massact.interventions.catalogue import Massive, exactly, findings_at, massive, massive_everywhere
 from massact.interventions.class_heads import head_of
 from massact.interventions.edit_names import Setting, check_name, edit_named
-from massact.interventions.effects import Paired, effects_of, evaluate, told_apart
+from massact.interventions.effects import Paired, effect_rows, evaluate, told_apart
 from massact.interventions.labels import labelled, labels_of
 from massact.interventions.repetition import evaluate_repetition
 from massact.interventions.sinks import Sinks, unseen_attention
@@ -135,8 +136,9 @@ def intervene(
         if wrote := [e.name for e in edits if unseen_attention(loaded, e)]:
             info.notes.append(f"Who attends to what is not given under {', '.join(wrote)}: an edit of what attention "
                               "gives is made behind its softmax.")  # fmt: skip
-    rows = _rows(paired, targets[0], columns, config.seed)
-    rows += _more_rows(loaded, held_out, edits, (config, targets[0], info.notes, progress))
+    told = partial(effect_rows, stack=targets[0].site.stack, layer=targets[0].site.layer, margin=config.margin)
+    rows = told(paired, groups=columns)
+    rows += _more_rows(loaded, held_out, edits, (config, told, info.notes, progress))
     info.wall_s = time.perf_counter() - began
     return Intervention(info, frame("effects", rows))
 
@@ -218,38 +220,17 @@ def _more_rows(
     model: Model, corpus: Corpus, edits: Sequence[AnyEdit], rest: tuple[Any, ...]
 ) -> list[dict[str, object]]:
     """Rows of greedy samples and of lm-eval tasks."""
-    config, target, notes, progress = rest
+    config, told, notes, progress = rest
     rows: list[dict[str, object]] = []
     if config.repetition:
         samples = evaluate_repetition(model, corpus, edits)
         if isinstance(samples, str):
             notes.append(f"No samples: {samples}.")
         else:
-            rows += _rows(samples, target, {}, config.seed)
+            rows += told(samples)
     if config.tasks:
         folder = None if config.task_folder is None else Path(config.task_folder)
         done = evaluate_tasks(model, config.tasks, edits, folder=folder, limit=config.limit, progress=progress)
         for task, questions in done.items():
-            rows += [r | {"metric": f"{task}/{r['metric']}"} for r in _rows(questions, target, {}, config.seed)]
-    return rows
-
-
-def _rows(paired: Paired, target: Massive, groups: Mapping[str, np.ndarray], seed: int) -> list[dict[str, object]]:
-    """The rows of the table `effects`."""
-    everyone = np.ones(len(paired.n_targets), bool)
-    chosen = {"all": everyone}
-    for column, values in groups.items():
-        chosen |= {f"{column}={value}": values == value for value in dict.fromkeys(values)}
-    rows: list[dict[str, object]] = []
-    for name, fired in paired.fired.items():
-        for group, mask in chosen.items():
-            for e in effects_of(paired, name, mask, seed):
-                rows.append(
-                    {
-                        "edit": name, "stack": target.site.stack, "layer": target.site.layer, "metric": e.metric,
-                        "group": group, "baseline": e.baseline, "edited": e.edited, "delta": e.delta,
-                        "ci_low": e.ci_low, "ci_high": e.ci_high, "n_calls": fired.n_calls,
-                        "n_elements": int(fired.n_elements), "n_sequences": e.n_sequences, "n_targets": e.n_targets,
-                    }
-                )  # fmt: skip
+            rows += told(questions, task=task)
     return rows

@@ -24,6 +24,7 @@ from massact.labs.toy import FAR, FROM_QUERY, NEXT, ORDINARY, LabConfig
 from massact.models import Model, load, with_attention
 from massact.stats import Keep, PerSequence, Where
 from massact.stats.attention_call import Attended
+from massact.stats.intervals import mean_interval
 from massact.trace import Edit, Probe, edited, measure
 from massact.variants.application import attention as variant_attention
 from massact.variants.changes import PREFIX
@@ -216,10 +217,9 @@ def effects_of(model: Model, ids_BT: Tensor, task: Backcopy, config: LabConfig) 
 def _change(before_BN: Tensor, after_BN: Tensor) -> Row:
     """Change of each sequence's mean loss, and its interval; NaN is a target that does not count."""
     before_B = before_BN.double().nanmean(1)
-    delta_B = after_BN.double().nanmean(1) - before_B
-    half, delta = 1.96 * float(delta_B.std()) / len(delta_B) ** 0.5, float(delta_B.mean())
-    return {"baseline_nats": float(before_B.mean()), "delta_nats": delta, "ci_low": delta - half,
-            "ci_high": delta + half, "n_sequences": len(delta_B)}  # fmt: skip
+    change = mean_interval((after_BN.double().nanmean(1) - before_B).numpy())
+    return {"baseline_nats": float(before_B.mean()), "delta_nats": float(change.estimate), "ci_low": float(change.low),
+            "ci_high": float(change.high), "n_sequences": len(before_B)}  # fmt: skip
 
 
 def _states(model: Model, ids_BT: Tensor, n_layers: int) -> dict[int, Tensor]:

@@ -28,6 +28,9 @@ ADDED_LATER = {
     **dict.fromkeys(("concentration_uniform", "concentration_first_uniform"), math.nan),
     **dict.fromkeys(("n_targets", "found_tokens", "random_tokens", "other_tokens"), math.nan),
 }
+_OF_EFFECTS = ("n_needed", "delta_nats", "nats_low", "nats_high", "share_of_zero", "share_low", "share_high",
+               "random_low", "random_high", "gap", "gap_low", "gap_high", "change")  # fmt: skip
+ADDED_TO_EFFECTS = {"verdict": "", **dict.fromkeys(_OF_EFFECTS, math.nan)}
 
 
 def declare(tables: Mapping[str, Columns]) -> None:
@@ -104,7 +107,8 @@ def read_table(directory: Path, table: str, again: str = "Scan again.") -> pd.Da
             data = pd.read_parquet(file)
     except Exception as error:
         raise UserError(f"{path} cannot be read.", f"It is damaged ({class_and_line(error)}).", again) from None
-    data = data.assign(**{c: v for c, v in ADDED_LATER.items() if c in columns and c not in data.columns})
+    later = ADDED_LATER | (ADDED_TO_EFFECTS if "delta_nats" in columns else {})
+    data = data.assign(**{c: v for c, v in later.items() if c in columns and c not in data.columns})
     missing = [c for c in columns if c not in data.columns]
     if missing:
         raise UserError(f"{path} lacks the column(s) {', '.join(missing)}.", "It is damaged.", again)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.reproduction import NOT_RUN
+from massact.records.verdicts import NOT_JUDGED, verdict_of
 from massact.reproductions.entries import ASK, Entry, Finished, Nothing, Row, at, plain, row
 
 FIVE = ("boolq", "piqa", "winogrande", "arc_easy", "arc_challenge")
@@ -62,6 +63,8 @@ def _before_and_after(effects: pd.DataFrame, metric: str, place: str, unit: str,
         if i == 0:
             yield line("original", scale * r.baseline, headline=True)
         interval = f"change {scale * r.delta:+.4g} ({scale * r.ci_low:+.4g} to {scale * r.ci_high:+.4g})"
+        said = verdict_of(r._asdict())
+        interval += "" if said == NOT_JUDGED else f": {said}"
         yield line(f"set to {r.edit}" if r.edit in ("zero", "mean") else str(r.edit), scale * r.edited, text=interval,
                    headline=r.edit in ("zero", "mean", "random"))  # fmt: skip
 

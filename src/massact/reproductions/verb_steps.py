@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from massact.classics import classics
-from massact.classics.works import effect_rows
 from massact.corpora import AnySource, Corpus, Source, corpus_again
 from massact.corpora import corpus as make_corpus
 from massact.explanations import explain
 from massact.interventions import CONTROLS, Registers, collect_registers, evaluate, fix_registers, intervene
 from massact.interventions.class_heads import head_of
+from massact.interventions.effects import effect_rows
 from massact.interventions.labels import labelled, labels_of
 from massact.interventions.predictions import NoHead
 from massact.models import EMBEDDED, Model, load
@@ -320,7 +320,7 @@ class Work:
         )  # fmt: skip
         if n == text.n_sequences:
             info.notes.append("Means are of the images that the effects are of.")
-        return self._saved(Intervention(info, frame("effects", effect_rows(paired, o.seed, stack=found.stack))), folder)
+        return self._saved(Intervention(info, frame("effects", effect_rows(paired, stack=found.stack))), folder)
 
     def _tuned(self) -> str:
         if self.options.tuned is None:

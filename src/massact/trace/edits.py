@@ -126,21 +126,51 @@ def parts_of(edit: AnyEdit) -> tuple[SingleEdit, ...]:
 
 @dataclass
 class Fired:
-    """Proof that an edit did something: how often it ran, how many elements it wrote."""
+    """Proof that an edit did something: how often it ran, how many elements it wrote, how much it changed them.
+
+    Args:
+        greatest: of all elements, |new - old| / max(|new|, |old|): 0 where the edit wrote what was there, 1 for zero.
+        known: False where a change has no size: another token, a token more.
+    """
 
     name: str
     n_calls: int = 0
     n_elements: int = 0
+    greatest: float | Tensor = 0.0
+    known: bool = True
 
-    def count(self, old: Tensor, new: Tensor) -> None:
-        """One more call; the number of changed elements stays a tensor, so that nothing synchronises."""
+    @property
+    def change(self) -> float:
+        """The greatest relative change of an element; NaN where it is unknown."""
+        return float(self.greatest) if self.known else float("nan")
+
+    def count(self, old: Tensor, new: Tensor, n: Tensor | None = None) -> None:
+        """One more call; what it did stays in tensors, so that nothing synchronises.
+
+        Args:
+            n: elements that it wrote; None: those that differ afterwards.
+        """
         self.n_calls += 1
-        self.n_elements = self.n_elements + (new != old).sum()
+        with torch.no_grad():
+            differs = new != old
+            self.n_elements = self.n_elements + (differs.sum() if n is None else n)
+            if not new.numel():
+                return
+            if not new.is_floating_point():
+                old, new = old.float(), new.float()
+            change = torch.where(differs, (new - old).abs() / torch.maximum(new.abs(), old.abs()), 0.0).amax()
+            change = change.float().nan_to_num(torch.inf)
+            self.greatest = torch.fmax(self.greatest, change) if isinstance(self.greatest, Tensor) else change
+
+    def settle(self) -> None:
+        """Turn what was counted into numbers, once nothing runs any more."""
+        self.n_elements, self.greatest = int(self.n_elements), float(self.greatest)
 
     def add(self, other: Fired) -> None:
         """Add what the same edit did elsewhere."""
         self.n_calls += other.n_calls
         self.n_elements += int(other.n_elements)
+        self.greatest, self.known = max(float(self.greatest), float(other.greatest)), self.known and other.known
 
 
 def add_tokens(
@@ -151,6 +181,7 @@ def add_tokens(
     def count(zeros_BND: Tensor) -> None:
         done.n_calls += 1
         done.n_elements += zeros_BND.numel() if alone else 0
+        done.known = False
 
     return tokens_added(module, stack, edit.n, edit.at, count)
 
@@ -159,6 +190,7 @@ def change_inputs(edit: InputEdit, done: Fired, inputs: dict[str, Any]) -> dict[
     """The inputs as an edit changes them, counted."""
     changed = edit.apply(inputs)
     done.n_calls += 1
+    done.known = False  # ids and masks are no amounts
     done.n_elements += sum(_differ(inputs.get(k), v) for k, v in changed.items() if k != TEXT_POSITIONS)
     return changed
 
@@ -182,11 +214,7 @@ def change_of(edit: Edit, done: Fired, batch: Callable[[], Batch]) -> Callable[[
         new = edit.apply(h, batch())
         if new.shape != h.shape:
             raise WorkError(f"Edit {edit.name!r} gave shape {tuple(new.shape)} for {tuple(h.shape)}.")
-        if edit.writes is None:
-            done.count(h, new)
-        else:
-            done.n_calls += 1
-            done.n_elements = done.n_elements + edit.writes(h, batch()).sum()
+        done.count(h, new, None if edit.writes is None else edit.writes(h, batch()).sum())
         return new
 
     return change

@@ -215,7 +215,7 @@ def observing(
         sites = [*(s for s, *_ in taps), *(s for s, _ in calls.values())]
         _check_sites(seen, dict(zip(sites, [*state.ever(), *heads.ever()], strict=True)), batch is not None)
     for done in seen.edits:
-        done.n_elements = int(done.n_elements)
+        done.settle()
     check_fired(seen.edits, idle="edits" in lenient)
     if batch is not None:
         check_calls(state.calls | heads.calls, model.proof.calls, whole=seen.watched)

@@ -17,7 +17,7 @@ class ClassicsConfig(Options):
     which: tuple[str, ...] = option((), "One of those that --list prints. Can be repeated; default: all.")
     n_sequences: int | None = option(None, "Sequences, from the start; nothing: all.", least=1)
     batch_size: int = option(1, "Sequences per forward pass of paired runs.", least=1)
-    seed: int = option(0, "Seed of pairs, random controls and bootstraps.")
+    seed: int = option(0, "Seed of pairs and random controls.")
 
 
 class Given(OfScanOrModel):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator
 
 from massact.records.errors import UserError
+from massact.records.verdicts import MARGIN
 from massact.verbs.explain import ALL_KEYS
 from massact.verbs.inputs import OfScan
 from massact.verbs.options import Names, Options, option
@@ -54,7 +55,10 @@ class InterveneConfig(Options):
     task_folder: str | None = option(None, "Folder of lm-eval task files of one's own; these work offline.")
     limit: int | None = option(None, "Questions of each task.", least=1)
     batch_size: int = option(1, "Sequences per forward pass.", least=1)
-    seed: int = option(0, "Seed of bootstrap and shuffle.")
+    margin: float = option(
+        MARGIN, "Harm within which an edit is harmless: nats of the log-perplexity, or share of answers.", least=0
+    )
+    seed: int = option(0, "Seed of the shuffle.")
 
 
 class Heads(Options):

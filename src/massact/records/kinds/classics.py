@@ -40,7 +40,7 @@ class ClassicsInfo(Sidecar):
 
     outcomes: dict[str, dict[str, Any]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
-    schema_version: int = 2  # 2: number of targets of its effects
+    schema_version: int = 3  # 2: number of targets of its effects; 3: their nats and verdicts
 
 
 @dataclass(repr=False)

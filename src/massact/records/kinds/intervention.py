@@ -10,6 +10,7 @@ import pandas as pd
 from massact.records.result import Result, table
 from massact.records.sidecars import Sidecar
 from massact.records.tables import Columns
+from massact.records.verdicts import NOT_JUDGED, VERDICTS
 
 TABLES: dict[str, Columns] = {
     "effects": {
@@ -22,10 +23,24 @@ TABLES: dict[str, Columns] = {
         "baseline": ("float64", "without the edit"),
         "edited": ("float64", "with it"),
         "delta": ("float64", "edited - baseline"),
-        "ci_low": ("float64", "of the difference: 2.5 % of 1,000 bootstraps over sequences"),
-        "ci_high": ("float64", "97.5 %"),
+        "ci_low": ("float64", "of the difference: 95 % interval over sequences, see docs/statistics.md"),
+        "ci_high": ("float64", "its upper end"),
+        "verdict": ("string", f"{', '.join(VERDICTS)}; {NOT_JUDGED}: neither a loss nor a share of right answers"),
+        "n_needed": ("float64", "sequences that would settle the verdict, were they like these; inf: no number would"),
+        "delta_nats": ("float64", "of losses: change of the log-perplexity, paired"),
+        "nats_low": ("float64", "its 95 % interval"),
+        "nats_high": ("float64", "its upper end"),
+        "share_of_zero": ("float64", "delta_nats / that of the edit zero; NaN: zero's is not beyond the margin"),
+        "share_low": ("float64", "its 95 % interval (Fieller)"),
+        "share_high": ("float64", "its upper end"),
+        "random_low": ("float64", "of kl and top1_agreement: 95 % interval of the difference to the edit random"),
+        "random_high": ("float64", "its upper end"),
+        "gap": ("float64", "of the label with most harm: how much more it is than that of the next one"),
+        "gap_low": ("float64", "its 95 % interval (Welch), in nats or in answers"),
+        "gap_high": ("float64", "its upper end"),
         "n_calls": ("int64", "how often the edit ran"),
         "n_elements": ("int64", "elements that it changed"),
+        "change": ("float64", "greatest change of one, relative to the greater of before and after; NaN: unknown"),
         "n_sequences": ("int64", "sequences evaluated"),
         "n_targets": ("float64", "predictions of the same tokens that both runs make; NaN: not of predictions"),
     },
@@ -44,7 +59,7 @@ class InterveneInfo(Sidecar):
     target: dict[str, Any] = field(default_factory=dict)
     estimated_on: str = ""
     evaluated_on: str = ""
-    schema_version: int = 2  # 2: number of targets
+    schema_version: int = 3  # 2: number of targets; 3: nats, verdicts and what they rest on
 
 
 @dataclass(repr=False)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from massact.records.kinds.classics import Classics
 from massact.reports import panels
+from massact.reports.kinds.intervention import with_verdicts
 from massact.reports.panels import Axis, Bars, Color, Line, Panel, Sheet
 from massact.reports.parts import Section, Words, parts_of, table_of
 from massact.reports.readings import Reading
@@ -275,7 +276,7 @@ def section(c: Classics) -> Section:
     return Section("classics", "Classic works", parts_of(
         Words(classics_in_words(c)), *panels.parts_in(draw_classics(c)),
         table_of("classics", c.classics, "All that was measured", most=500),
-        table_of("classic_effects", c.classic_effects, "What their edits did"),
+        table_of("classic_effects", with_verdicts(c.classic_effects), "What their edits did"),
     ))  # fmt: skip
 
 

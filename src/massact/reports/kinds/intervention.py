@@ -1,21 +1,36 @@
-"""What edits did, in words, as a table and as a figure: harmful, harmless or inconclusive, with the interval."""
+"""What edits did, in words, as a table and as a figure, with intervals; verdicts as `records/verdicts.py` has them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from massact.records.kinds.intervention import Intervention
+from massact.records.verdicts import (
+    CONTROL,
+    HARMFUL,
+    HARMLESS,
+    HELPFUL,
+    LEAST,
+    MARGIN,
+    ONE_SIDED,
+    OPEN,
+    UNTESTED,
+    ZERO,
+    starred,
+    unit_of,
+    verdict_of,
+)
 from massact.reports.panels import Axis, Color, Limit, Panel, Points, Sheet, column, headed, named_axis
-from massact.reports.parts import Column, Facts, Part, Section, Table, Words, grid, parts_of, table_of
+from massact.reports.parts import Facts, Part, Section, Table, Words, grid, parts_of, table_of
 from massact.reports.readings import Reading
 from massact.reports.spelling import (
     counted,
+    listed,
     noted,
     number,
     numbered,
@@ -27,8 +42,6 @@ from massact.reports.spelling import (
     visible,
 )
 
-HARM = 0.01  # relative change of perplexity, change of accuracy: within it nothing has happened
-HARMFUL, HARMLESS, OPEN = "harmful", "harmless", "inconclusive"
 EDITS_ABREAST = 4  # columns of one table that a narrow terminal holds
 
 
@@ -38,23 +51,20 @@ def main_metric(effects: pd.DataFrame) -> str:
     return next((m for m in ("perplexity", "accuracy", "top1_agreement") if m in have), "")
 
 
-def verdict(row: pd.Series) -> str:
-    """Harmful if the whole interval is beyond the margin, harmless if all of it is within, else inconclusive.
+def verdict(row: pd.Series, margin: float = MARGIN) -> str:
+    """The verdict on one effect, see `massact.records.verdicts.verdict_of`.
 
-    The margin is 1 % of the perplexity, or 0.01 of the accuracy. An edited value that is not finite is harmful;
-    a classifier that is never right shows nothing.
+    Args:
+        row: of the table `effects`.
+        margin: by which a run that recorded no verdict is judged.
     """
-    low, high = real(row["ci_low"]), real(row["ci_high"])
-    if row["metric"] == "perplexity":
-        if not math.isfinite(real(row["edited"])):
-            return HARMFUL
-        low, high = low / row["baseline"], high / row["baseline"]
-    else:
-        low, high = -high, -low  # less is worse
-    never_right = row["metric"] == "accuracy" and real(row["baseline"]) == 0  # it cannot get worse
-    if math.isnan(low) or math.isnan(high) or never_right:
-        return OPEN
-    return HARMFUL if low > HARM else HARMLESS if high < HARM and low > -HARM else OPEN
+    return verdict_of(row, margin)
+
+
+def margin_of(e: Intervention) -> float:
+    """The margin that a run was judged by."""
+    margin = real(e.info.config.get("margin"))
+    return margin if margin >= 0 else MARGIN
 
 
 def effects_in_words(e: Intervention) -> list[str]:
@@ -70,17 +80,77 @@ def effects_in_words(e: Intervention) -> list[str]:
         f"Edited: the massive activations at {_where(target)}, {_which(e.info.config)}; "
         f"effects on {visible(e.info.evaluated_on)}, values estimated on {visible(e.info.estimated_on)}."
     ]
-    for _, row in rows.iterrows():
-        said.append(f"{_sentence(row)}: {verdict(row)}.")
+    margin = margin_of(e)
+    said += [f"{_sentence(row)}: {_judged(row, rows, margin)}." for _, row in rows.iterrows()]
     if len(rows):
-        margin = f"{percent(HARM)} of the perplexity" if metric == "perplexity" else f"{HARM} in {_spaced(metric)}"
-        said.append(f"An edit is harmful if its whole interval is worse by more than {margin}, harmless if all of it "
-                    f"is within {margin}, else inconclusive.")  # fmt: skip
+        said += [_by_which(metric, margin), *_not_recorded(rows)]
     groups = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] != "all")]
     for name, mine in groups.groupby("edit", sort=False):
-        worst = mine.loc[(mine["delta"] * (1 if metric == "perplexity" else -1)).idxmax()]
-        said.append(f"{visible(str(name))} hurts {visible(worst['group'])} most: {_change(worst)}.")
+        said += [_worst(str(name), of) for _, of in mine.groupby(mine["group"].str.partition("=")[0], sort=False)]
     return said + noted(e.info.notes)
+
+
+def _judged(row: pd.Series, rows: pd.DataFrame, margin: float) -> str:
+    """The verdict, with what it lacks, and the share of what zero does."""
+    found, n = verdict(row, margin), int(row["n_sequences"])
+    if found == UNTESTED:
+        return f"{found}, the edit changes no entry by more than rounding"
+    share = real(row["share_of_zero"])
+    told = "" if math.isnan(share) else (
+        f", {percent(share, 2)} of what zero does ({percent(row['share_low'], 2)} to {percent(row['share_high'], 2)})"
+    )  # fmt: skip
+    if found != OPEN:
+        return found + told
+    needed = real(row["n_needed"])
+    more = f"about {needed:,.0f} sequences like these would do" if math.isfinite(needed) else (
+        "no number of sequences like these would do" if needed > 0 else "")  # fmt: skip
+    few = f"{counted(n, 'sequence')}, fewer than {LEAST}" if n < LEAST else ""
+    why = "; ".join(x for x in (few, more) if x)
+    return f"{found}{f' ({why})' if why else ''}{told}"
+
+
+def _by_which(metric: str, margin: float) -> str:
+    """What the verdicts mean, in one sentence."""
+    unit = f"{number(margin)} nats, about {percent(math.expm1(margin), 2)} of the perplexity"
+    beyond = unit if unit_of(metric) == "nats" else f"{number(margin)} in {_spaced(metric)}"
+    return (
+        f"Harmful or helpful: the whole interval is beyond {beyond}; harmless: all of it is within that to both sides; "
+        f"else, and below {LEAST} sequences, not settled; not tested: the edit changed nothing."
+    )
+
+
+def _not_recorded(rows: pd.DataFrame) -> list[str]:
+    """What a run of an older version does not tell, and why shares are missing."""
+    if not (rows["verdict"].fillna("") != "").any():
+        return [
+            "Not recorded in this run: how much the edits changed, so none is called not tested; shares of what zero "
+            "does; how many sequences would settle a verdict. Its intervals are percentile bootstraps, too narrow with "
+            "few sequences: intervene again."
+        ]
+    if unit_of(str(rows["metric"].iloc[0])) != "nats":
+        return []
+    others = rows[(rows["edit"] != ZERO) & (rows["verdict"] != UNTESTED)]
+    if not len(others) or others["share_of_zero"].notna().any():
+        return []
+    why = "its own harm is not beyond the margin" if (rows["edit"] == ZERO).any() else "it was not among the edits"
+    return [f"Shares of what zero does are unavailable: {why}."]
+
+
+def _worst(edit: str, rows: pd.DataFrame) -> str:
+    """Whom an edit hurts most, where an interval says so."""
+    rows = rows.reset_index(drop=True)
+    shown = "; ".join(f"{visible(row['group'])} {_change(row)}" for _, row in rows.head(6).iterrows())
+    known = rows[rows["gap_low"].notna()]
+    if not len(known):
+        old = not (rows["verdict"].fillna("") != "").any()
+        why = "not recorded in this run" if old else f"unavailable: two groups of {LEAST} sequences or more are needed"
+        return f"{visible(edit)}, group by group: {shown}. The interval of their difference is {why}."
+    worst = known.iloc[0]
+    unit = "nats" if unit_of(str(worst["metric"])) == "nats" else f"in {_spaced(str(worst['metric']))}"
+    apart = f"{number(worst['gap'])} {unit}, 95% interval {number(worst['gap_low'])} to {number(worst['gap_high'])}"
+    if real(worst["gap_low"]) > 0:
+        return f"{visible(edit)} hurts {visible(worst['group'])} most: {_change(worst)}; more than the next by {apart}."
+    return f"{visible(edit)}: no difference between groups is settled (the first two differ by {apart}): {shown}."
 
 
 def _where(target: Mapping[str, Any]) -> str:
@@ -115,24 +185,26 @@ def _change(row: pd.Series) -> str:
 
 def draw_effects(e: Intervention) -> Sheet | None:
     """The change of the main metric under each edit, with its interval."""
-    panel = effects_panel(e.effects)
+    panel = effects_panel(e.effects, margin=margin_of(e))
     return Sheet([panel], f"Edits at {visible(str(e.info.target.get('site', '?')))}") if panel else None
 
 
-VERDICTS = {HARMFUL: (Color.LIMIT, "diamond"), HARMLESS: (Color.GREEN, "circle"), OPEN: (Color.GREY, "square")}
+LOOKS = {HARMFUL: (Color.LIMIT, "diamond"), HARMLESS: (Color.GREEN, "circle"), OPEN: (Color.GREY, "square"),
+         HELPFUL: (Color.BLUE, "diamond"), UNTESTED: (Color.MUTED, "circle")}  # fmt: skip
 
 
 def section(e: Intervention) -> Section:
     """What edits of the massive activations do, with intervals and controls (Sun 2024, Table 3)."""
-    parts: list[Part | None] = [Words(effects_in_words(e)), effects_panel(e.effects)]
-    metrics = e.effects.assign(harm=[_judged(row, main_metric(e.effects)) for _, row in e.effects.iterrows()])
-    table = table_of("effects", e.effects, "Effects of every edit on every metric", most=600, shown_first=True)
-    if table is not None:
-        said = [str(x) for x in metrics["harm"].head(600)]
-        meaning = "harmful: the whole interval is beyond 1% of the perplexity (0.01 of an accuracy); harmless: all of "
-        column = Column("verdict", f"{meaning}it is within; of the main metric only", said, said, False)
-        table = replace(table, columns=_after(table.columns, "metric", column))
+    margin = margin_of(e)
+    parts: list[Part | None] = [Words(effects_in_words(e)), effects_panel(e.effects, margin=margin)]
+    rows = with_verdicts(e.effects, margin)
+    table = table_of("effects", rows, "Effects of every edit on every metric", most=600, shown_first=True)
     return Section("interventions", "Interventions", parts_of(*parts, _head(e.info.config.get("head")), table))
+
+
+def with_verdicts(effects: pd.DataFrame, margin: float = MARGIN) -> pd.DataFrame:
+    """The effects of any version, each with its verdict."""
+    return effects.assign(verdict=[verdict(row, margin) for _, row in effects.iterrows()])
 
 
 def _head(record: Any) -> Facts | None:
@@ -151,31 +223,22 @@ def _head(record: Any) -> Facts | None:
     return Facts(pairs, "Head that gave the classes")
 
 
-def _after(columns: Sequence[Column], name: str, new: Column) -> list[Column]:
-    """The columns with a new one behind that of a name."""
-    place = [c.name for c in columns].index(name) + 1
-    return [*columns[:place], new, *columns[place:]]
-
-
-def _judged(row: pd.Series, metric: str) -> str:
-    return verdict(row) if row["metric"] == metric else "not judged"
-
-
-def effects_panel(effects: pd.DataFrame, title: str = "") -> Panel | None:
+def effects_panel(effects: pd.DataFrame, title: str = "", margin: float = MARGIN) -> Panel | None:
     """The change of the main metric under each edit, with its interval."""
     metric = main_metric(effects)
     rows = effects[(effects["metric"] == metric) & (effects["group"] == "all")]
     if not len(rows):
         return None
-    names, verdicts = [visible(name) for name in rows["edit"]], [verdict(row) for _, row in rows.iterrows()]
+    names, verdicts = [visible(name) for name in rows["edit"]], [verdict(row, margin) for _, row in rows.iterrows()]
     delta, low, high = (column(rows, name) for name in ("delta", "ci_low", "ci_high"))
     said = [f"{n}: {v}, 95% interval {a:.4g} to {b:.4g}" for n, v, a, b in zip(names, verdicts, low, high, strict=True)]
-    colors, symbols = zip(*(VERDICTS[v] for v in verdicts), strict=True)
+    colors, symbols = zip(*(LOOKS[v] for v in verdicts), strict=True)
     points = Points(delta, range(len(names)), colors, symbols, low, high, said)
     base, spaced = real(rows["baseline"].iloc[0]), metric.replace("_", " ")
     unseen = [n for n, d in zip(names, delta, strict=True) if not math.isfinite(d)]
     caption = f"Without an edit {spaced} is {base:.4g}. Bars: 95% intervals. Red diamonds: "
-    caption += "harmful; green circles: harmless; grey squares: inconclusive."
+    caption += "harmful; blue: helpful; green circles: harmless; grey squares: not settled; grey circles: not tested."
+    caption += f" Margin: {number(margin)}."
     left_out = f"Not finite, so not drawn: {', '.join(unseen)}." if unseen else ""
     known = number(base) if math.isfinite(base) else "not finite"
     x = _change_axis(np.concatenate([delta, low, high]), base, f"Change of {spaced} (without edit: {known})")
@@ -186,7 +249,7 @@ def effects_panel(effects: pd.DataFrame, title: str = "") -> Panel | None:
 
 def _change_axis(values: np.ndarray, base: float, title: str) -> Axis:
     """Logarithmic to both sides of what counts as nothing, so that a harm does not hide the harmless."""
-    near = 10.0 ** math.floor(math.log10(max(HARM * base if math.isfinite(base) else 0.0, 1e-3)))
+    near = 10.0 ** math.floor(math.log10(max(MARGIN * base if math.isfinite(base) else 0.0, 1e-3)))
     far = max([near, *np.abs(values[np.isfinite(values)])])
     decades = near * 10.0 ** np.arange(0, max(1, math.ceil(math.log10(far / near)) + 1))
     ticks = [(float(x), number(x)) for x in (*-decades[::-1], 0.0, *decades)]
@@ -222,12 +285,23 @@ def _changes(effects: pd.DataFrame, group: str) -> Table | None:
     of = f" of {visible(group)}" if group else ""
     nats = "; nll and kl in nats" if {"nll", "kl"} & set(effects["metric"]) else ""
     heads = ["<metric", "without", *(f">{shortened(visible(str(edit)), 24)}" for edit in edits)]
-    return grid(f"Change by each edit{of} (*: zero is outside of the 95% interval{nats})", heads, lines)
+    title = f"Change by each edit{of} (*: zero is outside of the 95% interval{_stars_of(effects)}{nats})"
+    return grid(title, heads, lines)
+
+
+def _stars_of(effects: pd.DataFrame) -> str:
+    """What a star means for quantities that move one way only."""
+    mine = effects[effects["metric"].isin(ONE_SIDED)]
+    if not len(mine):
+        return ""
+    names = listed([_spaced(m) for m in dict.fromkeys(mine["metric"])])
+    if mine["random_low"].notna().any():
+        return f", for {names} that of the difference to {CONTROL}"
+    return f"; none for {names}, which are not compared with {CONTROL} here"
 
 
 def _starred(row: pd.Series) -> str:
-    low, high = real(row["ci_low"]), real(row["ci_high"])
-    return signed(row["delta"]) + ("*" if low > 0 or high < 0 else " ")
+    return signed(row["delta"]) + ("*" if starred(row) else " ")
 
 
 READING = Reading(effects_in_words, (section,), brief, figures={"effects": draw_effects}, table="effects")

@@ -10,6 +10,7 @@ import pandas as pd
 
 from massact.records.kinds.lab import Lab
 from massact.records.rules import MAGNITUDE, RATIO, SINK, WORDS, is_sink
+from massact.records.verdicts import LEAST, MARGIN, judged
 from massact.reports.panels import Axis, Bars, Color, Limit, Line, Panel, Sheet, column, linear_axis, looks, share_axis
 from massact.reports.parts import Part, Section, Table, Words, grid, narrow, parts_of, table_of
 from massact.reports.readings import Reading
@@ -42,7 +43,7 @@ def lab_verdict(lab: Lab, variant: str) -> str:
     zero, other, mean = (lab.effect(variant, *what) for what in (("zero", 0), ("zero", _ordinary(lab)), ("mean", 0)))
     if zero is None or other is None or mean is None:
         return UNSEEN
-    if not (zero["ci_low"] > 0 and _above(zero, other)):
+    if not (zero["ci_low"] > 0 and _above(zero, other) and zero["n_sequences"] >= LEAST):
         return FREE
     return BIAS if mean["ci_high"] < UNDONE * zero["ci_low"] else CONTENT
 
@@ -93,9 +94,9 @@ def _state(lab: Lab, variant: str) -> str:
     zero, other, mean = (lab.effect(variant, *what) for what in (("zero", 0), ("zero", _ordinary(lab)), ("mean", 0)))
     assert zero is not None and other is not None and mean is not None
     said = (
-        f"Its state after block 1 set to zero changes the loss of far targets by {_change(zero)} nats (position "
-        f"{_ordinary(lab)}: "
-        f"{_change(other)}), set to its mean by {_change(mean)}: "
+        f"Its state after block 1 set to zero changes the loss of far targets by {_change(zero)} nats, {_judged(zero)} "
+        f"(position {_ordinary(lab)}: {_change(other)}, {_judged(other)}), set to its mean by {_change(mean)}, "
+        f"{_judged(mean)}: "
     )
     constant = real(zero["cosine"]) >= CONSTANT
     if verdict == BIAS and constant:
@@ -116,7 +117,8 @@ def _state(lab: Lab, variant: str) -> str:
 def _not_shown(lab: Lab) -> str:
     """What a reader must not take this for."""
     top, ratio = real(lab.lab["top1"].max()), real(lab.lab["ratio"].max())
-    intervals = "Intervals are over the sequences of one training: other seeds differ by more."
+    intervals = "Intervals are over the sequences of one training: other seeds differ by more. "
+    intervals += f"Harmful and harmless are beyond and within {number(MARGIN)} nats with the whole interval."
     if top > MAGNITUDE and ratio >= RATIO:
         return intervals
     return (
@@ -131,6 +133,11 @@ def _ordinary(lab: Lab) -> int:
 
 def _change(effect: Any) -> str:
     return f"{_nats(effect['delta_nats'])} ({_nats(effect['ci_low'])} to {_nats(effect['ci_high'])})"
+
+
+def _judged(effect: Any) -> str:
+    """The verdict by the rule of all effects."""
+    return judged(real(effect["ci_low"]), real(effect["ci_high"]), real(effect["n_sequences"]))
 
 
 def _nats(value: Any) -> str:

@@ -14,7 +14,7 @@ from massact.reports.contents import Contents
 from massact.reports.kinds.comparison import figures
 from massact.reports.kinds.comparison.tables import places, side_by_side
 from massact.reports.kinds.comparison.words import told
-from massact.reports.kinds.intervention import effects_panel, main_metric
+from massact.reports.kinds.intervention import effects_panel, main_metric, margin_of, with_verdicts
 from massact.reports.panels import parts_in
 from massact.reports.parts import Column, Part, Section, Table, Words, parts_of, said_where_empty, table_of
 from massact.reports.spelling import visible
@@ -55,10 +55,14 @@ def losses(runs: Sequence[Contents], c: Comparison) -> Section | None:
 
 def interventions(runs: Sequence[Contents], c: Comparison) -> Section | None:
     """What the edits of each run do to its main metric, in one table, and with intervals."""
-    done = [(visible(held.label), made.effects) for held in runs if (made := held.of(Intervention)) is not None]
+    found = [(visible(held.label), made) for held in runs if (made := held.of(Intervention)) is not None]
+    done = [(label, with_verdicts(made.effects, margin_of(made))) for label, made in found]
     parts: list[Part | None] = [_effects(done)]
-    for label, rows in done:
-        parts += [effects_panel(rows, label), table_of("effects", rows, f"Effects in {label}", most=200)]
+    for (label, rows), (_, made) in zip(done, found, strict=True):
+        parts += [
+            effects_panel(rows, label, margin_of(made)),
+            table_of("effects", rows, f"Effects in {label}", most=200),
+        ]
     return Section("interventions", "Interventions", parts_of(*parts)) if done else None
 
 
@@ -69,7 +73,9 @@ def _effects(done: Sequence[tuple[str, pd.DataFrame]]) -> Table | None:
         mine = effects[(effects["metric"] == main_metric(effects)) & (effects["group"] == "all")]
         rows.append(mine)
         labels += [name] * len(mine)
-    wanted = ("edit", "layer", "metric", "baseline", "edited", "delta", "ci_low", "ci_high", "n_sequences")
+    wanted = ("edit", "layer", "metric", "baseline", "edited", "delta", "ci_low", "ci_high", "verdict", "n_needed",
+              "delta_nats", "nats_low", "nats_high", "share_of_zero", "share_low", "share_high",
+              "n_sequences")  # fmt: skip
     both = pd.concat(rows, ignore_index=True) if rows else frame("effects")
     made = table_of("effects", both, "Effects of every edit, run by run", wanted, 600, shown_first=True)
     if made is None:
