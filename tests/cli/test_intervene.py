@@ -174,7 +174,8 @@ def test_effects_by_a_column_of_a_jsonl_file(
     told = e.effects[e.effects.metric == "nll"].set_index("group").baseline
     for kind in ("sea", "home"):
         assert told[f"kind={kind}"] == pytest.approx(wanted[kind], rel=1e-5)
-    assert "kind=sea" in printed and "hurts kind=" in printed
+    assert "kind=sea" in printed and "hurts kind=" not in printed, "three sequences of each settle nothing"
+    assert e.effects.gap.isna().all()
     assert any("scanned anew" in note for note in e.info.notes)
 
 
