@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from massact.interventions import (
     zero,
     zero_dims,
 )
+from massact.interventions.catalogue import massive_everywhere
+from massact.records.clusters import clusters_table
 from massact.records.errors import UserError
 from massact.records.sites import Site
 from massact.records.tables import columns_of, frame
@@ -38,7 +41,8 @@ from massact.records.tables import columns_of, frame
 # layer, sequence, pos, dim, position class, value
 TABLE = [
     (2, 0, 0, 5, "start", 900.0),  # one sequence of three: not yet the onset
-    (3, 0, 0, 5, "start", 1000.0), (3, 1, 0, 5, "start", 1200.0), (3, 0, 4, 5, "delimiter", 600.0),
+    (3, 0, 0, 5, "start", 1000.0), (3, 1, 0, 5, "start", 1200.0), (3, 2, 0, 5, "start", 1100.0),
+    (3, 0, 4, 5, "delimiter", 600.0),
     (3, 1, 6, 5, "other", 800.0), (3, 1, 6, 1, "other", -400.0),
     (4, 0, 0, 5, "start", 1100.0), (4, 1, 0, 5, "start", 1100.0), (4, 2, 3, 5, "other", -1100.0),
 ]  # fmt: skip
@@ -60,10 +64,28 @@ def test_what_a_target_is() -> None:
     t = massive(table())
     assert (t.site, t.dims, t.cuts) == (Site("", 3, "resid_post"), (1, 5), (200.0, 300.0))
     assert t.means["start"] == pytest.approx((np.nan, 1100.0), nan_ok=True)
-    assert t.means["rest"] == (-400.0, 700.0)
-    assert t.values == {"start": ((), (1000.0, 1200.0)), "rest": ((-400.0,), (600.0, 800.0))}
-    assert massive(table(), 2).values == {"start": ((900.0,),), "rest": ((),)}
-    assert massive(table(), 4).means["rest"] == (-1100.0,)
+    assert t.means["delimiter"] == pytest.approx((np.nan, 600.0), nan_ok=True)
+    assert t.means["other"] == (-400.0, 800.0)
+    assert t.values == {
+        "start": ((), (1000.0, 1200.0, 1100.0)), "delimiter": ((), (600.0,)), "other": ((-400.0,), (800.0,))
+    }  # fmt: skip
+    assert t.pairs == [(5, "start"), (5, "delimiter"), (1, "other"), (5, "other")]
+    assert massive(table(), 2).values == {"start": ((900.0,),), "delimiter": ((),), "other": ((),)}
+    assert massive(table(), 4).means["other"] == (-1100.0,)
+
+
+def test_the_largest_cluster_is_meant_with_those_of_its_label_at_its_onset() -> None:
+    """A stray finding in an early layer does not move the onset, and an outlier feature is not edited with it."""
+    stray = [(1, 0, 3, 5, "other", 150.0), (1, 1, 9, 5, "other", -150.0)]
+    main = [(4, s, 0, 5, "start", 9000.0 + s) for s in range(4)] + [(4, s, 0, 2, "start", -700.0) for s in range(4)]
+    feature = [(n, s, p, 8, "other", 300.0) for n in (2, 4) for s in range(4) for p in range(1, 20)]
+    found = table([*stray, *main, *feature])
+    t = massive(found)
+    assert (t.site.layer, t.dims, t.pairs) == (4, (2, 5), [(2, "start"), (5, "start")])
+    assert massive(found, 4).dims == (2, 5, 8)  # of a layer that is asked for, all
+    assert [m.site.layer for m in massive_everywhere(found)] == [1, 4]
+    only = clusters_table(found).query("label == 'outlier feature'")
+    assert massive(found, clusters=only).site.layer == 2 and massive(found, clusters=only).dims == (8,)
 
 
 def test_half_is_enough_for_the_onset() -> None:
@@ -100,9 +122,9 @@ def test_the_same_edit_at_every_layer() -> None:
     edits = everywhere(zero, table())
     assert [(e.name, e.site) for e in edits] == [(f"zero at {n}.resid_post", f"{n}.resid_post") for n in (2, 3, 4)]
     h = torch.zeros(1, 2, 8)
-    h[0, 0, 1], h[0, 0, 5] = 250.0, 500.0  # dim 1 is massive at layer 3 alone; 500 is below the cut of layer 4
-    got = [e.apply(h, Batch({}, (0,), (None,)))[0, 0, [1, 5]].tolist() for e in edits]
-    assert got == [[250, 0], [0, 0], [250, 500]]
+    h[0, :, 1], h[0, :, 5] = 250.0, 500.0  # dim 1 is massive at layer 3 alone; 500 is below the cut of layer 4
+    got = [e.apply(h, Batch({"input_ids": torch.ones(1, 2)}, (0,), (None,)))[0][:, [1, 5]].tolist() for e in edits]
+    assert got == [[[250, 0], [250, 500]], [[250, 0], [0, 0]], [[250, 500], [250, 500]]]  # by class of the token
     named = everywhere(lambda t: scale(t, 0.5), pd.concat([table(TABLE[:3], "a"), table(stack="b")]), "a")
     assert [e.site for e in named] == ["a/2.resid_post", "a/3.resid_post"]
 
@@ -111,9 +133,23 @@ def test_the_same_edit_at_every_layer() -> None:
 B, T, D = 3, 7, 9
 DIMS, CUTS = (2, 5), (50.0, 80.0)
 TARGET = Massive(
-    Site("", 3, "resid_post"), DIMS, CUTS, {"start": (float("nan"), 100.0), "rest": (-70.0, 120.0)},
-    {"start": ((), (95.0, 105.0)), "rest": ((-71.0, -69.0), (119.0, 120.5, 121.5))},
+    Site("", 3, "resid_post"), DIMS, CUTS,
+    {"start": (float("nan"), 100.0), "delimiter": (-60.0, float("nan")), "other": (-70.0, 120.0)},
+    {"start": ((), (95.0, 105.0)), "delimiter": ((-60.0,), ()), "other": ((-71.0, -69.0), (119.0, 120.5, 121.5))},
+    delimiters=frozenset({7}),
 )  # fmt: skip
+IDS = (np.arange(B * T) * 5 % 9).reshape(B, T)  # some are 7
+
+
+def class_at(b: int, t: int, mask: np.ndarray) -> str:
+    if t == int(np.flatnonzero(mask[b])[0]):
+        return "start"
+    return "delimiter" if IDS[b, t] == 7 else "other"
+
+
+def is_massive(h: np.ndarray, b: int, t: int, j: int, where: str) -> bool:
+    """It reaches the cut, on a token of a class that has findings at that dim."""
+    return abs(h[b, t, DIMS[j]]) >= CUTS[j] and len(TARGET.values[where][j]) > 0
 
 
 @st.composite
@@ -133,33 +169,27 @@ def planted(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, bool]:
 
 
 def batch_of(mask: np.ndarray, past: int = 0) -> Batch:
-    padded = {} if mask.all() else {"attention_mask": torch.tensor(mask)}
+    padded = {"input_ids": torch.tensor(IDS)} | ({} if mask.all() else {"attention_mask": torch.tensor(mask)})
     return Batch(padded, tuple(range(B)), (None,) * B, past)
 
 
-def naively(h: np.ndarray, mask: np.ndarray, value: Callable[[float, int, bool], float]) -> np.ndarray:
-    """`value(old, index of the dim, whether the position is the first that counts)` at massive entries."""
+def naively(h: np.ndarray, mask: np.ndarray, value: Callable[[float, int, str], float]) -> np.ndarray:
+    """`value(old, index of the dim, class of the token)` at massive entries."""
     new = h.copy()
-    for b in range(B):
-        first = int(np.flatnonzero(mask[b])[0])
-        for t in range(T):
-            for j, (dim, cut) in enumerate(zip(DIMS, CUTS, strict=True)):
-                if abs(h[b, t, dim]) >= cut:
-                    new[b, t, dim] = value(float(h[b, t, dim]), j, t == first)
+    for b, t in np.ndindex(B, T):
+        where = class_at(b, t, mask)
+        for j, dim in enumerate(DIMS):
+            if is_massive(h, b, t, j, where):
+                new[b, t, dim] = value(float(h[b, t, dim]), j, where)
     return new
 
 
-def class_mean(old: float, j: int, start: bool) -> float:
-    means = {(0, True): -70.0, (0, False): -70.0, (1, True): 100.0, (1, False): 120.0}  # no start at dim 2: the rest's
-    return means[j, start]
-
-
 EDITS = {
-    "zero": (zero, lambda old, j, start: 0.0),
-    "scale": (lambda t: scale(t, 0.25), lambda old, j, start: old * 0.25),
-    "clip": (lambda t: clip(t, 60.0), lambda old, j, start: min(60.0, max(-60.0, old))),
-    "fixed": (lambda t: fixed(t, -3.0), lambda old, j, start: -3.0),
-    "mean": (mean, class_mean),
+    "zero": (zero, lambda old, j, where: 0.0),
+    "scale": (lambda t: scale(t, 0.25), lambda old, j, where: old * 0.25),
+    "clip": (lambda t: clip(t, 60.0), lambda old, j, where: min(60.0, max(-60.0, old))),
+    "fixed": (lambda t: fixed(t, -3.0), lambda old, j, where: -3.0),
+    "mean": (mean, lambda old, j, where: TARGET.means[where][j]),
 }
 
 
@@ -181,15 +211,13 @@ def test_values_are_those_of_a_loop_and_all_others_are_untouched(name: str, give
 def test_shuffle_draws_from_its_own_class_and_dim(given_: tuple, seed: int) -> None:
     h, mask, _ = given_
     got = shuffle(TARGET, seed).apply(torch.from_numpy(h), batch_of(mask)).numpy()
-    for b in range(B):
-        first = int(np.flatnonzero(mask[b])[0])
-        for t in range(T):
-            for j, (dim, cut) in enumerate(zip(DIMS, CUTS, strict=True)):
-                if abs(h[b, t, dim]) >= cut:
-                    pool = TARGET.values["start" if t == first else "rest"][j] or TARGET.values["rest"][j]
-                    assert got[b, t, dim] in np.float32(pool)
-                else:
-                    assert got[b, t, dim] == h[b, t, dim]
+    for b, t in np.ndindex(B, T):
+        where = class_at(b, t, mask)
+        for j, dim in enumerate(DIMS):
+            if is_massive(h, b, t, j, where):
+                assert got[b, t, dim] in np.float32(TARGET.values[where][j])
+            else:
+                assert got[b, t, dim] == h[b, t, dim]
     others = [d for d in range(D) if d not in DIMS]
     np.testing.assert_array_equal(got[..., others], h[..., others])
 
@@ -198,11 +226,13 @@ def test_shuffle_is_a_function_of_seed_and_sequences() -> None:
     h = torch.full((B, T, D), 500.0)
 
     def drawn(seed: int, sequences: tuple[int, ...] = (0, 1, 2)) -> Tensor:
-        return shuffle(TARGET, seed).apply(h, Batch({}, sequences, (None,) * B))
+        return shuffle(TARGET, seed).apply(h, replace(batch_of(np.ones((B, T))), sequences=sequences))
 
     assert torch.equal(drawn(0), drawn(0))
     assert not torch.equal(drawn(0), drawn(1)) and not torch.equal(drawn(0), drawn(0, (3, 4, 5)))
-    values, counts = drawn(0)[:, 1:, 5].unique(return_counts=True)
+    others = torch.from_numpy(IDS != 7)
+    others[:, 0] = False
+    values, counts = drawn(0)[..., 5][others].unique(return_counts=True)
     assert values.tolist() == [119.0, 120.5, 121.5] and counts.min() >= 2
 
 
@@ -214,7 +244,7 @@ def test_matched_random_zeroes_as_many_entries_near_the_median(given_: tuple) ->
     got = matched_random(TARGET).apply(torch.from_numpy(h), batch_of(mask)).numpy()
     others = [d for d in range(D) if d not in DIMS]
     for b in range(B):
-        n = sum(int((np.abs(h[b, :, d]) >= cut).sum()) for d, cut in zip(DIMS, CUTS, strict=True))
+        n = sum(is_massive(h, b, t, j, class_at(b, t, mask)) for t in range(T) for j in range(len(DIMS)))
         changed = got[b] != h[b]
         assert changed.sum() == n and (got[b][changed] == 0).all() and not changed[:, list(DIMS)].any()
         magnitudes = np.abs(h[b])
@@ -241,13 +271,22 @@ def test_half_precision_stays_what_it_is(make: Callable, dtype: torch.dtype) -> 
 
 def test_behind_a_cache_no_position_is_the_start() -> None:
     h = torch.full((B, 1, D), 500.0)
-    got = {past: mean(TARGET).apply(h, batch_of(np.ones((B, 1)), past))[0, 0, 5].item() for past in (0, 6)}
+    batch = {past: replace(batch_of(np.ones((B, 1)), past), inputs={"input_ids": torch.ones(B, 1)}) for past in (0, 6)}
+    got = {past: mean(TARGET).apply(h, batch[past])[0, 0, 5].item() for past in (0, 6)}
     assert got == {0: 100.0, 6: 120.0}
+
+
+def test_without_ids_delimiters_cannot_be_told() -> None:
+    h = torch.full((B, T, D), 500.0)
+    with pytest.raises(UserError, match="input_ids"):
+        zero(TARGET).apply(h, Batch({}, tuple(range(B)), (None,) * B))
+    alike = replace(TARGET, values={c: ((1.0,), (1.0,)) for c in TARGET.values})  # all classes are edited at all dims
+    assert (zero(alike).apply(h, Batch({}, tuple(range(B)), (None,) * B))[..., list(DIMS)] == 0).all()
 
 
 def test_edits_take_the_table_of_findings_itself() -> None:
     h = torch.full((1, 2, 8), 1000.0)
-    batch = Batch({}, (0,), (None,))
+    batch = Batch({"input_ids": torch.tensor([[3, 0]])}, (0,), (None,))
     for make in (zero, mean, shuffle, matched_random, lambda t: scale(t, 2.0), lambda t: clip(t, 1.0)):
         one, other = make(table()), make(massive(table()))
         assert (one.name, one.site) == (other.name, other.site) and one.site == "3.resid_post"

@@ -25,8 +25,12 @@ from tests.families import build
 from tests.interventions.test_paired import planted
 
 D, DIMS = 32, (3, 17)
-MEANS = {"start": (0.7, -0.4), "rest": (-0.9, 0.3)}
-POOLS = {"start": ((1.1,), (-1.2,)), "rest": ((-1.3,), (1.4,))}  # one value each: what a shuffle draws is known
+MEANS = {"start": (0.7, -0.4), "delimiter": (-0.9, 0.3), "other": (-0.9, 0.3)}
+POOLS = {
+    "start": ((1.1,), (-1.2,)),
+    "delimiter": ((-1.3,), (1.4,)),
+    "other": ((-1.3,), (1.4,)),
+}  # one value each: what a shuffle draws is known
 
 
 def ids(n: int = 3, length: int = 12, seed: int = 0) -> Tensor:
@@ -114,7 +118,7 @@ def whole(*dims: int) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def pick(table: dict[str, Any]) -> Callable[[float, int, bool], float]:
-    return lambda old, j, start: float(np.ravel(table["start" if start else "rest"][j])[0])
+    return lambda old, j, start: float(np.ravel(table["start" if start else "other"][j])[0])
 
 
 # name in EDITS -> how it is written, and the same by hand

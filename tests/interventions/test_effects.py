@@ -164,8 +164,8 @@ def test_an_edit_may_leave_a_batch_alone_but_not_all() -> None:
 def test_every_sequence_is_shuffled_on_its_own() -> None:
     """Of two values one is drawn for each sequence: not the same one for all of them, whatever the batch size."""
     model, drawn = ma.load(build("llama")), []
-    pools = {"start": ((-900.0, 900.0),), "rest": ((0.0,),)}
-    target = Massive(Site("", 2, "resid_post"), (3,), (0.0,), {"start": (0.0,), "rest": (0.0,)}, pools)
+    pools = {"start": ((-900.0, 900.0),), "delimiter": ((0.0,),), "other": ((0.0,),)}
+    target = Massive(Site("", 2, "resid_post"), (3,), (0.0,), dict.fromkeys(pools, (0.0,)), pools)
     mixed = shuffle(target)
 
     def apply(h: Tensor, batch: Batch) -> Tensor:

@@ -13,7 +13,9 @@ from torch import Tensor
 import massact as ma
 from massact.corpora import Batch
 from massact.interventions import QUARTET, exactly, intervene, massive, zero
+from massact.interventions.job import _same_places
 from massact.models import Model
+from massact.records.clusters import clusters_table
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.intervention import effects_in_words
@@ -136,7 +138,8 @@ def test_the_onset_is_that_of_all_sequences() -> None:
     """Values are of the first half, in which as many sequences as it takes have findings one layer earlier."""
     model, scan, ids = feature()
     f = scan.findings
-    scan = replace(scan, findings=f[(f.layer > 1) | ((f.layer == 1) & (f.sequence < 2))])
+    f = f[(f.layer > 1) | ((f.layer == 1) & (f.sequence < 2))]
+    scan = replace(scan, findings=f, clusters=clusters_table(f))
     assert massive(scan.findings[scan.findings.sequence < N // 2]).site.layer == 1
     done = intervene(model, ids, scan, **QUICK)
     assert done.info.target["site"] == "2.resid_post" == str(massive(scan.findings).site)
@@ -146,12 +149,12 @@ def test_the_onset_is_that_of_all_sequences() -> None:
 
 def test_effects_where_no_finding_would_be_edited_are_refused() -> None:
     """The dims are of the first half; of the second half all findings are at another: 'harmless' would be untrue."""
-    from massact.interventions.job import _same_dims
-
     here = table([(1, 0, 0, 7, "start", 500.0)])
-    target = replace(massive(table(ROWS)), dims=(3,), cuts=(100.0,))
+    target = massive(table([(1, 0, 0, 3, "start", 500.0)]))
     with pytest.raises(UserError, match="would be edited") as caught:
-        _same_dims([target], here, 4)
+        _same_places([target], here, 4)
     assert "[7]" in caught.value.why and "--no-hold-out" in caught.value.do
-    _same_dims([replace(target, dims=(3, 7))], here, 4)
-    _same_dims([target], here.iloc[:0], 4)
+    with pytest.raises(UserError, match="would be edited"):  # the same dim on tokens of another class
+        _same_places([target], table([(1, 0, 5, 3, "other", 500.0)]), 4)
+    _same_places([massive(table([(1, 0, 0, 3, "start", 500.0), (1, 0, 0, 7, "start", 500.0)]))], here, 4)
+    _same_places([target], here.iloc[:0], 4)

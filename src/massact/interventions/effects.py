@@ -146,7 +146,7 @@ def evaluate(
         with torch.inference_mode(), ExitStack() as stack:
             for prefix in prefixes.values():
                 stack.enter_context(prefix.recording())
-            probes = sink_probes(model, sinks, tokens, find=True)
+            probes = sink_probes(model, sinks, tokens, find=batch)
             seen = stack.enter_context(observing(model, probes, batch=batch, lenient=LENIENT))
             logits = logits_of(model, asked.batch)
         first, before = Masses.of(seen), predicted(logits, asked, truth, task)

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from massact.corpora import PADDING, Corpus
-from massact.interventions.catalogue import Massive, exactly, findings_at, massive, massive_everywhere
+from massact.interventions.catalogue import Massive, exactly, findings_at, meant, pairs, target_of
 from massact.interventions.class_heads import head_of
 from massact.interventions.edit_names import Setting, check_name, edit_named
 from massact.interventions.effects import Paired, effect_rows, evaluate, told_apart
@@ -24,10 +24,11 @@ from massact.interventions.sinks import Sinks, unseen_attention
 from massact.interventions.tasks import evaluate_tasks
 from massact.interventions.zero_shot import ZeroShot
 from massact.models import Model, with_attention
-from massact.records.errors import UserError
+from massact.records.errors import UserError, near
 from massact.records.kinds.intervention import InterveneInfo, Intervention
 from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import jsonable
+from massact.records.sites import Site
 from massact.records.tables import frame
 from massact.scans import prove_at_length, proved_at, scanned_corpus, scanned_inputs
 from massact.trace import Edit
@@ -99,11 +100,12 @@ def intervene(
                 f"{what} has {len(given)} entries for {text.n_sequences} sequences.", do="Give one for each sequence."
             )
     half = ready.n_sequences // 2 if other is None and config.hold_out and ready.n_sequences >= LEAST_HELD_OUT else 0
-    targets = _targets(scan.findings, half, ready.n_sequences, config)
-    here = scan.findings[scan.findings.sequence >= half] if other is None else None
+    chosen = _chosen(scan, config)
+    targets = tuple(_told_delimiters(t, loaded, (ready, text)) for t in _targets(chosen, half, ready.n_sequences))
+    here = chosen[chosen.sequence >= half] if other is None else None
     here = None if here is None else here.assign(sequence=here.sequence - half)
     if here is not None and half:
-        _same_dims(targets, here, half)
+        _same_places(targets, here, half)
     if config.exact:
         if here is None:
             raise UserError("The findings of a scan are not in another text.", "exact edits them one by one.",
@@ -143,38 +145,63 @@ def intervene(
     return Intervention(info, frame("effects", rows))
 
 
-def _targets(every: pd.DataFrame, half: int, n: int, config: InterveneConfig) -> tuple[Massive, ...]:
-    """The massive activations of every layer that is edited, the first layer first.
+def _chosen(scan: ScanResult, config: InterveneConfig) -> pd.DataFrame:
+    """The findings that are edited, of all sequences: the onset is that of the whole scan, not of a half of it.
 
-    Cuts and values are of the sequences before `half` (0: of all n). The onset is that of all of them, as the scan has
-    it: half of them may have another one, where some have a few findings earlier.
+    Raises:
+        UserError: no findings there, or no such cluster.
     """
-    findings, layer, stack = every[every.sequence < half] if half else every, config.layer, config.stack
-    where = ""
-    if layer == "onset" and (every.dim >= 0).any():
-        at = massive(every, "onset", stack).site
-        layer, stack, findings, where = at.layer, at.stack, findings_at(findings, at), f" at {at}"
-    if half and not len(findings) and len(every):
+    clusters, layer = scan.clusters, config.layer
+    if config.cluster is not None:
+        names = (clusters["dim"].astype(str) + "@" + clusters["position_class"]).where(clusters["n_findings"] > 0)
+        clusters = clusters[names == config.cluster]
+        if not len(clusters):
+            raise UserError(f"The scan has no cluster {config.cluster!r} that passes.",
+                            do=near(config.cluster, [str(n) for n in names.dropna().unique()]))  # fmt: skip
+        if layer not in ("onset", "all"):
+            raise UserError("--cluster and a layer exclude each other.", do="Leave out one of them.")
+    layers = sorted(set(layer)) if isinstance(layer, tuple | list) else [layer]
+    return pd.concat([meant(scan.findings, one, config.stack, clusters) for one in layers])
+
+
+def _targets(chosen: pd.DataFrame, half: int, n: int) -> tuple[Massive, ...]:
+    """What is edited at every layer, the first layer first; cuts and values are of the sequences before `half`.
+
+    Args:
+        chosen: findings that are meant.
+        half: 0: of all n sequences.
+    """
+    findings = chosen[chosen.sequence < half] if half else chosen
+    if not len(findings):
+        row = chosen.iloc[0]
+        where = "" if chosen.layer.nunique() > 1 else f" at {Site(row['stack'], int(row['layer']), row['site'])}"
         raise UserError(
             f"All findings{where} are in sequences {half} to {n - 1}, whose effects are measured.",
             f"Cuts and means are of sequences 0 to {half - 1}, which have none.",
             "Use --no-hold-out, or more sequences.",
         )
-    if isinstance(layer, tuple | list):
-        return tuple(massive(findings, one, stack) for one in sorted(set(layer)))
-    if layer != "all":
-        return (massive(findings, layer, stack),)
-    return massive_everywhere(findings, massive(findings, "onset", stack).site.stack)
+    return tuple(target_of(rows) for _, rows in findings.groupby("layer"))
 
 
-def _same_dims(targets: Sequence[Massive], here: pd.DataFrame, half: int) -> None:
-    """Refuse edits that would reach no finding of the sequences whose effects are measured: all are at other dims."""
-    there = {t.site: set(findings_at(here, t.site).dim) for t in targets}
-    if any(there.values()) and not any(there[t.site] & set(t.dims) for t in targets):
-        dims = sorted(set().union(*there.values()))
+def _told_delimiters(target: Massive, model: Model, texts: Sequence[Corpus]) -> Massive:
+    """A target that tells the delimiters of some texts from other tokens, not only those that the findings are on."""
+    if not target.delimiters:
+        return target
+    reads = model.reads(model.anatomy.stack(target.site.stack)) or target.reads
+    ids = {int(i) for text in texts if reads in text.inputs for i in text.inputs[reads].unique()}
+    spelling = texts[0].spelling
+    known = frozenset(i for i in ids if spelling is not None and spelling.is_delimiter(i))
+    return replace(target, delimiters=target.delimiters | known, reads=reads)
+
+
+def _same_places(targets: Sequence[Massive], here: pd.DataFrame, half: int) -> None:
+    """Refuse edits that would reach no finding of the sequences whose effects are measured: all are elsewhere."""
+    there = {t.site: set(pairs(findings_at(here, t.site))) for t in targets}
+    if any(there.values()) and not any(there[t.site] & set(t.pairs) for t in targets):
+        dims = sorted({d for found in there.values() for d, _ in found})
         raise UserError(
             f"No finding of the sequences from {half} on, whose effects are measured, would be edited.",
-            f"They are at dims {dims}; dims, cuts and means are of the sequences before, whose findings are at others.",
+            f"They are at dims {dims}; dims, cuts and means are of the sequences before, whose findings are elsewhere.",
             "Use --no-hold-out, or more sequences.",
         )
 

@@ -95,11 +95,14 @@ class MassiveTokens(PerSequence):
     Args:
         target: what is massive.
         found: gets the positions of every sequence, for statistics of later layers in the same pass.
+        ids: sequence -> ids of its tokens, where the target tells delimiters from others.
     """
 
-    def __init__(self, target: Massive, found: dict[int, list[int]] | None = None) -> None:
+    def __init__(
+        self, target: Massive, found: dict[int, list[int]] | None = None, ids: Mapping[int, Tensor] | None = None
+    ) -> None:
         super().__init__()
-        self.target, self.rows = target, {} if found is None else found
+        self.target, self.rows, self.ids = target, {} if found is None else found, ids or {}
 
     @torch.no_grad()
     def update(self, h_TD: Tensor, where: Where) -> None:
@@ -107,7 +110,13 @@ class MassiveTokens(PerSequence):
         if self.target.only is not None:
             self.rows[where.sequence] = sorted({p for s, p, _ in self.target.only if s == where.sequence})
             return
-        rows = self.target.mask(h_TD, Batch({}, (), ())).any(-1).nonzero().flatten()
+        at_T, class_T = torch.arange(len(h_TD), device=h_TD.device), None
+        if not self.target.all_classes:
+            ids_T = self.ids.get(where.sequence)
+            class_T = self.target.classes_of(
+                at_T == 0, None if ids_T is None else ids_T[where.positions_of(at_T).cpu()]
+            )
+        rows = self.target.entries(h_TD, class_T).any(-1).nonzero().flatten()
         self.rows[where.sequence] = where.positions_of(rows).tolist()
 
 
@@ -146,7 +155,12 @@ NAME, FOUND = "sinks", "massive tokens"
 
 
 def sink_probes(
-    model: Model, wanted: Sinks | None, tokens: dict[int, list[int]], *, find: bool = False, among: Masses | None = None
+    model: Model,
+    wanted: Sinks | None,
+    tokens: dict[int, list[int]],
+    *,
+    find: Batch | None = None,
+    among: Masses | None = None,
 ) -> list[Probe]:
     """Probes of the sink statistics of one forward pass of a batch; none where none are wanted.
 
@@ -155,14 +169,16 @@ def sink_probes(
 
     Args:
         tokens: sequence -> positions with massive activations.
-        find: they are found in this pass, which is one without edits.
+        find: they are found in this pass, which is one of that batch without edits.
         among: of another pass, see `SinkStats`.
     """
     if wanted is None:
         return []
     probes = []
-    if find and wanted.target is not None:
-        probes.append(Probe(FOUND, str(wanted.target.site), partial(MassiveTokens, wanted.target, tokens)))
+    if find is not None and wanted.target is not None:
+        rows = find.inputs.get(wanted.target.reads)
+        ids = None if rows is None else dict(zip(find.sequences, rows, strict=True))
+        probes.append(Probe(FOUND, str(wanted.target.site), partial(MassiveTokens, wanted.target, tokens, ids)))
     for site in model.anatomy.attentions:
         if site.point == "attention":
             others = None if among is None or site not in among.queries else among.queries[site].used

@@ -13,6 +13,7 @@ import torch
 
 from massact.corpora import Corpus
 from massact.records.answer import Peak, StackAnswer
+from massact.records.clusters import clusters_table
 from massact.records.errors import UserError
 from massact.records.formats import MAXIMA
 from massact.records.tables import frame
@@ -103,26 +104,45 @@ def coordinates_table(findings: pd.DataFrame, n_sequences: int) -> pd.DataFrame:
     return frame("coordinates", rows)
 
 
+def scanned_clusters(
+    findings: pd.DataFrame, near_misses: pd.DataFrame, evidence: Evidence, n_sequences: int
+) -> pd.DataFrame:
+    """The table `clusters` of a scan: with the values that were kept where nothing passes, and how many tokens are."""
+    norms = evidence.norms
+    last = norms[norms.layer == norms.groupby("stack").layer.transform("max")] if len(norms) else norms
+    sizes = last.groupby(["stack", "site"]).size().groupby("stack").max() if len(norms) else pd.Series(dtype=float)
+    width = {str(stack): float(n) / n_sequences for stack, n in sizes.items()}
+    kept = evidence.candidates if len(evidence.candidates) else None
+    return clusters_table(findings, near_misses, n_sequences=n_sequences, n_tokens=width, kept=kept)
+
+
 def stack_answer(
-    stack: str, site: str, evidence: Evidence, findings: pd.DataFrame, coordinates: pd.DataFrame, text: Corpus
+    stack: str,
+    site: str,
+    evidence: Evidence,
+    tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame],
+    text: Corpus,
 ) -> StackAnswer:
-    """The answer for one stack at one site, in numbers.
+    """The answer for one stack at one site, in numbers; onset and offset are those of its largest cluster.
 
     Args:
+        tables: findings, coordinates, clusters of all stacks.
         text: the corpus as that stack reads it (`tokens_of`).
     """
 
     def here(table: pd.DataFrame) -> pd.DataFrame:
         return table[(table["stack"] == stack) & (table.site == site)] if len(table) else table
 
-    layers, found, tops = here(evidence.layers).set_index("layer"), here(findings), here(evidence.candidates)
+    found, coords, clusters = map(here, tables)
+    layers, tops = here(evidence.layers).set_index("layer"), here(evidence.candidates)
     blocks = evidence.layers[evidence.layers["stack"] == stack].drop_duplicates("layer").set_index("layer").module
     with_findings = sorted(int(layer) for layer in found.layer.unique())
-    onset = with_findings[0] if with_findings else None
+    passing = clusters[clusters.n_findings > 0]
+    main = passing.iloc[0] if len(passing) else None
+    onset = int(main.onset) if main is not None else None
     peak = found.loc[found.magnitude.idxmax()] if len(found) else None
     at_peak = found[found.layer == peak.layer] if peak is not None else found
     before = layers["max"].get(onset - 1) if onset else None
-    coords = here(coordinates)
     if peak is not None:
         coords = coords[coords.layer == peak.layer].assign(size=coords["mean"].abs())
         coords = coords.sort_values(["count", "size"], ascending=False, kind="stable")  # of two as frequent the larger
@@ -135,7 +155,7 @@ def stack_answer(
         n_findings=len(found),
         layers=with_findings,
         onset=onset,
-        offset=with_findings[-1] if with_findings else None,
+        offset=int(main.offset) if main is not None else None,
         onset_module=str(blocks[onset]) if onset is not None else None,
         onset_jump=float(layers["max"][onset] / before) if onset is not None and before else None,
         dims=[(int(d), int(n) / len(found)) for d, n in dims.items()][:10],

@@ -23,7 +23,14 @@ from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
 from massact.scans.criteria import Criterion, Evidence, criterion, sink_dims
 from massact.scans.evidence import evidence
-from massact.scans.findings import coordinates_table, findings_table, short_answer, stack_answer, with_modalities
+from massact.scans.findings import (
+    coordinates_table,
+    findings_table,
+    scanned_clusters,
+    short_answer,
+    stack_answer,
+    with_modalities,
+)
 from massact.scans.image_maps import neighbours_probe, scanned_layout, scanned_maps
 from massact.scans.layer_columns import LayerColumns, layer_columns
 from massact.scans.length_proof import AtLength, prove_at_length, skipped_at
@@ -191,12 +198,15 @@ class _Job:
         coordinates = coordinates_table(found, self.corpus.n_sequences)
         layers = self.extra.added(_count(seen.layers, found), measured)
         near_rows = self.rule.near_misses(seen, self.thresholds)
-        answers = [stack_answer(stack, site, seen, found, coordinates, texts[stack]) for stack, site in _pairs(seen)]
+        near = findings_table(near_rows, self.rule, texts)
+        clusters = scanned_clusters(found, near, seen, self.corpus.n_sequences)
+        tables = (found, coordinates, clusters)
+        answers = [stack_answer(stack, site, seen, tables, texts[stack]) for stack, site in _pairs(seen)]
         answer = Answer(len(found) > 0, answers, self.null(stacks, info), self.bos(stacks))
         info.answer = jsonable(answer.as_dict())
         info.notes += [*self.notes(seen, rows, near_rows), *padding_notes(self.model, self.corpus, stacks)]
         info.notes += notes_on_positions(self.model, self.corpus, seen.norms.groupby("stack").pos.max())
-        result = ScanResult(info, layers, found, findings_table(near_rows, self.rule, texts), coordinates, seen.dims)
+        result = ScanResult(info, layers, found, near, coordinates, clusters, seen.dims)
         if self.layout is not None:
             try:
                 add_pictures(result, scanned_maps(measured, self.layout), self.corpus, self.config.pictures)

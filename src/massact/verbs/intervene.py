@@ -43,7 +43,11 @@ class InterveneConfig(Options):
         "--set",
     )
     layer: Annotated[int | str | tuple[int, ...], BeforeValidator(_layers)] = option(
-        "onset", "A layer with findings, several (3,5), onset (as the paper), or all that have any."
+        "onset", "Onset of the largest cluster; a layer (all its findings), several (3,5), or all of these clusters."
+    )
+    cluster: str | None = option(
+        None,
+        "Only this one, as 507@start, at its own onset; nothing: the largest, with those of its label at that layer.",
     )
     stack: str | None = option(None, "Of several stacks, which; nothing: the one with most findings.", shown=False)
     exact: bool = option(False, "Only the entries that the scan found, not all of half their size or more.")

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from massact.records.arrays import IMAGES, PORTRAIT
+from massact.records.clusters import COLUMNS as CLUSTERS
+from massact.records.clusters import clusters_table
 from massact.records.errors import UserError
 from massact.records.result import Result, table
 from massact.records.run import claim, read_info, write_info
@@ -80,6 +82,7 @@ TABLES: dict[str, Columns] = {
         "n_tokens": ("int64", "different token strings"),
         "tokens": ("string", "most frequent token strings, as a JSON list"),
     },
+    "clusters": CLUSTERS,
     "dims": {
         "stack": ("string", "name of the stack"),
         "site": ("string", "point of the hidden state"),
@@ -132,7 +135,7 @@ class ScanResult(Result):
 
     Args:
         info: what was asked, of which model, on which corpus, and the answer in numbers.
-        layers, findings, near_misses, coordinates, dims, ranks: tables, see `TABLES`.
+        layers, findings, near_misses, coordinates, clusters, dims, ranks: tables, see `TABLES`.
         portrait: |h| of one prompt for the 3-D figure: "magnitude" (P, T, D), "layers" (P,), "tokens" (T,).
         patch_norms, patch_cosines: tables, of image models only.
         images: of image models, what their patches are and how large: "massive_share" (Y, X), share of the
@@ -146,7 +149,7 @@ class ScanResult(Result):
     FILE: ClassVar[str] = "run.json"
     INFO: ClassVar[type[Any]] = RunInfo
     TABLES: ClassVar = TABLES | PATCHES
-    SOME: ClassVar[frozenset[str]] = frozenset(PATCHES)
+    SOME: ClassVar[frozenset[str]] = frozenset({*PATCHES, "clusters"})
     UNTOLD: ClassVar[frozenset[str]] = frozenset({"dims", "patch_norms"})
     ARRAYS: ClassVar = {"portrait": ("portrait.npz", PORTRAIT), "images": ("images.npz", IMAGES)}
     ALONE: ClassVar[bool] = True
@@ -158,12 +161,19 @@ class ScanResult(Result):
     findings: pd.DataFrame = table("findings")
     near_misses: pd.DataFrame = table("near_misses")
     coordinates: pd.DataFrame = table("coordinates")
+    clusters: pd.DataFrame = table("clusters")
     dims: pd.DataFrame = table("dims")
     ranks: pd.DataFrame = table("ranks")
     portrait: dict[str, np.ndarray] = field(default_factory=dict)
     patch_norms: pd.DataFrame = table("patch_norms")
     patch_cosines: pd.DataFrame = table("patch_cosines")
     images: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """A run of an older version has no clusters: they are made of what it lists."""
+        if not len(self.clusters) and len(self.findings) + len(self.near_misses):
+            n = int(self.layers["n_sequences"].max()) if len(self.layers) else None
+            self.clusters = clusters_table(self.findings, self.near_misses, n_sequences=n)
 
     @property
     def found(self) -> bool:

@@ -50,7 +50,7 @@ def magnitudes(view: StackView, rule: Rule) -> Panel:
     if rule.magnitude is not None:
         limits = [Limit(rule.magnitude, f"|h| = {number(rule.magnitude)} ({shortened(rule.name, 20)})")]
     mean = f", mean over {view.n_sequences:,} sequences" if view.n_sequences > 1 else ""
-    where = f" Shaded: layers {span[0]} to {span[1]}, which have findings." if span else ""
+    where = f" Shaded: layers {span[0]} to {span[1]}, onset to offset of the largest cluster." if span else ""
     left_out = f" {bad}; what is not finite is not drawn." if bad else ""
     lines = [Line(at, values[name], label, color, symbol) for name, label, color, symbol in CURVES]
     drawn = [*np.concatenate(list(values.values())), *(limit.value for limit in limits)]

@@ -13,6 +13,8 @@ from massact.reports.spelling import listed, number, visible
 
 # The columns that a reader wants first; all are in the folded table.
 MAIN = ("stack", "site", "layer", "top1", "top2", "top3", "median", "ratio", "headroom_fp16", "nonfinite", "n_findings")
+CLUSTERS = ("stack", "site", "label", "dim", "position_class", "onset", "offset", "last", "peak_layer", "mean", "std",
+            "spread", "ratio", "share", "per_sequence", "n_findings", "n_near", "tokens")  # fmt: skip
 
 
 def definition(result: ScanResult | Trajectory) -> list[Part]:
@@ -49,12 +51,13 @@ def where(scan: ScanResult) -> Section | None:
         elif view.n_sequences:
             parts.append(Words([f"{view.label + ': n' if view.label else 'N'}o findings under {rule_of(scan).name}."]))
             parts.append(census.nearest(view, rule_of(scan)))
+    parts.append(table_of("clusters", scan.clusters, "Clusters: dim and class of tokens, the largest first", CLUSTERS,
+                          shown_first=True))  # fmt: skip
     coordinates = scan.coordinates.sort_values("count", ascending=False, kind="stable")
     findings = scan.findings.sort_values("magnitude", ascending=False, kind="stable")
     near = scan.near_misses.sort_values("ratio", ascending=False, kind="stable")
     parts += [
-        table_of("coordinates", coordinates, "Coordinates: findings by layer, dim and class of position",
-                 shown_first=True),
+        table_of("coordinates", coordinates, "Coordinates: findings by layer, dim and class of position"),
         table_of("findings", findings, "Findings, the largest first"),
         table_of("near_misses", near, "Near misses: at least half of every threshold, the highest ratio "
                  "first", most=50),

@@ -1,18 +1,17 @@
-"""The small tables of a scan, stack by stack: layers, coordinates, ranks, near misses."""
+"""The small tables of a scan, stack by stack: layers, clusters, ranks, near misses."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.scan.sections import ranks_of
 from massact.reports.kinds.scan.views import Rule, StackView, rule_of, views
 from massact.reports.parts import Section, Table, grid, narrow, parts_of
-from massact.reports.spelling import cell, percent, quoted, real, token_list, visible
+from massact.reports.spelling import cell, or_dash, percent, quoted, real, token_list, visible
 
 RANKS = {
     "rank": "rank",
@@ -22,7 +21,7 @@ RANKS = {
     "same_dim": "share at the\nsame dim",
     "n_sequences": "sequences",
 }
-MOST_LAYERS, MOST_COORDINATES, MOST_NEAR_MISSES = 38, 16, 5
+MOST_LAYERS, MOST_CLUSTERS, MOST_NEAR_MISSES = 38, 16, 5
 
 
 def brief(scan: ScanResult) -> list[Section]:
@@ -32,7 +31,7 @@ def brief(scan: ScanResult) -> list[Section]:
         of += f" {quoted(''.join(map(str, tokens)), 40)}"
     rule, made = rule_of(scan), []
     for view in views(scan):
-        tables = (_layers(view), _coordinates(view), *_ranks(view, of), _near_misses(view, rule))
+        tables = (_layers(view), _clusters(view), *_ranks(view, of), _near_misses(view, rule))
         made.append(Section("stack", view.label, parts_of(*tables)))
     return made
 
@@ -84,32 +83,32 @@ def kept_rows(view: StackView) -> list[int]:
     return sorted(kept)
 
 
-def _coordinates(view: StackView) -> Table | None:
-    """Where the findings of the peak layer are, and how constant (Sun 2024, section 2.2 and Table 2)."""
-    rows = view.coordinates[view.coordinates["layer"] == view.peak_layer]
-    size = rows["mean"].abs().to_numpy(float, na_value=np.nan)
-    rows = rows.assign(size=size).sort_values(["count", "size"], ascending=False, kind="stable")
-    columns = "share: of the sequences; spread: std / |mean|"
-    more = f", the {MOST_COORDINATES} most frequent of {len(rows):,}" if len(rows) > MOST_COORDINATES else ""
-    title = f"Coordinates at layer {view.peak_layer}, that of the largest finding{more} ({columns})"
-    heads = ("layer", "dim", "<class", "findings", "share", "mean ± std", "spread", "<tokens")
-    return grid(title, heads, [_coordinate(row) for _, row in rows.head(MOST_COORDINATES).iterrows()])
+def _clusters(view: StackView) -> Table | None:
+    """What there is, where, and how constant (Sun 2024, section 2.2 and Table 2)."""
+    rows = view.clusters
+    more = f", the first {MOST_CLUSTERS} of {len(rows):,}" if len(rows) > MOST_CLUSTERS else ""
+    title = f"Clusters, the largest first{more} (share: of the sequences; each at its peak layer)"
+    heads = ("<what", "dim", "<class", "layers", "peak", "mean ± std", "ratio", "share", "findings", "<tokens")
+    return grid(title, heads, [_cluster(row) for _, row in rows.head(MOST_CLUSTERS).iterrows()])
 
 
-def _coordinate(row: pd.Series) -> list[str]:
-    tokens, several = token_list(row["tokens"]), row["count"] > 1
-    named = ", ".join(quoted(t, 16) for t in tokens[:3])
-    left = int(row["n_tokens"]) - min(len(tokens), 3)
+def _cluster(row: pd.Series) -> list[str]:
+    tokens = token_list(row["tokens"])
+    named = ", ".join(quoted(t, 12) for t in tokens[:2])
+    left = int(row["n_tokens"]) - min(len(tokens), 2)
+    spread = f" ± {cell(row['std'])}" if row["std"] > 0 else ""
     return [
-        str(row["layer"]),
+        visible(row["label"]).partition(" ")[0],
         _index(row["dim"]),
         visible(row["position_class"]),
-        f"{int(row['count']):,}",
+        "-".join(dict.fromkeys(str(int(row[name])) for name in ("onset", "offset"))),
+        str(int(row["peak_layer"])),
+        f"{cell(row['mean'])}{spread}",
+        or_dash(row["ratio"]),
         "-" if math.isnan(real(row["share"])) else percent(row["share"]),
-        f"{cell(row['mean'])} ± {cell(row['std'])}" if several else cell(row["mean"]),
-        percent(row["spread"]) if several else "-",
+        f"{int(row['n_findings']):,}",
         named + (f", {left:,} more" if left > 0 and named else ""),
-    ]
+    ]  # fmt: skip
 
 
 def _index(value: Any) -> str:

@@ -103,8 +103,8 @@ class StackView:
         stack, site: which.
         label: how to call it; "" where there is only one.
         answer: its part of the answer; None for a run without one.
-        layers, findings, near_misses, coordinates, ranks: its rows; layers in order, near misses the
-            largest ratio first.
+        layers, findings, near_misses, coordinates, clusters, ranks: its rows; layers in order, near misses the
+            largest ratio first, clusters the largest first.
     """
 
     stack: str
@@ -115,7 +115,19 @@ class StackView:
     findings: pd.DataFrame
     near_misses: pd.DataFrame
     coordinates: pd.DataFrame
+    clusters: pd.DataFrame
     ranks: pd.DataFrame
+
+    @property
+    def main(self) -> pd.Series | None:
+        """The largest cluster that passes; None without findings."""
+        passing = self.clusters[self.clusters["n_findings"] > 0]
+        return passing.iloc[0] if len(passing) else None
+
+    def module(self, layer: int) -> str:
+        """Dotted path of a block, for people; "" where it is not recorded."""
+        known = self.layers.loc[self.layers["layer"] == layer, "module"]
+        return visible(known.iloc[0]) if len(known) else ""
 
     @property
     def n_layers(self) -> int:
@@ -134,23 +146,13 @@ class StackView:
 
     @property
     def span(self) -> tuple[int, int] | None:
-        """First and last layer with findings (E5)."""
-        if self.answer and self.answer.onset is not None and self.answer.offset is not None:
-            return int(self.answer.onset), int(self.answer.offset)
-        if len(self.findings):
-            return int(self.findings["layer"].min()), int(self.findings["layer"].max())
-        return None
+        """Onset and offset of the largest cluster (E5)."""
+        return None if self.main is None else (int(self.main["onset"]), int(self.main["offset"]))
 
     @property
     def peak_layer(self) -> int | None:
-        """The layer of the largest finding; None without findings."""
-        if self.answer and self.answer.peak:
-            return int(self.answer.peak.layer)
-        if not len(self.findings):
-            return None
-        magnitude = self.findings["magnitude"].to_numpy(float)
-        best = int(np.argmax(np.where(np.isnan(magnitude), -1.0, magnitude)))
-        return int(self.findings["layer"].iloc[best])
+        """The layer at which the largest cluster is largest; None without findings."""
+        return None if self.main is None else int(self.main["peak_layer"])
 
     @property
     def shown_layer(self) -> int | None:
@@ -208,7 +210,7 @@ def views(result: ScanResult) -> list[StackView]:
         label = ", ".join([visible(stack)] * (len(stacks) > 1) + [visible(site)] * (len(sites) > 1))
         rows = {
             t: _rows(getattr(result, t), stack, site)
-            for t in ("layers", "findings", "near_misses", "coordinates", "ranks")
+            for t in ("layers", "findings", "near_misses", "coordinates", "clusters", "ranks")
         }
         rows["layers"] = rows["layers"].sort_values("layer", kind="stable", ignore_index=True)
         rows["near_misses"] = rows["near_misses"].sort_values(

@@ -10,8 +10,10 @@ import math
 from typing import Any
 
 from massact.records.answer import Peak
+from massact.records.clusters import MASSIVE, OUTLIER
 from massact.records.kinds.scan import ScanResult
-from massact.reports.kinds.scan.views import FORMATS, Rule, StackView, answer_of, census, rule_of, views
+from massact.reports.kinds.scan.cluster_words import CLASSES, clusters_in_words
+from massact.reports.kinds.scan.views import FORMATS, Rule, StackView, answer_of, rule_of, views
 from massact.reports.spelling import (
     counted,
     listed,
@@ -27,14 +29,6 @@ from massact.reports.spelling import (
     visible,
 )
 
-# Two of the groups of models of Sun 2024, section 2.2; of all others the classes of positions are listed.
-GROUPS = {
-    "start": "at the start of the sequence only",
-    "start and first delimiter": "at the start of the sequence and at the first delimiter",
-}
-CLASSES = {"start": "at the start of the sequence", "delimiter": "at delimiters", "padding": "in padding",
-           "other": "at other tokens"}  # fmt: skip
-MOST_DIMS, MOST_TOKENS = 6, 6
 WIDE = 1e6  # formats that hold more: no |h| of a model comes near, what they lack is precision
 
 
@@ -50,8 +44,11 @@ def answer_in_words(result: ScanResult) -> list[str]:
         return [f"This run holds no answer (status: {visible(result.info.status)}).", *noted(result.info.notes)]
     said = [_headline(result, rule, stacks)]
     for view in stacks:
-        sentences = _found(view) if view.n_findings else _below(view, rule)
-        sentences += _near_misses(view)
+        sentences = _found(view, rule) if view.n_findings else _below(view, rule)
+        if rule.kind == "layer":
+            sentences += _near_misses(view)
+        elif not view.n_findings:
+            sentences += clusters_in_words(view, rule)
         sentences += [s for s in (_range(view), _nonfinite(view)) if s]
         said += [f"{view.label}: {s}" if view.label else s for s in sentences]
     if any(v.n_sequences for v in stacks) and not any(_nonfinite(v) for v in stacks):
@@ -79,64 +76,50 @@ def _headline(result: ScanResult, rule: Rule, stacks: list[StackView]) -> str:
     if len(stacks) > 1:
         without = [v.label for v in stacks if not v.n_findings]
         where = f" in {listed([v.label for v in having])}" + (f", not in {listed(without)}" if without else "")
-    return f"Yes: {name} has {rule.noun}{where}: {total} {over}{each} under {rule.in_words()}."
+    if rule.kind != "element":
+        return f"Yes: {name} has {rule.noun}{where}: {total} {over}{each} under {rule.in_words()}."
+    labels = {str(label) for v in having for label in v.clusters.loc[v.clusters["n_findings"] > 0, "label"]}
+    passing = f"{total} {over}{each} under {rule.in_words()}"
+    if MASSIVE in labels:
+        return f"Yes: {name} has massive activations{where}: {passing}."
+    what = (
+        "are outlier features, on many tokens each" if OUTLIER in labels else "just pass, in humps near the threshold"
+    )
+    return f"No massive activations in {name}, but {passing}{where}: they {what}."
 
 
-def _found(view: StackView) -> list[str]:
-    """Where the findings are, how large, how constant."""
-    said = [_layers(view)]
+def _found(view: StackView, rule: Rule) -> list[str]:
+    """What each cluster is, and the largest finding."""
+    said = clusters_in_words(view, rule) if rule.kind != "layer" else [_layers(view)]
     if view.answer:
-        shares = [(d, percent(share)) for d, share in view.answer.dims[:MOST_DIMS] if d >= 0]
-        dims = [f"{d} ({share}{'' if i else ' of the findings'})" for i, (d, share) in enumerate(shares)]
-        more = max(len(view.answer.dims), view.findings["dim"].nunique()) - len(dims)  # the answer keeps ten
-        if dims:
-            plural = "s" * (len(dims) + more > 1)
-            said.append(f"They sit in dim{plural} {listed(dims + [f'{more:,} more'] * (more > 0))}.")
-        said += _tokens(view)
+        if jump := _jump(view):
+            said.insert(1, jump)
+        said += _modal(view)
     said += _padding(view)
     if view.answer and view.answer.peak:
         said.append(f"The largest finding is {_place(view.answer.peak)}.")
-    constant = _constancy(view)
-    return said + ([constant] if constant else [])
+    return said
+
+
+def _jump(view: StackView) -> str:
+    """How abruptly the largest cluster comes (Sun 2024, Section 2.2)."""
+    answer = view.answer
+    if answer is None or answer.onset is None or math.isnan(real(answer.onset_jump)):
+        return ""
+    of = " of all sequences" if view.n_sequences > 1 else ""  # the table of layers has means over them
+    jump = number(answer.onset_jump)
+    return f"At layer {answer.onset} the largest |h|{of} is {jump} times that of the layer before."
 
 
 def _layers(view: StackView) -> str:
-    answer, span = view.answer, view.span
-    if span is None:
-        return "The layers of the findings are not recorded."
-    module = f" ({visible(answer.onset_module)})" if answer and answer.onset_module else ""
-    first = f"layer {span[0]} of {view.n_layers}{module}" if span[0] else "layer 0, the embedding output,"
-    jump = ""
-    if answer and not math.isnan(real(answer.onset_jump)):
-        of = " of all sequences" if view.n_sequences > 1 else ""  # the table of layers has means over them
-        jump = f", where the largest |h|{of} is {number(answer.onset_jump)} times that of the layer before"
-    if span[0] == span[1]:
-        return f"They are at {first} only{jump}."
-    sentence = f"They appear at {first.rstrip(',')}{jump}, and are last seen at layer {span[1]}"
-    held = {int(x) for x in (answer.layers if answer else view.findings["layer"])}
-    gaps = [int(x) for x in view.layers["layer"] if span[0] < x < span[1] and int(x) not in held] if held else []
-    missing = f", but not at {spanned('layer', gaps)}" if gaps else ""
-    return f"{sentence}{missing}."
+    """Where a rule about whole layers passes."""
+    return f"They are {spanned('layer', {int(x) for x in view.findings['layer']})} of {view.n_layers}."
 
 
-def _tokens(view: StackView) -> list[str]:
-    """Where the findings of the peak layer are: a token with several of them counts once."""
-    answer = view.answer
-    here = view.findings[view.findings["layer"] == view.peak_layer]
-    here = here[(here["sequence"] >= 0) & (here["pos"] >= 0)]
-    if answer is None or not len(here) or answer.group == "none":
-        return []
-    counts = census(here)
-    named = [f"{quoted(t)} ({visible(c)}{f', {n:,}' if n > 1 else ''})" for (t, c), n in counts.items()]
-    classes = set(here["position_class"])
-    group = GROUPS.get(answer.group) or listed([said for c, said in CLASSES.items() if c in classes])
-    where = f"{'at unnamed positions' if group == 'none' else group}{_modalities(answer.modalities)}"
-    n_tokens, n = int(counts.sum()), max(view.n_sequences, 1)
-    found, held = counted(len(here), "finding"), counted(n_tokens, "token")
-    if n > 1:
-        found, held = (f"{said} ({number(k / n)} per sequence)" for said, k in ((found, len(here)), (held, n_tokens)))
-    on = f"{found} on {held}"
-    return [f"At layer {view.peak_layer} they are {where}: {on}: {listed(named, MOST_TOKENS)}."]
+def _modal(view: StackView) -> list[str]:
+    """On tokens of which modality the findings of the peak layer are."""
+    told = _modalities(view.answer.modalities) if view.answer else ""
+    return [f"At layer {view.peak_layer} they are{told.removeprefix(',')}."] if told else []
 
 
 def _modalities(counts: list[tuple[str, int]]) -> str:
@@ -156,29 +139,6 @@ def _padding(view: StackView) -> list[str]:
         f"{counted(count, 'finding')} ({share}) {'is' if count == 1 else 'are'} in padding: frames behind the end of a "
         "recording, which the model attends to as to any other."
     ]
-
-
-def _constancy(view: StackView) -> str:
-    """Mean and spread of the most frequent coordinate at the peak layer (Sun 2024, Table 2)."""
-    at_peak = view.coordinates[view.coordinates["layer"] == view.peak_layer]
-    spread = real(view.answer.spread) if view.answer else math.nan
-    if len(at_peak) and at_peak["share"].isna().all():
-        return ""  # whole dims and layers: one value each, of no sequence
-    if not len(at_peak):
-        known = f"The most frequent coordinate at layer {view.peak_layer} has a spread (std / |mean|)"
-        return "" if math.isnan(spread) else f"{known} of {percent(spread)}."
-    ties = at_peak[at_peak["count"] == at_peak["count"].max()]
-    off = (ties["spread"] - spread).abs().fillna(math.inf)
-    row = ties.loc[off.idxmin()] if not math.isnan(spread) else ties.iloc[0]
-    where, share = visible(row["position_class"]), f"in {percent(row['share'])} of the sequences"
-    dim = f"dim {int(row['dim'])} ({where}, {share})" if row["dim"] >= 0 else f"that of class {where} ({share})"
-    if row["count"] == 1:
-        return f"No coordinate of layer {view.peak_layer} has more than one finding; the first is {dim}."
-    return (
-        f"The most frequent coordinate at layer {view.peak_layer}, {dim}, "
-        f"is {signed(row['mean'])} ± {number(row['std'])} over {counted(int(row['count']), 'finding')}: "
-        f"a spread of {percent(row['spread'])}."
-    )
 
 
 def _below(view: StackView, rule: Rule) -> list[str]:
@@ -206,7 +166,7 @@ def _near_misses(view: StackView) -> list[str]:
     if not len(table):
         return []
     layers, dims = {int(x) for x in table["layer"]}, {int(x) for x in table["dim"]} - {-1}
-    where = f"at {spanned('layer', layers)}" + (f", {numbered('dim', sorted(dims), MOST_DIMS)}" if dims else "")
+    where = f"at {spanned('layer', layers)}" + (f", {numbered('dim', sorted(dims))}" if dims else "")
     said = "they reach" if len(table) > 1 else "it reaches"
     return [f"{counted(len(table), 'near miss', 'near misses')} {where}: {said} at least half of every threshold."]
 
