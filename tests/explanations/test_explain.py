@@ -17,6 +17,7 @@ import torch
 import massact as ma
 from massact.corpora import Corpus
 from massact.models import Model, with_attention
+from massact.records.clusters import clusters_table
 from massact.records.errors import UserError
 from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.scan import ScanResult
@@ -301,6 +302,7 @@ def forced(name: str) -> tuple[Model, ScanResult, Explanation]:
     # So low, most tokens have findings: those of every third, so that ordinary ones are left.
     scan.findings = scan.findings[scan.findings["pos"] % 3 == 0].reset_index(drop=True)
     scan.near_misses = scan.near_misses[:0]
+    scan.clusters = clusters_table(scan.findings)
     assert len(scan.findings) > 20
     return model, scan, ma.explain(model, corpus, scan)
 

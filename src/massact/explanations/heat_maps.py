@@ -76,9 +76,9 @@ def _stack_to_show(model: Model, scan: ScanResult) -> str | None:
 def _layers(model: Model, scan: ScanResult, stack: str) -> list[int]:
     """Two layers up to the onset, the one that reads it, and a middle one; spread evenly without findings."""
     have = sorted(s.layer for s in model.anatomy.attentions if s.stack == stack and s.point == "attention")
-    layers = scan.findings.loc[scan.findings["stack"] == stack, "layer"]
-    if len(layers):
-        onset = int(layers.min())
+    clusters = scan.clusters[(scan.clusters["stack"] == stack) & (scan.clusters["n_findings"] > 0)]
+    if len(clusters):
+        onset = int(clusters["onset"].iloc[0])
         wanted = [onset - 1, onset, onset + 1, (onset + 1 + have[-1]) // 2]
     else:
         wanted = [have[0], have[len(have) // 3], have[2 * len(have) // 3], have[-1]]

@@ -125,7 +125,7 @@ class _Job:
             name: targets(self.found[name], self.near[name], self._lengths(name), self.config.seed)
             for name in self.stacks
         }
-        return coordinates_of(self.scan.findings, n)
+        return coordinates_of(self.scan.findings, self.scan.clusters, n)
 
     def run(self) -> Explanation:
         coordinates, n = self.prepare(), self.corpus.n_sequences

@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 
 from massact.records.anatomy import Block, Place, Stack
+from massact.records.clusters import KEYS
 from massact.records.sites import Site
 from massact.records.tables import frame
 from massact.stats.groups import Gather
 from massact.trace import Measurements, Probe
 
 STEP = 0.25  # of the value at the peak layer: a write of that size is a step up or down
-MOST_COORDINATES = 16  # of one stack, the most frequent
+MOST_COORDINATES = 16  # of one stack, the largest clusters
 Values = Mapping[tuple[int, int], np.ndarray]  # (sequence, position) -> values at the coordinates' dims
 
 
@@ -30,7 +31,7 @@ class Coordinate:
     Args:
         stack, site: which residual stream, and the point of it that has the findings.
         dim, position_class: which.
-        layer: the one with most findings in the stack, where its value is `peak`.
+        layer: the peak layer of its cluster, where its value is `peak`.
         tokens: (sequence, position) of its findings at that layer.
     """
 
@@ -42,24 +43,28 @@ class Coordinate:
     tokens: tuple[tuple[int, int], ...]
 
 
-def coordinates_of(findings: pd.DataFrame, n_sequences: int) -> list[Coordinate]:
-    """The most frequent coordinates of each stack, at its layer with most findings (of several, with the greatest).
+def coordinates_of(findings: pd.DataFrame, clusters: pd.DataFrame, n_sequences: int) -> list[Coordinate]:
+    """The largest clusters of each stack that pass, each at its own peak layer.
 
-    A coordinate that is massive at two points of a block (before and after a norm) is told once, at the greater one.
+    One that is massive at two points of a block (before and after a norm) is told once, at the greater one; one that
+    passes again in a hump is told once, as what is larger.
     """
     found: dict[tuple[str, int, str], Coordinate] = {}
-    known = findings[(findings.dim >= 0) & (findings.sequence >= 0) & (findings.sequence < n_sequences)]
-    sites = known.groupby(["stack", "site"], sort=True).magnitude.max().sort_values(ascending=False, kind="stable")
-    for stack, site in sites.index:
-        mine = known[(known["stack"] == stack) & (known["site"] == site)]
-        layers = mine.groupby("layer").magnitude.agg(["size", "max"]).sort_values(["size", "max"], kind="stable")
-        peak = int(layers.index[-1])
-        groups = mine[mine.layer == peak].groupby(["dim", "position_class"], sort=True)
-        ranked = sorted(groups, key=lambda item: (-len(item[1]), item[0]))[:MOST_COORDINATES]
-        for (dim, where), rows in ranked:
-            tokens = tuple((int(s), int(p)) for s, p in rows[["sequence", "pos"]].drop_duplicates().to_numpy())
-            one = Coordinate(str(stack), str(site), int(dim), str(where), peak, tokens)
-            if sum(c.stack == one.stack for c in found.values()) < MOST_COORDINATES:
+    known = findings[(findings.sequence >= 0) & (findings.sequence < n_sequences)]
+    mine = clusters[(clusters["dim"] >= 0) & (clusters["n_findings"] > 0)]
+    sizes = mine.groupby(["stack", "site"]).max().sort_values("max", ascending=False, kind="stable")["max"]
+    for place in sizes.index:
+        for c in mine[(mine["stack"] == place[0]) & (mine["site"] == place[1])].itertuples():
+            here = known[(known[KEYS] == [c.stack, c.site, c.dim, c.position_class]).all(axis=1)]
+            # The first sequences may have it at another layer only: of these the nearest one.
+            layers = here["layer"].to_numpy()
+            if not len(layers):
+                continue
+            layer = int(layers[np.abs(layers - c.peak_layer).argmin()])
+            rows = here.loc[here["layer"] == layer, ["sequence", "pos"]].drop_duplicates()
+            tokens = tuple((int(s), int(p)) for s, p in rows.to_numpy())
+            one = Coordinate(str(c.stack), str(c.site), int(c.dim), str(c.position_class), layer, tokens)
+            if sum(k.stack == one.stack for k in found.values()) < MOST_COORDINATES:
                 found.setdefault((one.stack, one.dim, one.position_class), one)
     return sorted(found.values(), key=lambda c: c.stack)
 

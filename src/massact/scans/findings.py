@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -226,16 +226,21 @@ def _first_delimiter(text: Corpus, sequence: int) -> int:
     return next(pos for pos in itertools.count() if text.position_class(sequence, pos) == "delimiter")
 
 
-def short_answer(findings: pd.DataFrame, evidence: Evidence) -> dict[str, object]:
-    """What the null twin and the BOS contrast report: a few numbers over all stacks."""
+def short_answer(findings: pd.DataFrame, near_misses: pd.DataFrame, evidence: Evidence, n: int) -> dict[str, object]:
+    """What the null twin and the BOS contrast report: a few numbers over all stacks.
+
+    Onset, dims and classes are those of the largest cluster and of the others of its label.
+    """
     tops = evidence.candidates
     ratio = tops.ratio[np.isfinite(tops.ratio)]
-    classes = findings.position_class.value_counts()
-    dims: Sequence[int] = [int(d) for d in findings.dim.value_counts().index[:5]]
+    clusters = scanned_clusters(findings, near_misses, evidence, n)
+    passing = clusters[clusters.n_findings > 0]
+    main = passing[passing.label == passing.label.iloc[0]] if len(passing) else passing
+    classes = main.groupby("position_class", sort=False).n_findings.sum()
     return {
         "n_findings": len(findings),
-        "onset": int(findings.layer.min()) if len(findings) else None,
-        "dims": list(dims),
+        "onset": int(main.onset.iloc[0]) if len(main) else None,
+        "dims": [int(d) for d in dict.fromkeys(main.dim)][:5],
         "classes": {str(k): int(v) for k, v in classes.items()},
         "largest_ratio": float(ratio.max()) if len(ratio) else float("nan"),
         "largest_magnitude": float(tops.magnitude.max()) if len(tops) else float("nan"),

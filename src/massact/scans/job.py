@@ -289,8 +289,10 @@ class _Job:
     def short(self, model: Model, corpus: Corpus, stacks: list[str]) -> dict[str, Any]:
         few = corpus.head(min(CONTRAST_SEQUENCES, corpus.n_sequences))
         seen, rows, _ = self.complete(model, few, stacks, None)
-        found = findings_table(rows, self.rule, self.texts(few, seen))
-        return short_answer(found, seen) | {"n_sequences": few.n_sequences}
+        texts, near = self.texts(few, seen), self.rule.near_misses(seen, self.thresholds)
+        found = findings_table(rows, self.rule, texts)
+        short = short_answer(found, findings_table(near, self.rule, texts), seen, few.n_sequences)
+        return short | {"n_sequences": few.n_sequences}
 
     def bos(self, stacks: list[str]) -> dict[str, Any]:
         """The first sequences with and without BOS in front of the same text (Sun 2024, App. A.3)."""

@@ -43,15 +43,20 @@ TABLES: dict[str, Columns] = {
         "train_loss": ("float64", "cross-entropy in nats, the last logged"),
         "eval_loss": ("float64", "cross-entropy in nats on the held-out part, the last measured"),
         "perplexity": ("float64", "exp(eval_loss); NaN for images"),
-        "massive": ("float64", "1 if anything passes the criterion, else 0; of a group the share of its runs"),
+        "massive": (
+            "float64",
+            "1 if it has massive activations under the criterion, else 0 (outlier features, on many "
+            "tokens, and humps are none); of a group the share of its runs",
+        ),
         "criterion": ("string", "name of the rule of the scan"),
-        "onset": ("float64", "first layer with findings, of the stack of the largest; NaN without findings"),
+        "cluster": ("string", "its largest cluster that passes: label, dim, class of tokens; empty without findings"),
+        "onset": ("float64", "onset of that cluster; NaN without findings"),
         "max": ("float64", "greatest |h| of all layers and sequences"),
         "ratio": ("float64", "greatest top1 / median of any layer and sequence"),
         "sink_rate": ("float64", "share of heads with alpha_0 > eps, mean over sequences (Gu 2025)"),
         "mass_first": ("float64", "attention on position 0 of the queries after it that can see it, mean over heads"),
         "slot_mass": ("float64", "probability of a learned sink, mean over the heads that have one"),
-        "value_norm_first": ("float64", "norm of the first token's value over that of the others, mean over heads"),
+        "value_norm_first": ("float64", "norm of the first token's value over that of the others, median over heads"),
     },
     "compare_layers": {
         **_COMPARED,

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from massact.records.clusters import MASSIVE
 from massact.records.kinds.comparison import ComparedRun, Comparison
 from massact.records.kinds.scan import ScanResult
 from massact.records.tables import frame
+from massact.reports.kinds.scan.cluster_words import cluster_name
 from massact.reports.kinds.scan.views import rule_of
 from massact.reports.spelling import listed, number, quoted, ranges, real, shortened, visible
 
@@ -58,7 +60,8 @@ def _row(run: ComparedRun, group: str) -> dict[str, Any]:
         "label": run.label, "row": "run", "group": group, "n_runs": 1, "directory": str(run.directory),
         "model": _text(model.get("name") or model.get("id")), "variant": _text(config.get("variant")),
         "trained": training is not None, "scanned": scan is not None, "explained": run.explanation is not None,
-        "seed": seed if isinstance(seed, int) else -1, "criterion": rule_of(scan).name if scan is not None else "",
+        "cluster": "", "seed": seed if isinstance(seed, int) else -1,
+        "criterion": rule_of(scan).name if scan is not None else "",
         **dict.fromkeys(NUMBERS, math.nan), **_trained(run), **_scanned(scan), **_explained(run),
     }  # fmt: skip
 
@@ -89,16 +92,17 @@ def _exp(x: float) -> float:
     return math.inf if x > 700 else math.exp(x)
 
 
-def _scanned(scan: ScanResult | None) -> dict[str, float]:
+def _scanned(scan: ScanResult | None) -> dict[str, Any]:
     if scan is None:
         return {}
-    found, onset = scan.findings, math.nan
-    if len(found):
-        size = found["magnitude"].to_numpy(float)
-        stack = found["stack"].iloc[int(np.argmax(np.where(np.isnan(size), -1.0, size)))]
-        onset = float(found.loc[found["stack"] == stack, "layer"].min())
+    passing = scan.clusters[scan.clusters["n_findings"] > 0]
+    main = passing.loc[passing["max"].idxmax()] if len(passing) else None  # of several stacks that of the largest
+    if main is not None:
+        main = passing[passing["stack"] == main["stack"]].iloc[0]
+    any_ = (passing["label"] == MASSIVE).any() if rule_of(scan).kind == "element" else scan.found
     return {
-        "massive": float(scan.found), "onset": onset,
+        "massive": float(any_), "onset": math.nan if main is None else float(main["onset"]),
+        "cluster": "" if main is None else f"{visible(main['label'])}, {cluster_name(main)}",
         "max": greatest(scan.layers["max"]), "ratio": greatest(scan.layers["ratio_max"]),
     }  # fmt: skip
 
@@ -108,7 +112,10 @@ def _explained(run: ComparedRun) -> dict[str, float]:
         return {}
     heads = run.explanation.heads
     heads = heads[heads["kind"] == "attention"]
-    return {name: mean_of(heads[name]) for name in EXPLAINED}
+    found = {name: mean_of(heads[name]) for name in EXPLAINED}
+    # A ratio of norms is large in the few layers whose values are short: its mean would be theirs alone.
+    values = heads["value_norm_first"].to_numpy(float)
+    return found | {"value_norm_first": float(np.nanmedian(values)) if np.isfinite(values).any() else math.nan}
 
 
 def greatest(values: Iterable[Any]) -> float:
@@ -181,6 +188,7 @@ def _over_seeds(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean, min and max of a group of runs, each over those that have the number."""
     same = rows[0] | {"label": name, "group": name, "n_runs": len(rows), "directory": "", "seed": -1}
     same |= {flag: any(row[flag] for row in rows) for flag in ("trained", "scanned", "explained")}
+    same["cluster"] = rows[0]["cluster"] if len({row["cluster"] for row in rows}) == 1 else ""
     same["criterion"] = rows[0]["criterion"] if len({row["criterion"] for row in rows}) == 1 else ""
     out = []
     for kind, of in _KINDS.items():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
+import pandas as pd
+
 from massact.records.kinds.comparison import Comparison
 from massact.records.tables import columns_of
 from massact.reports.kinds.comparison.table import EXPLAINED, SCANNED, TRAINED
 from massact.reports.kinds.comparison.words import shown
-from massact.reports.kinds.scan.views import StackView, census, views
+from massact.reports.kinds.scan.views import views
 from massact.reports.parts import UNAVAILABLE, Column, Section, Table, grid, narrow, parts_of
-from massact.reports.spelling import cell, listed, quoted, shortened, visible
+from massact.reports.spelling import cell, listed, percent, quoted, shortened, token_list, visible
 
 LONGEST_NAME = 28
-MOST_PLACES = 4  # dims, tokens and positions that are named in one cell
+MOST_PLACES, MOST_CLUSTERS = 4, 4  # tokens that are named in one cell, clusters of a run
 HEADS = {
     "label": "run",
     "variant": "variant",
@@ -49,7 +53,7 @@ def brief(c: Comparison) -> list[Section]:
     made = [
         narrow(table, f"Activations and attention{of}; ratio: |h| / median{told}", {n: HEADS[n] for n in models}),
         _seeds(c),
-        narrow(places(c), "Where the findings are, at the layer of the largest"),
+        narrow(places(c), "Clusters of each run, the largest first"),
         *_layers(c),
     ]
     if runs["trained"].any():
@@ -98,43 +102,41 @@ def side_by_side(c: Comparison, row: str, title: str) -> Table | None:
 
 
 def places(c: Comparison) -> Table | None:
-    """Dims, tokens and positions of the findings of every run and stack, at the layer of the largest."""
+    """The largest clusters of every run and stack."""
     rows = [
-        (visible(f"{run.label} {view.label}".strip()), *places_of(view))
+        (visible(f"{run.label} {view.label}".strip()), *_cluster(row))
         for run in c.runs
         for view in (views(run.scan) if run.scan is not None else ())
+        for _, row in view.clusters.head(MOST_CLUSTERS).iterrows()
     ]
     if not rows:
         return None
     heads = (
         ("run", "which"),
-        ("layer", "that of the largest finding"),
-        ("findings", "at this layer"),
-        ("dims", "of these, the most frequent first"),
-        ("tokens", "each position counts once"),
-        ("positions", "how many sequences have a finding there"),
+        ("what", "massive activation (few tokens), outlier feature (many tokens), hump (near the threshold)"),
+        ("dim", "coordinate"),
+        ("class", "of its tokens"),
+        ("layers", "onset to offset"),
+        ("value", "mean at its peak layer"),
+        ("share", "of the sequences"),
+        ("tokens", "the most frequent first"),
     )
     columns = [
         Column(name, meaning, list(cells), list(cells), False)
         for (name, meaning), cells in zip(heads, zip(*rows, strict=True), strict=True)
     ]
-    return Table("Where the findings are", columns, len(rows), [], True)
+    return Table("Clusters of each run, the largest first", columns, len(rows), [], True)
 
 
-def places_of(view: StackView) -> tuple[str, str, str, str, str]:
-    """Layer of the largest finding, findings there, and their dims, tokens and positions, the most frequent first."""
-    here = view.findings[view.findings["layer"] == view.peak_layer]
-    if not len(here):
-        return "-", "0", "-", "-", "-"
-    once = here.drop_duplicates(["sequence", "pos"])
-    dims, positions = (t[t >= 0].value_counts() for t in (here["dim"], once["pos"]))
-    tokens = [f"{quoted(t, 16)} ({n:,})" for (t, _), n in census(here).items()]
+def _cluster(row: pd.Series) -> tuple[str, ...]:
     return (
-        str(view.peak_layer),
-        f"{len(here):,}",
-        listed([str(d) for d in dims.index], MOST_PLACES),
-        listed(tokens, MOST_PLACES),
-        listed([f"{p} ({n:,})" for p, n in positions.items()], MOST_PLACES),
+        visible(row["label"]).partition(" ")[0],
+        str(row["dim"]),
+        visible(row["position_class"]),
+        "-".join(dict.fromkeys(str(int(row[name])) for name in ("onset", "offset"))),
+        cell(row["mean"]),
+        UNAVAILABLE if math.isnan(row["share"]) else percent(row["share"]),
+        listed([quoted(t, 16) for t in token_list(row["tokens"])], MOST_PLACES),
     )
 
 

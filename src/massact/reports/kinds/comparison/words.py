@@ -52,11 +52,10 @@ def _sentence(row: pd.Series) -> str:
                      f"after {shown(row, 'steps')} steps")  # fmt: skip
     if not row["scanned"]:
         parts.append("not scanned")
-    elif row["massive"]:
-        onset = f", first at layer {int(row['onset'])}" if not math.isnan(row["onset"]) else ""
-        parts.append(f"massive activations{onset}, {_sizes(row)}")
     else:
-        parts.append(f"nothing massive, {_sizes(row)}")
+        onset = f" from layer {int(row['onset'])} on" if not math.isnan(row["onset"]) else ""
+        what = f"{visible(row['cluster'])}{onset}" if row["cluster"] else "nothing massive"
+        parts.append(f"{what}, {_sizes(row)}")
     if row["explained"] and math.isnan(row["mass_first"]):
         parts.append("its attention was not seen")
     elif row["explained"]:

@@ -52,11 +52,12 @@ def _sentence(row: pd.Series, view: StackView, rule: Rule) -> str:
 
 
 def _layers(row: pd.Series, view: StackView) -> str:
-    """'from layer 12 (model.layers.11) of 30 to 28', and how long the value stays."""
+    """'layers 12 to 28 of 30 (from model.layers.11 on)'."""
     first, last = int(row["onset"]), int(row["offset"])
     module = view.module(first)
-    at = f"layer {first}{f' ({module})' if module else ''} of {view.n_layers}" if first else "layer 0, the embedding"
-    return f"at {at} only" if first == last else f"from {at} to {last}"
+    known = f" (from {module} on)" if module and first and first < last else f" ({module})" if module else ""
+    return (f"layer {first} of {view.n_layers}{known} only" if first == last else
+            f"layers {first} to {last} of {view.n_layers}{known}")  # fmt: skip
 
 
 def _where(row: pd.Series, view: StackView) -> str:
@@ -70,7 +71,7 @@ def _where(row: pd.Series, view: StackView) -> str:
     if row["position_class"] != "start":
         at = [int(pos) for pos, _ in json.loads(row["positions"])]
         places = f", first of all at position{'s' * (len(at) > 1)} {listed([str(p) for p in at[:MOST_POSITIONS]])}"
-    return f"In {share}, on {_tokens(row['per_sequence'])} of each{places}: {named}."
+    return f"In {share}, {_tokens(row['per_sequence'])} each{places}: {named}."
 
 
 def _tokens(per_sequence: float) -> str:
