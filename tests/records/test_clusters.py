@@ -72,7 +72,7 @@ def test_every_label_at_its_place() -> None:
     assert (main["mean"], main["std"]) == (values.mean(), pytest.approx(values.std()))
     assert main["spread"] == pytest.approx(values.std() / values.mean()) and main["max"] == 23_000
     assert (main["share"], main["per_sequence"], main["n_findings"], main["n_near"]) == (1.0, 1.0, 17 * N, 0)
-    assert made["token_share"].tolist() == pytest.approx([1 / T, 1 / T, 56 / T, 1 / T, 7 / N / T])
+    assert made["token_share"].tolist() == pytest.approx([1 / T, 1 / T, 56 / T, 15 / N / T, 15 / N / T])
 
 
 def test_a_stray_finding_moves_nothing() -> None:
