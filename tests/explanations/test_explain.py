@@ -293,9 +293,17 @@ FORCED = ("bert", "t5", "vit", "whisper", "gpt_oss", "bloom", "mixtral", "clip",
 
 
 @cache
-def forced(name: str) -> tuple[Model, ScanResult, Explanation]:
-    """A tiny random model with findings forced by low thresholds, so that every table is filled."""
-    model = ma.load(build(name, seed=3))
+def forced(name: str, writes: float = 1.0) -> tuple[Model, ScanResult, Explanation]:
+    """A tiny random model with findings forced by low thresholds, so that every table is filled.
+
+    Args:
+        writes: times so much the MLPs write.
+    """
+    module = build(name, seed=3)
+    with torch.no_grad():
+        for parameter, weight in module.named_parameters():
+            weight *= writes if "down_proj" in parameter else 1.0
+    model = ma.load(module)
     corpus = ma.corpus(INPUTS.get(name, {"input_ids": IDS}))
     low = {"magnitude": 1.0, "ratio": 2.5} if name == "bert" else {"magnitude": 0.02, "ratio": 3.0}
     scan = ma.scan(model, corpus, criterion="sun2024", thresholds=low, **OFF)
@@ -345,7 +353,7 @@ def test_mass_on_all_keys_is_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt_oss", "mixtral"])
 def test_experts_add_up_to_the_write(name: str) -> None:
-    _, _, e = forced(name)
+    _, _, e = forced(name, 30.0)
     ups = e.writers[(e.writers.role == "up") & (e.writers.submodule == "mlp_out")].set_index(["dim", "position_class"])
     assert len(ups) and (e.neurons.expert >= 0).all() and (e.neurons.neuron == -1).all()
     for key, rows in e.neurons.groupby(["layer", "dim", "position_class"]):

@@ -53,7 +53,7 @@ def _sentence(row: pd.Series) -> str:
     if not row["scanned"]:
         parts.append("not scanned")
     else:
-        onset = f" from layer {int(row['onset'])} on" if not math.isnan(row["onset"]) else ""
+        onset = f", first at layer {int(row['onset'])}" if not math.isnan(row["onset"]) else ""
         what = f"{visible(row['cluster'])}{onset}" if row["cluster"] else "nothing massive"
         parts.append(f"{what}, {_sizes(row)}")
     if row["explained"] and math.isnan(row["mass_first"]):
