@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from massact.records.kinds.classics import Classics
+from massact.records.verdicts import MARGIN, verdict_of
 from massact.reports import panels
-from massact.reports.kinds.intervention import with_verdicts
+from massact.reports.kinds.intervention import main_metric, with_verdicts
 from massact.reports.panels import Axis, Bars, Color, Line, Panel, Sheet
 from massact.reports.parts import Section, Words, parts_of, table_of
 from massact.reports.readings import Reading
@@ -21,6 +22,7 @@ from massact.reports.spelling import (
     number,
     numbered,
     percent,
+    quoted,
     real,
     shortened,
     signed,
@@ -52,8 +54,20 @@ def classics_in_words(c: Classics) -> list[str]:
             if "unavailable" in numbers:
                 said.append(f"{head}{where}: unavailable: {visible(str(numbers['unavailable']))}.")
             elif name in SENTENCES:
-                said.append(f"{head}{where}: {' '.join(SENTENCES[name](numbers))}")
+                said.append(f"{head}{where}: {' '.join([*SENTENCES[name](numbers), *_verdicts(c, name, stack)])}")
     return said + noted(c.info.notes)
+
+
+def _verdicts(c: Classics, name: str, stack: str) -> list[str]:
+    """The verdicts on the edits of one entry, by the rule of all effects."""
+    rows = c.classic_effects
+    rows = rows[(rows["classic"] == name) & (rows["stack"] == stack) & (rows["group"] == "all")]
+    metric = main_metric(rows)
+    by: dict[str, list[str]] = {}
+    for _, row in rows[rows["metric"] == metric].iterrows():
+        by.setdefault(verdict_of(row), []).append(f"'{visible(str(row['edit']))}'")
+    told = "; ".join(f"{found}: {listed(edits, MOST_DIMS)}" for found, edits in by.items())
+    return [f"By {metric.replace('_', ' ')}, margin {number(MARGIN)}: {told}."] if by else []
 
 
 def _dims(dims: Any) -> str:
