@@ -65,7 +65,7 @@ def _verdicts(c: Classics, name: str, stack: str) -> list[str]:
     metric = main_metric(rows)
     by: dict[str, list[str]] = {}
     for _, row in rows[rows["metric"] == metric].iterrows():
-        by.setdefault(verdict_of(row), []).append(f"'{visible(str(row['edit']))}'")
+        by.setdefault(verdict_of(row), []).append(quoted(str(row["edit"]), 60))
     told = "; ".join(f"{found}: {listed(edits, MOST_DIMS)}" for found, edits in by.items())
     return [f"By {metric.replace('_', ' ')}, margin {number(MARGIN)}: {told}."] if by else []
 
