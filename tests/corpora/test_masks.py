@@ -11,7 +11,8 @@ from torch import nn
 
 from massact.corpora import Batch, Corpus, corpus
 from massact.corpora.masks import first_kept, is_mask, kept_of, zero_one
-from massact.interventions.catalogue import drop_first, replace_first, starts
+from massact.interventions.catalogue import drop_first, replace_first
+from massact.interventions.massive_entries import starts
 from massact.records.errors import UserError
 
 IDS = torch.arange(6, 22).reshape(2, 8)

@@ -32,7 +32,7 @@ from massact.interventions import (
     zero,
     zero_dims,
 )
-from massact.interventions.catalogue import massive_everywhere
+from massact.interventions.massive_entries import massive_everywhere
 from massact.records.clusters import clusters_table
 from massact.records.errors import UserError
 from massact.records.sites import Site

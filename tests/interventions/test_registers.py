@@ -14,8 +14,8 @@ from torch import Tensor
 import massact as ma
 from massact.corpora import Batch, Corpus
 from massact.interventions import CONTROLS, Registers, collect_registers, evaluate, fix_registers, register_means
-from massact.interventions.catalogue import massive
 from massact.interventions.edit_names import Setting, check_name, edit_named
+from massact.interventions.massive_entries import massive
 from massact.models import Model
 from massact.records.errors import UserError
 from massact.reproductions import REGISTER_MEANS, check_published

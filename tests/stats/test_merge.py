@@ -24,7 +24,7 @@ from massact.classics.attention_by_class import ClassShares
 from massact.explanations.heat_maps import _Dense
 from massact.explanations.image_sinks import _OnImages, _Scaled
 from massact.interventions import relocation
-from massact.interventions.catalogue import Massive
+from massact.interventions.massive_entries import Massive
 from massact.interventions.sinks import MassiveTokens, Sinks, SinkStats
 from massact.labs.looks import _FirstMass, _KeyScale, _Sizes
 from massact.records.sites import Site

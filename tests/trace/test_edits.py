@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import massact as ma
 from massact.corpora import Batch
 from massact.interventions import cut_attention, drop_first, norm_dims, replace_first, zero_dims
-from massact.interventions.catalogue import starts
+from massact.interventions.massive_entries import starts
 from massact.models import Model, with_attention
 from massact.records.errors import UserError, WorkError
 from massact.trace import AttentionEdit, Edit, InputEdit, WeightEdit, edited

@@ -7,14 +7,11 @@ results are drawn.
 
 from massact.interventions.catalogue import (
     QUARTET,
-    Massive,
     clip,
     cut_attention,
     drop_first,
     everywhere,
-    exactly,
     fixed,
-    massive,
     matched_random,
     mean,
     norm_dims,
@@ -28,6 +25,7 @@ from massact.interventions.catalogue import (
 )
 from massact.interventions.effects import Paired, evaluate
 from massact.interventions.job import intervene
+from massact.interventions.massive_entries import Massive, exactly, massive
 from massact.interventions.registers import CONTROLS, Registers, collect_registers, fix_registers, register_means
 from massact.interventions.relocation import moved_neurons, register_neurons, test_time_registers
 from massact.interventions.zero_shot import ZeroShot

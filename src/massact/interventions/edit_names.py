@@ -15,7 +15,6 @@ from massact.anatomy import norms_of
 from massact.corpora import Corpus
 from massact.interventions.catalogue import (
     QUARTET,
-    Massive,
     clip,
     cut_attention,
     drop_first,
@@ -25,6 +24,7 @@ from massact.interventions.catalogue import (
     super_weights,
     zero_dims,
 )
+from massact.interventions.massive_entries import Massive
 from massact.interventions.norm_scales import parameters_of, silenced
 from massact.interventions.registers import CONTROLS, collect_registers, fix_registers
 from massact.models import Model

@@ -323,6 +323,7 @@ def effect_rows(
     stack: str = "",
     layer: int = -1,
     groups: Mapping[str, np.ndarray] | None = None,
+    at: Mapping[str, tuple[int, str]] | None = None,
     only: Sequence[str] = (),
     margin: float = MARGIN,
     task: str = "",
@@ -332,12 +333,14 @@ def effect_rows(
     Args:
         stack, layer: where the massive activations are.
         groups: column -> (N,) label of each sequence.
+        at: edit -> its layer and the clusters that it edits; of others `layer`, and none.
         only: metrics to keep; nothing: all.
         margin, task: see `effects_of`.
     """
     rows: list[dict[str, object]] = []
     for name, fired in paired.fired.items():
-        where = {"edit": name, "stack": stack, "layer": layer, "n_calls": fired.n_calls,
+        here, cluster = (at or {}).get(name, (layer, ""))
+        where = {"edit": name, "stack": stack, "layer": here, "cluster": cluster, "n_calls": fired.n_calls,
                  "n_elements": int(fired.n_elements), "change": fired.change}  # fmt: skip
         everyone = np.ones(len(paired.n_targets), bool)
         told = [("all", e, UNKNOWN) for e in effects_of(paired, name, everyone, margin, task)]

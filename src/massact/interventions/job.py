@@ -14,16 +14,17 @@ import pandas as pd
 import torch
 
 from massact.corpora import PADDING, Corpus
-from massact.interventions.catalogue import Massive, exactly, findings_at, meant, pairs, target_of
 from massact.interventions.class_heads import head_of
 from massact.interventions.edit_names import Setting, check_name, edit_named
 from massact.interventions.effects import Paired, effect_rows, evaluate, told_apart
 from massact.interventions.labels import labelled, labels_of
+from massact.interventions.massive_entries import Massive, exactly, findings_at, meant, pairs, target_of
 from massact.interventions.repetition import evaluate_repetition
 from massact.interventions.sinks import Sinks, unseen_attention
 from massact.interventions.tasks import evaluate_tasks
 from massact.interventions.zero_shot import ZeroShot
 from massact.models import Model, with_attention
+from massact.records.clusters import HUMP, keys_of
 from massact.records.errors import UserError, near
 from massact.records.kinds.intervention import InterveneInfo, Intervention
 from massact.records.kinds.scan import ScanResult
@@ -32,9 +33,10 @@ from massact.records.sites import Site
 from massact.records.tables import frame
 from massact.scans import prove_at_length, proved_at, scanned_corpus, scanned_inputs
 from massact.trace import Edit
-from massact.trace.edits import AnyEdit
+from massact.trace.edits import AnyEdit, parts_of
 from massact.verbs.intervene import InterveneConfig
 
+EACH, MOST_TOLD = "each", 6  # every cluster for itself, too; so many are named
 LEAST_HELD_OUT = 8  # sequences from which on half of them are kept apart for the means
 
 
@@ -115,7 +117,9 @@ def intervene(
     at_length = None if proved_at(scan, text) else prove_at_length(loaded, text, [targets[0].site.stack])
     loaded = with_attention(loaded)
     setting = Setting(loaded, targets, ready.head(half) if half else ready, config.seed)
-    edits = told_apart([*(edit_named(name, setting) for name in config.sets), *more])
+    named = [edit_named(name, setting) for name in config.sets]
+    others, passed_over = _others(scan, config, setting, half, (ready, text))
+    edits = told_apart([*named, *more, *(e for e, _ in others)])
     held_out = text.part(half, trim=False) if half else text  # padding as it is: both halves are computed alike
     paired = evaluate(
         loaded, held_out, edits, batch_size=config.batch_size, progress=progress,
@@ -138,7 +142,10 @@ def intervene(
         if wrote := [e.name for e in edits if unseen_attention(loaded, e)]:
             info.notes.append(f"Who attends to what is not given under {', '.join(wrote)}: an edit of what attention "
                               "gives is made behind its softmax.")  # fmt: skip
-    told = partial(effect_rows, stack=targets[0].site.stack, layer=targets[0].site.layer, margin=config.margin)
+    info.notes += passed_over
+    at = {e.name: (targets[0].site.layer, _keys(targets)) for e in named if _of_entries(e)}
+    at |= {e.name: place for e, place in others}
+    told = partial(effect_rows, stack=targets[0].site.stack, layer=targets[0].site.layer, at=at, margin=config.margin)
     rows = told(paired, groups=columns)
     rows += _more_rows(loaded, held_out, edits, (config, told, info.notes, progress))
     info.wall_s = time.perf_counter() - began
@@ -152,8 +159,8 @@ def _chosen(scan: ScanResult, config: InterveneConfig) -> pd.DataFrame:
         UserError: no findings there, or no such cluster.
     """
     clusters, layer = scan.clusters, config.layer
-    if config.cluster is not None:
-        names = (clusters["dim"].astype(str) + "@" + clusters["position_class"]).where(clusters["n_findings"] > 0)
+    if config.cluster not in (None, EACH):
+        names = keys_of(clusters).where(clusters["n_findings"] > 0)
         clusters = clusters[names == config.cluster]
         if not len(clusters):
             raise UserError(f"The scan has no cluster {config.cluster!r} that passes.",
@@ -181,6 +188,58 @@ def _targets(chosen: pd.DataFrame, half: int, n: int) -> tuple[Massive, ...]:
             "Use --no-hold-out, or more sequences.",
         )
     return tuple(target_of(rows) for _, rows in findings.groupby("layer"))
+
+
+def _keys(targets: Sequence[Massive]) -> str:
+    """The clusters that are edited, as their names on a command line."""
+    return ", ".join(dict.fromkeys(f"{d}@{c}" for t in targets for d, c in t.pairs))
+
+
+def _labels(scan: ScanResult, targets: Sequence[Massive]) -> dict[str, str]:
+    """The clusters that are edited, by name, with their labels."""
+    mine = scan.clusters[scan.clusters["stack"] == targets[0].site.stack]
+    label_of = dict(zip(reversed(keys_of(mine).tolist()), reversed(mine["label"].tolist()), strict=True))
+    return {key: label_of[key] for key in _keys(targets).split(", ") if key in label_of}  # of two parts the larger
+
+
+def _left(scan: ScanResult, stack: str, edited: str) -> pd.DataFrame:
+    """Clusters of a stack that pass and are not edited; humps are not counted."""
+    mine = scan.clusters[(scan.clusters["stack"] == stack) & (scan.clusters["n_findings"] > 0)]
+    mine = mine[(mine["label"] != HUMP) & (mine["dim"] >= 0)]
+    return mine[~keys_of(mine).isin(edited.split(", "))]
+
+
+def _others(
+    scan: ScanResult, config: InterveneConfig, setting: Setting, half: int, texts: tuple[Corpus, Corpus]
+) -> tuple[list[tuple[AnyEdit, tuple[int, str]]], list[str]]:
+    """The same edits of every other cluster, at its own onset, with its layer and name; and what is not edited."""
+    stack, n = setting.targets[0].site.stack, texts[0].n_sequences
+    left = _left(scan, stack, _keys(setting.targets))
+    if config.cluster != EACH or not len(left):
+        if not len(left) or config.layer != "onset" or config.cluster is not None:
+            return [], []
+        names = ", ".join((keys_of(left) + " (" + left["label"] + ")").iloc[:MOST_TOLD])
+        more = f" and {len(left) - MOST_TOLD} more" if len(left) > MOST_TOLD else ""
+        return [], [f"Not edited, though they pass: {names}{more}. --cluster {EACH} edits each of them as well."]
+    made: list[tuple[AnyEdit, tuple[int, str]]] = []
+    notes: list[str] = []
+    for (_, row), key in zip(left.iterrows(), keys_of(left), strict=True):
+        chosen = meant(scan.findings, "onset", stack, left[left["cluster"] == row["cluster"]])
+        try:
+            targets = _targets(chosen, half, n)
+        except UserError as error:
+            notes.append(f"{key} is not edited: {error.what}")
+            continue
+        told = tuple(_told_delimiters(t, setting.model, texts) for t in targets)
+        for edit in (edit_named(name, replace(setting, targets=told)) for name in config.sets):
+            if _of_entries(edit):
+                made.append((replace(edit, name=f"{edit.name} {key}"), (targets[0].site.layer, key)))
+    return made, notes
+
+
+def _of_entries(edit: AnyEdit) -> bool:
+    """Whether an edit is of massive entries, so that every cluster can have its own."""
+    return any(isinstance(part, Edit) and part.writes is not None for part in parts_of(edit))
 
 
 def _told_delimiters(target: Massive, model: Model, texts: Sequence[Corpus]) -> Massive:
@@ -215,7 +274,8 @@ def _info(
     info = InterveneInfo.of(
         scan.info, config.record(), text, text.n_sequences,
         target=jsonable(
-            {"site": str(target.site), "dims": target.dims, "cuts": target.cuts, "means": target.means}
+            {"site": str(target.site), "dims": target.dims, "cuts": target.cuts, "means": target.means,
+             "clusters": _labels(scan, targets)}
             | ({"layers": [t.site.layer for t in targets]} if len(targets) > 1 else {})
         ),
         estimated_on=f"sequences 0 to {(half or n) - 1}" + (f" of {ready.name}" if elsewhere else ""),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from massact.corpora import Batch
-from massact.interventions.catalogue import Massive
+from massact.interventions.massive_entries import Massive
 from massact.models import Model
 from massact.records.rules import SINK, is_sink
 from massact.records.sites import Site

@@ -57,6 +57,11 @@ COLUMNS: Columns = {
 }  # fmt: skip
 
 
+def keys_of(clusters: pd.DataFrame) -> pd.Series:
+    """How clusters are called on a command line: 507@start."""
+    return clusters["dim"].astype(str) + "@" + clusters["position_class"]
+
+
 def clusters_table(
     findings: pd.DataFrame,
     near_misses: pd.DataFrame | None = None,

@@ -30,7 +30,7 @@ ADDED_LATER = {
 }
 _OF_EFFECTS = ("n_needed", "delta_nats", "nats_low", "nats_high", "share_of_zero", "share_low", "share_high",
                "random_low", "random_high", "gap", "gap_low", "gap_high", "change")  # fmt: skip
-ADDED_TO_EFFECTS = {"verdict": "", **dict.fromkeys(_OF_EFFECTS, math.nan)}
+ADDED_TO_EFFECTS = {"verdict": "", "cluster": "", **dict.fromkeys(_OF_EFFECTS, math.nan)}
 
 
 def declare(tables: Mapping[str, Columns]) -> None:

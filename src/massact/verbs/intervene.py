@@ -47,7 +47,8 @@ class InterveneConfig(Options):
     )
     cluster: str | None = option(
         None,
-        "Only this one, as 507@start, at its own onset; nothing: the largest, with those of its label at that layer.",
+        "Only this one, as 507@start, at its own onset; each: also every other that passes, one by one; nothing: the "
+        "largest, with those of its label at that layer.",
     )
     stack: str | None = option(None, "Of several stacks, which; nothing: the one with most findings.", shown=False)
     exact: bool = option(False, "Only the entries that the scan found, not all of half their size or more.")

@@ -17,6 +17,7 @@ TABLES: dict[str, Columns] = {
         "edit": ("string", "name of the edit"),
         "stack": ("string", "stack of the massive activations"),
         "layer": ("int64", "their layer; edits of weights, inputs and attention act where they say"),
+        "cluster": ("string", "what is edited: dims and classes of tokens, as 507@start; empty: other than entries"),
         "metric": ("string", "perplexity, perplexity_windowed, nll, kl, top1_agreement, accuracy, attention_first (of "
                    "the layers behind the edit), repetition (of greedy samples), task/metric"),
         "group": ("string", "all, or column=label"),

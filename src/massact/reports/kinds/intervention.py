@@ -77,7 +77,7 @@ def effects_in_words(e: Intervention) -> list[str]:
     metric, target = main_metric(e.effects), e.info.target
     rows = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] == "all")]
     said = [
-        f"Edited: the massive activations at {_where(target)}, {_which(e.info.config)}; "
+        f"Edited: {_clusters(target)} at {_where(target)}, {_which(e.info.config)}; "
         f"effects on {visible(e.info.evaluated_on)}, values estimated on {visible(e.info.estimated_on)}."
     ]
     margin = margin_of(e)
@@ -160,6 +160,15 @@ def _where(target: Mapping[str, Any]) -> str:
     if len(layers) < 2:
         return f"{site}, {dims}"
     return f"{site.rpartition('.')[2]} of {spanned('layer', layers)}, {dims} (those of layer {layers[0]})"
+
+
+def _clusters(target: Mapping[str, Any]) -> str:
+    """'the massive activations 507@start and 247@start'; of an older run the word alone."""
+    by_label: dict[str, list[str]] = {}
+    for key, label in dict(target.get("clusters") or {}).items():
+        by_label.setdefault(visible(label), []).append(visible(key))
+    told = [f"the {label}{'s' * (len(keys) > 1)} {listed(keys, 6)}" for label, keys in by_label.items()]
+    return listed(told) or "the massive activations"
 
 
 def _which(config: Mapping[str, Any]) -> str:
