@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from massact.records.answer import Answer, read_as
 from massact.records.errors import UserError
 
-SCHEMA_VERSION = 3  # 3: clusters
+SCHEMA_VERSION = 3  # 2: modality of the tokens; 3: clusters, and all criteria in one table
 STATUSES = ("running", "ok", "failed", "interrupted")
 
 

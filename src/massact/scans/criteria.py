@@ -58,6 +58,9 @@ class Criterion:
         rule: pure function of evidence and thresholds; gives the rows that pass.
         needs: statistics beyond the default ones ("mad", "mlp_act", "tokens", "modality").
         at_most: constants that are upper bounds; a near miss keeps them.
+        bounded: needs that a bound replaces where they were not measured: what passes with MAD = median, its upper
+            bound, passes, and what fails with MAD = 0 fails.
+        statistic: of rules without a published constant, the column of the table `layers` that the source reports.
         floor: for rules that do not go by |h| alone: of each hidden state, a magnitude that all that passes exceeds.
     """
 
@@ -70,6 +73,8 @@ class Criterion:
     needs: tuple[str, ...] = ()
     at_most: tuple[str, ...] = ()
     floor: Callable[[Evidence, Mapping[str, float]], pd.Series] | None = None
+    bounded: tuple[str, ...] = ()
+    statistic: str = ""
 
     def resolved(self, overrides: Mapping[str, float] | None = None) -> dict[str, float]:
         """The constants in force.
@@ -249,6 +254,7 @@ CRITERIA: dict[str, Criterion] = {
             "Chen et al. 2026, arXiv 2605.15572",
             "element",
             _chen2026,
+            statistic="max",
         ),
         Criterion(
             "heretic2025",
@@ -259,6 +265,7 @@ CRITERIA: dict[str, Criterion] = {
             _heretic2025,
             needs=("mad",),
             at_most=("cluster",),
+            bounded=("mad",),
         ),
         Criterion(
             "kang2025",
@@ -322,6 +329,7 @@ CRITERIA: dict[str, Criterion] = {
             "He et al. 2024, NeurIPS",
             "layer",
             _layer_rule("rms_kurtosis"),
+            statistic="rms_kurtosis",
         ),
         Criterion(
             "he2024_mmr",
@@ -331,6 +339,7 @@ CRITERIA: dict[str, Criterion] = {
             "He et al. 2024, NeurIPS",
             "layer",
             _layer_rule("token_max_median"),
+            statistic="token_max_median",
         ),
         Criterion(
             "osp2025",
@@ -339,6 +348,7 @@ CRITERIA: dict[str, Criterion] = {
             "Park et al. 2025, arXiv 2506.19697",
             "layer",
             _layer_rule("token_kurtosis"),
+            statistic="token_kurtosis",
         ),
     )
 }

@@ -22,6 +22,7 @@ from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
 from massact.scans.criteria import Criterion, Evidence, criterion, sink_dims
+from massact.scans.criteria_table import criteria_table, every_token, spike_probes
 from massact.scans.evidence import evidence
 from massact.scans.findings import (
     coordinates_table,
@@ -207,6 +208,8 @@ class _Job:
         info.notes += [*self.notes(seen, rows, near_rows), *padding_notes(self.model, self.corpus, stacks)]
         info.notes += notes_on_positions(self.model, self.corpus, seen.norms.groupby("stack").pos.max())
         result = ScanResult(info, layers, found, near, coordinates, clusters, seen.dims)
+        hidden, spikes = ({s: measured.result(n, s) for s in measured.sites(n)} for n in ("hidden", "spikes"))
+        result.criteria = criteria_table(*every_token(seen, hidden, spikes), self.rule, self.thresholds)
         if self.layout is not None:
             try:
                 add_pictures(result, scanned_maps(measured, self.layout), self.corpus, self.config.pictures)
@@ -228,7 +231,8 @@ class _Job:
 
     def evidence(self, measured: Measurements, model: Model) -> Evidence:
         hidden = {site: measured.result("hidden", site) for site in measured.sites("hidden")}
-        spikes = {site: measured.result("spikes", site) for site in measured.sites("spikes")}
+        looks = measured.sites("spikes") if "mlp_act" in self.rule.needs else []
+        spikes = {site: measured.result("spikes", site) for site in looks}
         return evidence(hidden, {s: module_of(model, s) for s in hidden}, spikes, "tokens" in self.rule.needs)
 
     def texts(self, corpus: Corpus, seen: Evidence) -> dict[str, Corpus]:
@@ -248,6 +252,8 @@ class _Job:
         top_k, stage = self.config.top_k, "scan" if model is self.model else "null twin"
         while True:
             probes = self.probes(stacks, top_k)
+            if saved is not None and "mlp_act" not in self.rule.needs:
+                probes += spike_probes(self.model, stacks)
             if saved is not None and self.layout is not None:
                 probes.append(neighbours_probe(self.layout))
             probes += self.extra.probes if saved is not None else []

@@ -108,6 +108,29 @@ TABLES: dict[str, Columns] = {
     },
 }
 TABLES["near_misses"] = TABLES["findings"]
+CRITERIA: dict[str, Columns] = {
+    "criteria": {
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state, or mlp_act (input of down_proj) where the rule looks there"),
+        "criterion": ("string", "name of the published rule"),
+        "kind": ("string", "what it finds: element (one scalar), token, dim or layer"),
+        "own": ("bool", "whether it is the criterion of this run, with its constants; all others have published ones"),
+        "thresholds": ("string", "its constants, as a JSON object"),
+        "source": ("string", "paper, page or code it comes from"),
+        "verdict": ("string", "yes, no, reported (the source sets no threshold), undecided or unavailable"),
+        "reason": ("string", "why it is none of yes and no"),
+        "n_findings": ("float64", "what passes, of all layers"),
+        "at_least": ("bool", "more may pass than was kept of each hidden state: --criterion tells"),
+        "layers": ("string", "layers at which something passes, as a JSON list"),
+        "dims": ("string", "dims that pass most often, as a JSON list of at most 8"),
+        "n_dims": ("float64", "different dims that pass; NaN for rules of tokens and layers"),
+        "n_tokens": ("float64", "different tokens that pass, at any layer; NaN for rules of dims and layers"),
+        "token_share": ("float64", "n_tokens over all tokens measured"),
+        "statistic": ("string", "of a rule without a threshold, what its source reports: a column of layers"),
+        "greatest": ("float64", "its greatest value over the layers"),
+        "greatest_layer": ("int64", "where that is; -1 for other rules"),
+    },
+}
 _LAYER = {"stack": ("string", "name of the stack"), "layer": ("int64", "layer; 0 is the embedding output")}
 PATCHES: dict[str, Columns] = {
     "patch_norms": {
@@ -137,6 +160,7 @@ class ScanResult(Result):
         info: what was asked, of which model, on which corpus, and the answer in numbers.
         layers, findings, near_misses, coordinates, clusters, dims, ranks: tables, see `TABLES`.
         portrait: |h| of one prompt for the 3-D figure: "magnitude" (P, T, D), "layers" (P,), "tokens" (T,).
+        criteria: table: what every published rule says; empty in runs of older versions.
         patch_norms, patch_cosines: tables, of image models only.
         images: of image models, what their patches are and how large: "massive_share" (Y, X), share of the
             "n_images" with a finding on that patch; of the first K images "massive" (K, Y, X), "norms" (K, L, Y, X) at
@@ -148,8 +172,8 @@ class ScanResult(Result):
     VERB: ClassVar[str] = "scan"
     FILE: ClassVar[str] = "run.json"
     INFO: ClassVar[type[Any]] = RunInfo
-    TABLES: ClassVar = TABLES | PATCHES
-    SOME: ClassVar[frozenset[str]] = frozenset({*PATCHES, "clusters"})
+    TABLES: ClassVar = TABLES | CRITERIA | PATCHES
+    SOME: ClassVar[frozenset[str]] = frozenset({*PATCHES, *CRITERIA, "clusters"})
     UNTOLD: ClassVar[frozenset[str]] = frozenset({"dims", "patch_norms"})
     ARRAYS: ClassVar = {"portrait": ("portrait.npz", PORTRAIT), "images": ("images.npz", IMAGES)}
     ALONE: ClassVar[bool] = True
@@ -165,6 +189,7 @@ class ScanResult(Result):
     dims: pd.DataFrame = table("dims")
     ranks: pd.DataFrame = table("ranks")
     portrait: dict[str, np.ndarray] = field(default_factory=dict)
+    criteria: pd.DataFrame = table("criteria")
     patch_norms: pd.DataFrame = table("patch_norms")
     patch_cosines: pd.DataFrame = table("patch_cosines")
     images: dict[str, np.ndarray] = field(default_factory=dict)

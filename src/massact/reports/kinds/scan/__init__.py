@@ -1,6 +1,6 @@
 """How a scan is read: words, sections, small tables, figures."""
 
-from massact.reports.kinds.scan import images, sections, tables
+from massact.reports.kinds.scan import criteria, images, sections, tables
 from massact.reports.kinds.scan.census import draw_census
 from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
 from massact.reports.kinds.scan.images import PATCH_FIGURES
@@ -10,7 +10,7 @@ from massact.reports.readings import Reading
 
 READING = Reading(
     words=answer_in_words,
-    sections=(sections.layers, sections.where, images.patches, sections.portrait, sections.ranks),
+    sections=(sections.layers, sections.where, criteria.criteria, images.patches, sections.portrait, sections.ranks),
     brief=tables.brief,
     definition=sections.definition,
     noun="",

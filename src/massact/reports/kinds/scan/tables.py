@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from massact.records.kinds.scan import ScanResult
+from massact.reports.kinds.scan.criteria import small
 from massact.reports.kinds.scan.sections import ranks_of
 from massact.reports.kinds.scan.views import Rule, StackView, rule_of, views
 from massact.reports.parts import Section, Table, grid, narrow, parts_of
@@ -31,7 +32,7 @@ def brief(scan: ScanResult) -> list[Section]:
         of += f" {quoted(''.join(map(str, tokens)), 40)}"
     rule, made = rule_of(scan), []
     for view in views(scan):
-        tables = (_layers(view), _clusters(view), *_ranks(view, of), _near_misses(view, rule))
+        tables = (_layers(view), _clusters(view), *_ranks(view, of), _near_misses(view, rule), small(scan, view))
         made.append(Section("stack", view.label, parts_of(*tables)))
     return made
 

@@ -13,6 +13,7 @@ from massact.records.answer import Peak
 from massact.records.clusters import MASSIVE, OUTLIER
 from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.scan.cluster_words import CLASSES, clusters_in_words
+from massact.reports.kinds.scan.criteria import disagreement
 from massact.reports.kinds.scan.views import FORMATS, Rule, StackView, answer_of, rule_of, views
 from massact.reports.spelling import (
     counted,
@@ -50,6 +51,8 @@ def answer_in_words(result: ScanResult) -> list[str]:
         elif not view.n_findings:
             sentences += clusters_in_words(view, rule)
         sentences += [s for s in (_range(view), _nonfinite(view)) if s]
+        if view.site == "resid_post":
+            sentences += disagreement(result.criteria[result.criteria["stack"].fillna("") == view.stack])
         said += [f"{view.label}: {s}" if view.label else s for s in sentences]
     if any(v.n_sequences for v in stacks) and not any(_nonfinite(v) for v in stacks):
         said.append("All measured values are finite.")
