@@ -115,7 +115,7 @@ def test_planted_rules_disagree_and_are_told(planted: tuple[ScanResult, list[np.
     out = io.StringIO()
     show(scan, Console(file=out, width=140))
     assert all(name in out.getvalue() for name in verdicts.index)
-    assert all(to_json(scan)["criteria"][i]["criterion"] == name for i, name in enumerate(verdicts.index))
+    assert [r["criterion"] for r in json.loads(to_json(scan))["criteria"]] == list(verdicts.index)
 
 
 def test_inputs_of_down_proj_are_looked_at_in_the_same_pass() -> None:
@@ -180,6 +180,17 @@ def test_criteria_of_other_packages_are_in_the_table(installed: None, planted: A
     x = 0.02 * torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(5))
     got = row(ma.scan(ma.load(module, inputs={"x": x}), {"x": x}, **OFF), "fails")
     assert got["verdict"] == "unavailable" and "KeyError" in got["reason"] and criterion("fails") is FAILS
+
+
+def test_a_rule_of_blocks_leaves_the_embedding_out() -> None:
+    """Massive from the embedding on: the share of the layers is of the blocks alone."""
+    module, ids = build("llama", seed=3), torch.randint(1, 99, (2, 30), generator=torch.Generator().manual_seed(4))
+    ids[:, 0] = 0
+    with torch.no_grad():
+        module.get_input_embeddings().weight[0, 7] = 900.0
+    scan = ma.scan(ma.load(module), ids, **OFF)
+    assert json.loads(row(scan, "sun2024")["layers"])[0] == 0
+    assert json.loads(row(scan, "heretic2025")["layers"]) == json.loads(row(scan, "sun2024")["layers"])[1:]
 
 
 def test_what_needs_more_than_the_pass_is_unavailable(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,9 +151,10 @@ def _chen2026(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
 def _heretic2025(e: Evidence, t: Mapping[str, float]) -> pd.DataFrame:
     c = _sun2024(e, t)
     c = c[((c.magnitude - c["median"]).abs() >= t["mad"] * c["mad"]) & (c["rank"] <= t["cluster"])]
+    c = c[c.layer > 0]
     where = ["stack", "site"]
     depth = e.layers[e.layers.layer > 0].groupby(where).layer.nunique()
-    layers = c[c.layer > 0].groupby([*where, "dim"]).layer.transform("nunique")
+    layers = c.groupby([*where, "dim"]).layer.transform("nunique")
     share = layers / c.set_index(where).index.map(depth).to_numpy() if len(c) else layers
     return c.loc[layers.index[np.asarray(share >= t["layers"])]] if len(c) else c
 
