@@ -153,11 +153,12 @@ def test_rows_of_older_runs_are_judged_by_the_same_rule() -> None:
 def test_stars_of_what_moves_one_way_only_are_beyond_the_control() -> None:
     """KL is never below zero, so its interval never holds it: random control and mean are as far from it."""
     tiny = np.abs(RNG.normal(1e-5, 1e-6, N))
-    kl = {"zero": HURT, "mean": tiny + RNG.normal(0, 1e-6, N), "random": tiny}
+    kl = {"zero": HURT, "mean": tiny + RNG.normal(0, 1e-6, N), "random": tiny, "less": 0.5 * tiny}
     edits = {name: {"nll": BASE + 1e-3, "kl": x} for name, x in kl.items()}
     rows = {r["edit"]: r for r in effect_rows(paired(**edits)) if r["metric"] == "kl"}
     assert all(r["ci_low"] > 0 for r in rows.values())  # type: ignore[operator]
-    assert {name: starred(r) for name, r in rows.items()} == {"zero": True, "mean": False, "random": None}
+    stars = {name: starred(r) for name, r in rows.items()}
+    assert stars == {"zero": True, "mean": False, "random": None, "less": False}, "less than the control is no star"
     alone = paired(zero=edits["zero"])
     (row,) = (r for r in effect_rows(alone) if r["metric"] == "kl")
     assert starred(row) is None

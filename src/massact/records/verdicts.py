@@ -114,14 +114,16 @@ def harm_interval(row: Mapping[str, Any]) -> tuple[float, float]:
 def starred(row: Mapping[str, Any]) -> bool | None:
     """Whether a change stands out: its interval leaves out zero; None: that cannot be told.
 
-    A quantity that moves one way only stands out of what the control does: the interval of the paired difference to
-    it leaves out zero. Below `LEAST` sequences nothing does.
+    A quantity that moves one way only stands out where it moves further than with the control: the interval of the
+    paired difference to it lies beyond zero. Below `LEAST` sequences nothing does.
     """
-    one_sided = str(row["metric"]) in ONE_SIDED
+    metric = str(row["metric"])
+    one_sided = metric in ONE_SIDED
     low, high = (_real(row.get(c)) for c in (("random_low", "random_high") if one_sided else ("ci_low", "ci_high")))
     if math.isnan(low) or math.isnan(high):
         return None
-    return _real(row.get("n_sequences", LEAST)) >= LEAST and (low > 0 or high < 0)
+    up, down = low > 0 and metric != "top1_agreement", high < 0 and metric != "kl"  # these fall, and rise, only
+    return _real(row.get("n_sequences", LEAST)) >= LEAST and (up or down)
 
 
 def _log_ratio(delta: float, baseline: float) -> float:
