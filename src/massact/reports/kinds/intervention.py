@@ -154,12 +154,12 @@ def _worst(edit: str, rows: pd.DataFrame) -> str:
 
 
 def _where(target: Mapping[str, Any]) -> str:
-    """'12.resid_post, dims 247 and 507', of several layers 'resid_post of layers 12-13, dims ... (at layer 12)'."""
+    """'12.resid_post', of several layers 'resid_post of layers 12-13'; dims where no clusters are recorded."""
     site, dims = visible(str(target.get("site", "?"))), numbered("dim", target.get("dims") or [])
     layers = [int(x) for x in target.get("layers") or []]
-    if len(layers) < 2:
-        return f"{site}, {dims}"
-    return f"{site.rpartition('.')[2]} of {spanned('layer', layers)}, {dims} (those of layer {layers[0]})"
+    where = site if len(layers) < 2 else f"{site.rpartition('.')[2]} of {spanned('layer', layers)}"
+    those = f" (those of layer {layers[0]})" if len(layers) > 1 else ""
+    return where if target.get("clusters") and not those else f"{where}, {dims}{those}"
 
 
 def _clusters(target: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from massact.reports.spelling import (
 MOST_COORDINATES = 4  # told one by one
 RANDOM = " (random tokens: {})"
 UNIFORM = "; a head that looks at all alike would give {}"
-SUPER = 0.5  # a weight that carries this share of a step up is named
+SUPER = 0.5  # a weight that carries this share of a step up is named; with more than twice the step, others cancel it
 CAUSES = "Measured side by side: none of these numbers says what causes what."
 
 
@@ -286,7 +286,7 @@ def _neurons(e: Explanation, dim: int, where: str, named: set[tuple[str, int, in
         what = (
             f"one weight, [{dim}, {row.neuron}] = {number(row.weight)} (input {number(row.activation)}), carries "
             f"{percent(row.share)} of it: the place of a super weight (Yu 2024){shared}"
-            if row.share >= SUPER
+            if SUPER <= row.share <= 1 / SUPER
             else f"the leading neuron, {row.neuron}, carries {percent(row.share)} of it{shared}"
         )
         told.append(f"In {module} {what}.")
