@@ -10,6 +10,7 @@ import numpy as np
 from synthetic_tables import coordinates_rows, finding, findings_rows, layers_rows, portrait, ranks_rows
 
 from massact.records.answer import Answer, Peak, StackAnswer
+from massact.records.clusters import clusters_table
 from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import RunInfo, jsonable
 from massact.records.tables import frame
@@ -113,6 +114,13 @@ def _massive_answer(
     return Answer(True, [mine], null, {"with": side, "without": side | {"largest_ratio": 13300.0}})
 
 
+def clustered(result: ScanResult) -> ScanResult:
+    """The same with the clusters of its findings and near misses as they are now."""
+    n = int(result.layers["n_sequences"].max())
+    result.clusters = clusters_table(result.findings, result.near_misses, n_sequences=n)
+    return result
+
+
 def quiet(stack: str = "", near: bool = True) -> ScanResult:
     """Nothing passes; the largest ratio is 44, at layer 3."""
     best = finding(3, 1, 0, 17, 12.32, 0.28, " the", "start", stack)
@@ -158,11 +166,11 @@ def two_stacks() -> ScanResult:
     """An encoder with massive activations and a decoder without."""
     first, second = massive(n_layers=12, span=(3, 11), stack="encoder"), quiet("decoder")
     answers = [Answer.from_dict(r.info.answer).stacks[0] for r in (first, second)]
-    both = ScanResult(info(Answer(True, answers), "acme/t5"), portrait=first.portrait)
+    tables = {}
     for table in ("layers", "findings", "near_misses", "coordinates", "ranks"):
         rows = getattr(first, table).to_dict("records") + getattr(second, table).to_dict("records")
-        setattr(both, table, frame(table, rows))
-    return both
+        tables[table] = frame(table, rows)
+    return ScanResult(info(Answer(True, answers), "acme/t5"), portrait=first.portrait, **tables)
 
 
 def one_layer() -> ScanResult:
@@ -181,6 +189,7 @@ def broken() -> ScanResult:
     stack = replace(answer.stacks[0], onset_jump=float("inf"), spread=float("nan"), nonfinite=13 * 4096)
     result.info.answer = jsonable(replace(answer, stacks=[stack]).as_dict())
     result.coordinates[["std", "spread"]] = np.nan
+    result.clusters[["std", "spread"]] = np.nan
     result.info.notes = ["53,248 values are NaN or Inf, first at layer 20: statistics there are over the others."]
     result.portrait["magnitude"][2] = np.nan
     result.portrait["magnitude"][1, 0, 7] = np.inf
@@ -201,7 +210,7 @@ def hostile() -> ScanResult:
     result.info.answer["stacks"][0]["tokens"] = [[t, "other", 3] for t in HOSTILE[:12]]
     result.info.model["id"] = "[bold]evil[/bold]\x1b[31m <b> $x$"
     result.info.notes = ["[link=http://x]note[/link]\nsecond line"]
-    return result
+    return clustered(result)
 
 
 def empty() -> ScanResult:

@@ -10,18 +10,26 @@ from rich.console import Console
 
 from massact.records.kinds.comparison import open_compared
 from massact.reports import compare, show
-from massact.reports.kinds.comparison.tables import places_of
-from massact.reports.kinds.scan.views import views
+from massact.reports.kinds.comparison.tables import places
+from massact.reports.spelling import cell
 
 
-def test_places_are_those_of_the_findings() -> None:
-    """Two dims at 16 positions: the first token and one delimiter of 8 sequences."""
-    (view,) = views(synthetic.massive())
-    layer, findings, dims, tokens, positions = places_of(view)
-    assert (layer, findings) == ("30", "32") and set(dims.split(" and ")) == {"1415", "2533"}
-    assert tokens == "'.' (8) and 'Summer' (8)" and set(positions.split(" and ")) == {"0 (8)", "3 (8)"}
-    (quiet,) = views(synthetic.quiet())
-    assert places_of(quiet) == ("-", "0", "-", "-", "-")
+def test_places_are_the_clusters_of_each_run(tmp_path: Path) -> None:
+    """Two dims at the first token and one delimiter of 8 sequences; a run without findings has its hump."""
+    for name, made in (("loud", synthetic.massive()), ("quiet", synthetic.quiet())):
+        made.save(tmp_path / name)
+    table = places(compare(open_compared([tmp_path / "loud", tmp_path / "quiet"])))
+    assert table is not None
+    cells = list(zip(*(column.shown for column in table.columns), strict=True))
+    assert [c[:5] for c in cells] == [
+        ("loud", "massive", "2533", "delimiter", "2-30"),
+        ("loud", "massive", "1415", "delimiter", "2-30"),
+        ("loud", "massive", "2533", "start", "2-30"),
+        ("loud", "massive", "1415", "start", "2-30"),
+        ("quiet", "hump", "17", "start", "3-4"),
+    ]
+    found = synthetic.massive().findings.query("layer == 30 and dim == 2533 and position_class == 'delimiter'")
+    assert cells[0][5:] == (cell(found["value"].mean()), "100%", "'.'")
 
 
 def test_runs_that_are_no_trainings_have_no_table_of_trainings(tmp_path: Path) -> None:

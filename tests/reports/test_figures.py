@@ -20,9 +20,11 @@ from PIL import Image
 
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
+from massact.records.tables import frame
 from massact.reports import draw, report
 from massact.reports.kinds import READINGS
 from massact.reports.kinds.scan.census import draw_census
+from massact.reports.kinds.scan.cluster_curves import draw_clusters
 from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
 from massact.reports.kinds.scan.portrait import draw_magnitudes, outline, peaks
 from massact.reports.kinds.scan.views import rule_of
@@ -31,7 +33,7 @@ from massact.reports.render.lettering import lettered, style
 from massact.reports.render.sheets import figure_of
 from tests.facts import tells
 
-NAMES = ("layers", "magnitudes", "census", "headroom", "norms")
+NAMES = ("layers", "clusters", "magnitudes", "census", "headroom", "norms")
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,27 @@ def test_layers_figure_draws_the_table() -> None:
     assert list(figure.axes[0].get_xticks()) == [1, 8, 16, 24, 32]
     texts = " ".join(t.get_text() for t in figure.axes[0].texts)
     assert "onset 2" in texts and "offset 30" in texts
+
+
+def test_clusters_are_drawn_by_what_they_are() -> None:
+    """A hump at layers 10 to 16 beside what is massive from 2 to 30; the threshold is 1,000 medians, 100 at least."""
+    result = synthetic.massive()
+    curves = lines(drawn(draw_clusters, result), 0)
+    found = result.findings.query("dim == 2533 and position_class == 'delimiter'").groupby("layer")["magnitude"].mean()
+    loud, hump = curves["Massive: dim 2533, delimiter"], curves["Hump: dim 1512, delimiter"]
+    np.testing.assert_allclose(loud[2:31], found.to_numpy())
+    assert np.isnan(loud[[0, 1, 31, 32]]).all() and list(np.flatnonzero(hump == 160.0)) == list(range(10, 17))
+    np.testing.assert_allclose(curves["Threshold"], np.maximum(1000 * result.layers["median"], 100))
+    assert set(curves["onset 2"]) and len([name for name in curves if name.startswith("onset")]) == 1
+
+
+def test_a_hump_of_the_same_tokens_is_a_line_of_its_own() -> None:
+    result = synthetic.massive(span=(12, 30))
+    rows = [synthetic.finding(x, s, 0, 2533, 200.0, 0.38, "Summer", "start") for x in range(3, 8) for s in range(8)]
+    result.near_misses = frame("near_misses", rows)
+    curves = lines(drawn(draw_clusters, synthetic.clustered(result)), 0)
+    massive, hump = (np.flatnonzero(np.isfinite(curves[f"{x}: dim 2533, start"])) for x in ("Massive", "Hump"))
+    assert list(massive) == list(range(12, 31)) and list(hump) == list(range(3, 8))
 
 
 def test_one_row_of_panels_for_each_stack() -> None:

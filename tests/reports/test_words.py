@@ -9,6 +9,7 @@ import numpy as np
 import synthetic
 
 from massact.records.kinds.scan import ScanResult
+from massact.records.tables import frame
 from massact.reports import answer_in_words
 from massact.reports.kinds.scan.views import rule_of
 from massact.reports.spelling import number, percent
@@ -50,7 +51,7 @@ def test_each_stack_answers_for_itself() -> None:
     assert tells([verdict], "Yes", "acme/t5", "in encoder", "not in decoder", len(result.findings))
     of = {stack: [w for w in words if w.startswith(f"{stack}: ")] for stack in ("encoder", "decoder")}
     assert set(result.findings["stack"]) == {"encoder"}
-    assert tells(of["encoder"], f"layer {result.findings['layer'].min()} of 12")
+    assert tells(of["encoder"], f"layers {result.findings['layer'].min()} to 11 of 12")
     assert tells(of["decoder"], "ratio", result.near_misses.query("stack == 'decoder'")["ratio"].max())
 
 
@@ -117,7 +118,7 @@ def whole_tokens() -> ScanResult:
     result.findings[["median", "ratio"]] = np.nan
     stack = result.info.answer["stacks"][0]
     stack["dims"], stack["peak"] = [[-1, 1.0]], stack["peak"] | {"dim": -1, "median": "nan", "ratio": "nan"}
-    return result
+    return synthetic.clustered(result)
 
 
 def test_criteria_of_whole_tokens() -> None:
@@ -129,24 +130,61 @@ def test_criteria_of_whole_tokens() -> None:
     where = (f"layer {top['layer']}", f"position {top['pos']}", f"'{top['token']}'", f"sequence {top['sequence']}")
     (largest,) = tells(words, f"+{number(top['value'])}", *where, top["position_class"])
     assert "median" not in largest  # there is none to compare with
-    assert not any("dim -1" in w or "They sit in" in w or "NaN" in w for w in words)
+    assert tells(words, "Outlier tokens", "at delimiters", "layers 2 to 30 of 32")
+    assert not any("dim -1" in w or "NaN" in w for w in words)
 
 
 def test_positions_are_those_that_there_are() -> None:
+    """Two dims at positions 0 and 3 of 8 sequences, all of one class: two tokens each."""
     result = synthetic.massive()
-    result.info.answer["stacks"][0] |= {
-        "group": "start, delimiters and others",
-        "tokens": [["x", "other", 3]],
-    }
     result.findings["position_class"], result.findings["token"] = "other", "x"
-    at_peak = result.findings[result.findings["layer"] == 30]
-    tokens = len(set(zip(at_peak["sequence"], at_peak["pos"], strict=True)))  # 2 dims each
-    assert (len(at_peak), tokens) == (32, 16)
-    sequences = result.info.corpus["n_sequences"]
-    counts = f"{len(at_peak)} findings", f"{tokens} tokens", f"'x' (other, {tokens})"
-    (told,) = tells(answer_in_words(result), "layer 30", *counts)
-    assert re.findall(r"\((\d+) per sequence\)", told) == [str(n // sequences) for n in (len(at_peak), tokens)]
-    assert "start" not in told and "delimiter" not in told
+    words = answer_in_words(synthetic.clustered(result))
+    for dim in result.findings["dim"].unique():
+        assert tells(words, f"dim {dim} at other tokens")
+        (told,) = tells([w for w in words if f"dim {dim} " in w and "Massive" in w], "2 tokens each", "'x'")
+        assert tells([told], "all 8 sequences", "positions 0 and 3") and "start" not in told
+
+
+def test_how_many_of_those_that_have_it_pass() -> None:
+    """Of 8 sequences with dim 2533 at the start 5 pass at its peak, 3 nearly do; after layer 20 one passes."""
+    result = synthetic.massive(span=(2, 21))
+    mine = (result.findings["dim"] == 2533) & (result.findings["position_class"] == "start")
+    result.findings = result.findings[mine].reset_index(drop=True)
+    few = (result.findings["sequence"] >= 5) | (result.findings["layer"] == 21) & (result.findings["sequence"] > 0)
+    result.near_misses, result.findings = result.findings[few], result.findings[~few]
+    words = answer_in_words(synthetic.clustered(result))
+    (told,) = [w for w in words if w.startswith("Massive activation")]
+    assert tells([told], "layers 2 to 20 of 32", "passing in 5", "all 8 sequences", "few sequences", "layer 21")
+
+
+def test_a_dim_on_most_tokens_is_one_sentence_of_an_outlier_feature() -> None:
+    """Dim 7 at all 12 tokens of 2 sequences: the start, ten others and a delimiter; nothing is massive."""
+    result = synthetic.massive()
+    rows = [
+        synthetic.finding(layer, s, pos, 7, 500.0 + s, 0.2, f"t{pos}", "start" if not pos else "other", "", 1)
+        for layer in (2, 3) for s in range(8) for pos in range(12)
+    ]  # fmt: skip
+    result.findings, result.near_misses = frame("findings", rows), frame("near_misses")
+    headline, told, *_ = answer_in_words(synthetic.clustered(result))
+    assert tells([headline], "No", "outlier features") and not headline.startswith("Yes")
+    facts = ("dim 7", "at the start of the sequence", "at other tokens", "layers 2 to 3", "+504 ± 2.29 at layer 2")
+    assert tells([told], "Outlier feature", *facts)
+
+
+def test_why_a_value_no_longer_passes() -> None:
+    """Where the median alone took the ratio below the threshold, it is named; else that the value itself fell."""
+    for growth, told in ((20.0, True), (1.01, False)):
+        result = synthetic.massive(span=(2, 30))
+        dim = result.findings["dim"] == 2533
+        result.findings = result.findings[dim].reset_index(drop=True)
+        late = result.findings["layer"] > 25
+        result.near_misses, result.findings = result.findings[late].copy(), result.findings[~late]
+        before = result.layers.loc[result.layers["layer"] == 25, "median"].iloc[0]
+        result.layers.loc[result.layers["layer"] == 30, "median"] = before * growth
+        words = answer_in_words(synthetic.clustered(result))
+        (of,) = [w for w in words if w.startswith("Massive activation") and "delimiters" in w]
+        assert tells([of], "layers 2 to 25 of 32", "layer 30", "no longer passes")
+        assert bool(tells([of], "median", before * growth)) == told
 
 
 def test_overflow_is_said_as_it_is() -> None:

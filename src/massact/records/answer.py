@@ -34,7 +34,7 @@ class StackAnswer:
         n_layers: L.
         n_findings: activations that pass the criterion, over all sequences and layers.
         layers: the layers that have any, ascending.
-        onset, offset: first and last layer with findings; None without findings.
+        onset, offset: of its largest cluster; None without findings.
         onset_module: dotted path of the onset block.
         onset_jump: max|h| after the onset block / max|h| before it; None at layer 0.
         dims: dims of the findings, most frequent first, with their share of all findings.

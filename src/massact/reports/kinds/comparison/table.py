@@ -15,7 +15,7 @@ from massact.records.clusters import MASSIVE
 from massact.records.kinds.comparison import ComparedRun, Comparison
 from massact.records.kinds.scan import ScanResult
 from massact.records.tables import frame
-from massact.reports.kinds.scan.cluster_words import cluster_name
+from massact.reports.kinds.scan.cluster_words import cluster_in_words
 from massact.reports.kinds.scan.views import rule_of
 from massact.reports.spelling import listed, number, quoted, ranges, real, shortened, visible
 
@@ -102,7 +102,7 @@ def _scanned(scan: ScanResult | None) -> dict[str, Any]:
     any_ = (passing["label"] == MASSIVE).any() if rule_of(scan).kind == "element" else scan.found
     return {
         "massive": float(any_), "onset": math.nan if main is None else float(main["onset"]),
-        "cluster": "" if main is None else f"{visible(main['label'])}, {cluster_name(main)}",
+        "cluster": "" if main is None else cluster_in_words(main, rule_of(scan)),
         "max": greatest(scan.layers["max"]), "ratio": greatest(scan.layers["ratio_max"]),
     }  # fmt: skip
 

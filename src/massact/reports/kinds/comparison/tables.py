@@ -131,7 +131,7 @@ def places(c: Comparison) -> Table | None:
 def _cluster(row: pd.Series) -> tuple[str, ...]:
     return (
         visible(row["label"]).partition(" ")[0],
-        str(row["dim"]),
+        str(row["dim"]) if row["dim"] >= 0 else UNAVAILABLE,
         visible(row["position_class"]),
         "-".join(dict.fromkeys(str(int(row[name])) for name in ("onset", "offset"))),
         cell(row["mean"]),

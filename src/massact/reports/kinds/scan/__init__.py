@@ -2,6 +2,7 @@
 
 from massact.reports.kinds.scan import criteria, images, sections, tables
 from massact.reports.kinds.scan.census import draw_census
+from massact.reports.kinds.scan.cluster_curves import draw_clusters
 from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
 from massact.reports.kinds.scan.images import PATCH_FIGURES
 from massact.reports.kinds.scan.portrait import draw_magnitudes
@@ -16,6 +17,7 @@ READING = Reading(
     noun="",
     figures={
         "layers": draw_layers,
+        "clusters": draw_clusters,
         "magnitudes": draw_magnitudes,
         "census": draw_census,
         "headroom": draw_headroom,

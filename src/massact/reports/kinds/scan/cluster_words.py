@@ -4,99 +4,182 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 
-from massact.records.clusters import HUMP, MASSIVE, OUTLIER
+from massact.records.clusters import HUMP, OUTLIER
 from massact.reports.kinds.scan.views import Rule, StackView
-from massact.reports.spelling import counted, listed, number, percent, quoted, real, signed, token_list, visible
+from massact.reports.spelling import (
+    ROUNDING,
+    counted,
+    listed,
+    number,
+    percent,
+    quoted,
+    real,
+    signed,
+    token_list,
+    visible,
+)
 
 CLASSES = {"start": "at the start of the sequence", "delimiter": "at delimiters", "padding": "in padding",
            "other": "at other tokens"}  # fmt: skip
-MOST_CLUSTERS, MOST_TOKENS, MOST_POSITIONS = 6, 6, 4
+MOST_CLUSTERS, MOST_HUMPS, MOST_TOKENS, MOST_POSITIONS = 6, 4, 4, 4
 
 
 def clusters_in_words(view: StackView, rule: Rule) -> list[str]:
-    """A sentence or two for each cluster of a stack, the largest first."""
-    told = [_sentence(row, view, rule) for _, row in view.clusters.head(MOST_CLUSTERS).iterrows()]
-    left = len(view.clusters) - MOST_CLUSTERS
-    if left > 0:
-        kinds = view.clusters["label"].iloc[MOST_CLUSTERS:].value_counts()
-        named = listed([counted(int(n), visible(label)) for label, n in kinds.items()])
-        told.append(f"And {counted(left, 'smaller cluster')} ({named}): see clusters.parquet.")
-    return told
+    """A sentence or two for each cluster of a stack, the largest first, then one for all humps."""
+    passing = view.clusters[view.clusters["label"] != HUMP]
+    outliers = (passing["label"] == OUTLIER) & (rule.kind == "element")
+    told = [_sentence(row, view, rule) for _, row in passing[~outliers].iterrows()]
+    told += [_outlier(rows, view) for _, rows in passing[outliers].groupby("dim", sort=False)]
+    left = len(told) - MOST_CLUSTERS
+    told = told[:MOST_CLUSTERS] + [f"And {left:,} smaller: see clusters.parquet."] * (left > 0)
+    return told + _humps(view.clusters[view.clusters["label"] == HUMP], view)
 
 
-def cluster_name(row: pd.Series) -> str:
-    """'dim 507 at the start of the sequence'."""
-    where = CLASSES.get(str(row["position_class"]), visible(row["position_class"]))
-    return f"dim {int(row['dim'])} {where}" if row["dim"] >= 0 else f"whole tokens {where}"
+def cluster_in_words(row: pd.Series, rule: Rule) -> str:
+    """'massive activation, dim 507 at the start of the sequence', 'outlier tokens in padding', 'outlier dim 3'."""
+    if rule.kind == "element":
+        return f"{visible(row['label'])}, {_place(row)}"
+    return f"outlier {_place(row).removeprefix('whole ')}"
+
+
+def _place(row: pd.Series) -> str:
+    """'dim 507 at the start of the sequence'; criteria of whole dims have no tokens, those of whole tokens no dim."""
+    what = f"dim {int(row['dim'])}" if row["dim"] >= 0 else "whole tokens"
+    return what if math.isnan(real(row["share"])) else f"{what} {_where(row)}"
+
+
+def _where(row: pd.Series) -> str:
+    return CLASSES.get(str(row["position_class"]), visible(row["position_class"]))
 
 
 def _sentence(row: pd.Series, view: StackView, rule: Rule) -> str:
-    label = visible(row["label"]) if rule.kind == "element" else rule.noun.removesuffix("s")
-    name = cluster_name(row)
-    size = f"{signed(row['mean'])}" + (f" ± {number(row['std'])}" if row["std"] > 0 else "")
+    name = cluster_in_words(row, rule).replace(", ", ": ", 1)
     ratio = "" if math.isnan(real(row["ratio"])) else f", {number(row['ratio'])} times the median"
-    if row["label"] == HUMP:
-        passing, every = int(row["n_findings"]), int(row["n_findings"] + row["n_near"])
-        label += f" near the threshold ({passing:,} of {counted(every, 'entry', 'entries')} pass)"
-    said = (
-        f"{label[0].upper()}{label[1:]}: {name}, {_layers(row, view)}; {size} at layer {int(row['peak_layer'])}{ratio}"
-    )
-    if row["std"] > 0:
-        said += f", a spread of {percent(row['spread'])}"
-    return f"{said}. {_where(row, view)}{_MORE.get(str(row['label']), _nothing)(row, view)}"
+    said = f"{name[0].upper()}{name[1:]}, {_layers(row, view)}; {_size(row, view)}{ratio}."
+    return " ".join(part for part in (said, _tokens(row, view), _after(row, view, rule)) if part)
+
+
+def _size(row: pd.Series, view: StackView) -> str:
+    """'+23,100 ± 905 at layer 12 (a spread of 3.91%)'."""
+    mean, peak = signed(row["mean"]), f"at layer {int(row['peak_layer'])}"
+    if real(row["spread"]) > ROUNDING:
+        return f"{mean} ± {number(row['std'])} {peak} (a spread of {percent(row['spread'])})"
+    same = real(row["spread"]) <= ROUNDING and real(row["share"]) * view.n_sequences > 1.5
+    return f"{mean} {peak}" + " (the same in each sequence)" * same
 
 
 def _layers(row: pd.Series, view: StackView) -> str:
-    """'layers 12 to 28 of 30 (from model.layers.11 on)'."""
+    """'layers 12 to 28 of 30 (from model.layers.11 on)'; the module only where the first cluster does not have it."""
+    first = int(row["onset"])
+    told = row["cluster"] != 1 and first == view.clusters["onset"].iloc[0]
+    module = "" if told else view.module(first)
+    known = f" (from {module} on)" if module and first and first < row["offset"] else f" ({module})" if module else ""
+    only = " only" if first == row["offset"] else ""
+    return f"{_span(row)} of {view.n_layers}{known}{only}"
+
+
+def _span(row: pd.Series) -> str:
     first, last = int(row["onset"]), int(row["offset"])
-    module = view.module(first)
-    known = f" (from {module} on)" if module and first and first < last else f" ({module})" if module else ""
-    return (f"layer {first} of {view.n_layers}{known} only" if first == last else
-            f"layers {first} to {last} of {view.n_layers}{known}")  # fmt: skip
+    return f"layer {first}" if first == last else f"layers {first} to {last}"
 
 
-def _where(row: pd.Series, view: StackView) -> str:
+def _tokens(row: pd.Series, view: StackView) -> str:
     """Of how many sequences, on how many tokens of each, on which."""
     if math.isnan(real(row["share"])):
         return ""
-    tokens, n = token_list(row["tokens"]), int(row["n_tokens"])
-    named = listed([quoted(t) for t in tokens] + [f"{n - len(tokens):,} more"] * (n > len(tokens)), MOST_TOKENS)
-    share = "the sequence" if view.n_sequences == 1 else f"{percent(row['share'])} of the sequences"
-    places = ""
-    if row["position_class"] != "start":
-        at = [int(pos) for pos, _ in json.loads(row["positions"])]
-        places = f", first of all at position{'s' * (len(at) > 1)} {listed([str(p) for p in at[:MOST_POSITIONS]])}"
-    return f"In {share}, {_tokens(row['per_sequence'])} each{places}: {named}."
+    each = row["per_sequence"] / row["share"]
+    strings, n = [t for t in token_list(row["tokens"]) if t], int(row["n_tokens"])
+    shown = [quoted(t) for t in strings[:MOST_TOKENS]]
+    named = listed(shown + [f"{n - len(shown):,} more"] * (n > len(shown))) if shown else ""
+    said = f"In {_sequences(row, view)}{_passing(row, view)}"
+    if round(each, 6) != 1:
+        said += f", on {number(each)} tokens each" + ("" if each == round(each) else " on average")
+        said += f": {named}" if named else ""
+    elif named:
+        said += f", on {named}"
+    first = view.answer is not None and view.answer.group == "start and first delimiter"
+    said += " (the first delimiter)" * (first and row["position_class"] == "delimiter")
+    return f"{said}{_positions(row)}."
 
 
-def _tokens(per_sequence: float) -> str:
-    return "1 token" if per_sequence == 1 else f"{number(per_sequence)} tokens"
+def _sequences(row: pd.Series, view: StackView) -> str:
+    """'all 8 sequences', '7 of 8 sequences', 'the sequence'."""
+    n = view.n_sequences
+    having = round(row["share"] * n)
+    return "the sequence" if n == 1 else f"all {n:,} sequences" if having == n else f"{having:,} of {n:,} sequences"
 
 
-def _massive(row: pd.Series, view: StackView) -> str:
+def _passing(row: pd.Series, view: StackView) -> str:
+    """' (passing in 5)' where the value is in more sequences than it passes in."""
+    having, mine = round(row["share"] * view.n_sequences), _findings(row, view)
+    passing = mine.loc[mine["layer"] == row["peak_layer"], "sequence"].nunique()
+    return f" (passing in {passing:,})" if passing < having else ""
+
+
+def _findings(row: pd.Series, view: StackView) -> pd.DataFrame:
+    """The findings of that dim and class."""
+    key = ["dim", "position_class"]
+    return view.findings[(view.findings[key] == row[key]).all(axis=1)]
+
+
+def _positions(row: pd.Series) -> str:
+    """Where in the sequence, unless the class says so, or no position comes twice."""
+    at = [(int(pos), int(count)) for pos, count in json.loads(row["positions"])]
+    if row["position_class"] == "start" or not at or (len(at) > MOST_POSITIONS and at[0][1] == 1):
+        return ""
+    said = listed([str(pos) for pos, _ in sorted(at[:MOST_POSITIONS])])
+    return f", {'mostly ' * (len(at) > MOST_POSITIONS)}at position{'s' * (len(at) > 1)} {said}"
+
+
+def _after(row: pd.Series, view: StackView, rule: Rule) -> str:
+    """Whether the value stays where it no longer passes, and whether it is the median that grew."""
     last, offset = int(row["last"]), int(row["offset"])
     if last <= offset:
         return ""
-    grew = view.layers.loc[view.layers["layer"].isin([offset, last]), "median"].to_numpy(float)
-    why = (
-        f": the median grew from {number(grew[0])} to {number(grew[1])}" if len(grew) == 2 and grew[1] > grew[0] else ""
-    )
-    return f" The value stays until layer {last}, where it no longer passes{why}."
+    medians = view.layers.set_index("layer")["median"]
+    before, after = real(medians.get(offset)), real(medians.get(last))
+    mine = _findings(row, view)
+    seldom = "passes in few sequences" if (mine["layer"] > offset).any() else "no longer passes"
+    ratio = real(mine.loc[mine["layer"] == offset, "ratio"].mean())
+    if rule.ratio is not None and ratio * before / after < rule.ratio:
+        return (f"The value stays until layer {last}, but the median grows from {number(before)} to {number(after)}: "
+                f"after layer {offset} it {seldom}.")  # fmt: skip
+    return f"After layer {offset} it {seldom}, but a third of that value or more stays until layer {last}."
 
 
-def _outlier(row: pd.Series, view: StackView) -> str:
-    share = real(row["token_share"])
-    of = "many tokens" if math.isnan(share) else f"{percent(share)} of all tokens"
-    return f" {of[0].upper()}{of[1:]} have that dim large: it is no bias of a few tokens."
+def _outlier(rows: pd.DataFrame, view: StackView) -> str:
+    """One dim that is large on many tokens, of whatever class: one sentence."""
+    share = real(rows["token_share"].max())
+    on = "many tokens" if math.isnan(share) else f"up to {percent(share)} of all tokens"
+    if len(rows) == 1:
+        row = rows.iloc[0]
+        return f"Outlier feature: {_place(row)}, {_layers(row, view)}; {_size(row, view)}, large on {on}."
+    parts = [f"{_where(row)}, {_span(row)}, {_size(row, view)}" for _, row in rows.iterrows()]
+    return f"Outlier feature: dim {int(rows.iloc[0]['dim'])}, large on {on}: {'; '.join(parts)}."
 
 
-def _nothing(row: pd.Series, view: StackView) -> str:
-    return ""
+def _humps(rows: pd.DataFrame, view: StackView) -> list[str]:
+    """What is near the threshold and mostly does not pass."""
+    if not len(rows):
+        return []
+    parts = [_hump(row, view) for _, row in rows.head(MOST_HUMPS).iterrows()]
+    left = len(rows) - MOST_HUMPS
+    parts += [f"{counted(left, 'smaller hump')} in clusters.parquet"] * (left > 0)
+    return [f"Hump{'s' * (len(rows) > 1)} near the threshold (half of it or more): {'; '.join(parts)}."]
 
 
-_MORE: dict[str, Callable[[pd.Series, Any], str]] = {MASSIVE: _massive, OUTLIER: _outlier}
+def _hump(row: pd.Series, view: StackView) -> str:
+    """'dim 507 at other tokens, layers 3 to 7 (+660 at layer 3; 2 of 47 entries pass)'."""
+    passing, every = int(row["n_findings"]), int(row["n_findings"] + row["n_near"])
+    few = real(row["share"]) * view.n_sequences < view.n_sequences - 0.5
+    facts = [f"{signed(row['mean'])}" + f" at layer {int(row['peak_layer'])}" * bool(row["onset"] != row["offset"])]
+    facts += [f"in {_sequences(row, view)}"] * few
+    if row["position_class"] not in ("start", "padding") and row["per_sequence"] <= MOST_TOKENS:
+        strings = [quoted(t) for t in token_list(row["tokens"]) if t]
+        told = f"on {listed(strings)}" * (0 < len(strings) <= MOST_TOKENS) + _positions(row)
+        facts += [told.removeprefix(", ")] * bool(told)
+    facts += [f"{passing:,} of {counted(every, 'entry', 'entries')} pass"] * (passing > 0)
+    return f"{_place(row)}, {_span(row)} ({', '.join(facts)})"

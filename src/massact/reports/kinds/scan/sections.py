@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from massact.records.kinds.scan import ScanResult
 from massact.records.kinds.trajectory import Trajectory
-from massact.reports.kinds.scan import census, curves
+from massact.reports.kinds.scan import census, cluster_curves, curves
 from massact.reports.kinds.scan.curves import titled
 from massact.reports.kinds.scan.portrait import portrait as scenes_of
 from massact.reports.kinds.scan.views import StackView, rule_of, views
@@ -44,13 +44,14 @@ def where(scan: ScanResult) -> Section | None:
     """Dims, tokens and positions of the findings (Sun 2024, section 2.2); near misses."""
     if not (len(scan.findings) or len(scan.near_misses)):
         return None
-    parts: list[Part | None] = []
+    rule = rule_of(scan)
+    parts: list[Part | None] = [cluster_curves.clusters(v, rule) for v in views(scan) if len(v.clusters)]
     for view in views(scan):
         if len(view.findings):
             parts += [_modalities(view), *census.counts(view)]
         elif view.n_sequences:
-            parts.append(Words([f"{view.label + ': n' if view.label else 'N'}o findings under {rule_of(scan).name}."]))
-            parts.append(census.nearest(view, rule_of(scan)))
+            parts.append(Words([f"{view.label + ': n' if view.label else 'N'}o findings under {rule.name}."]))
+            parts.append(census.nearest(view, rule))
     parts.append(table_of("clusters", scan.clusters, "Clusters: dim and class of tokens, the largest first", CLUSTERS,
                           shown_first=True))  # fmt: skip
     coordinates = scan.coordinates.sort_values("count", ascending=False, kind="stable")

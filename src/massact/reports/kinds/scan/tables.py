@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from massact.records.clusters import HUMP, OUTLIER
 from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.scan.criteria import small
 from massact.reports.kinds.scan.sections import ranks_of
@@ -32,7 +33,7 @@ def brief(scan: ScanResult) -> list[Section]:
         of += f" {quoted(''.join(map(str, tokens)), 40)}"
     rule, made = rule_of(scan), []
     for view in views(scan):
-        tables = (_layers(view), _clusters(view), *_ranks(view, of), _near_misses(view, rule), small(scan, view))
+        tables = (_layers(view), _clusters(view, rule), *_ranks(view, of), _near_misses(view, rule), small(scan, view))
         made.append(Section("stack", view.label, parts_of(*tables)))
     return made
 
@@ -84,9 +85,11 @@ def kept_rows(view: StackView) -> list[int]:
     return sorted(kept)
 
 
-def _clusters(view: StackView) -> Table | None:
+def _clusters(view: StackView, rule: Rule) -> Table | None:
     """What there is, where, and how constant (Sun 2024, section 2.2 and Table 2)."""
     rows = view.clusters
+    if rule.kind != "element":  # whole tokens and dims have one label, that of the rule
+        rows = rows.assign(label=rows["label"].where(rows["label"] == HUMP, OUTLIER))
     more = f", the first {MOST_CLUSTERS} of {len(rows):,}" if len(rows) > MOST_CLUSTERS else ""
     title = f"Clusters, the largest first{more} (share: of the sequences; each at its peak layer)"
     heads = ("<what", "dim", "<class", "layers", "peak", "mean ± std", "ratio", "share", "findings", "<tokens")
@@ -101,7 +104,7 @@ def _cluster(row: pd.Series) -> list[str]:
     return [
         visible(row["label"]).partition(" ")[0],
         _index(row["dim"]),
-        visible(row["position_class"]),
+        "-" if math.isnan(real(row["share"])) else visible(row["position_class"]),
         "-".join(dict.fromkeys(str(int(row[name])) for name in ("onset", "offset"))),
         str(int(row["peak_layer"])),
         f"{cell(row['mean'])}{spread}",

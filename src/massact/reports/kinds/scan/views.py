@@ -156,9 +156,10 @@ class StackView:
 
     @property
     def shown_layer(self) -> int | None:
-        """The layer that tables of one layer show: the peak, else that of the largest ratio."""
+        """The layer that tables of one layer show: the peak if it was ranked, else that of the largest ratio."""
+        ranked = [int(x) for x in self.ranks["layer"]]
         if self.peak_layer is not None:
-            return self.peak_layer
+            return self.peak_layer if self.peak_layer in ranked or not ranked else ranked[0]
         if self.answer and self.answer.largest:
             return int(self.answer.largest.layer)
         return int(self.layers["layer"].iloc[0]) if len(self.layers) else None

@@ -107,11 +107,9 @@ def _found(view: StackView, rule: Rule) -> list[str]:
 def _jump(view: StackView) -> str:
     """How abruptly the largest cluster comes (Sun 2024, Section 2.2)."""
     answer = view.answer
-    if answer is None or answer.onset is None or math.isnan(real(answer.onset_jump)):
+    if answer is None or answer.onset is None or not math.isfinite(real(answer.onset_jump)):
         return ""
-    of = " of all sequences" if view.n_sequences > 1 else ""  # the table of layers has means over them
-    jump = number(answer.onset_jump)
-    return f"At layer {answer.onset} the largest |h|{of} is {jump} times that of the layer before."
+    return f"The largest |h| at layer {answer.onset} is {number(answer.onset_jump)} times that at the layer before."
 
 
 def _layers(view: StackView) -> str:
@@ -120,16 +118,17 @@ def _layers(view: StackView) -> str:
 
 
 def _modal(view: StackView) -> list[str]:
-    """On tokens of which modality the findings of the peak layer are."""
-    told = _modalities(view.answer.modalities) if view.answer else ""
-    return [f"At layer {view.peak_layer} they are{told.removeprefix(',')}."] if told else []
+    """On tokens of which modality the findings of the layer of the largest are."""
+    if view.answer is None or view.answer.peak is None or not view.answer.modalities:
+        return []
+    return [f"At layer {view.answer.peak.layer} the findings are on {_modalities(view.answer.modalities)}."]
 
 
 def _modalities(counts: list[tuple[str, int]]) -> str:
-    """', on image tokens (5) and text tokens (2)' of a stack that reads both."""
+    """'image tokens (5) and text tokens (2)' of a stack that reads both."""
     one = len(counts) == 1
     named = [f"{visible(kind)} tokens" + ("" if one else f" ({n:,})") for kind, n in counts]
-    return f", on {listed(named)}{' only' * one}" if counts else ""
+    return listed(named) + " only" * one
 
 
 def _padding(view: StackView) -> list[str]:
@@ -234,11 +233,11 @@ def _range(view: StackView) -> str:
         over = view.layers_below_one(column)
         every = "every layer" if not none else "every layer that has a finite value"
         verdict = f"overflows at {counted(len(over), 'layer')} ({ranges(over)})" if over else f"holds {every}"
-        most = (
-            f"its maximum of {number(limit, 5)} being {number(factor)} times the largest |h|"
-            if factor
-            else "the largest |h| being Inf"
-        )
+        most = "the largest |h| being Inf"
+        if factor >= 1:
+            most = f"its maximum of {number(limit, 5)} being {number(factor)} times the largest |h|"
+        elif factor:
+            most = f"the largest |h| being {number(1 / factor)} times its maximum of {number(limit, 5)}"
         step = view.step(column, layer)
         if limit > WIDE:
             said.append(f"{name} {verdict}" + ("" if math.isnan(step) else f", with {_step(view, step, layer)}"))
