@@ -7,10 +7,9 @@ that speaks of "the" massive activation of a model means the first of these, nev
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from massact.records.tables import Columns, frame
@@ -23,6 +22,7 @@ HALF = 0.5  # of the sequences of the layer that has most (fewer: not the onset)
 PERSISTS = 1 / 3  # of the greatest mean |h|: below it the value is another one
 # An outlier feature is on most tokens of a sequence; where it is on fewer, on more of them than published for either.
 MOST_TOKENS, OF_TOKENS, FEW = 0.5, 0.06, 8  # Dettmers 2022: at least 6 % of the tokens; Sun 2024 found at most 8
+MOST = 8  # token strings and positions of a cluster that are listed
 TENFOLD = 10.0  # a class that is so much larger than the rest of its dim is a phenomenon of its own
 
 COLUMNS: Columns = {
@@ -79,112 +79,130 @@ def clusters_table(
         kept: further entries whose values are known (stack, site, layer, sequence, pos, dim, magnitude), for how long a
             value persists after it no longer passes.
     """
-    parts = [t.assign(passes=ok) for t, ok in ((findings, True), (near_misses, False)) if t is not None and len(t)]
-    if not parts:
+    given = [t.assign(passes=ok) for t, ok in ((findings, True), (near_misses, False)) if t is not None and len(t)]
+    if not given:
         return frame("clusters")
-    rows = pd.concat(parts, ignore_index=True)
+    rows = pd.concat(given, ignore_index=True)
     n = int(n_sequences or rows["sequence"].max() + 1 or 1)
-    at = rows.drop_duplicates(["stack", "site", "layer", "dim", "sequence", "pos"])
-    on_dim = at.groupby(["stack", "site", "layer", "dim"]).agg(tokens=("pos", "size"), total=("magnitude", "sum"))
-    held = _held(rows, kept)
-    found: list[dict[str, Any]] = []
-    for key, mine in rows.groupby(KEYS, sort=True):
-        place = dict(zip(KEYS, key, strict=True))
-        for part, hump in _parts(mine):
-            one = place | _cluster(part, hump, n, held[key])
-            dim_rows = on_dim.loc[(place["stack"], place["site"], one["peak_layer"], place["dim"])]
-            width = (n_tokens or {}).get(str(place["stack"]), math.nan)
-            found.append(one | _label(one, hump, dim_rows, n, width))
-    made = pd.DataFrame(found)
-    made = made.assign(order=made["label"].map(LABELS.index), size=made["mean"].abs())
-    made = made.sort_values(["stack", "site", "order", "size"], ascending=[True, True, True, False], kind="stable")
+    rows, hump = _parts(rows)
+    made = _layers(rows, hump)
+    rows = rows.assign(peak=rows["layer"] == made["peak_layer"].reindex(rows["part"]).to_numpy())
+    made = made.join(_sizes(rows, n)).join(_places(rows))
+    made["per_sequence"] = made["count"] / n
+    made["last"] = np.maximum(made["offset"], _persists(rows, kept, made))
+    made = made.join(rows.groupby("part")[KEYS].first())
+    many, made["token_share"] = _on_many(rows, made, n, made["stack"].map(n_tokens or {}).astype(float))
+    made["label"] = np.select([hump, many], [HUMP, OUTLIER], MASSIVE)
+    order = made.assign(order=made["label"].map(LABELS.index), size=made["mean"].abs())
+    order = order.sort_values(["stack", "site", "order", "size"], ascending=[True, True, True, False], kind="stable")
+    made = made.loc[order.index]
     made["cluster"] = made.groupby(["stack", "site"]).cumcount() + 1
     return frame("clusters", made.reset_index(drop=True))
 
 
-def _held(rows: pd.DataFrame, kept: pd.DataFrame | None) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """Of each cluster's tokens the |h| at every layer where it is known: (stack, site, dim, class) -> rows."""
-    at = ["stack", "site", "dim", "sequence", "pos"]
-    known = rows if kept is None else pd.concat([rows, kept], ignore_index=True)
-    known = known[[*at, "layer", "magnitude"]].drop_duplicates([*at, "layer"])
-    classes = rows[[*at, "position_class"]].drop_duplicates(at)
-    return dict(iter(known.merge(classes, on=at).groupby(KEYS, sort=False)))
-
-
-def _parts(rows: pd.DataFrame) -> list[tuple[pd.DataFrame, bool]]:
+def _parts(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
     """The rows of one dim and class by what they are: those of the value that passes, and a hump beside it.
 
     Returns:
-        (rows, whether most of it does not pass), at most two.
+        The rows with "part", a number for each, and whether each is a hump: most of it does not pass.
     """
-    by_layer = rows.groupby("layer")
-    size, having = by_layer.magnitude.mean(), by_layer.sequence.nunique()
-    passing = rows[rows.passes].groupby("layer").sequence.nunique().reindex(size.index, fill_value=0)
-    most = int(passing.max())
-    if most == 0 or most < HALF * having[passing.idxmax()]:
-        return [(rows, True)]
-    strong = passing[passing >= HALF * most].index
-    inside = (size.index >= strong.min()) & (size.index <= strong.max())
-    mine = rows.layer.isin(size.index[inside | (size >= PERSISTS * size[strong].max())])
-    return [(rows[mine], False)] + [(rows[~mine], True)] * bool((~mine).any())
+    group = rows.groupby(KEYS, sort=True).ngroup()
+    by = [group, rows["layer"]]
+    layers = pd.DataFrame({
+        "size": rows["magnitude"].groupby(by).mean(), "having": rows["sequence"].groupby(by).nunique(),
+        "passing": rows["sequence"].where(rows["passes"]).groupby(by).nunique(),
+    }).rename_axis(["group", "layer"]).reset_index()  # fmt: skip
+    most = layers.loc[layers.groupby("group")["passing"].idxmax()].set_index("group")
+    weak = (most["passing"] == 0) | (most["passing"] < HALF * most["having"])
+    strong = layers[layers["passing"] >= HALF * most["passing"].reindex(layers["group"]).to_numpy()]
+    span = strong.groupby("group").agg(low=("layer", "min"), high=("layer", "max"), size=("size", "max"))
+    at = span.reindex(layers["group"]).set_index(layers.index)
+    inside = (layers["layer"] >= at["low"]) & (layers["layer"] <= at["high"])
+    beside = ~(weak.reindex(layers["group"]).to_numpy() | inside | (layers["size"] >= PERSISTS * at["size"]))
+    apart = pd.Series(beside.to_numpy(), index=pd.MultiIndex.from_frame(layers[["group", "layer"]]))
+    rows = rows.assign(part=2 * group + apart.reindex(pd.MultiIndex.from_arrays(by)).to_numpy())
+    parts = np.sort(rows["part"].unique())
+    return rows, pd.Series(weak.reindex(parts // 2).to_numpy() | (parts % 2 == 1), index=parts)
 
 
-def _cluster(rows: pd.DataFrame, hump: bool, n: int, known: pd.DataFrame) -> dict[str, Any]:
-    """Layers, size, constancy and places of one cluster."""
-    counted = rows if hump else rows[rows.passes]
-    having = counted.groupby("layer").sequence.nunique()
-    layers = having[having >= HALF * having.max()].index
-    sizes = rows.groupby("layer").magnitude.mean()
-    peak = int(sizes[having.index[having == having.max()]].idxmax())  # where few have it, it is of the largest ones
-    here = rows[rows.layer == peak]
-    tokens = here.drop_duplicates(["sequence", "pos"])
-    mean, std = float(here.value.mean()), float(here.value.std(ddof=0))
-    strings, positions = tokens.token.value_counts(), tokens.pos.value_counts()
-    return {
-        "onset": int(layers.min()), "offset": int(layers.max()), "first": int(rows.layer.min()),
-        "last": max(int(layers.max()), _persists(known, tokens, peak, float(sizes[peak]))), "peak_layer": peak,
-        "mean": mean, "std": std, "spread": std / abs(mean) if mean else math.inf,
-        "max": float(rows.magnitude.max()), "ratio": float(here.ratio.mean()),
-        "share": here.sequence.nunique() / n if (here.sequence >= 0).all() else math.nan,
-        "per_sequence": len(tokens) / n,
-        "n_findings": int(rows.passes.sum()), "n_near": int((~rows.passes).sum()), "n_tokens": len(strings),
-        "tokens": json.dumps([str(t) for t in strings.index[:8]], ensure_ascii=False),
-        "positions": json.dumps([[int(p), int(k)] for p, k in positions.iloc[:8].items()]),
-    }  # fmt: skip
+def _layers(rows: pd.DataFrame, hump: pd.Series) -> pd.DataFrame:
+    """Onset, offset, first and peak layer of each part."""
+    counted = rows[rows["passes"] | hump.reindex(rows["part"]).to_numpy()]
+    having = counted.groupby(["part", "layer"])["sequence"].nunique().rename("having").reset_index()
+    having["most"] = having.groupby("part")["having"].transform("max")
+    having["size"] = rows.groupby(["part", "layer"])["magnitude"].mean().reindex(
+        pd.MultiIndex.from_frame(having[["part", "layer"]])).to_numpy()  # fmt: skip
+    enough = having[having["having"] >= HALF * having["most"]].groupby("part")["layer"]
+    full = having[having["having"] == having["most"]]  # where few have it, the mean is of the largest ones
+    peak = full.loc[full.groupby("part")["size"].idxmax()].set_index("part")
+    return pd.DataFrame({"onset": enough.min(), "offset": enough.max(), "first": rows.groupby("part")["layer"].min(),
+                         "peak_layer": peak["layer"], "size": peak["size"]})  # fmt: skip
 
 
-def _persists(known: pd.DataFrame, tokens: pd.DataFrame, peak: int, size: float) -> int:
-    """The last layer behind the peak, without a gap, at which these tokens still have a third of the greatest |h|.
+def _sizes(rows: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Size, constancy and counts of each part; but for the counts and the maximum at its peak layer."""
+    here, every = rows[rows["peak"]].groupby("part"), rows.groupby("part")
+    made = pd.DataFrame({"mean": here["value"].mean(), "std": here["value"].std(ddof=0)})
+    with np.errstate(divide="ignore", invalid="ignore"):
+        made["spread"] = np.where(made["mean"] == 0, np.inf, made["std"] / made["mean"].abs())
+    alone = here["sequence"].min() < 0  # findings of whole dims or layers are of no sequence
+    return made.assign(
+        max=every["magnitude"].max(), ratio=here["ratio"].mean(), share=(here["sequence"].nunique() / n).mask(alone),
+        n_findings=every["passes"].sum(), n_near=every["passes"].size() - every["passes"].sum(),
+    )  # fmt: skip
+
+
+def _places(rows: pd.DataFrame) -> pd.DataFrame:
+    """The tokens of each part at its peak layer: how many, which strings, at which positions."""
+    tokens = rows[rows["peak"]].drop_duplicates(["part", "sequence", "pos"])
+
+    def listed(column: str) -> pd.DataFrame:
+        counts = tokens.groupby(["part", column], sort=False).size().rename("n").reset_index()
+        return counts.sort_values(["part", "n"], ascending=[True, False], kind="stable").groupby("part").head(MOST)
+
+    strings, positions = listed("token"), listed("pos")
+    positions = positions.assign(both=list(zip(positions["pos"].tolist(), positions["n"].tolist(), strict=True)))
+    return pd.DataFrame({
+        "count": tokens.groupby("part").size(), "n_tokens": tokens.groupby("part")["token"].nunique(),
+        "tokens": strings.groupby("part")["token"].agg(lambda t: json.dumps(list(map(str, t)), ensure_ascii=False)),
+        "positions": positions.groupby("part")["both"].agg(lambda p: json.dumps(list(p))),
+    })  # fmt: skip
+
+
+def _persists(rows: pd.DataFrame, kept: pd.DataFrame | None, made: pd.DataFrame) -> pd.Series:
+    """The last layer behind the peak, without a gap, at which the same tokens still have a third of the greatest |h|.
 
     A layer counts where the value of at least half of the tokens is known there: it is kept only if it is among the
     greatest of its hidden state.
     """
-    mine = known.merge(tokens[["sequence", "pos"]], on=["sequence", "pos"])
-    by_layer = mine[mine.layer >= peak].groupby("layer").magnitude.agg(["size", "mean"])
-    last = peak
-    for layer, row in by_layer.iterrows():
-        if layer > last + 1 or row["size"] < HALF * len(tokens) or row["mean"] < PERSISTS * size:
-            break
-        last = int(layer)
-    return last
+    at = ["stack", "site", "dim", "sequence", "pos"]
+    known = rows if kept is None else pd.concat([rows, kept], ignore_index=True)
+    known = known[[*at, "layer", "magnitude"]].drop_duplicates([*at, "layer"])
+    mine = known.merge(rows.loc[rows["peak"], [*at, "part"]].drop_duplicates(), on=at)
+    later = mine[mine["layer"] >= made["peak_layer"].reindex(mine["part"]).to_numpy()]
+    stays = later.groupby(["part", "layer"])["magnitude"].agg(["size", "mean"]).reset_index()
+    of = made.reindex(stays["part"]).set_index(stays.index)
+    next_one = stays["layer"] == of["peak_layer"] + stays.groupby("part").cumcount()
+    enough = (stays["size"] >= HALF * of["count"]) & (stays["mean"] >= PERSISTS * of["size"])
+    without_gap = (next_one & enough).groupby(stays["part"]).cummin()
+    return stays[without_gap].groupby("part")["layer"].max().reindex(made.index).fillna(made["peak_layer"]).astype(int)
 
 
-def _label(one: dict[str, Any], hump: bool, on_dim: pd.Series, n: int, width: float) -> dict[str, Any]:
-    """Its label, by how many tokens have that dim large at the peak layer.
+def _on_many(rows: pd.DataFrame, made: pd.DataFrame, n: int, width: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Whether many tokens of a sequence have that dim large at the peak layer, and the share of all tokens that have.
+
+    A class whose values are ten times as large as those of the other tokens of its dim goes by its own tokens.
 
     Args:
-        on_dim: of that dim at that layer, over all classes: entries, and the sum of their |h|.
-        width: tokens of a sequence; NaN where not known.
+        width: of each part, tokens of a sequence; NaN where not known.
     """
-    share = float(on_dim.tokens) / n / width
-    mine = one["per_sequence"] * n
-    rest, total = float(on_dim.tokens) - mine, float(on_dim.total) - mine * abs(one["mean"])
-    alone = rest <= 0 or abs(one["mean"]) >= TENFOLD * total / rest
-    many = _many(mine / n if alone else float(on_dim.tokens) / n, width)
-    return {"label": HUMP if hump else OUTLIER if many else MASSIVE, "token_share": share}
-
-
-def _many(per_sequence: float, width: float) -> bool:
-    """Whether so many tokens of a sequence are most of it, or more than massive activations were ever found on."""
-    share = per_sequence / width
-    return (per_sequence > 2 and share >= MOST_TOKENS) or (per_sequence > FEW and not share < OF_TOKENS)
+    at = ["stack", "site", "layer", "dim"]
+    once = rows.drop_duplicates([*at, "sequence", "pos"]).groupby(at)["magnitude"].agg(["size", "sum"])
+    of = once.reindex(pd.MultiIndex.from_frame(made.rename(columns={"peak_layer": "layer"})[at])).set_index(made.index)
+    size = made["mean"].abs()
+    rest, total = of["size"] - made["count"], of["sum"] - made["count"] * size
+    alone = (rest <= 0) | (size * rest >= TENFOLD * total)
+    counted = made["count"].where(alone, of["size"]) / n
+    share = counted / width
+    many = ((counted > 2) & (share >= MOST_TOKENS)) | ((counted > FEW) & ~(share < OF_TOKENS))
+    return many, of["size"] / n / width
