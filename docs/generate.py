@@ -22,7 +22,7 @@ from massact.interventions.edit_names import edits
 from massact.records.kinds import tables
 from massact.records.kinds.reproduction import Reproduction
 from massact.records.sites import POINTS
-from massact.reports import findings_in_words
+from massact.reports import claim_in_words, findings_in_words
 from massact.reproductions import ENTRIES, KNOWN, PUBLISHED, reproduce
 from massact.scans.criteria import criteria
 from massact.variants.registry import variants
@@ -161,6 +161,8 @@ def experiments() -> list[str]:
         [[e.id, e.title, e.section, {"any": "text, images, other"}.get(e.domain, e.domain), e.computation,
           ", ".join(e.needs)] for e in ENTRIES.values()],
     )  # fmt: skip
+    out += ["", "What the paper finds, and what would falsify it here:", ""]
+    out += table(["", "the paper", "it does not hold if"], [[e.id, e.says, e.claim.fails_if] for e in ENTRIES.values()])
     out += ["", "Published values, by model:", ""]
     rows = []
     for name, k in KNOWN.items():
@@ -178,8 +180,9 @@ def outcome(r: Reproduction) -> list[str]:
     for name, e in r.info.experiments.items():
         here = findings_in_words(r.reproduced[r.reproduced["experiment"] == name])
         if e["verdict"] != "not applicable":
-            rows.append([name, e["says"], here or f"{e['verdict']}: {e['reason']}"])
-    return table(["", "the paper", "the embedded model"], rows)
+            claim = claim_in_words(r, name) if here else e["claim"]
+            rows.append([name, e["says"], here or f"{e['verdict']}: {e['reason']}", claim])
+    return table(["", "the paper", "the embedded model", "its claim here"], rows)
 
 
 def between(text: str, mark: str, lines: list[str]) -> str:

@@ -12,9 +12,8 @@ import pytest
 
 from massact.records.answer import Answer
 from massact.records.kinds.classics import Classics, ClassicsInfo
-from massact.records.kinds.intervention import InterveneInfo, Intervention
+from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.scan import ScanResult, open_run
-from massact.records.tables import frame
 from massact.reproductions.attention_entries import concentration
 from massact.reproductions.effect_entries import FIVE, accuracy, perplexity, zero_shot
 from massact.reproductions.entries import Finished, Nothing
@@ -27,6 +26,7 @@ from massact.reproductions.values import PUBLISHED
 from massact.reproductions.variation_entries import bos, trained
 from massact.verbs.reproduce import ReproduceConfig
 from tests.facts import tells
+from tests.reproductions import tables
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -38,13 +38,9 @@ def scan() -> ScanResult:
 
 def effects(metrics: dict[str, tuple[float, float, float]], text: str = "embedded") -> Intervention:
     """metric -> original, at zero, at the mean."""
-    rows = [
-        {"edit": edit, "stack": "", "layer": 2, "metric": metric, "group": "all", "baseline": cells[0], "edited": x,
-         "delta": x - cells[0], "ci_low": -1.0, "ci_high": 1.0, "n_calls": 1, "n_elements": 4, "n_sequences": 1,
-         "n_targets": 9.0}
-        for metric, cells in metrics.items() for edit, x in (("zero", cells[1]), ("mean", cells[2]))
-    ]  # fmt: skip
-    return Intervention(InterveneInfo(corpus={"name": text}), frame("effects", rows))
+    rows = [{"edit": edit, "metric": metric, "baseline": cells[0], "edited": x, "delta": x - cells[0]}
+            for metric, cells in metrics.items() for edit, x in (("zero", cells[1]), ("mean", cells[2]))]  # fmt: skip
+    return tables.effects(rows, text)
 
 
 def by_key(rows: list[dict[str, Any]]) -> dict[tuple[str, str], float]:

@@ -24,8 +24,8 @@ from tests.interventions.test_registers import classifier
 
 QUICK: Any = {"null": False}
 SCAN = {"run.json", "layers.parquet", "findings.parquet", "near_misses.parquet", "coordinates.parquet", "dims.parquet",
-        "ranks.parquet", "portrait.npz"}  # fmt: skip
-OURS = {"reproduce.json", "reproduced.parquet"}
+        "ranks.parquet", "clusters.parquet", "criteria.parquet", "portrait.npz"}  # fmt: skip
+OURS = {"reproduce.json", "reproduced.parquet", "claims.parquet"}
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,8 @@ def stages_table(heads: Heads, stages: Mapping[str, Mapping[Site, dict[str, Grou
 def _group_row(site: Site, stage: str, group: str, g: GroupResult) -> dict[str, object]:
     return {
         "stack": site.stack, "layer": site.layer, "stage": stage, "group": group, "n_tokens": g.n_tokens,
-        "cosine": g.cosine, "row_variance": g.row_variance, "sparsity": g.sparsity, "massive_share": g.share,
+        "cosine": g.cosine, "cosine_low": g.cosine_low, "cosine_high": g.cosine_high,
+        "n_folds": g.n_folds, "row_variance": g.row_variance, "sparsity": g.sparsity, "massive_share": g.share,
         "max": g.max, "norm": g.norm,
     }  # fmt: skip
 
@@ -166,3 +167,18 @@ def decomposition_table(heads: Heads) -> pd.DataFrame:
                 row | {"residual_error": np.nanmax(r.residual), "n_sequences": int((~np.isnan(r.residual)).sum())}
             )
     return frame("decomposition", rows)
+
+
+def sequences_table(heads: Heads) -> pd.DataFrame:
+    """Of every sequence the attention on tokens with findings, and how constant what they add is: for intervals."""
+    rows = []
+    for site, r in heads.items():
+        if site.point == "attention":
+            rows.append(pd.DataFrame({
+                "stack": site.stack, "layer": site.layer, "sequence": r.sequence,
+                "concentration": mean_of(r.per_head["mass_findings"], axis=1),
+                "concentration_null": mean_of(r.per_head["mass_random"], axis=1),
+                "constancy": r.parts["concat", "findings", "constancy"],
+                "null_constancy": r.parts["concat", "random", "constancy"],
+            }))  # fmt: skip
+    return frame("per_sequence", pd.concat(rows, ignore_index=True) if rows else None)

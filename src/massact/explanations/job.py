@@ -17,6 +17,7 @@ from massact.explanations.concentration import (
     decomposition_table,
     heads_table,
     positions_table,
+    sequences_table,
     sinks_table,
     stages_table,
 )
@@ -222,6 +223,7 @@ class _Job:
             axes=axes_table(heads, before, reading),
             trajectory=stages_table(heads, {"hidden": before, "normed": normed}),
             decomposition=decomposition_table(heads),
+            per_sequence=sequences_table(heads),
             patch_attention=shares_table(measured),
         )
 

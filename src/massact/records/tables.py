@@ -27,6 +27,7 @@ ADDED_LATER = {
     **dict.fromkeys(("mass_first_uniform", "mass_findings_uniform", "mass_random_uniform"), math.nan),
     **dict.fromkeys(("concentration_uniform", "concentration_first_uniform"), math.nan),
     **dict.fromkeys(("n_targets", "found_tokens", "random_tokens", "other_tokens"), math.nan),
+    **dict.fromkeys(("cosine_low", "cosine_high", "n_folds"), math.nan),
 }
 _OF_EFFECTS = ("n_needed", "delta_nats", "nats_low", "nats_high", "share_of_zero", "share_low", "share_high",
                "random_low", "random_high", "gap", "gap_low", "gap_high", "change")  # fmt: skip

@@ -16,7 +16,7 @@ from massact.reports.kinds.comparison.words import comparison_in_words
 from massact.reports.kinds.explanation.words import story_in_words
 from massact.reports.kinds.intervention import effects_in_words, verdict
 from massact.reports.kinds.lab import lab_in_words, lab_verdict
-from massact.reports.kinds.reproduction import findings_in_words, reproduction_in_words
+from massact.reports.kinds.reproduction import claim_in_words, findings_in_words, reproduction_in_words
 from massact.reports.kinds.scan.words import answer_in_words
 from massact.reports.kinds.training import training_in_words
 from massact.reports.kinds.trajectory.words import trajectory_in_words
@@ -34,6 +34,7 @@ __all__ = [
     "comparison_in_words",
     "draw",
     "effects_in_words",
+    "claim_in_words",
     "findings_in_words",
     "lab_in_words",
     "lab_verdict",

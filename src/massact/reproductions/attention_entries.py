@@ -6,9 +6,11 @@ import math
 from functools import partial
 
 import numpy as np
+import pandas as pd
 
 from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.scan import ScanResult
+from massact.reproductions.attention_claims import ALIKE_IN_ALL, BIASED, CONCENTRATING, LOOKING, SPARSE
 from massact.reproductions.entries import Entry, Finished, Nothing, Row, at, massive, row
 
 STAGES = {"hidden": "hidden state", "normed": "after the norm", "q": "queries", "k": "keys", "v": "values"}
@@ -68,9 +70,9 @@ def concentration(f: Finished) -> list[Row]:
     for stack in dict.fromkeys(axes["stack"]):
         mine = at(axes, stack=stack)
         if some:
-            for name, side in (("up to", mine[~mine["after_onset"]]), ("after", mine[mine["after_onset"]])):
+            for name, side in _sides(f.scan, str(stack), mine):
                 if side["concentration"].notna().any():
-                    what = f"attention on massive tokens, layers {name} the first"
+                    what = f"attention on massive tokens, layers {name}"
                     rows.append(row(what, side["concentration"].mean(), stack=str(stack), unit="share", headline=True))
         for r in mine.itertuples():
             line = partial(row, stack=str(stack), layer=r.layer, unit="share")
@@ -85,6 +87,18 @@ def concentration(f: Finished) -> list[Row]:
     if not some:
         rows.insert(0, row("", reason="The scan has no findings: there are no massive tokens to attend to."))
     return rows
+
+
+def _sides(scan: ScanResult, stack: str, axes: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The layers of a stack by whether they read the main cluster: not yet, so, or no longer."""
+    main = at(scan.clusters, stack=stack).head(1)
+    if not len(main):
+        return []
+    onset, offset = int(main["onset"].iloc[0]), int(main["offset"].iloc[0])
+    layer = axes["layer"]
+    return [("up to the first", axes[layer <= onset]),
+            ("that read them", axes[(layer > onset) & (layer <= offset + 1)]),
+            ("behind the last", axes[layer > offset + 1])]  # fmt: skip
 
 
 def _reading(scan: ScanResult, explanation: Explanation) -> list[tuple[str, int]]:
@@ -158,23 +172,24 @@ ATTENTION = (
     Entry("E13", "4.1, Figs. 5 and 6, App. B.1", "Attention maps", "language", ("scan", "prompts", "explain"),
           "Mean over heads of q.k / sqrt(d) and of its softmax, on the paper's prompts.",
           "From the layer after on, attention goes to the massive tokens; logits elsewhere are mostly negative.",
-          logits,
+          logits, LOOKING,
           ("prompts/choices/figures/attention_maps.png", "prompts/warm-cold/figures/attention_maps.png",
            "figures/attention_maps.png")),
     Entry("E14", "4.1", "Attention on massive tokens", "any", ("scan", "explain"),
           "Probability on the massive tokens, mean over heads and over the queries that are none, by layer.",
-          "It concentrates on them from the layer after they appear.", concentration, ("figures/attention_axes.png",)),
+          "It concentrates on them from the layer after they appear.", concentration, CONCENTRATING,
+          ("figures/attention_axes.png",)),
     Entry("E15", "4.2, Fig. 7, App. B.2", "From the hidden state to Q, K, V", "language",
           ("scan", "prompts", "explain"),
           "The massive tokens as hidden states, after the norm, and as queries, keys and values.",
-          "The norm turns them into sparse vectors in which the massive dims dominate.", stages,
+          "The norm turns them into sparse vectors in which the massive dims dominate.", stages, SPARSE,
           ("prompts/warm-cold/figures/trajectory.png", "figures/trajectory.png")),
     Entry("E16", "4.2", "Massive tokens are alike", "any", ("scan", "explain"),
           "Mean cosine and variance of the rows of massive tokens at each stage of E15, beside other tokens.",
-          "After the norm they are nearly one vector, and so are their keys and values.", similarity,
+          "After the norm they are nearly one vector, and so are their keys and values.", similarity, ALIKE_IN_ALL,
           ("figures/trajectory.png",)),
     Entry("E17", "4.2, Eq. 2, Fig. 8, App. B.3", "Implicit bias", "any", ("scan", "explain"),
           "u_k = sum over the massive tokens i of p_ki v_i, heads side by side, and how it varies over queries k.",
-          "What they add is essentially the same for every later token: a bias.", decomposition,
+          "What they add is essentially the same for every later token: a bias.", decomposition, BIASED,
           ("figures/attention_bias.png",)),
 )  # fmt: skip

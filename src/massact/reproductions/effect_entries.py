@@ -10,6 +10,7 @@ import pandas as pd
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.reproduction import NOT_RUN
 from massact.records.verdicts import NOT_JUDGED, verdict_of
+from massact.reproductions.effect_claims import BREAKING, DECISIVE, DROPPING, FALLING
 from massact.reproductions.entries import ASK, Entry, Finished, Nothing, Row, at, plain, row
 
 FIVE = ("boolq", "piqa", "winogrande", "arc_easy", "arc_challenge")
@@ -102,16 +103,16 @@ def accuracy(f: Finished) -> list[Row]:
 EFFECTS = (
     Entry("E10", "3", "Overwriting them", "any", ("scan", "intervene"),
           "h <- 0 or the mean, for the massive (token, dim) at the first layer; as many values near the median <- 0.",
-          "Four values of LLaMA2-7B decide; as many others, near the median, do nothing.", edited, (FIGURE,)),
+          "Four values of LLaMA2-7B decide; as many others, near the median, do nothing.", edited, DECISIVE, (FIGURE,)),
     Entry("E11", "3, Table 3", "Perplexity", "language", ("scan", "intervene"),
           "exp(mean cross-entropy) of disjoint windows, without and with E10.",
-          "Set to zero they break the model; set to their mean nothing changes.", perplexity, (FIGURE,)),
+          "Set to zero they break the model; set to their mean nothing changes.", perplexity, BREAKING, (FIGURE,)),
     Entry("E12", "3, Table 3", "Zero-shot tasks", "language", ("scan", "intervene", "tasks"),
           "Accuracy of lm-eval on BoolQ, PIQA, WinoGrande, ARC-Easy and ARC-Challenge under E10.",
-          "Set to zero accuracy falls to chance; set to their mean nothing changes.", zero_shot, (FIGURE,)),
+          "Set to zero accuracy falls to chance; set to their mean nothing changes.", zero_shot, FALLING, (FIGURE,)),
 )  # fmt: skip
 ACCURACY = Entry(
     "E20", "5.1, Table 4", "Intervention on images", "image", ("scan", "intervene", "labels"),
     "E10 on every image, the token found in each, and top-1 classification.",
-    "Set to zero accuracy drops clearly; set to their mean it does not change.", accuracy, (FIGURE,),
+    "Set to zero accuracy drops clearly; set to their mean it does not change.", accuracy, DROPPING, (FIGURE,),
 )  # fmt: skip

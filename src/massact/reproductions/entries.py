@@ -18,6 +18,7 @@ from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.reproduction import NOTHING
 from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.tables import load_arrays, read_table
+from massact.reproductions.claims import Claim
 
 Row = dict[str, Any]
 PROMPTS_IN, TEXTS_IN, REGISTERS_IN, TUNED_IN, TRAINED_IN = "prompts", "texts", "registers", "tuned", "trained"
@@ -135,6 +136,7 @@ class Entry:
         computation: in one sentence.
         says: what the paper finds, in one sentence.
         run: rows of the table `reproduced`, made by `row`, from what the steps left; raises `Nothing`.
+        claim: how what the paper finds is tested, on any model.
         figures: files below the run that show it.
     """
 
@@ -146,6 +148,7 @@ class Entry:
     computation: str
     says: str
     run: Callable[[Finished], list[Row]]
+    claim: Claim
     figures: tuple[str, ...] = ()
 
 

@@ -6,9 +6,13 @@ from functools import partial
 
 import numpy as np
 
+from massact.reproductions.attention_claims import ON_REGISTERS
+from massact.reproductions.effect_claims import FIXED
 from massact.reproductions.effect_entries import ACCURACY
 from massact.reproductions.entries import Entry, Finished, Nothing, Row, answers, at, plain, row
+from massact.reproductions.place_claims import OF_IMAGES
 from massact.reproductions.place_entries import curves
+from massact.reproductions.variation_claims import ON_ONE_REGISTER
 
 HOWS = {"mean": "Fix-Reg-Mean", "noise": "mean and noise", "shuffle": "those of another image", "zero": "zero"}
 
@@ -91,15 +95,16 @@ IMAGES = (
     Entry("E19", "5.1, Figs. 11 and 12, App. C", "Vision transformers", "image", ("scan",),
           "E1, E3 and E4 on the tokens of images.",
           "In many but not all: fixed dims, tokens that vary with the image, in the later layers only.",
-          magnitudes_of_images, ("figures/layers.png", "figures/magnitudes.png", "figures/census.png")),
+          magnitudes_of_images, OF_IMAGES, ("figures/layers.png", "figures/magnitudes.png", "figures/census.png")),
     ACCURACY,
     Entry("E21", "5.2", "Register means", "image", ("scan", "registers"),
           "Mean over images of the input of every block at the registers.",
-          "The massive activations sit on one fixed register.", register_means),
+          "The massive activations sit on one fixed register.", register_means, ON_ONE_REGISTER),
     Entry("E22", "5.2, Table 5", "Fix-Reg-Mean", "image", ("scan", "registers", "fixed"),
           "Registers overwritten by their means at the input of every block; top-1, or agreement without labels.",
-          "Accuracy does not change: registers are biases.", fixed_registers),
+          "Accuracy does not change: registers are biases.", fixed_registers, FIXED),
     Entry("E23", "5.2, Fig. 13, App. C.3", "Attention on registers", "image", ("scan", "explain", "registers"),
           "Probability of class token and patches on registers, mean over heads and images, by layer.",
-          "Class token and patches attend to the register with massive activations.", register_attention),
+          "Class token and patches attend to the register with massive activations.", register_attention,
+          ON_REGISTERS),
 )  # fmt: skip

@@ -27,6 +27,7 @@ from massact.records.kinds.reproduction import (
 from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.runinfo import git_state
 from massact.records.tables import frame
+from massact.reproductions.claims import Part, concluded, untold
 from massact.reproductions.entries import ASK, Entry, Finished, Nothing, Row, finished, row
 from massact.reproductions.experiments import ENTRIES, chosen
 from massact.reproductions.judgement import KNOWN, judged, known_as
@@ -97,12 +98,15 @@ def joined(before: Reproduction | None, now: Reproduction) -> Reproduction:
         return now
     both = before.info.experiments | now.info.experiments
     order = [name for name in ENTRIES if name in both]
-    kept = before.reproduced[~before.reproduced["experiment"].isin(list(now.info.experiments))]
-    table = pd.concat([kept, now.reproduced], ignore_index=True)
-    table = table.iloc[table["experiment"].map(order.index).argsort(kind="stable")]
+
+    def both_of(name: str) -> pd.DataFrame:
+        old, new = getattr(before, name), getattr(now, name)
+        table = pd.concat([old[~old["experiment"].isin(list(now.info.experiments))], new], ignore_index=True)
+        return table.iloc[table["experiment"].map(order.index).argsort(kind="stable")].reset_index(drop=True)
+
     steps = before.info.steps | now.info.steps
     info = replace(now.info, experiments={name: both[name] for name in order}, steps=steps)
-    return Reproduction(info, frame("reproduced", table.reset_index(drop=True)))
+    return Reproduction(info, frame("reproduced", both_of("reproduced")), frame("claims", both_of("claims")))
 
 
 def told(
@@ -125,28 +129,47 @@ def told(
     if known.get("name") and scan.info.corpus.get("bos") not in ("never", None):
         info.notes.append("This run has BOS in its sequences; published values are without, where not said otherwise.")
     table: list[Row] = []
+    claims: list[Row] = []
     for entry in entries:
         rows = rows_of(entry, found, kind)
         given = [r for r in rows if "verdict" not in r]
         mine = judged(given, entry.id, known.get("name"), scan.info.corpus.get("seq_len"), PUBLISHED) if given else []
         mine += [{"experiment": entry.id} | r for r in rows if "verdict" in r]
         verdict, reason = verdict_of(mine)
+        parts = parts_of_claim(entry, found, kind)
+        claim, why = concluded(parts)
         info.experiments[entry.id] = {
             "title": entry.title, "section": entry.section, "says": entry.says, "computation": entry.computation,
             "verdict": verdict, "reason": reason, "figures": list(entry.figures),
+            "claim": claim, "claim_reason": why, "fails_if": entry.claim.fails_if,
         }  # fmt: skip
         table += mine
-    return Reproduction(info, frame("reproduced", table))
+        claims += [{"experiment": entry.id} | p for p in parts]
+    return Reproduction(info, frame("reproduced", table), frame("claims", claims))
+
+
+def _check_needs(entry: Entry, found: Finished, kind: str) -> None:
+    """Raise `Nothing` where an experiment has no number because of what it is about, or needs."""
+    if entry.domain not in ("any", kind):
+        raise Nothing(f"It is about {DOMAINS[entry.domain]}; the model reads {DOMAINS[kind]}.", NOT_APPLICABLE)
+    for need in entry.needs:
+        if need in found.missing and not (need == "prompts" and found.missing[need].verdict == NOT_APPLICABLE):
+            raise found.missing[need]
+
+
+def parts_of_claim(entry: Entry, found: Finished, kind: str) -> list[Part]:
+    """The parts of the claim of one experiment; one that cannot be told, with the reason, where it has none."""
+    try:
+        _check_needs(entry, found, kind)
+        return entry.claim.judge(found)
+    except Nothing as nothing:
+        return [untold("", nothing.reason)]
 
 
 def rows_of(entry: Entry, found: Finished, kind: str) -> list[Row]:
     """The rows of one experiment; one with a verdict and its reason where it has none."""
     try:
-        if entry.domain not in ("any", kind):
-            raise Nothing(f"It is about {DOMAINS[entry.domain]}; the model reads {DOMAINS[kind]}.", NOT_APPLICABLE)
-        for need in entry.needs:
-            if need in found.missing and not (need == "prompts" and found.missing[need].verdict == NOT_APPLICABLE):
-                raise found.missing[need]
+        _check_needs(entry, found, kind)
         return entry.run(found)
     except Nothing as nothing:
         return [row("", reason=nothing.reason) | _unpublished() | {"verdict": nothing.verdict}]

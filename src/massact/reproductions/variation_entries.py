@@ -8,6 +8,7 @@ from functools import partial
 from massact.records.answer import Answer
 from massact.records.kinds.reproduction import NOT_RUN
 from massact.reproductions.entries import Entry, Finished, Nothing, Row, answers, at, massive, plain, row
+from massact.reproductions.variation_claims import ELIMINATED, KEPT_BY_TUNING, WITH_AND_WITHOUT
 
 VARIANTS = {"softmax": "default", "kv-bias": "KV bias", "sink-token": "sink token"}
 
@@ -76,14 +77,14 @@ def tuned(f: Finished) -> list[Row]:
 TRAINED = Entry(
     "E18", "4.3, Eq. 3, Figs. 9 and 10, App. B.4", "Explicit attention biases", "language", ("trained",),
     "Trainings from scratch that differ by how they attend: loss, the greatest |h|, E3.",
-    "With a learned key and value GPT-2 reaches the same loss and has no massive activations.", trained,
+    "With a learned key and value GPT-2 reaches the same loss and has no massive activations.", trained, ELIMINATED,
     ("trained/figures/compare_losses.png", "trained/figures/compare_magnitudes.png"),
 )  # fmt: skip
 VARIATIONS = (
     Entry("E24", "App. A.3", "With and without BOS", "language", ("scan",),
           "E3 on a few sequences with the BOS token in front of them and without it.",
-          "They persist; those of LLaMA2 stay where they are, on BOS as the starting token.", bos),
+          "They persist; those of LLaMA2 stay where they are, on BOS as the starting token.", bos, WITH_AND_WITHOUT),
     Entry("E25", "App. A.2", "Fine-tuned models", "language", ("scan", "tuned"),
           "E3 on the same text with a tuned model; dims, layers and positions beside those of the base model.",
-          "Tuned models keep the massive activations of their base, at the same dims.", tuned),
+          "Tuned models keep the massive activations of their base, at the same dims.", tuned, KEPT_BY_TUNING),
 )  # fmt: skip

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from massact.stats.intervals import pseudo_interval
 from massact.stats.protocol import Where, check_2d, check_same, to_numpy
 
 Chosen = Mapping[int, Sequence[int]]  # sequence -> positions
 _VALUES = 1 << 20  # of the tokens of a group, at a time
+FOLDS = 8  # of the sequences, for an interval
 
 
 def rows_at(where: Where, n_tokens: int, positions: Sequence[int]) -> list[int]:
@@ -34,6 +36,9 @@ class GroupResult:
     Args:
         n_tokens: how many.
         cosine: mean cosine of all pairs, (|sum of unit vectors|^2 - n) / (n (n - 1)); NaN below two tokens.
+        cosine_low, cosine_high: its 95 % interval over sequences, a jackknife over `FOLDS` folds of them; NaN where it
+            leaves fewer than two tokens.
+        n_folds: folds that have tokens.
         row_variance: 1 - |mean|^2 / mean |x|^2: 0 for equal rows, about 1 for unrelated ones.
         sparsity: mean of Hoyer's (sqrt D - |x|_1 / |x|_2) / (sqrt D - 1): 0 even, 1 a single entry.
         share: mean share of |x|^2 in the chosen dims; NaN where none were chosen. Like the cosine and the sparsity
@@ -50,6 +55,9 @@ class GroupResult:
     max: float
     norm: float
     mean: np.ndarray
+    cosine_low: float = float("nan")
+    cosine_high: float = float("nan")
+    n_folds: int = 0
 
 
 class GroupStats:
@@ -62,7 +70,7 @@ class GroupStats:
 
     def __init__(self, groups: Mapping[str, Chosen], dims: Sequence[int] = ()) -> None:
         self.groups, self.dims = groups, tuple(dims)
-        self._sums: dict[str, list[Tensor]] = {}
+        self._sums: dict[tuple[str, int], list[Tensor]] = {}  # of each group and fold
 
     @torch.no_grad()
     def update(self, h_TD: Tensor, where: Where) -> None:
@@ -74,33 +82,41 @@ class GroupStats:
                 continue
             for rows_N in torch.tensor(rows, device=h_TD.device).split(max(1, _VALUES // h_TD.shape[1])):
                 x_ND = h_TD[rows_N].detach()
-                self._add(name, _sums(x_ND.float() if h_TD.device.type == "mps" else x_ND.double(), self.dims))
+                self._add(
+                    (name, where.sequence % FOLDS),
+                    _sums(x_ND.float() if h_TD.device.type == "mps" else x_ND.double(), self.dims),
+                )
 
-    def _add(self, name: str, sums: list[Tensor]) -> None:
-        held = self._sums.get(name)
-        self._sums[name] = sums if held is None else [a.to(b.device) + b for a, b in zip(held, sums, strict=True)]
+    def _add(self, key: tuple[str, int], sums: list[Tensor]) -> None:
+        held = self._sums.get(key)
+        self._sums[key] = sums if held is None else [a.to(b.device) + b for a, b in zip(held, sums, strict=True)]
 
     def merge(self, other: GroupStats) -> None:
         """Add what another one has seen."""
         check_same("GroupStats", (self.dims, set(self.groups)), (other.dims, set(other.groups)))
-        for name, sums in other._sums.items():
-            self._add(name, sums)
+        for key, sums in other._sums.items():
+            self._add(key, sums)
 
     def result(self) -> dict[str, GroupResult]:
         """Every group that had tokens."""
-        return {name: _result(sums, bool(self.dims)) for name, sums in self._sums.items()}
+        folds: dict[str, list[list[np.ndarray]]] = {name: [] for name in self.groups}
+        for (name, _), sums in sorted(self._sums.items(), key=lambda item: item[0]):
+            folds[name].append([to_numpy(x) for x in sums])
+        return {name: _result(held, bool(self.dims)) for name, held in folds.items() if held}
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything, for `np.savez`."""
-        held = {f"{name}:{i}": to_numpy(x) for name, sums in self._sums.items() for i, x in enumerate(sums)}
+        held = {f"{n}:{k}:{i}": to_numpy(x) for (n, k), sums in self._sums.items() for i, x in enumerate(sums)}
         return {"dims": np.array(self.dims, np.int64), "groups": np.array(list(self.groups), np.str_)} | held
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Self:
         """The sums that `state()` came from; it can be merged into one that knows its groups."""
         self = cls(dict.fromkeys(state["groups"].tolist(), {}), state["dims"].tolist())
-        for name in {key.rpartition(":")[0] for key in state if ":" in key}:
-            self._sums[name] = [torch.from_numpy(np.array(state[f"{name}:{i}"])) for i in range(_N_SUMS)]
+        for held in {key.rpartition(":")[0] for key in state if ":" in key}:
+            name, _, fold = held.rpartition(":")
+            sums = [torch.from_numpy(np.array(state[f"{held}:{i}"])) for i in range(_N_SUMS)]
+            self._sums[name, int(fold)] = sums
         return self
 
 
@@ -123,11 +139,13 @@ def _sums(x_ND: Tensor, dims: Sequence[int]) -> list[Tensor]:
     return [torch.stack(of_tokens).sum(1), x_ND.sum(0), unit_ND.sum(0), real_N.sum()[None]]
 
 
-def _result(sums: list[Tensor], has_dims: bool) -> GroupResult:
-    tokens, total_D, unit_D, (nonzero,) = (to_numpy(x) for x in sums)
+def _result(folds: list[list[np.ndarray]], has_dims: bool) -> GroupResult:
+    tokens, total_D, unit_D, (nonzero,) = (np.sum(x, axis=0) for x in zip(*folds, strict=True))
     n, square = tokens[0], tokens[1] / tokens[0]
     mean_D = total_D / n
-    pairs = (unit_D @ unit_D - nonzero) / (nonzero * (nonzero - 1)) if nonzero > 1 else float("nan")
+    pairs = _cosine(unit_D, nonzero)
+    apart = [_cosine(unit_D - unit, nonzero - k) for _, _, unit, (k,) in folds if k]
+    around = pseudo_interval(pairs, np.array(apart))
     return GroupResult(
         n_tokens=int(n),
         cosine=float(pairs),
@@ -137,7 +155,15 @@ def _result(sums: list[Tensor], has_dims: bool) -> GroupResult:
         max=float(tokens[4] / n),
         norm=float(tokens[5] / n),
         mean=mean_D,
+        cosine_low=float(np.maximum(around.low, -1.0)),
+        cosine_high=float(np.minimum(around.high, 1.0)),
+        n_folds=len(folds),
     )
+
+
+def _cosine(unit_D: np.ndarray, n: float) -> float:
+    """Mean cosine of all pairs of n vectors whose directions sum up to this."""
+    return float((unit_D @ unit_D - n) / (n * (n - 1))) if n > 1 else float("nan")
 
 
 class Gather:

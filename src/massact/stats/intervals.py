@@ -59,6 +59,29 @@ def mean_interval(d: Any, weights: Any = None) -> Interval:
         return _around(mean, _covariance(h, e, e), _degrees(h))
 
 
+def summary_interval(mean: Any, deviation: Any, n: Any) -> Interval:
+    """The same of equal weights, from a mean and a standard deviation (with n - 1) over n sequences."""
+    mean, deviation, n = (np.asarray(x, float) for x in (mean, deviation, n))
+    with np.errstate(all="ignore"):
+        return _around(mean, deviation**2 / n, n - 1)
+
+
+def pseudo_interval(estimate: float, apart: Any) -> Interval:
+    """Of any statistic, by t over the pseudo-values K estimate - (K - 1) apart of a jackknife (Tukey 1958).
+
+    Args:
+        estimate: of all sequences.
+        apart: (K,) the same without each of K folds of them, of about one size.
+    """
+    apart = np.asarray(apart, float)
+    K = len(apart)
+    if K < 2:
+        return Interval(estimate, math.nan, math.nan)
+    found = mean_interval(K * estimate - (K - 1) * apart)
+    half = (found.high - found.low) / 2
+    return Interval(estimate, estimate - half, estimate + half, found.se, found.df)
+
+
 def ratio_interval(over: Any, under: Any, weights: Any = None) -> Interval:
     """The ratio of two weighted means over the same sequences, by Fieller.
 
@@ -111,6 +134,21 @@ def proportion_interval(lost: Any, gained: Any, n: Any) -> Interval:
 
     variance = (lost + gained - n * d * d) / n**2
     return Interval(d, limit(-1.0), limit(1.0), np.sqrt(np.maximum(variance, 0)), np.full_like(d, np.inf))
+
+
+def share_interval(k: Any, n: Any) -> Interval:
+    """A share of independent sequences, k / n, by the score test (Wilson 1927).
+
+    Args:
+        k: (...) how many have it; n: of how many.
+    """
+    k, n = (np.asarray(x, float) for x in (k, n))
+    middle, z2 = k / n, Z * Z
+    half = Z / (n + z2) * np.sqrt(k * (n - k) / n + z2 / 4)
+    centre = (k + z2 / 2) / (n + z2)
+    return Interval(
+        middle, centre - half, centre + half, np.sqrt(middle * (1 - middle) / n), np.full_like(middle, np.inf)
+    )
 
 
 def difference_interval(one: Interval, other: Interval) -> Interval:

@@ -83,6 +83,9 @@ TABLES: dict[str, Columns] = {
         "group": ("string", "findings, random (as many tokens) or others"),
         "n_tokens": ("int64", "tokens, over all sequences"),
         "cosine": ("float64", "mean cosine of all pairs"),
+        "cosine_low": ("float64", "its 95 % interval: jackknife over eight folds of the sequences"),
+        "cosine_high": ("float64", "its upper end"),
+        "n_folds": ("float64", "folds that have tokens: all sequences where there are fewer than eight"),
         "row_variance": ("float64", "1 - |mean|^2 / mean|x|^2: 0 for equal rows"),
         "sparsity": ("float64", "Hoyer's, 0 (even) to 1 (a single entry), mean over tokens"),
         "massive_share": ("float64", "share of |x|^2 in the dims of the findings; hidden and normed only"),
@@ -102,6 +105,14 @@ TABLES: dict[str, Columns] = {
         "null_between": ("float64", "the same of as many random tokens"),
         "residual_error": ("float64", "greatest |u + rest - output| / |output|, the rest computed on its own"),
         "n_sequences": ("int64", "sequences measured"),
+    },
+    "per_sequence": {
+        **_LAYER,
+        "sequence": ("int64", "index in the corpus"),
+        "concentration": ("float64", "attention on tokens with findings, mean over heads: see axes"),
+        "concentration_null": ("float64", "the same of as many random tokens"),
+        "constancy": ("float64", "of what tokens with findings add, heads side by side: see decomposition"),
+        "null_constancy": ("float64", "the same of as many random tokens"),
     },
     "writers": {
         **_LAYER,
@@ -178,8 +189,8 @@ class ExplainInfo(Sidecar):
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     closure: dict[str, float] = field(default_factory=dict)
     # 2: modality of the tokens; 3: means of attention over queries that can see the keys; 4: all tokens with findings,
-    # nulls of ordinary tokens only, shares of a uniform head
-    schema_version: int = 4
+    # nulls of ordinary tokens only, shares of a uniform head; 5: attention of each sequence, intervals of cosines
+    schema_version: int = 5
 
     def unseen_layers(self, stack: str) -> list[int]:
         """Layers whose own attention could not be seen, of a stack in which others' could: no number is about them."""
@@ -194,8 +205,8 @@ class Explanation(Result):
 
     Args:
         info: what was asked and how.
-        heads, positions, sinks, axes, trajectory, decomposition, writers, neurons, norm_weights: tables, see
-            `massact.records.tables`.
+        heads, positions, sinks, axes, trajectory, decomposition, per_sequence, writers, neurons, norm_weights:
+            tables, see `massact.records.tables`.
         patch_attention: table, of image models only.
         maps: of one prompt, "logits" and "probs" (P, T, T), means over heads; "layers" (P,); "tokens" (T,); "stack".
     """
@@ -205,7 +216,7 @@ class Explanation(Result):
     FILE: ClassVar[str] = "explain.json"
     INFO: ClassVar[type[Any]] = ExplainInfo
     TABLES: ClassVar = TABLES
-    SOME: ClassVar[frozenset[str]] = frozenset({"patch_attention"})
+    SOME: ClassVar[frozenset[str]] = frozenset({"patch_attention", "per_sequence"})
     ARRAYS: ClassVar = {"maps": ("attention.npz", ATTENTION)}
     AGAIN: ClassVar[str] = "Explain the run again."
     PLACE: ClassVar[int] = 1
@@ -217,6 +228,7 @@ class Explanation(Result):
     axes: pd.DataFrame = table("axes")
     trajectory: pd.DataFrame = table("trajectory")
     decomposition: pd.DataFrame = table("decomposition")
+    per_sequence: pd.DataFrame = table("per_sequence")
     writers: pd.DataFrame = table("writers")
     neurons: pd.DataFrame = table("neurons")
     norm_weights: pd.DataFrame = table("norm_weights")

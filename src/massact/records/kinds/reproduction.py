@@ -14,6 +14,9 @@ from massact.records.tables import Columns
 AGREES, DIFFERS, UNPUBLISHED = "agrees", "differs", "no published value"
 NOTHING, NOT_APPLICABLE, NOT_RUN, FAILED = "nothing to show", "not applicable", "not run", "failed"
 VERDICTS = (AGREES, DIFFERS, UNPUBLISHED, NOTHING, NOT_APPLICABLE, NOT_RUN, FAILED)
+HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told"
+CLAIM_VERDICTS = (HOLDS, FAILS, UNTOLD)
+NOT_RECORDED = "not recorded"  # of a record that is older than claims
 
 TABLES: dict[str, Columns] = {
     "reproduced": {
@@ -34,6 +37,21 @@ TABLES: dict[str, Columns] = {
         "reason": ("string", "why there is nothing, what would run it, or what makes the comparison uncertain"),
         "headline": ("bool", "whether the line of the experiment says it"),
     },
+    "claims": {
+        "experiment": ("string", "E1 to E25"),
+        "part": ("string", "what was tested of its claim; empty where nothing could be, for which see reason"),
+        "stack": ("string", "name of the stack; empty for a model with one"),
+        "value": ("float64", "what was found; NaN where there is no number"),
+        "low": ("float64", "its 95 % interval over the sequences; as the value where it is a count of all of them"),
+        "high": ("float64", "its upper end"),
+        "n": ("int64", "how many it is over"),
+        "of": ("string", "of what: sequences, prompts, images, questions, trainings"),
+        "unit": ("string", "of the number"),
+        "bound": ("string", "what it has to keep for the claim to hold"),
+        "n_needed": ("float64", "how many would settle it, were they like these; inf: no number would; NaN: unknown"),
+        "verdict": ("string", f"{HOLDS}, {FAILS} or {UNTOLD}"),
+        "reason": ("string", "why it cannot be told"),
+    },
 }
 
 
@@ -46,13 +64,13 @@ class ReproduceInfo(Sidecar):
         steps: name of the step -> {"state": done, kept, not run, not applicable, nothing to show or failed, "why",
             "wall_s"}.
         experiments: E1 to E25 -> {"title", "section", "says" (the paper, one sentence), "computation", "verdict",
-            "reason", "figures" (files below the run)}.
+            "reason", "figures" (files below the run), "claim" (its verdict), "claim_reason", "fails_if"}.
     """
 
     published: dict[str, Any] = field(default_factory=dict)
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    schema_version: int = 1
+    schema_version: int = 2  # 2: verdicts on claims
 
     def having(self, state: str) -> list[str]:
         """Names of the steps in a state."""
@@ -66,6 +84,7 @@ class Reproduction(Result):
     Args:
         info: what was asked, which steps there were, and the verdict of every experiment.
         reproduced: one row for each quantity, see `TABLES`.
+        claims: one row for each part of the claim of each experiment; none in a record that is older than claims.
     """
 
     KIND: ClassVar[str] = "reproduction"
@@ -73,8 +92,10 @@ class Reproduction(Result):
     FILE: ClassVar[str] = "reproduce.json"
     INFO: ClassVar[type[Any]] = ReproduceInfo
     TABLES: ClassVar = TABLES
+    SOME: ClassVar[frozenset[str]] = frozenset({"claims"})
     AGAIN: ClassVar[str] = "Run it again: massact reproduce."
     PLACE: ClassVar[int] = 4
 
     info: ReproduceInfo
     reproduced: pd.DataFrame = table("reproduced")
+    claims: pd.DataFrame = table("claims")

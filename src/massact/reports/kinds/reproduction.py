@@ -7,10 +7,20 @@ from typing import Any
 
 import pandas as pd
 
-from massact.records.kinds.reproduction import AGREES, DIFFERS, UNPUBLISHED, VERDICTS, Reproduction
+from massact.records.kinds.reproduction import (
+    AGREES,
+    CLAIM_VERDICTS,
+    DIFFERS,
+    HOLDS,
+    NOT_RECORDED,
+    UNPUBLISHED,
+    UNTOLD,
+    VERDICTS,
+    Reproduction,
+)
 from massact.reports.parts import Section, Words, grid, parts_of, table_of
 from massact.reports.readings import Reading
-from massact.reports.spelling import counted, noted, number, shortened, visible
+from massact.reports.spelling import counted, noted, number, or_dash, shortened, visible
 
 MOST_SAID, LONGEST = 5, 64
 UNSAID = ("", "count", "layer", "perplexity", "h", "|h|", "share", "logit")  # units that the quantity tells
@@ -32,7 +42,23 @@ def _summary(r: Reproduction) -> str:
     name = known.get("name")
     which = (f"Published values of {visible(name)} count, by {visible(known.get('by'))}." if name else
              f"No published values count: {visible(known.get('unavailable', 'none are known'))}.")  # fmt: skip
-    return f"{counted(len(r.info.experiments), 'experiment')} of Sun 2024: {told}. {which}"
+    return f"{counted(len(r.info.experiments), 'experiment')} of Sun 2024: {told}. {which} {_claims(r)}"
+
+
+def _claims(r: Reproduction) -> str:
+    """How many of the paper's claims hold."""
+    counts = Counter(claim_of(e) for e in r.info.experiments.values())
+    told = ", ".join(f"{counts[v]} {_of_many(v, counts[v])}" for v in (*CLAIM_VERDICTS, NOT_RECORDED) if counts[v])
+    return f"What the paper claims, tested here: {told}."
+
+
+def _of_many(verdict: str, n: int) -> str:
+    return verdict if n == 1 else {HOLDS: "hold", "does not hold": "do not hold"}.get(verdict, verdict)
+
+
+def claim_of(e: dict[str, Any]) -> str:
+    """The verdict on the claim of an experiment."""
+    return str(e.get("claim") or NOT_RECORDED)
 
 
 def _line(r: Reproduction, name: str, e: dict[str, Any]) -> str:
@@ -46,7 +72,39 @@ def _line(r: Reproduction, name: str, e: dict[str, Any]) -> str:
     if here:
         parts.append(f"Here: {here}.")
     parts.append(f"[{visible(verdict)}{f': {reason}' if reason else ''}]")
+    parts.append(f"[claim {claim_in_words(r, name)}]")
     return " ".join(parts)
+
+
+def claim_in_words(r: Reproduction, name: str) -> str:
+    """The verdict on a claim, with the parts that decide it: all where it holds, else those that do not."""
+    e = r.info.experiments[name]
+    verdict, said_already = claim_of(e), str(e.get("reason") or "")
+    rows = r.claims[(r.claims["experiment"] == name) & (r.claims["verdict"] == verdict)]
+    rows = rows[(rows["part"] != "") | (rows["reason"] != said_already)]
+    told = [x for _, row in rows.head(MOST_SAID).iterrows() if (x := _tested(row))]
+    left = len(rows) - min(len(rows), MOST_SAID)
+    said = "; ".join(told) + (f"; and {left} more" if left > 0 else "")
+    return f"{visible(verdict)}{f': {said}' if said else ''}"
+
+
+def _tested(row: pd.Series) -> str:
+    """One part: the number with its interval, the bound, how many it is over, and why it cannot be told."""
+    why = visible(row["reason"]).rstrip(".") if row["verdict"] == UNTOLD else ""
+    if pd.isna(row["value"]):
+        n = f" ({counted_of(row)})" if row["n"] and not why else ""
+        return ": ".join(x for x in (f"{visible(row['part'])}{n}", why) if x)
+    unit = "" if row["unit"] in UNSAID else f" {visible(row['unit'])}"
+    exact = row["low"] == row["high"] or pd.isna(row["low"])
+    around = "" if exact else f"{number(row['low'])} to {number(row['high'])}"
+    inside = "; ".join(x for x in (around, visible(row["bound"]), counted_of(row)) if x)
+    return f"{visible(row['part'])} {number(row['value'])}{unit} ({inside})" + (f": {why}" if why else "")
+
+
+def counted_of(row: pd.Series) -> str:
+    """'32 sequences'."""
+    of = visible(row["of"])
+    return f"{row['n']:,} {of if row['n'] != 1 else of.removesuffix('s')}" if row["n"] else ""
 
 
 def findings_in_words(rows: pd.DataFrame) -> str:
@@ -88,12 +146,17 @@ def published(row: pd.Series) -> str:
     return text if text.startswith("at least") else ", ".join(x for x in (number(row["published"]), text) if x)
 
 
+CLAIMED = ("experiment", "part", "stack", "value", "low", "high", "unit", "bound", "n", "of", "n_needed", "verdict",
+           "reason")  # fmt: skip
+
+
 def section(r: Reproduction) -> Section:
     """The experiments of Sun 2024 on this model, beside what was published of it."""
     columns = ("experiment", "quantity", "stack", "layer", "place", "unit", "ours", "ours_text", "published",
                "published_text", "tag", "source", "verdict", "reason")  # fmt: skip
     return Section("paper", "The founding paper, redone", parts_of(
         Words(reproduction_in_words(r)),
+        table_of("claims", r.claims, "What the paper claims, tested", CLAIMED, shown_first=True),
         table_of("reproduced", _compared(r), "Beside published values", columns, shown_first=True),
         table_of("reproduced", r.reproduced[r.reproduced["headline"]], "What the lines say", columns, most=400),
     ))  # fmt: skip
@@ -111,7 +174,15 @@ def brief(r: Reproduction) -> list[Section]:
         [str(x) for x in (row["experiment"], where(row), ours(row), published(row), row["tag"], row["verdict"])]
         for _, row in _compared(r).iterrows()
     ]
-    return [Section("paper", "", parts_of(grid("Beside published values", heads, rows)))]
+    tested = [
+        [str(row["experiment"]), visible(row["part"]), or_dash(row["value"]),
+         "" if pd.isna(row["low"]) else f"{number(row['low'])} to {number(row['high'])}", visible(row["bound"]),
+         counted_of(row), visible(row["verdict"])]
+        for _, row in r.claims[r.claims["part"] != ""].iterrows()
+    ]  # fmt: skip
+    claims = grid("What the paper claims, tested", ("<", "<part", ">here", ">95% interval", "<bound", "<of", "<claim"),
+                  tested)  # fmt: skip
+    return [Section("paper", "", parts_of(grid("Beside published values", heads, rows), claims))]
 
 
 READING = Reading(reproduction_in_words, (section,), brief)
