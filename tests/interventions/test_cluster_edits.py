@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,21 @@ import torch
 from torch import Tensor
 
 import massact as ma
+from massact.corpora import Corpus
 from massact.interventions import intervene
+from massact.interventions.job import _chosen, _left, _told_delimiters
+from massact.interventions.massive_entries import CLASSES, target_of
 from massact.models import Model
-from massact.records.clusters import HUMP, MASSIVE, OUTLIER
+from massact.records.clusters import HUMP, MASSIVE, OUTLIER, clusters_table
 from massact.records.errors import UserError
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.scan import ScanResult
+from massact.records.sites import Site
 from massact.reports.kinds.intervention import effects_in_words
+from massact.verbs.intervene import InterveneConfig
 from tests.facts import tells
 from tests.families import build
+from tests.records.test_clusters import rows, tables
 
 N, T, BIAS, FEATURE = 8, 20, 7, 5
 QUICK: dict[str, Any] = {"sets": ("zero", "mean"), "sinks": False, "repetition": False}
@@ -95,3 +102,40 @@ def test_what_is_refused(options: dict[str, Any], names: list[str]) -> None:
     with pytest.raises(UserError) as refused:
         done(**options)
     assert all(name in str(refused.value) for name in names)
+
+
+def scan_of(*parts: tuple[dict[str, str], list[dict[str, Any]]]) -> Any:
+    """A scan that is its tables, with rows of several stacks and sites."""
+    found, near = tables(*([row | where for row in mine] for where, mine in parts))
+    return SimpleNamespace(findings=found, clusters=clusters_table(found, near, n_sequences=N))
+
+
+@pytest.mark.parametrize("where", [{"stack": "decoder"}, {"site": "mlp_act"}])
+def test_a_cluster_of_the_smaller_place_by_its_name(where: dict[str, str]) -> None:
+    scan = scan_of(({}, rows(5, "start", range(2, 7), 9000.0, [0])), (where, rows(6, "start", [1], 5000.0, [0])))
+    chosen = _chosen(scan, InterveneConfig.of({"cluster": "6@start"}))
+    key = next(iter(where))
+    assert set(chosen["dim"]) == {6} and set(chosen["layer"]) == {1} and set(chosen[key]) == set(where.values())
+    assert not len(_left(scan, Site("", 2, "resid_post"), "5@start")), "what is elsewhere is not left here"
+    with pytest.raises(UserError):
+        _chosen(scan, InterveneConfig.of({"cluster": "6@start", "stack": "encoder"}))
+
+
+def test_padding_is_edited_like_other_frames_so_it_is_not_left() -> None:
+    scan = scan_of(({}, rows(5, "padding", [2], 9000.0, [0])))
+    target = target_of(_chosen(scan, InterveneConfig.of({})))
+    assert target.pairs == [(5, "other")] and not len(_left(scan, target.site, "5@other"))
+
+
+def test_delimiters_are_not_other_tokens_where_only_those_are_edited() -> None:
+    """The entry of a delimiter is as large, and the mean of other tokens is not its own."""
+    model = ma.load()
+    text = ma.corpus(["A lamp. A door, a hill. It is low."], tokenizer=model.tokenizer)
+    assert isinstance(text, Corpus)
+    target = target_of(_chosen(scan_of(({}, rows(5, "other", [2], 9000.0, [4]))), InterveneConfig.of({})))
+    told = _told_delimiters(target, model, (text,))
+    (batch,) = text.batches(1)
+    T = text.inputs["input_ids"].shape[1]
+    classes = [CLASSES[i] for i in told.classes(torch.zeros(1, T, 8), batch)[0].tolist()]
+    assert classes == [text.position_class(0, pos) for pos in range(T)] and "delimiter" in classes
+    assert told.mask(torch.full((1, T, 8), 9000.0), batch)[0, :, 0].tolist() == [c == "other" for c in classes]

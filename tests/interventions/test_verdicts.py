@@ -204,3 +204,34 @@ def test_words_tell_what_is_missing() -> None:
     blank = old.assign(verdict="", change=np.nan, n_needed=np.nan, share_of_zero=np.nan)[list(columns_of("effects"))]
     assert tells(effects_in_words(result(blank.to_dict("records"))), "recorded", "bootstraps")
     assert not tells(effects_in_words(result(rows)), "recorded")
+
+
+@pytest.mark.parametrize("name", ["{} 5@other", "{}, 3 layers"])
+def test_an_edit_is_compared_with_zero_and_control_of_its_own(name: str) -> None:
+    """Not with those of another cluster, which change other entries, another number of them."""
+    noise = RNG.normal(0, 0.001, N)
+    own = {name.format(w): {"nll": BASE + x} for w, x in (("zero", HURT), ("mean", 0.25 * HURT), ("random", noise))}
+    main: dict[str, dict[str, np.ndarray]] = {w: {"nll": BASE + 100 * HURT} for w in ("zero", "random")}
+    kl = {
+        "zero": 9.0 + noise,
+        "random": 5.0 + noise,
+        name.format("mean"): 2.0 + noise,
+        name.format("random"): 1.0 + 0 * noise,
+    }
+    edits = main | own
+    made = paired(**{e: metrics | {"kl": kl.get(e, 0 * noise)} for e, metrics in edits.items()})
+    found = effects(made, name.format("mean"))
+    assert found["perplexity"].share.estimate == pytest.approx(0.25)
+    assert found["kl"].beyond.estimate == pytest.approx(1.0, abs=0.01)
+    assert np.isnan(effects(made, name.format("random"))["kl"].beyond.estimate)
+    assert np.isnan(effects(made, name.format("zero"))["perplexity"].share.estimate)
+    said = effects_in_words(result(effect_rows(paired(**{e: m for e, m in own.items() if "random" not in e}))))
+    assert not tells(said, "unavailable")
+
+
+def test_no_group_is_hurt_most_where_one_is_not_finite() -> None:
+    """The one with an infinite loss may be hurt most of all, and has no interval."""
+    labels = np.array(["a", "b", "c"]).repeat(N // 3 + 1)[:N]
+    hurt = np.select([labels == "a", labels == "b"], [HURT + 1, HURT], np.inf)
+    said = effects_in_words(result(effect_rows(paired(zero={"nll": BASE + hurt}), groups={"of": labels})))
+    assert not tells(said, "most") and tells(said, "of=a", "of=c", "finite", "unavailable")

@@ -361,16 +361,16 @@ def effect_rows(
 def worst_of(by_label: Mapping[str, Sequence[Effect]]) -> dict[tuple[str, str], Interval]:
     """(label, metric) of the group with most harm -> how much more that is than of the next one (Welch).
 
-    Of groups with at least `LEAST` sequences; nothing where there are not two of them.
+    Of groups with at least `LEAST` sequences; nothing where there are not two of them, or where a harm is not finite:
+    it may be the greatest, and has no interval.
     """
     found: dict[tuple[str, str], Interval] = {}
     for metric in dict.fromkeys(e.metric for effects in by_label.values() for e in effects):
-        known = [
-            (label, e.harm) for label, effects in by_label.items() for e in effects
-            if e.metric == metric and e.harm is not None and e.n_sequences >= LEAST and np.isfinite(e.harm.estimate)
-        ]  # fmt: skip
+        mine = [(label, e.harm, e.n_sequences) for label, effects in by_label.items() for e in effects
+                if e.metric == metric and e.harm is not None]  # fmt: skip
+        known = [(label, harm) for label, harm, n in mine if n >= LEAST]
         known.sort(key=lambda pair: -float(pair[1].estimate))
-        if len(known) > 1:
+        if len(known) > 1 and all(np.isfinite(harm.estimate) for _, harm, _ in mine):
             found[known[0][0], metric] = difference_interval(known[0][1], known[1][1])
     return found
 
@@ -402,6 +402,11 @@ class _Pairs:
         n = len(self.paired.n_targets)
         start = np.full(n, np.nan if self.key in SINK_METRICS else float(self.key == "top1_agreement"))
         return base.get(self.key, start), after.get(self.key, np.full(n, np.nan))
+
+    def partner(self, word: str) -> str:
+        """The edit to compare with, of the same cluster ("zero 507@start") or layers ("zero, 3 layers")."""
+        own = [f"{word}{sign}{self.name.rpartition(sign)[2]}" for sign in (" ", ", ")]
+        return next((name for name in own if name in self.paired.edited), word)
 
     @property
     def weights(self) -> np.ndarray | None:
@@ -455,17 +460,19 @@ def _effect(pairs: _Pairs, task: str, margin: float) -> Effect | None:
 
 def _share(pairs: _Pairs, margin: float) -> Interval:
     """Of the harm that zero does, over the same sequences; unavailable where that is not beyond the margin itself."""
-    old, new = (x[pairs.known] for x in pairs.of(ZERO))
+    zero = pairs.partner(ZERO)
+    old, new = (x[pairs.known] for x in pairs.of(zero))
     with np.errstate(invalid="ignore"):
         mine, of_zero = pairs.new - pairs.old, new - old
     low = float(mean_interval(of_zero, pairs.weights).low)
-    beyond = pairs.name != ZERO and len(old) >= LEAST and low > margin
+    beyond = pairs.name != zero and len(old) >= LEAST and low > margin
     return ratio_interval(mine, of_zero, pairs.weights) if beyond else UNKNOWN
 
 
 def _beyond(pairs: _Pairs) -> Interval:
     """How much more it moves than with the control, of a quantity that moves one way only."""
-    if pairs.metric not in ONE_SIDED or pairs.name == CONTROL:
+    random = pairs.partner(CONTROL)
+    if pairs.metric not in ONE_SIDED or pairs.name == random:
         return UNKNOWN
-    _, control = pairs.of(CONTROL)
+    _, control = pairs.of(random)
     return pairs.interval(control[pairs.known], pairs.new)

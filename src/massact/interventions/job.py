@@ -18,7 +18,7 @@ from massact.interventions.class_heads import head_of
 from massact.interventions.edit_names import Setting, check_name, edit_named
 from massact.interventions.effects import Paired, effect_rows, evaluate, told_apart
 from massact.interventions.labels import labelled, labels_of
-from massact.interventions.massive_entries import Massive, exactly, findings_at, meant, pairs, target_of
+from massact.interventions.massive_entries import Massive, class_of, exactly, findings_at, meant, pairs, target_of
 from massact.interventions.repetition import evaluate_repetition
 from massact.interventions.sinks import Sinks, unseen_attention
 from massact.interventions.tasks import evaluate_tasks
@@ -160,6 +160,7 @@ def _chosen(scan: ScanResult, config: InterveneConfig) -> pd.DataFrame:
     """
     clusters, layer = scan.clusters, config.layer
     if config.cluster not in (None, EACH):
+        clusters = clusters if config.stack is None else clusters[clusters["stack"] == config.stack]
         names = keys_of(clusters).where(clusters["n_findings"] > 0)
         clusters = clusters[names == config.cluster]
         if not len(clusters):
@@ -197,24 +198,34 @@ def _keys(targets: Sequence[Massive]) -> str:
 
 def _labels(scan: ScanResult, targets: Sequence[Massive]) -> dict[str, str]:
     """The clusters that are edited, by name, with their labels."""
-    mine = scan.clusters[scan.clusters["stack"] == targets[0].site.stack]
-    label_of = dict(zip(reversed(keys_of(mine).tolist()), reversed(mine["label"].tolist()), strict=True))
+    mine = _of_place(scan, targets[0].site)
+    label_of = dict(zip(reversed(_edited_as(mine).tolist()), reversed(mine["label"].tolist()), strict=True))
     return {key: label_of[key] for key in _keys(targets).split(", ") if key in label_of}  # of two parts the larger
 
 
-def _left(scan: ScanResult, stack: str, edited: str) -> pd.DataFrame:
-    """Clusters of a stack that pass and are not edited; humps are not counted."""
-    mine = scan.clusters[(scan.clusters["stack"] == stack) & (scan.clusters["n_findings"] > 0)]
-    mine = mine[(mine["label"] != HUMP) & (mine["dim"] >= 0)]
-    return mine[~keys_of(mine).isin(edited.split(", "))]
+def _of_place(scan: ScanResult, at: Site) -> pd.DataFrame:
+    """The clusters of a stack at one point of the hidden state."""
+    return scan.clusters[(scan.clusters["stack"] == at.stack) & (scan.clusters["site"] == at.point)]
+
+
+def _edited_as(clusters: pd.DataFrame) -> pd.Series:
+    """The names of clusters as edits tell their tokens apart: padding like other frames."""
+    return keys_of(clusters.assign(position_class=class_of(clusters)))
+
+
+def _left(scan: ScanResult, at: Site, edited: str) -> pd.DataFrame:
+    """Clusters of a place that pass and are not edited; humps are not counted."""
+    mine = _of_place(scan, at)
+    mine = mine[(mine["n_findings"] > 0) & (mine["label"] != HUMP) & (mine["dim"] >= 0)]
+    return mine[~_edited_as(mine).isin(edited.split(", "))]
 
 
 def _others(
     scan: ScanResult, config: InterveneConfig, setting: Setting, half: int, texts: tuple[Corpus, Corpus]
 ) -> tuple[list[tuple[AnyEdit, tuple[int, str]]], list[str]]:
     """The same edits of every other cluster, at its own onset, with its layer and name; and what is not edited."""
-    stack, n = setting.targets[0].site.stack, texts[0].n_sequences
-    left = _left(scan, stack, _keys(setting.targets))
+    at, n = setting.targets[0].site, texts[0].n_sequences
+    left = _left(scan, at, _keys(setting.targets))
     if config.cluster != EACH or not len(left):
         if not len(left) or config.layer != "onset" or config.cluster is not None:
             return [], []
@@ -224,7 +235,7 @@ def _others(
     made: list[tuple[AnyEdit, tuple[int, str]]] = []
     notes: list[str] = []
     for (_, row), key in zip(left.iterrows(), keys_of(left), strict=True):
-        chosen = meant(scan.findings, "onset", stack, left[left["cluster"] == row["cluster"]])
+        chosen = meant(scan.findings, "onset", at.stack, left[left["cluster"] == row["cluster"]])
         try:
             targets = _targets(chosen, half, n)
         except UserError as error:
@@ -243,8 +254,11 @@ def _of_entries(edit: AnyEdit) -> bool:
 
 
 def _told_delimiters(target: Massive, model: Model, texts: Sequence[Corpus]) -> Massive:
-    """A target that tells the delimiters of some texts from other tokens, not only those that the findings are on."""
-    if not target.delimiters:
+    """A target that tells the delimiters of some texts from other tokens, not only those that the findings are on.
+
+    Of first tokens alone nothing else has to be told.
+    """
+    if {c for _, c in target.pairs} == {"start"}:
         return target
     reads = model.reads(model.anatomy.stack(target.site.stack)) or target.reads
     ids = {int(i) for text in texts if reads in text.inputs for i in text.inputs[reads].unique()}

@@ -148,7 +148,7 @@ def meant(
         findings: the table of a scan.
         layer: a layer: all of its findings are meant; "onset": that of the largest cluster; "all": every layer of these
             clusters.
-        stack: of several, which; None: the one with most findings.
+        stack: of several, which; None: the one with most findings, of those that the clusters are of.
         clusters: the table of the same scan, or the rows of it to choose from; None: made of the findings.
 
     Raises:
@@ -158,6 +158,9 @@ def meant(
     if not len(known):
         raise UserError("The scan has no massive activations to intervene on.",
                         do="Scan with a lower --threshold, or with another --criterion.")  # fmt: skip
+    if clusters is not None and layer in ("onset", "all"):
+        having = pd.MultiIndex.from_frame(clusters.loc[clusters["n_findings"] > 0, ["stack", "site"]])
+        known = known[pd.MultiIndex.from_frame(known[["stack", "site"]]).isin(having)]
     name = stack if stack is not None else str(known["stack"].value_counts().index[0])
     mine = known[known["stack"] == name]
     site = str(mine["site"].value_counts().index[0]) if len(mine) else "resid_post"

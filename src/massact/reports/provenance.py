@@ -27,7 +27,10 @@ GLOSSARY = (
     ("position", "of a token in its sequence, counted from 0; its class is start (0), delimiter, padding or other"),
     ("finding", "an activation that passes the criterion of the run"),
     ("ratio", "|h| divided by the median |h| of that hidden state, over all its tokens and dims"),
-    ("onset, offset", "the first and the last layer with findings"),
+    (
+        "onset, offset",
+        "of a cluster: the first and the last layer where it passes in half as many sequences as where it passes in most",
+    ),
     ("headroom", "the largest value that a number format holds, divided by the largest |h|: below 1 it overflows"),
     ("sparsity", "Hoyer's, of a vector: 0 if all entries are of one size, 1 if a single one is not zero"),
     ("unavailable", "not measured in this run, or not defined there; it never stands for zero"),

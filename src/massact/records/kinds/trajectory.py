@@ -32,7 +32,7 @@ class StackSummary:
     Args:
         stack, site: what was looked at.
         n_findings: over all sequences and layers.
-        onset, offset: first and last layer with findings; None without findings.
+        onset, offset: of its largest cluster; None without findings.
         dims: dims of the findings, the most frequent first.
         peak_layer: the layer with the greatest ratio, mean over sequences; None where none is finite.
         top1, median, ratio: of that layer. ratio_max: greatest of any layer and sequence.

@@ -129,10 +129,11 @@ def _not_recorded(rows: pd.DataFrame) -> list[str]:
         ]
     if unit_of(str(rows["metric"].iloc[0])) != "nats":
         return []
-    others = rows[(rows["edit"] != ZERO) & (rows["verdict"] != UNTESTED)]
+    zero = rows["edit"].str.fullmatch(rf"{ZERO}(,? .*)?")  # of a cluster, or of several layers, too
+    others = rows[~zero & (rows["verdict"] != UNTESTED)]
     if not len(others) or others["share_of_zero"].notna().any():
         return []
-    why = "its own harm is not beyond the margin" if (rows["edit"] == ZERO).any() else "it was not among the edits"
+    why = "its own harm is not beyond the margin" if zero.any() else "it was not among the edits"
     return [f"Shares of what zero does are unavailable: {why}."]
 
 
@@ -143,13 +144,18 @@ def _worst(edit: str, rows: pd.DataFrame) -> str:
     known = rows[rows["gap_low"].notna()]
     if not len(known):
         old = not (rows["verdict"].fillna("") != "").any()
-        why = "not recorded in this run" if old else f"unavailable: two groups of {LEAST} sequences or more are needed"
+        finite = np.isfinite(rows["edited"].to_numpy(float)).all()
+        why = f"two groups of {LEAST} sequences or more are needed" if finite else "not all of these are finite"
+        why = "not recorded in this run" if old else f"unavailable: {why}"
         return f"{visible(edit)}, group by group: {shown}. The interval of their difference is {why}."
     worst = known.iloc[0]
     unit = "nats" if unit_of(str(worst["metric"])) == "nats" else f"in {_spaced(str(worst['metric']))}"
     apart = f"{number(worst['gap'])} {unit}, 95% interval {number(worst['gap_low'])} to {number(worst['gap_high'])}"
     if real(worst["gap_low"]) > 0:
-        return f"{visible(edit)} hurts {visible(worst['group'])} most: {_change(worst)}; more than the next by {apart}."
+        few = int((rows["n_sequences"] < LEAST).sum())
+        among = f" (without {counted(few, 'group')} of fewer than {LEAST} sequences)" if few else ""
+        most = f"{visible(edit)} hurts {visible(worst['group'])} most{among}"
+        return f"{most}: {_change(worst)}; more than the next by {apart}."
     return f"{visible(edit)}: no difference between groups is settled (the first two differ by {apart}): {shown}."
 
 

@@ -96,9 +96,9 @@ def _scanned(scan: ScanResult | None) -> dict[str, Any]:
     if scan is None:
         return {}
     passing = scan.clusters[scan.clusters["n_findings"] > 0]
-    main = passing.loc[passing["max"].idxmax()] if len(passing) else None  # of several stacks that of the largest
+    main = passing.loc[passing["max"].idxmax()] if len(passing) else None  # of several places that of the largest
     if main is not None:
-        main = passing[passing["stack"] == main["stack"]].iloc[0]
+        main = passing[(passing[["stack", "site"]] == main[["stack", "site"]]).all(axis=1)].iloc[0]
     any_ = (passing["label"] == MASSIVE).any() if rule_of(scan).kind == "element" else scan.found
     return {
         "massive": float(any_), "onset": math.nan if main is None else float(main["onset"]),
