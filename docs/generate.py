@@ -45,6 +45,23 @@ every constant (`cluster`, an upper bound, is kept). Rules about attention maps 
 the residual stream.
 """
 
+CLUSTERS = """
+### Clusters
+
+What passes, or nearly does, is put together by dim and class of tokens (start, delimiter, padding, other): a cluster.
+With n(l) the sequences in which it passes at layer l, and m(l) its mean |h| there, near misses included:
+
+* **onset, offset**: the first and the last layer with n(l) >= max n / 2, so a stray finding moves neither.
+* **peak**: of the layers with n(l) = max n the one of the greatest m(l). Size, spread, tokens are of that layer.
+* **last**: the last layer behind the peak, without a gap, with m(l) >= m(peak) / 3, whether it passes there or not.
+* **hump**: at the layer of max n, fewer than half of the sequences that have it there pass; or entries outside the
+  layers of onset to offset with m(l) < 1/3 of the greatest m between them. Of a hump n counts near misses, too.
+* **outlier feature**: that dim is large on more than 2 tokens of a sequence and half of all, or on more than 8 and 6 % of
+  all (Dettmers 2022; Sun 2024 found at most 8), at the peak and over all classes; or over this one alone where it is ten
+  times as large as the rest.
+* **massive activation**: any other. The largest comes first: massive activations, outlier features, humps.
+"""
+
 EDITS = """
 ## Edits
 
@@ -108,7 +125,7 @@ def page() -> str:
             for c in criteria().values()
         ],
     )
-    out += [EDITS]
+    out += [CLUSTERS, EDITS]
     out += table(["name", "what it does"], [[f"`{e.name}`", e.says] for e in edits().values()])
     out += [WORKS]
     out += table(["name", "asks", "source"], [[f"`{c.name}`", c.asks, c.source] for c in CLASSICS.values()])

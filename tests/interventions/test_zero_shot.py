@@ -113,8 +113,10 @@ def test_edits_change_what_is_classified(family: str) -> None:
 
     def without(_: object, __: object, out: object) -> object:
         h = out if isinstance(out, Tensor) else out[0]  # type: ignore[index]
-        for dim, cut in zip(target.dims, target.cuts, strict=True):
-            h[..., dim] = torch.where(h[..., dim].abs() >= cut, 0.0, h[..., dim])
+        cuts = dict(zip(target.dims, target.cuts, strict=True))
+        for dim, where in target.pairs:  # of a class of tokens without findings nothing is edited
+            part = h[:, :1, dim] if where == "start" else h[:, 1:, dim]
+            part.masked_fill_(part.abs() >= cuts[dim], 0.0)
         return out
 
     hook = block.register_forward_hook(without)

@@ -154,7 +154,7 @@ def test_how_many_of_those_that_have_it_pass() -> None:
     result.near_misses, result.findings = result.findings[few], result.findings[~few]
     words = answer_in_words(synthetic.clustered(result))
     (told,) = [w for w in words if w.startswith("Massive activation")]
-    assert tells([told], "layers 2 to 20 of 32", "passing in 5", "all 8 sequences", "few sequences", "layer 21")
+    assert tells([told], "layers 2 to 20 of 32", "passing in 5", "all 8 sequences", "under half", "layer 21")
 
 
 def test_a_dim_on_most_tokens_is_one_sentence_of_an_outlier_feature() -> None:

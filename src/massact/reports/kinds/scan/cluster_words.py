@@ -142,7 +142,7 @@ def _after(row: pd.Series, view: StackView, rule: Rule) -> str:
     medians = view.layers.set_index("layer")["median"]
     before, after = real(medians.get(offset)), real(medians.get(last))
     mine = _findings(row, view)
-    seldom = "passes in few sequences" if (mine["layer"] > offset).any() else "no longer passes"
+    seldom = "passes in under half as many sequences" if (mine["layer"] > offset).any() else "no longer passes"
     ratio = real(mine.loc[mine["layer"] == offset, "ratio"].mean())
     if rule.ratio is not None and ratio * before / after < rule.ratio:
         return (f"The value stays until layer {last}, but the median grows from {number(before)} to {number(after)}: "
