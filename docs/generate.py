@@ -56,9 +56,9 @@ With n(l) the sequences in which it passes at layer l, and m(l) its mean |h| the
 * **last**: the last layer behind the peak, without a gap, with m(l) >= m(peak) / 3, whether it passes there or not.
 * **hump**: at the layer of max n, fewer than half of the sequences that have it there pass; or entries outside the
   layers of onset to offset with m(l) < 1/3 of the greatest m between them. Of a hump n counts near misses, too.
-* **outlier feature**: that dim is large on more than 2 tokens of a sequence and half of all, or on more than 8 and 6 % of
-  all (Dettmers 2022; Sun 2024 found at most 8), at the peak and over all classes; or over this one alone where it is ten
-  times as large as the rest.
+* **outlier feature**: that dim is large on more than 2 tokens of a sequence and half of all, or on more than 8 and
+  6 % of all (Dettmers 2022; Sun 2024 found at most 8), at the peak and over all classes; or over this one alone where
+  it is ten times as large as the rest.
 * **massive activation**: any other. The largest comes first: massive activations, outlier features, humps.
 """
 

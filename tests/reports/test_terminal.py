@@ -54,25 +54,34 @@ def test_layers_table_has_the_numbers_of_the_table() -> None:
     assert marks["2"] == "onset" and marks["30"] == "offset" and marks["17"] == "|" and "31" not in marks
 
 
-def test_coordinates_and_ranks_have_the_numbers_of_the_tables() -> None:
+def test_clusters_and_ranks_have_the_numbers_of_the_tables() -> None:
     result = synthetic.massive()
     text = printed(result, 100)
-    rows = section(text, "Coordinates at layer 30")
-    expected = result.coordinates[result.coordinates["layer"] == 30]
-    expected = expected.assign(size=expected["mean"].abs()).sort_values(["count", "size"], ascending=False)
-    for words, (_, row) in zip(rows, expected.iterrows(), strict=True):
+    *rows, hump = section(text, "Clusters, the largest first")
+    peak = result.coordinates[result.coordinates["layer"] == 30]
+    peak = peak.assign(size=peak["mean"].abs()).sort_values("size", ascending=False, kind="stable")
+    for words, (_, row) in zip(rows, peak.iterrows(), strict=True):
+        mine = result.findings[
+            result.findings[["dim", "position_class"]].eq(row[["dim", "position_class"]]).all(axis=1)
+        ]
+        std = ["±", cell(row["std"])] if len(set(mine.loc[mine["layer"] == 30, "value"])) > 1 else []
+        ratio = mine.loc[mine["layer"] == 30, "ratio"].mean()
         assert words == [
-            "30",
+            "massive",
             str(row["dim"]),
             row["position_class"],
-            str(row["count"]),
-            percent(row["share"]),
+            "2-30",
+            "30",
             cell(row["mean"]),
-            "±",
-            cell(row["std"]),
-            percent(row["spread"]),
+            *std,
+            cell(ratio),
+            percent(row["share"]),
+            str(len(mine)),
             repr(json.loads(row["tokens"])[0]),
         ]
+    near = result.near_misses
+    assert hump[:6] == ["hump", str(near["dim"][0]), "delimiter", "10-16", "10", cell(near["value"][0])]
+    assert hump[7:9] == [percent(1 / 8), "0"]  # of one sequence of eight, and none of its entries passes
     for title, source in (
         ("Ranks of |h| in the hidden state of the prompt", "prompt"),
         ("Ranks of |h| over", "corpus"),
@@ -145,7 +154,7 @@ def test_a_terminal_without_unicode() -> None:
 def test_stacks_are_printed_one_after_the_other() -> None:
     text = printed(synthetic.two_stacks())
     first, second = text.index("\nencoder\n"), text.index("\ndecoder\n")
-    assert first < text.index("Coordinates at layer 11") < second
+    assert first < text.index("Clusters, the largest first") < second
 
 
 def test_two_sites_of_one_stack_keep_their_own_ranks() -> None:
@@ -191,12 +200,13 @@ def test_json_of_missing_strings() -> None:
     assert not re.search(r"\bNaN\b", to_json(result))
 
 
-def test_one_finding_has_no_spread_and_no_std() -> None:
+def test_one_finding_has_no_std() -> None:
     result = synthetic.massive()
-    result.coordinates["count"], result.coordinates["std"], result.coordinates["spread"] = 1, 0.0, 0.0
-    rows = section(printed(result, 160), "Coordinates at layer")
-    means = {cell(mean) for mean in result.coordinates["mean"]}
-    assert rows and all(row[5] in means and row[6] == "-" for row in rows)
+    first = (result.findings["sequence"] == 0) & (result.findings["layer"] == 9)
+    result.findings, result.near_misses = result.findings[first], frame("near_misses")
+    rows = section(printed(synthetic.clustered(result), 160), "Clusters, the largest first")
+    means = {cell(value) for value in result.findings["value"]}
+    assert len(rows) == 4 and {row[5] for row in rows} == means and not any("±" in row for row in rows)
 
 
 def test_ranks_of_images_and_sound_are_of_the_first_sequence() -> None:

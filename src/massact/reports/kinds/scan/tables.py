@@ -13,7 +13,7 @@ from massact.reports.kinds.scan.criteria import small
 from massact.reports.kinds.scan.sections import ranks_of
 from massact.reports.kinds.scan.views import Rule, StackView, rule_of, views
 from massact.reports.parts import Section, Table, grid, narrow, parts_of
-from massact.reports.spelling import cell, or_dash, percent, quoted, real, token_list, visible
+from massact.reports.spelling import ROUNDING, cell, or_dash, percent, quoted, real, token_list, visible
 
 RANKS = {
     "rank": "rank",
@@ -100,7 +100,7 @@ def _cluster(row: pd.Series) -> list[str]:
     tokens = token_list(row["tokens"])
     named = ", ".join(quoted(t, 12) for t in tokens[:2])
     left = int(row["n_tokens"]) - min(len(tokens), 2)
-    spread = f" ± {cell(row['std'])}" if row["std"] > 0 else ""
+    spread = f" ± {cell(row['std'])}" if row["spread"] > ROUNDING else ""
     return [
         visible(row["label"]).partition(" ")[0],
         _index(row["dim"]),
