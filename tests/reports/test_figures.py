@@ -29,8 +29,9 @@ from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_n
 from massact.reports.kinds.scan.portrait import draw_magnitudes, outline, peaks
 from massact.reports.kinds.scan.views import rule_of
 from massact.reports.panels import Line, Panel, Sheet, token_label
-from massact.reports.render.lettering import lettered, style
+from massact.reports.render.lettering import drawable, style
 from massact.reports.render.sheets import figure_of
+from massact.reports.spelling import visible
 from tests.facts import tells
 
 NAMES = ("layers", "clusters", "magnitudes", "census", "headroom", "norms")
@@ -256,4 +257,4 @@ def test_outline_keeps_every_maximum() -> None:
 @pytest.mark.parametrize("token", synthetic.HOSTILE)
 def test_labels_are_short_and_drawable(token: str) -> None:
     assert 0 < len(token_label(token)) <= 16 and token_label(token).isprintable()
-    assert len(lettered(token, 20)) <= 20
+    assert len(drawable(visible(token), 20)) <= 20

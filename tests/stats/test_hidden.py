@@ -184,23 +184,6 @@ def test_positions_are_copied_not_borrowed():
     assert stats.result().token_pos.tolist() == [5, 6]
 
 
-def test_truncated_says_when_more_may_exist():
-    stats = HiddenStats(top_k=2)
-    many, few = torch.full((10, 10), 0.1), torch.full((10, 10), 0.1)
-    many[0, :3] = 500
-    few[0, :2] = torch.tensor([500, 90])
-    for sequence, h_TD in enumerate((many, few)):
-        stats.update(h_TD, Where(sequence))
-    result = stats.result()
-    assert result.truncated(100, 1000).tolist() == [True, False]
-    assert result.truncated(80, 100).tolist() == [True, True]
-    assert result.truncated(80, 1000).tolist() == [True, False]  # 90 < 1000 * 0.1
-    assert result.truncated(500, 1).tolist() == [False, False]  # strictly above the magnitude
-    all_kept = HiddenStats(top_k=2)
-    all_kept.update(torch.tensor([[500.0]]), Where(0))
-    assert all_kept.result().truncated(1, 1).tolist() == [False]
-
-
 def test_hits_are_tokens_at_or_above_the_threshold():
     h_TD = torch.tensor([[6.0, 5.99], [-6.0, 0.0], [7.0, 1.0]])
     stats = HiddenStats(hit=6.0)

@@ -72,14 +72,6 @@ class HiddenResult:
     dim_n: np.ndarray
     n_tokens_total: int
 
-    def truncated(self, magnitude: float, ratio: float) -> np.ndarray:
-        """Whether even the least kept entry is massive, so that more may exist: (N,) bool.
-
-        |h_k| > magnitude and |h_k| >= ratio * median; a sequence with fewer than k values kept them all.
-        """
-        least_N = np.abs(self.top_value[:, -1])
-        return (least_N > magnitude) & (least_N >= ratio * self.median)
-
     def tokens(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(positions, norms, maxima) of the tokens of row i, (T,) each."""
         span = slice(*self.token_offsets[i : i + 2])

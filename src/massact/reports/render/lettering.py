@@ -13,7 +13,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.ft2font import FT2Font
 
-from massact.reports.spelling import escaped, shortened, visible
+from massact.reports.spelling import escaped, shortened
 
 # Fonts that have what DejaVu Sans, which comes with matplotlib, lacks; used where they are installed.
 FALLBACKS = (
@@ -72,11 +72,6 @@ def _drawable() -> frozenset[int]:
 def drawable(text: str, limit: int = 60) -> str:
     """Shown text for a figure: short, and with every character that no font has as its escape."""
     return shortened("".join(c if ord(c) in _drawable() else escaped(c) for c in text), limit)
-
-
-def lettered(text: Any, limit: int = 60) -> str:
-    """Any text for a figure: on one line, short, and of characters that can be drawn."""
-    return drawable(visible(text), limit)
 
 
 def says(axes: Axes, lines: str) -> None:
