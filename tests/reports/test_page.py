@@ -86,6 +86,7 @@ def test_every_number_of_every_table_is_that_of_the_file(hostile: tuple[Path, fl
     orders: dict[str, pd.DataFrame] = {
         "Largest and median": read_table(run, "layers"),
         "All statistics": read_table(run, "layers"),
+        "Clusters": read_table(run, "clusters"),
         "Coordinates": _sorted(read_table(run, "coordinates"), "count"),
         "Findings": _sorted(read_table(run, "findings"), "magnitude"),
         "Near misses": near,

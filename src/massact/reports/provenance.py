@@ -29,7 +29,7 @@ GLOSSARY = (
     ("ratio", "|h| divided by the median |h| of that hidden state, over all its tokens and dims"),
     (
         "onset, offset",
-        "of a cluster: the first and the last layer where it passes in half as many sequences as where it passes in most",
+        "of a cluster: first and last layer where it passes in half as many sequences as where it passes in most",
     ),
     ("headroom", "the largest value that a number format holds, divided by the largest |h|: below 1 it overflows"),
     ("sparsity", "Hoyer's, of a vector: 0 if all entries are of one size, 1 if a single one is not zero"),
