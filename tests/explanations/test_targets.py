@@ -27,24 +27,26 @@ def chosen(share: float, length: int, draw: np.random.Generator) -> list[int]:
 @settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 10**6), share=st.floats(0, 1), near=st.floats(0, 1),
-    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=4),
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=4), pad=st.integers(0, 9),
 )  # fmt: skip
-def test_nulls_are_ordinary_and_as_many_or_none(seed, share, near, lengths):
+def test_nulls_are_ordinary_and_as_many_or_none(seed, share, near, lengths, pad):
+    """Also where padding stands to the left."""
     draw = np.random.default_rng(seed)
-    found = {i: rows for i, n in enumerate(lengths) if (rows := chosen(share, n, draw))}
-    close = {i: rows for i, n in enumerate(lengths) if (rows := chosen(near, n, draw))}
-    made = targets(found, close, lengths, seed)
+    kept = [range(pad, pad + n) for n in lengths]
+    found = {i: rows for i, n in enumerate(lengths) if (rows := [p + pad for p in chosen(share, n, draw)])}
+    close = {i: rows for i, n in enumerate(lengths) if (rows := [p + pad for p in chosen(near, n, draw)])}
+    made = targets(found, close, kept, seed)
     assert made.findings == found
-    for i, length in enumerate(lengths):
-        taken = {0, *found.get(i, []), *close.get(i, [])}
+    for i, positions in enumerate(kept):
+        taken = {pad, *found.get(i, []), *close.get(i, [])}
         random, others = made.random.get(i, []), made.others.get(i, [])
-        ordinary = set(range(length)) - taken
+        ordinary = set(positions) - taken
         assert set(random) <= ordinary and set(others) <= ordinary
         assert (
             len(set(random)) == len(random) == (len(found.get(i, [])) if len(found.get(i, [])) <= len(ordinary) else 0)
         )
         assert len(set(others)) == len(others) == min(N_OTHERS, len(ordinary))
-        alone = targets({i: found[i]} if i in found else {}, {i: close.get(i, [])}, lengths, seed)
+        alone = targets({i: found[i]} if i in found else {}, {i: close.get(i, [])}, kept, seed)
         assert alone.random.get(i, []) == random, "the draw of a sequence depends on nothing else"
     told = counts(made, close)
     assert told["findings"] == sum(map(len, found.values())) and told["findings_sequences"] == len(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 import massact as ma
 from massact.corpora import Corpus
-from massact.interventions import intervene
+from massact.interventions import intervene, zero
 from massact.interventions.job import _chosen, _left, _told_delimiters
 from massact.interventions.massive_entries import CLASSES, target_of
 from massact.models import Model
@@ -139,3 +140,12 @@ def test_delimiters_are_not_other_tokens_where_only_those_are_edited() -> None:
     classes = [CLASSES[i] for i in told.classes(torch.zeros(1, T, 8), batch)[0].tolist()]
     assert classes == [text.position_class(0, pos) for pos in range(T)] and "delimiter" in classes
     assert told.mask(torch.full((1, T, 8), 9000.0), batch)[0, :, 0].tolist() == [c == "other" for c in classes]
+
+
+def test_an_edit_of_a_scan_is_that_of_intervene() -> None:
+    """Ten tokens of 4,096 are no outlier feature; a table of findings alone does not know of how many they are."""
+    found, near = tables(rows(5, "delimiter", range(2, 9), 5000.0, list(range(1, 11))),
+                         rows(6, "start", range(4, 9), 2000.0, [0]))  # fmt: skip
+    made = clusters_table(found, near, n_sequences=N, n_tokens={"": 4096})
+    scan = replace(planted()[1], findings=found, clusters=made)
+    assert zero(scan).site == "2.resid_post" == str(target_of(_chosen(scan, InterveneConfig.of({}))).site)

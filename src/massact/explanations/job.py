@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -123,8 +123,7 @@ class _Job:
             for rows in (self.scan.findings, self.scan.near_misses)
         )
         self.targets = {
-            name: targets(self.found[name], self.near[name], self._lengths(name), self.config.seed)
-            for name in self.stacks
+            name: targets(self.found[name], self.near[name], self._kept(name), self.config.seed) for name in self.stacks
         }
         return coordinates_of(self.scan.findings, self.scan.clusters, n)
 
@@ -172,15 +171,15 @@ class _Job:
         first = measure(self.model, self.corpus.head(1), [Probe("n", site, TokenMax)])
         return int(first.result("n", first.sites("n")[0]).n_tokens[0])
 
-    def _lengths(self, stack: str) -> list[int]:
-        """Positions of every sequence from which random tokens are drawn."""
+    def _kept(self, stack: str) -> list[Sequence[int]]:
+        """Positions of every sequence from which random tokens are drawn: those that count, wherever padding is."""
         text, n = self.texts[stack], self.n_positions[stack]
         mask = text.mask if text.mask is not None and text.mask.shape[1] == n else None
         mask = next((m for m in text.counts if m.shape[1] == n), mask)
         packed = self.corpus.packed.get(str(self.model.reads(self.model.anatomy.stack(stack))))
         if packed is not None:
-            return list(packed)
-        return [n] * self.corpus.n_sequences if mask is None else [int(row.nonzero().max()) + 1 for row in mask]
+            return [range(length) for length in packed]
+        return [range(n)] * self.corpus.n_sequences if mask is None else [row.nonzero()[:, 0].tolist() for row in mask]
 
     def _probes(self, coordinates: list[Coordinate]) -> list[Probe]:
         probes: list[Probe] = []

@@ -20,28 +20,28 @@ def positions_of(rows: pd.DataFrame, n_sequences: int) -> dict[int, list[int]]:
 
 
 def targets(
-    found: Mapping[int, Sequence[int]], near: Mapping[int, Sequence[int]], lengths: Sequence[int], seed: int
+    found: Mapping[int, Sequence[int]], near: Mapping[int, Sequence[int]], kept: Sequence[Sequence[int]], seed: int
 ) -> Targets:
     """The tokens of every sequence.
 
-    Random and other tokens are ordinary: no token with a finding or a near miss at any layer, nor position 0. The
+    Random and other tokens are ordinary: no token with a finding or a near miss at any layer, nor the first one. The
     random ones are as many as those with findings, from the first half where it has as many (a key near the end is
     seen by few queries); a sequence with fewer ordinary tokens has none of them: fewer would be another null.
 
     Args:
         found: sequence -> positions with findings.
         near: sequence -> positions with near misses.
-        lengths: positions of every sequence.
+        kept: positions of every sequence that count, in order: no padding.
         seed: of the draw; a sequence's draw depends on nothing else.
     """
     random: dict[int, list[int]] = {}
     others: dict[int, list[int]] = {}
-    for sequence, length in enumerate(lengths):
+    for sequence, positions in enumerate(kept):
         mine = found.get(sequence, ())
         draw = np.random.default_rng((seed, sequence))
         taken = {*mine, *near.get(sequence, ())}
-        free = [p for p in range(1, length) if p not in taken]
-        early = [p for p in free if p < max(2, length // 2)]
+        free = [p for p in positions[1:] if p not in taken]
+        early = [p for p in positions[1 : max(2, len(positions) // 2)] if p not in taken]
         if 0 < len(mine) <= len(free):
             pool = early if len(mine) <= len(early) else free
             random[sequence] = sorted(int(p) for p in draw.choice(pool, len(mine), replace=False))

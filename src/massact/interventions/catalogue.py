@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -18,36 +18,45 @@ from massact.corpora import Batch
 from massact.corpora.masks import first_kept
 from massact.interventions.massive_entries import CLASSES, Massive, massive, massive_everywhere
 from massact.records.errors import UserError
+from massact.records.kinds.scan import ScanResult
 from massact.stats.attention_call import Attended
 from massact.trace import AttentionEdit, Edit, InputEdit, WeightEdit
 from massact.trace.edits import past_of
 from massact.trace.text_rows import TEXT_POSITIONS
 
+Meant: TypeAlias = "Massive | ScanResult | pd.DataFrame"
+
 
 # ---- edits of massive entries
-def zero(target: Massive | pd.DataFrame) -> Edit:
-    """h = 0 at massive entries (Sun 2024, Table 3); of a table of findings, at its onset, as all edits here."""
+def zero(target: Meant) -> Edit:
+    """h = 0 at massive entries (Sun 2024, Table 3).
+
+    Args:
+        target: a scan: its largest cluster at its onset, as `intervene` edits it; or the place itself. All edits here
+            take the same. A bare table of findings has neither near misses nor the length of the sequences: what its
+            clusters are is judged without them.
+    """
     return _of(target, "zero", lambda h_BTD, batch: 0.0)
 
 
-def scale(target: Massive | pd.DataFrame, factor: float) -> Edit:
+def scale(target: Meant, factor: float) -> Edit:
     """h = factor x h at massive entries."""
     known = _known(target)
     return _of(known, f"scale {factor:g}", lambda h_BTD, batch: h_BTD[..., list(known.dims)] * factor)
 
 
-def clip(target: Massive | pd.DataFrame, limit: float) -> Edit:
+def clip(target: Meant, limit: float) -> Edit:
     """|h| <= limit at massive entries, the sign kept."""
     known = _known(target)
     return _of(known, f"clip {limit:g}", lambda h_BTD, batch: h_BTD[..., list(known.dims)].clamp(-limit, limit))
 
 
-def fixed(target: Massive | pd.DataFrame, value: float) -> Edit:
+def fixed(target: Meant, value: float) -> Edit:
     """h = value at massive entries."""
     return _of(target, f"value {value:g}", lambda h_BTD, batch: value)
 
 
-def mean(target: Massive | pd.DataFrame) -> Edit:
+def mean(target: Meant) -> Edit:
     """h = its mean over the scanned sequences, of its position class and dim (Sun 2024, Table 3; Owen 2025)."""
     known = _known(target)
 
@@ -58,7 +67,7 @@ def mean(target: Massive | pd.DataFrame) -> Edit:
     return _of(known, "mean", means)
 
 
-def shuffle(target: Massive | pd.DataFrame, seed: int = 0) -> Edit:
+def shuffle(target: Meant, seed: int = 0) -> Edit:
     """h = the value that another sequence of the scan had there: of the same position class and dim, at random."""
     known = _known(target)
 
@@ -73,7 +82,7 @@ def shuffle(target: Massive | pd.DataFrame, seed: int = 0) -> Edit:
     return _of(known, "shuffle", drawn)
 
 
-def matched_random(target: Massive | pd.DataFrame) -> Edit:
+def matched_random(target: Meant) -> Edit:
     """The control: as many entries of each sequence, those whose |h| is nearest to the median, set to zero."""
     known = _known(target)
 
@@ -90,11 +99,13 @@ def matched_random(target: Massive | pd.DataFrame) -> Edit:
     return Edit("random", str(known.site), apply, known.mask)
 
 
-def _known(target: Massive | pd.DataFrame) -> Massive:
+def _known(target: Meant) -> Massive:
+    if isinstance(target, ScanResult):
+        return massive(target.findings, clusters=target.clusters)
     return target if isinstance(target, Massive) else massive(target)
 
 
-def _of(given: Massive | pd.DataFrame, name: str, new_values: Callable[[Tensor, Batch], Any]) -> Edit:
+def _of(given: Meant, name: str, new_values: Callable[[Tensor, Batch], Any]) -> Edit:
     """An edit that puts new values (broadcast to (B, T, J)) at massive entries."""
     target = _known(given)
     dims = list(target.dims)
