@@ -51,3 +51,7 @@ def test_the_least_number_of_kept_tokens_is_no_bound_on_more() -> None:
                "n_targets": 760}  # fmt: skip
     (least,) = tells(told("streaming", numbers), "k = 1", "1%")
     assert tells([least], "least", "best") and "4" not in least
+    for largest in (None, 4):  # as it is recorded, and as it was: the largest alone is near itself
+        numbers |= {"by_k": {"0": 287.0, "1": 37.6, "4": 30.7}, "smallest_k_near_best": largest}
+        (said,) = tells(told("streaming", numbers), "k below 4", "1%")
+        assert tells([said], "cannot be told") and "least" not in said

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,22 @@ import pytest
 from scipy import stats
 
 from massact.records.kinds.classics import Classics, ClassicsInfo
-from massact.records.kinds.reproduction import CLAIM_VERDICTS, FAILS, HOLDS, UNTOLD
+from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.reproduction import CLAIM_VERDICTS, FAILS, HOLDS, NOT_RECORDED, UNTOLD, Reproduction
 from massact.records.kinds.scan import ScanResult
+from massact.reports import claim_in_words, reproduction_in_words
+from massact.reports.spelling import number
 from massact.reproductions import ENTRIES
 from massact.reproductions.attention_entries import concentration
 from massact.reproductions.claims import averaged, bounded, concluded, part, shared
 from massact.reproductions.entries import Finished, Nothing
+from massact.reproductions.job import told
+from massact.reproductions.place_entries import outlier_features
 from massact.stats.intervals import Interval
-from tests.reproductions.tables import DIM, L, effects, explanation, planted
+from massact.verbs.reproduce import ReproduceConfig
+from tests.facts import tells
+from tests.golden.make import EXPLAINED
+from tests.reproductions.tables import DIM, GOLDEN, L, effects, explanation, planted
 
 
 def judged(experiment: str, f: Finished) -> tuple[str, list[dict[str, Any]]]:
@@ -175,6 +185,7 @@ CASES: dict[str, dict[str, list[Case]]] = {
             UNTOLD: [lambda: edited(nats("zero", -1, 1), nats("random", *NEAR)), lambda: edited(nats("zero", *FAR)),
                      lambda: edited(nats("zero", *FAR, n=3), nats("random", *NEAR, n=3))]},
     "E11": {HOLDS: [lambda: edited(nats("zero", *FAR), nats("mean", *NEAR)),
+                    lambda: edited(nats("zero", *FAR), nats("mean", -0.4, 0.002)),
                     lambda: edited(nats("zero", math.nan, math.nan, edited=math.inf), nats("mean", *NEAR))],
             FAILS: [lambda: edited(nats("zero", 0.05, 0.06), nats("mean", *NEAR)),
                     lambda: edited(nats("zero", *FAR), nats("mean", *FAR))],
@@ -290,6 +301,54 @@ def test_less_data_never_gives_the_stronger_claim() -> None:
     assert wrong / 2000 < 0.04  # 2.5 % at the bound
 
 
+# ---- in the record, in words, and in tables
+def test_a_record_has_claims_beside_published_values_and_an_older_one_none(tmp_path: Path) -> None:
+    done = told(Finished(planted()), [ENTRIES[e] for e in ("E3", "E5", "E9", "E12")], ReproduceConfig())
+    told_as = {name: (e["verdict"], e["claim"]) for name, e in done.info.experiments.items()}
+    assert told_as["E3"] == told_as["E5"] == ("no published value", HOLDS) and told_as["E12"][1] == UNTOLD
+    claims = done.claims
+    assert set(claims["experiment"]) == {"E3", "E5", "E9", "E12"}
+    assert set(claims.loc[claims["n"] > 0, "n"]) == {8}
+    assert json.loads(json.dumps(done.as_dict(), allow_nan=False))["claims"][0]["experiment"] == "E3"
+    done.save(tmp_path)
+    again = Reproduction.open(tmp_path)
+    assert again is not None and again.claims.equals(claims)
+    said = reproduction_in_words(again)
+    assert tells(said[0], "3 hold", "1 cannot be told") or tells(said[0], "2 hold", "2 cannot be told")
+    row = claims[claims["experiment"] == "E5"].iloc[0]
+    (line,) = (x for x in said if x.startswith("E5"))
+    assert tells([line], f"claim {HOLDS}", number(row["value"]), "8 sequences", "at least 0.5")
+    old = Reproduction.open(GOLDEN / "reproduced_1")
+    assert old is not None and not len(old.claims)
+    assert all(claim_in_words(old, name) == NOT_RECORDED for name in old.info.experiments)
+    assert tells(reproduction_in_words(old)[0], f"{len(old.info.experiments)} {NOT_RECORDED}")
+
+
+def test_the_reason_is_said_once_and_the_failing_part_alone() -> None:
+    done = told(Finished(planted(offset=5, onset=5), missing={"explain": Nothing("It broke.", "failed")}),
+                [ENTRIES["E4"], ENTRIES["E14"]], ReproduceConfig())  # fmt: skip
+    lines = dict(x.split(", ", 1) for x in reproduction_in_words(done)[1:3])
+    assert lines["E14"].count("It broke") == 1 and lines["E14"].endswith(f"[claim {UNTOLD}]")
+    failing = done.claims[(done.claims["experiment"] == "E4") & (done.claims["verdict"] == FAILS)]
+    others = done.claims[(done.claims["experiment"] == "E4") & (done.claims["verdict"] != FAILS)]
+    said = lines["E4"].partition("[claim ")[2]
+    assert all(p in said for p in failing["part"]) and not any(p in said for p in others["part"])
+
+
+def test_what_is_kept_of_every_sequence_averages_to_what_is_told_of_all() -> None:
+    kept = Explanation.open(EXPLAINED)
+    assert kept is not None and len(kept.per_sequence) == 3 * len(kept.axes)
+    mean = kept.per_sequence.groupby("layer").mean(numeric_only=True)
+    joined = kept.decomposition[kept.decomposition["part"] == "concat"].set_index("layer")
+    axes = kept.axes.set_index("layer")
+    for name, told_of_all in (("concentration", axes["concentration"]), ("constancy", joined["constancy"]),
+                              ("concentration_null", axes["concentration_null"]),
+                              ("null_constancy", joined["null_constancy"])):  # fmt: skip
+        np.testing.assert_allclose(mean[name].loc[told_of_all.index], told_of_all, rtol=1e-6)
+    old = Explanation.open(EXPLAINED.parent / "explained_4")
+    assert old is not None and not len(old.per_sequence) and old.trajectory["n_folds"].isna().all()
+
+
 # ---- siblings
 def test_layers_behind_the_last_are_not_those_up_to_the_first() -> None:
     """Of a model that reads massive tokens in layers 3 to 11 (planted) the last layer is a group of its own."""
@@ -298,3 +357,8 @@ def test_layers_behind_the_last_are_not_those_up_to_the_first() -> None:
     told = {r["quantity"]: r["ours"] for r in concentration(Finished(planted(), explanation(axes=rows)))}
     sides = {name: value for name, value in told.items() if "layers" in name}
     assert sorted(sides.values()) == pytest.approx([0.1, 0.6, 0.8])
+
+
+def test_of_no_outlier_features_none_being_massive_agrees_with_nothing() -> None:
+    rows = [r for r in outlier_features(outliers(0, [])) if r["quantity"] == "of them massive dims"]
+    assert rows and all(math.isnan(r["ours"]) for r in rows)

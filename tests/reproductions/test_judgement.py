@@ -131,7 +131,7 @@ def test_a_row_without_a_number_is_never_zero() -> None:
 
 def test_the_verdict_of_an_experiment() -> None:
     def of(*verdicts: str) -> tuple[str, str]:
-        return verdict_of([{"verdict": v, "reason": f"because {v}"} for v in verdicts])
+        return verdict_of([{"quantity": "", "verdict": v, "reason": f"because {v}"} for v in verdicts])
 
     for verdicts, verdict, share in ((("agrees", "no published value", "agrees"), "agrees", "2 of 2"),
                                      (("agrees", "differs", "not run"), "differs", "1 of 2")):  # fmt: skip

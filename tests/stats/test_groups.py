@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from massact.stats import Where
-from massact.stats.groups import Gather, GroupResult, GroupStats, rows_at
+from massact.stats.groups import FOLDS, Gather, GroupResult, GroupStats, rows_at
 from tests.stats.oracle import DTYPES
 
 CHOSEN = {
@@ -85,6 +86,27 @@ def test_groups_against_all_pairs(dtype: torch.dtype, dims: tuple[int, ...], zer
     for sequence, h_TD in enumerate(data):
         statistic.update(h_TD, Where(sequence))
     check(statistic.result(), expected(data, dims))
+
+
+def test_the_cosine_has_an_interval_over_folds_of_sequences() -> None:
+    """Each fold left out in turn, pair by pair; and it holds the truth of a planted direction."""
+    rng, inside, D = np.random.default_rng(0), 0, 24
+    truth = rng.normal(size=(20_000, D)) / np.sqrt(D) + np.eye(1, D)
+    truth /= np.linalg.norm(truth, axis=1, keepdims=True)
+    true = float(truth.mean(0) @ truth.mean(0))
+    for trial in range(200):
+        x_ND = rng.normal(size=(20, D)) / np.sqrt(D) + np.eye(1, D)
+        statistic = GroupStats({"a": {s: [0] for s in range(20)}})
+        for s, x in enumerate(x_ND):
+            statistic.update(torch.tensor(x[None]), Where(s))
+        got = statistic.result()["a"]
+        inside += got.cosine_low <= true <= got.cosine_high
+        if trial == 0:
+            z = np.arctanh([naive(x_ND[np.arange(20) % FOLDS != k], ())["cosine"] for k in range(FOLDS)])
+            pseudo = FOLDS * np.arctanh(got.cosine) - (FOLDS - 1) * z
+            half = stats.t.ppf(0.975, FOLDS - 1) * pseudo.std(ddof=1) / np.sqrt(FOLDS)
+            assert got.n_folds == FOLDS and got.cosine_low == pytest.approx(np.tanh(np.arctanh(got.cosine) - half))
+    assert inside / 200 >= 0.91
 
 
 def test_what_the_numbers_mean() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,11 @@ from massact.stats.intervals import (
     needed,
     needed_answers,
     proportion_interval,
+    pseudo_interval,
     ratio_interval,
+    share_interval,
+    spread_interval,
+    summary_interval,
 )
 from tests.stats.coverage import (
     DIFFERENCES,
@@ -150,6 +155,31 @@ def test_shares_are_covered() -> None:
         found = ratio_interval(0.2 * zero + rng.normal(0, 0.3, zero.shape), zero, weights)
         known = np.isfinite(found.low)
         assert ((found.low <= 0.2) & (found.high >= 0.2))[known].mean() >= 0.93 and known.mean() > 0.5
+
+
+def test_intervals_of_summaries_shares_and_pseudo_values_are_those_by_definition() -> None:
+    x = np.random.default_rng(0).gamma(2, 1, 7)
+    want = mean_interval(x)
+    for found in (summary_interval(x.mean(), x.std(ddof=1), 7),
+                  pseudo_interval(x.mean(), [np.delete(x, i).mean() for i in range(7)])):  # fmt: skip
+        assert float(found.low) == pytest.approx(float(want.low)) and float(found.high) == pytest.approx(want.high)
+    for k, n in ((0, 4), (4, 4), (3, 10), (70, 100)):
+        wilson = scipy.stats.binomtest(k, n).proportion_ci(method="wilson")
+        found = share_interval(k, n)
+        assert (float(found.low), float(found.high)) == pytest.approx((wilson.low, wilson.high), abs=1e-12)
+    assert np.isnan(pseudo_interval(1.0, [1.0]).low) and np.isnan(spread_interval([1.0, 2.0]).low)
+    assert spread_interval([3.0, 3.0, 3.0, 3.0]).high == 0.0
+
+
+@pytest.mark.parametrize(("of", "least"), [("normal", 0.93), ("uniform", 0.93), ("laplace", 0.88)])
+def test_a_spread_is_covered(of: str, least: float) -> None:
+    """std / |mean| = 0.05 at n = 4, 8, 16; of tails like an exponential's to one side less: docs/statistics.md."""
+    size = {"normal": 1.0, "uniform": math.sqrt(1 / 3), "laplace": math.sqrt(2)}[of]
+    for n in (4, 8, 16):
+        rng = np.random.default_rng(n)
+        draw = {"normal": rng.normal, "laplace": rng.laplace, "uniform": partial(rng.uniform, -1, 1)}[of]
+        found = [spread_interval(1 + 0.05 * x / size) for x in draw(size=(1500, n))]
+        assert np.mean([i.low <= 0.05 <= i.high for i in found]) >= least - 0.01, n
 
 
 def test_t_covers_more_than_bca() -> None:

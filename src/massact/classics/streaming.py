@@ -71,7 +71,8 @@ def _streaming(ground: Ground) -> Outcome:
     outcome.numbers[stack] = {
         "width": width, "seq_len": length, "n_targets": n, "dense": dense, "by_k": by_k,
         "newline": perplexity.get("newline"), "smallest_k_near_dense": _smallest(by_k, dense),
-        "smallest_k_near_best": _smallest(by_k, min(by_k.values())), "attention_first": first,
+        "smallest_k_near_best": _smallest(_below_largest(by_k), min(by_k.values())),
+        "attention_first": first,
     }  # fmt: skip
     return outcome
 
@@ -132,6 +133,11 @@ def _flush_left(corpus: Corpus) -> Corpus:
 
 def _subject(key: str) -> str:
     return f"{SUBSTITUTED} newlines" if key == "newline" else f"k={key}"
+
+
+def _below_largest(by_k: dict[str, float]) -> dict[str, float]:
+    """All but the largest k: of that nothing says whether more would be better, and alone it is near the best."""
+    return {k: p for k, p in by_k.items() if int(k) < max(map(int, by_k))}
 
 
 def _smallest(by_k: dict[str, float], wanted: float) -> int | None:

@@ -12,9 +12,9 @@ from massact.records.verdicts import (
     CONTROL,
     HARMFUL,
     HARMLESS,
-    HELPFUL,
     LEAST,
     MARGIN,
+    NOT_JUDGED,
     UNTESTED,
     ZERO,
     harm_interval,
@@ -69,9 +69,10 @@ def judged_so(name: str, rows: pd.DataFrame, edit: str, wanted: str, of: str = "
         return part(name, found, reason=SAME, **line)
     if n < LEAST:
         return part(name, found, reason=too_few(n, of), n_needed=LEAST, **line)
-    as_said = {HARMFUL: (HARMFUL,), HARMLESS: (HARMLESS, HELPFUL)}[wanted]
-    if said in (HARMFUL, HARMLESS, HELPFUL):
-        return part(name, found, verdict=HOLDS if said in as_said else FAILS, **line)
+    if said == HARMFUL:
+        return part(name, found, verdict=HOLDS if wanted == HARMFUL else FAILS, **line)
+    if said != NOT_JUDGED and shows(str(r["metric"]), float(r["baseline"])) and found.high < MARGIN:  # or helpful
+        return part(name, found, verdict=HOLDS if wanted == HARMLESS else FAILS, **line)
     return part(name, found, reason=_open(r), n_needed=float(r["n_needed"]), **line)
 
 

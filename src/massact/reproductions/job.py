@@ -186,7 +186,8 @@ def verdict_of(rows: list[Row]) -> tuple[str, str]:
     if compared:
         how = f"{counts[AGREES]} of {compared} published values agree"
         return (DIFFERS if counts[DIFFERS] else AGREES), how
-    first = next((r["reason"] for r in rows if r["verdict"] == NOTHING and r["reason"]), "")
+    whole = [r for r in rows if not r["quantity"]]  # of the experiment, not of one number
+    first = next((r["reason"] for r in whole if r["verdict"] == NOTHING and r["reason"]), "")
     for verdict in (NOTHING, UNPUBLISHED) if first else (UNPUBLISHED,):
         if counts[verdict]:
             return verdict, first

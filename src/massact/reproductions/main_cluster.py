@@ -12,7 +12,7 @@ from massact.records.kinds.scan import ScanResult
 from massact.records.verdicts import ROUNDING
 from massact.reproductions.claims import Part, averaged, bounded, shared, untold
 from massact.reproductions.entries import Nothing, at, massive
-from massact.stats.intervals import Interval, mean_interval
+from massact.stats.intervals import spread_interval
 
 CONSTANT = 0.1  # of itself: the paper's largest values vary by 1 % and 5.5 %
 MOST_CLUSTERS = 8
@@ -67,16 +67,6 @@ def same_by_construction(scan: ScanResult, c: Any) -> str:
     alike = len(v) > 1 and rows["pos"].nunique() == 1 and np.ptp(v) <= ROUNDING * np.abs(v).max()
     why = f"All sequences have {rows['token'].iloc[0]!r} there, with nothing different before it"
     return f"{why}: the value is the same by construction." if alike else ""
-
-
-def spread_interval(values: Any) -> Interval:
-    """std / |mean| over sequences: the root of the mean squared relative deviation, whose interval is by t."""
-    v = np.asarray(values, float)
-    n, mean = len(v), v.mean() if len(v) else np.nan
-    with np.errstate(all="ignore"):
-        found = mean_interval(n / (n - 1) * ((v - mean) / mean) ** 2) if n > 1 else mean_interval(v * np.nan)
-    low, middle, high = (np.sqrt(np.maximum(x, 0)) for x in (found.low, found.estimate, found.high))
-    return Interval(middle, low, high)
 
 
 def constant(name: str, scan: ScanResult, c: Any, layer: int) -> Part:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 
 from massact.records.kinds.scan import ScanResult
 from massact.reproductions.claims import Claim, Part, averaged, bounded, counted, shared, untold
@@ -20,7 +21,7 @@ from massact.reproductions.main_cluster import (
     spans,
     values_at,
 )
-from massact.stats.intervals import Interval, mean_interval, summary_interval
+from massact.stats.intervals import Interval, mean_interval, needed, summary_interval
 
 TOWERS = 10.0  # times the tenth largest |h|: LLaMA2-7B 57, LLaMA2-13B 29, Mixtral 39 (Table 1)
 EARLY, LATE = 1 / 3, 2 / 3  # of the layers
@@ -28,7 +29,7 @@ FLAT = 1.25  # greatest |h| over the least, in between: LLaMA2-7B 1.01, GPT-2 1.
 BY_ONE_LAYER = 0.5  # of the greatest |h|: LLaMA2-7B 0.99; Phi-2, which accumulates, at most 0.23
 FEW_DIMS = 9
 FIXED = 0.9  # of the massive activations of a sequence
-LEAST_SIGNS = 8  # values of one size and either sign are alike by chance in 1 of 8 fours, in 1 of 128 eights
+LEAST_SIGNS = 12  # values of one size and either sign are alike by chance in 1 of 8 fours, in 1 of 2,048 twelves
 OTHER_RANKS = ("top 1%", "top 10%", "median")
 
 
@@ -112,10 +113,13 @@ def _fixed_dims(scan: ScanResult) -> list[Part]:
     """How many dims there are, and whether they are the same in every sequence, at the layer of the main cluster."""
     c = main(scan)
     rows = at(scan.findings, stack=c.stack, site=c.site, layer=c.peak_layer)
-    having = rows.groupby("dim")["sequence"].nunique()
+    near = at(scan.near_misses, stack=c.stack, site=c.site, layer=c.peak_layer)
+    having = (
+        pd.concat([rows, near]).groupby("dim")["sequence"].nunique()
+    )  # a dim may pass in some, and be near in others
     n = rows["sequence"].nunique()
     fixed = rows.assign(fixed=rows["dim"].isin(having[having > n / 2].index))
-    return [counted("dims", len(having), n, most=FEW_DIMS, stack=c.stack),
+    return [counted("dims", rows["dim"].nunique(), n, most=FEW_DIMS, stack=c.stack),
             averaged("share at dims that most sequences have", fixed.groupby("sequence")["fixed"].mean(), least=FIXED,
                      unit="share", stack=c.stack)]  # fmt: skip
 
@@ -161,7 +165,8 @@ def varying(f: Finished) -> list[Part]:
         found = summary_interval(size, 1.0, n)  # the mean in standard deviations
         with np.errstate(all="ignore"):
             low, value, high = (float(np.divide(1.0, max(x, 0.0))) for x in (found.high, size, found.low))
-        told.append(bounded(name, Interval(value, low, high), n, least=1.0, **line))
+        would = needed(size - 1.0, 1.0, 0.0, LEAST_SIGNS)
+        told.append(bounded(name, Interval(value, low, high), n, least=1.0, n_needed=would, **line))
     return told
 
 

@@ -167,7 +167,9 @@ def outlier_features(f: Finished) -> list[Row]:
             place = "linear inputs" if where == "inputs" else f"hidden state ({where})"
             line = partial(row, stack=stack, place=place, unit="count", headline=True)
             rows += [line("outlier features", found["n"], text=plain(found["dims"]))]
-            rows += [line("of them massive dims", len(found["massive"]), text=plain(found["massive"]))]
+            of_them = "of them massive dims"
+            rows.append(line(of_them, len(found["massive"]), text=plain(found["massive"])) if found["n"] else
+                        line(of_them, reason="there are none that could be massive"))  # fmt: skip
     return rows
 
 

@@ -36,8 +36,8 @@ class GroupResult:
     Args:
         n_tokens: how many.
         cosine: mean cosine of all pairs, (|sum of unit vectors|^2 - n) / (n (n - 1)); NaN below two tokens.
-        cosine_low, cosine_high: its 95 % interval over sequences, a jackknife over `FOLDS` folds of them; NaN where it
-            leaves fewer than two tokens.
+        cosine_low, cosine_high: its 95 % interval over sequences, a jackknife of its arctanh over `FOLDS` folds of
+            them; NaN where it leaves fewer than two tokens.
         n_folds: folds that have tokens.
         row_variance: 1 - |mean|^2 / mean |x|^2: 0 for equal rows, about 1 for unrelated ones.
         sparsity: mean of Hoyer's (sqrt D - |x|_1 / |x|_2) / (sqrt D - 1): 0 even, 1 a single entry.
@@ -145,7 +145,8 @@ def _result(folds: list[list[np.ndarray]], has_dims: bool) -> GroupResult:
     mean_D = total_D / n
     pairs = _cosine(unit_D, nonzero)
     apart = [_cosine(unit_D - unit, nonzero - k) for _, _, unit, (k,) in folds if k]
-    around = pseudo_interval(pairs, np.array(apart))
+    with np.errstate(all="ignore"):  # on Fisher's scale: a cosine near 1 varies to one side
+        around = pseudo_interval(float(np.arctanh(pairs)), np.arctanh(apart))
     return GroupResult(
         n_tokens=int(n),
         cosine=float(pairs),
@@ -155,8 +156,8 @@ def _result(folds: list[list[np.ndarray]], has_dims: bool) -> GroupResult:
         max=float(tokens[4] / n),
         norm=float(tokens[5] / n),
         mean=mean_D,
-        cosine_low=float(np.maximum(around.low, -1.0)),
-        cosine_high=float(np.minimum(around.high, 1.0)),
+        cosine_low=float(np.tanh(around.low)),
+        cosine_high=float(np.tanh(around.high)),
         n_folds=len(folds),
     )
 

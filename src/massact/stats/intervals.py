@@ -82,6 +82,23 @@ def pseudo_interval(estimate: float, apart: Any) -> Interval:
     return Interval(estimate, estimate - half, estimate + half, found.se, found.df)
 
 
+def spread_interval(values: Any) -> Interval:
+    """std / |mean| of one value a sequence, by a jackknife of its logarithm; [0, 0] of equal ones.
+
+    Args:
+        values: (N,) finite ones; below three there is no interval.
+    """
+    v = np.asarray(values, float)
+    if len(v) > 1 and np.ptp(v) == 0:
+        return Interval(0.0, 0.0, 0.0)
+    without = np.array([np.delete(v, i) for i in range(len(v))]) if len(v) > 2 else np.zeros((0, 2))
+    with np.errstate(all="ignore"):
+        each = np.log(without.std(axis=1, ddof=1) / np.abs(without.mean(axis=1)))
+        of_all = float(np.log(v.std(ddof=1) / abs(v.mean()))) if len(v) > 1 else math.nan
+        found = pseudo_interval(of_all, each)
+        return Interval(*(float(np.exp(x)) for x in (found.estimate, found.low, found.high)))
+
+
 def ratio_interval(over: Any, under: Any, weights: Any = None) -> Interval:
     """The ratio of two weighted means over the same sequences, by Fieller.
 

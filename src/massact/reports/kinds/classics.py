@@ -134,12 +134,14 @@ def _outlier_metrics(n: Numbers) -> list[str]:
 def _streaming(n: Numbers) -> list[str]:
     by_k = n["by_k"]
     told = ", ".join(f"{k}: {number(v)}" for k, v in by_k.items())
-    near = n["smallest_k_near_best"]
+    near, largest = n["smallest_k_near_best"], max(map(int, by_k))
     more = f" 4 newlines in their place: {number(n['newline'])}." if n.get("newline") is not None else ""
     return [
         f"perplexity with a window of {n['width']} keys of which k are initial tokens, {told}; on all keys "
         f"{number(n['dense'])} ({n['n_targets']:,} targets).{more}",
-        f"k = {near} is the least within 1% of the best." if near is not None else "",
+        f"k = {near} is the least within 1% of the best."
+        if near is not None and near < largest
+        else f"No k below {largest} is within 1% of the best; whether {largest} is enough cannot be told.",
     ]
 
 
