@@ -130,3 +130,14 @@ def test_of_several_stacks_each_has_its_first() -> None:
 
 def test_nothing_gives_no_clusters() -> None:
     assert len(found()) == 0 and list(found()) == list(columns_of("clusters"))
+
+
+def test_values_of_both_signs_are_as_large_as_they_are() -> None:
+    """Their mean is near zero; they stand before a smaller one, and are a phenomenon of their own beside others."""
+    signed = [r | {"value": r["value"] * (-1) ** r["sequence"]} for r in rows(3, "start", [2], 20_000.0, [0])]
+    beside = rows(3, "other", [2], 1_100.0, list(range(1, 40)))
+    made = found(signed, beside, rows(4, "start", [2], 1_500.0, [0]))
+    assert made[["label", "dim", "position_class"]].to_numpy().tolist() == [
+        [MASSIVE, 3, "start"], [MASSIVE, 4, "start"], [OUTLIER, 3, "other"],
+    ]  # fmt: skip
+    assert made["mean"].iloc[0] == 0 and made["max"].iloc[0] == 20_000

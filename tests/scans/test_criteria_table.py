@@ -207,3 +207,14 @@ def test_an_older_run_has_no_such_table(tmp_path: Path, planted: Any) -> None:
     old, out = ma.open_run(saved), io.StringIO()
     show(old, Console(file=out, width=120))
     assert not len(old.criteria) and "All criteria" not in out.getvalue()
+
+
+def test_a_rule_of_whole_dims_that_nearly_passes_is_shown() -> None:
+    """Dim 9 is large on 1 of 24 tokens, 4.2 %, where 6 % are needed: near, of no single sequence."""
+    module = Planted(2, 24, 500, [Plant(1, 2, 0, 9, 300.0)])
+    x = {"x": 0.02 * torch.randn(6, 24, 500, generator=torch.Generator().manual_seed(5))}
+    scan = ma.scan(ma.load(module, inputs=x), x, criterion="dettmers2022", **OFF)
+    assert scan.clusters[["dim", "n_findings"]].to_numpy().tolist() == [[9, 0]] and len(scan.near_misses) == 2
+    out = Console(file=io.StringIO(), width=200)
+    show(scan, out)
+    assert "dim 9, layers 1 to 2" in out.file.getvalue()  # type: ignore[attr-defined]

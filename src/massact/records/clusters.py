@@ -93,7 +93,7 @@ def clusters_table(
     made = made.join(rows.groupby("part")[KEYS].first())
     many, made["token_share"] = _on_many(rows, made, n, made["stack"].map(n_tokens or {}).astype(float))
     made["label"] = np.select([hump, many], [HUMP, OUTLIER], MASSIVE)
-    order = made.assign(order=made["label"].map(LABELS.index), size=made["mean"].abs())
+    order = made.assign(order=made["label"].map(LABELS.index))
     order = order.sort_values(["stack", "site", "order", "size"], ascending=[True, True, True, False], kind="stable")
     made = made.loc[order.index]
     made["cluster"] = made.groupby(["stack", "site"]).cumcount() + 1
@@ -199,7 +199,7 @@ def _on_many(rows: pd.DataFrame, made: pd.DataFrame, n: int, width: pd.Series) -
     at = ["stack", "site", "layer", "dim"]
     once = rows.drop_duplicates([*at, "sequence", "pos"]).groupby(at)["magnitude"].agg(["size", "sum"])
     of = once.reindex(pd.MultiIndex.from_frame(made.rename(columns={"peak_layer": "layer"})[at])).set_index(made.index)
-    size = made["mean"].abs()
+    size = made["size"]
     rest, total = of["size"] - made["count"], of["sum"] - made["count"] * size
     alone = (rest <= 0) | (size * rest >= TENFOLD * total)
     counted = made["count"].where(alone, of["size"]) / n

@@ -176,8 +176,9 @@ def _hump(row: pd.Series, view: StackView) -> str:
     passing, every = int(row["n_findings"]), int(row["n_findings"] + row["n_near"])
     few = real(row["share"]) * view.n_sequences < view.n_sequences - 0.5
     facts = [f"{signed(row['mean'])}" + f" at layer {int(row['peak_layer'])}" * bool(row["onset"] != row["offset"])]
-    facts += [f"in {_sequences(row, view)}"] * few
-    if row["position_class"] not in ("start", "padding") and row["per_sequence"] <= MOST_TOKENS:
+    facts += [f"in {_sequences(row, view)}"] if few else []  # rules of whole dims are of no sequence
+    whole = math.isnan(real(row["share"]))
+    if not whole and row["position_class"] not in ("start", "padding") and row["per_sequence"] <= MOST_TOKENS:
         strings = [quoted(t) for t in token_list(row["tokens"]) if t]
         told = f"on {listed(strings)}" * (0 < len(strings) <= MOST_TOKENS) + _positions(row)
         facts += [told.removeprefix(", ")] * bool(told)
