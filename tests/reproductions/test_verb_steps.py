@@ -58,6 +58,17 @@ def test_only_the_steps_that_are_needed(text: Any, tmp_path: Path) -> None:
     assert list(dict.fromkeys(both.reproduced["experiment"])) == ["E4", "E5", "E17"]
 
 
+def test_a_scan_with_fewer_sorted_sequences_is_kept_and_more_are_sorted_of_a_new_one(text: Any, tmp_path: Path) -> None:
+    """Directories of earlier versions go on as they are."""
+    options: Any = {"out": tmp_path / "old", "corpus": text[1], "only": ("E8",)}
+    reproduce(text[0], scan_options=QUICK | {"rank_sequences": 1}, **options)
+    again = reproduce(text[0], scan_options=QUICK, **options)
+    assert states(again)["scan"] == "kept" and ma.open_run(tmp_path / "old").info.config["rank_sequences"] == 1
+    done_in(text, tmp_path / "new", only=("E8",))
+    n = ma.open_run(tmp_path / "new").ranks.set_index(["source", "rank"]).loc[("corpus", "median"), "n_sequences"]
+    assert n == text[1].n_sequences
+
+
 def test_a_second_time_nothing_is_run(text: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = done_in(text, tmp_path / "run")
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name not in OURS}

@@ -161,7 +161,8 @@ def parts_of_claim(entry: Entry, found: Finished, kind: str) -> list[Part]:
     """The parts of the claim of one experiment; one that cannot be told, with the reason, where it has none."""
     try:
         _check_needs(entry, found, kind)
-        return entry.claim.judge(found)
+        parts = entry.claim.judge(found)
+        return [p | {"of": "images"} if kind == "image" and p["of"] == "sequences" else p for p in parts]
     except Nothing as nothing:
         return [untold("", nothing.reason)]
 

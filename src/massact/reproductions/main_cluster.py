@@ -93,5 +93,5 @@ def spans(scan: ScanResult, c: Any) -> pd.DataFrame:
 def handful(scan: ScanResult, rows: pd.DataFrame, stack: str) -> list[Part]:
     """Whether most sequences have at least one of these entries, and fewer than ten."""
     of = counts(scan, rows)
-    return [shared("sequences with any", int((of > 0).sum()), len(of), stack=stack),
-            averaged("in a sequence", of, most=9.0, unit="count", stack=stack)]  # fmt: skip
+    return [shared("share with any", int((of > 0).sum()), len(of), stack=stack),
+            averaged("in one", of, most=9.0, unit="count", stack=stack)]  # fmt: skip

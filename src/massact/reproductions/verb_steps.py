@@ -36,6 +36,7 @@ from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.intervention import InterveneInfo, Intervention
 from massact.records.kinds.reproduction import FAILED, NOT_APPLICABLE, NOT_RUN
 from massact.records.kinds.scan import ScanResult, open_run
+from massact.records.run import read_info
 from massact.records.runinfo import git_state
 from massact.records.tables import frame, load_arrays, save_arrays
 from massact.reproductions.entries import (
@@ -55,6 +56,7 @@ from massact.scans import check_text, check_weights, scan, scanned_corpus
 
 Progress = Callable[[str, int, int], None]
 
+RANKED = 16  # sequences that are sorted for the lower ranks, of which E8 needs 12
 LEAST_HELD_OUT = 8  # images from which on half of them are kept apart for the means
 SETS = ("zero", "mean", "random")  # set to zero, set to mean, and the control
 
@@ -166,6 +168,8 @@ class Work:
         there = (self.out / "run.json").is_file()
         before = (self.out / "run.json").read_bytes() if there else b""
         source, asked = self.source(), dict(self.scan_options)
+        earlier = read_info(self.out).config if there else {}
+        asked.setdefault("rank_sequences", earlier.get("rank_sequences", RANKED))
         if isinstance(source, Source):
             asked.setdefault("bos", "never")  # as the paper
         self._scan = scan(self.loaded(), source, out=self.out, resume=there, progress=self.progress, **asked)

@@ -36,7 +36,7 @@ class ScanConfig(Options):
     batch_size: BatchSize = option("auto", "Sequences per forward pass, or auto.")
     top_k: int = option(16, "Greatest |h| kept per sequence and layer.", least=3)
     prompt: str = option(PROMPT, "Prompt of the 3-D figure and Table 1.")
-    rank_sequences: int = option(16, "Sequences that are sorted for Table 2.", shown=False)
+    rank_sequences: int = option(4, "Sequences that are sorted for Table 2.", shown=False)
     null: bool | str = option("auto", "Also scan a random-init twin (default: up to 500M parameters).")
     bos_contrast: bool = option(
         True,
