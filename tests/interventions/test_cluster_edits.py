@@ -149,3 +149,21 @@ def test_an_edit_of_a_scan_is_that_of_intervene() -> None:
     made = clusters_table(found, near, n_sequences=N, n_tokens={"": 4096})
     scan = replace(planted()[1], findings=found, clusters=made)
     assert zero(scan).site == "2.resid_post" == str(target_of(_chosen(scan, InterveneConfig.of({}))).site)
+
+
+def test_what_passes_in_another_stack_is_told() -> None:
+    module = build("t5")
+    weight = module.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[:, BIAS], weight[0, BIAS] = 0.0, 9000.0
+    ids = torch.randint(4, 40, (4, T), generator=torch.Generator().manual_seed(0))
+    ids[:, 0] = 0
+    model, inputs = ma.load(module), {"input_ids": ids, "decoder_input_ids": ids}
+    scan = ma.scan(model, inputs, null=False, bos_contrast=False)
+    assert {"encoder", "decoder"} == set(scan.clusters.loc[scan.clusters["n_findings"] > 0, "stack"])
+    for cluster in (None, "each"):
+        e = intervene(model, inputs, scan, **QUICK, cluster=cluster)
+        here, other = sorted(("encoder", "decoder"), key=lambda name: name != e.info.target["site"].partition("/")[0])
+        assert tells(e.info.notes, other, f"{BIAS}@start") and here != other
+    asked = intervene(model, inputs, scan, **QUICK, stack="decoder")
+    assert not tells(asked.info.notes, "encoder")

@@ -220,20 +220,30 @@ def _left(scan: ScanResult, at: Site, edited: str) -> pd.DataFrame:
     return mine[~_edited_as(mine).isin(edited.split(", "))]
 
 
+def _elsewhere(scan: ScanResult, at: Site) -> list[str]:
+    """That other stacks have clusters that pass, which are not edited: one edit is of one stack."""
+    c = scan.clusters
+    having = c[(c["stack"] != at.stack) & (c["n_findings"] > 0) & (c["label"] != HUMP) & (c["dim"] >= 0)]
+    return [f"Not edited: {name}, whose {', '.join(keys_of(mine).iloc[:MOST_TOLD])} pass. --stack {name} edits it."
+            for name, mine in having.groupby("stack", sort=False)]  # fmt: skip
+
+
 def _others(
     scan: ScanResult, config: InterveneConfig, setting: Setting, half: int, texts: tuple[Corpus, Corpus]
 ) -> tuple[list[tuple[AnyEdit, tuple[int, str]]], list[str]]:
     """The same edits of every other cluster, at its own onset, with its layer and name; and what is not edited."""
     at, n = setting.targets[0].site, texts[0].n_sequences
     left = _left(scan, at, _keys(setting.targets))
+    elsewhere = _elsewhere(scan, at) if config.stack is None and config.cluster in (None, EACH) else []
     if config.cluster != EACH or not len(left):
         if not len(left) or config.layer != "onset" or config.cluster is not None:
-            return [], []
+            return [], elsewhere
         names = ", ".join((keys_of(left) + " (" + left["label"] + ")").iloc[:MOST_TOLD])
         more = f" and {len(left) - MOST_TOLD} more" if len(left) > MOST_TOLD else ""
-        return [], [f"Not edited, though they pass: {names}{more}. --cluster {EACH} edits each of them as well."]
+        told = f"Not edited, though they pass: {names}{more}. --cluster {EACH} edits each of them as well."
+        return [], [told, *elsewhere]
     made: list[tuple[AnyEdit, tuple[int, str]]] = []
-    notes: list[str] = []
+    notes = elsewhere
     for (_, row), key in zip(left.iterrows(), keys_of(left), strict=True):
         chosen = meant(scan.findings, "onset", at.stack, left[left["cluster"] == row["cluster"]])
         try:
