@@ -112,3 +112,18 @@ def test_ordinary_tokens_have_no_massive_dim() -> None:
     assert trajectory.loc[(1, "hidden", "findings")] > 0.99
     for group in ("random", "others"):
         assert trajectory.loc[(1, "hidden", group)] < 0.5
+
+
+def test_clusters_without_findings_in_the_first_sequences_are_named() -> None:
+    module = build("llama")
+    weight = module.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[:, [5, 7]] = 0.0
+        weight[0, 7], weight[1, 5] = 9000.0, 4000.0
+    x = torch.randint(4, 40, (4, 12), generator=torch.Generator().manual_seed(0))
+    x[:2, 0], x[2:, 0] = 1, 0
+    model = ma.load(module)
+    scan = ma.scan(model, x, null=False, bos_contrast=False)
+    for n, named in ((2, True), (4, False)):
+        notes = ma.explain(model, x, scan, n_sequences=n).info.notes
+        assert any("7@start" in note for note in notes) == named and not any("5@start" in note for note in notes)

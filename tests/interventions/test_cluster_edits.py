@@ -167,3 +167,11 @@ def test_what_passes_in_another_stack_is_told() -> None:
         assert tells(e.info.notes, other, f"{BIAS}@start") and here != other
     asked = intervene(model, inputs, scan, **QUICK, stack="decoder")
     assert not tells(asked.info.notes, "encoder")
+
+
+def test_a_hump_is_edited_where_it_first_passes() -> None:
+    """It is near the threshold from layer 3 on, and passes at layer 5 alone."""
+    near, passing = rows(5, "start", range(3, 8), 700.0, [0]), rows(6, "start", [5], 1_050.0, [0], [0])
+    scan = scan_of(({}, [r | {"dim": 6} for r in near] + [r | {"pos": 1} for r in passing]))
+    assert scan.clusters["label"].tolist() == [HUMP] and scan.clusters["onset"].tolist() == [3]
+    assert set(_chosen(scan, InterveneConfig.of({}))["layer"]) == {5}

@@ -26,9 +26,10 @@ from massact.explanations.neurons import neurons_table
 from massact.explanations.patch_attention import share_probes, shares_table
 from massact.explanations.targets import counts, positions_of, targets
 from massact.explanations.weights import norm_weights_table, spectrum
-from massact.explanations.writers import Coordinate, coordinates_of, write_probes, writers_table
+from massact.explanations.writers import MOST_COORDINATES, Coordinate, coordinates_of, write_probes, writers_table
 from massact.models import Model, projection_of, with_attention
 from massact.positions import layout_of, tokens_of
+from massact.records.clusters import keys_of
 from massact.records.errors import WorkError
 from massact.records.kinds.explanation import ExplainInfo, Explanation
 from massact.records.kinds.scan import ScanResult
@@ -147,7 +148,7 @@ class _Job:
         result.norm_weights = norm_weights_table(self.model, dims)
         info.spectrum = {name: self._spectrum(name, measured) for name in self.stacks}
         info.tokens = {name: counts(self.targets[name], self.near[name]) for name in self.stacks}
-        info.notes += self._notes()
+        info.notes += self._notes(coordinates)
         self.progress("maps", 0, 1)
         result.maps = attention_maps(self.model, self.corpus, self.scan, info.notes)
         self.progress("maps", 1, 1)
@@ -256,8 +257,16 @@ class _Job:
         states = {name: g.mean for name, g in groups.items() if np.isfinite(g.mean).all()}
         return spectrum(self.model, stack, states) | ({"layer": site.layer} if states else {})
 
-    def _notes(self) -> list[str]:
+    def _notes(self, coordinates: list[Coordinate]) -> list[str]:
         notes = self.model.anatomy.unseen_attention(self.stacks)
+        told = {(c.stack, f"{c.dim}@{c.position_class}") for c in coordinates}
+        mine = self.scan.clusters[(self.scan.clusters["dim"] >= 0) & (self.scan.clusters["n_findings"] > 0)]
+        keys = zip(mine["stack"], keys_of(mine), strict=True)
+        if left := [key for key in dict.fromkeys(keys) if key not in told]:
+            names = ", ".join(f"{stack} {key}".strip() for stack, key in left[:MOST_COORDINATES])
+            more = f" and {len(left) - MOST_COORDINATES:,} more" if len(left) > MOST_COORDINATES else ""
+            notes.append(f"Not accounted for: {names}{more}: without findings in the first {self.corpus.n_sequences:,} "
+                         f"sequences, or not among the {MOST_COORDINATES} largest clusters of a stack.")  # fmt: skip
         if not len(self.scan.findings):
             notes.append("The scan has no findings: what is about their tokens is unavailable.")
         if any(p.via == "softmax" for p in self.model.anatomy.attentions.values()):

@@ -240,8 +240,8 @@ def _others(
             return [], elsewhere
         names = ", ".join((keys_of(left) + " (" + left["label"] + ")").iloc[:MOST_TOLD])
         more = f" and {len(left) - MOST_TOLD} more" if len(left) > MOST_TOLD else ""
-        told = f"Not edited, though they pass: {names}{more}. --cluster {EACH} edits each of them as well."
-        return [], [told, *elsewhere]
+        passed = f"Not edited, though they pass: {names}{more}. --cluster {EACH} edits each of them as well."
+        return [], [passed, *elsewhere]
     made: list[tuple[AnyEdit, tuple[int, str]]] = []
     notes = elsewhere
     for (_, row), key in zip(left.iterrows(), keys_of(left), strict=True):

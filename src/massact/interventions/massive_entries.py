@@ -146,7 +146,8 @@ def meant(
 
     Args:
         findings: the table of a scan.
-        layer: a layer: all of its findings are meant; "onset": that of the largest cluster; "all": every layer of these
+        layer: a layer: all of its findings are meant; "onset": that of the largest cluster (of a hump: where it first
+            passes); "all": every layer of these
             clusters.
         stack: of several, which; None: the one with most findings, of those that the clusters are of.
         clusters: the table of the same scan, or the rows of it to choose from; None: made of the findings.
@@ -170,7 +171,10 @@ def meant(
         table = clusters_table(mine) if clusters is None else clusters
         table = table[(table["stack"] == name) & (table["site"] == site) & (table["n_findings"] > 0)]
         table = table[table["label"] == table["label"].iloc[0]]
-        mine, at = _of_clusters(mine, table), at if at == "all" else str(table["onset"].iloc[0])
+        mine = _of_clusters(mine, table)
+        onset = int(table["onset"].iloc[0])
+        passing = mine["layer"] == onset  # a hump may be near its threshold for layers before it passes
+        at = at if at == "all" or not len(mine) else str(onset if passing.any() else mine["layer"].min())
     here = mine if at == "all" else mine[mine.layer == int(at)] if at.isdecimal() else mine.iloc[:0]
     if not len(here):
         layers = ", ".join(str(x) for x in sorted(mine.layer.unique())) or "none"
