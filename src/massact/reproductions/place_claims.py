@@ -157,7 +157,7 @@ def varying(f: Finished) -> list[Part]:
         n, name = int(r.n_sequences), f"of {r.rank}"
         line = {"stack": c.stack, "unit": "std / |mean|"}
         if n < LEAST_SIGNS:
-            why = f"{n} sequences are too few for values of either sign: {LEAST_SIGNS} would do (reproduce scans so many)."
+            why = f"{n} sequences are too few for values of either sign: {LEAST_SIGNS} would do (reproduce scans 16)."
             told.append(untold(name, why, n=n, n_needed=LEAST_SIGNS, **line))
             continue
         std = r.value_std * math.sqrt(n / (n - 1))
