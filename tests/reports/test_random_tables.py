@@ -41,7 +41,7 @@ def rows(draw_: st.DrawFn, table: str) -> list[dict[str, object]]:
         "nonfinite": st.integers(0, 9),
         "n_findings": st.integers(0, 9),
     }
-    kinds = {"float64": REAL, "int64": WHOLE, "string": TEXT}
+    kinds = {"float64": REAL, "int64": WHOLE, "string": TEXT, "bool": st.booleans()}
     columns = {c: fixed.get(c, kinds[dtype]) for c, (dtype, _) in columns_of(table).items()}
     return draw_(st.lists(st.fixed_dictionaries(columns), max_size=5))
 

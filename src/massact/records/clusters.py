@@ -80,9 +80,10 @@ def clusters_table(
             value persists after it no longer passes.
     """
     given = [t.assign(passes=ok) for t, ok in ((findings, True), (near_misses, False)) if t is not None and len(t)]
-    if not given:
+    rows = pd.concat(given, ignore_index=True) if given else pd.DataFrame({"magnitude": []})
+    rows = rows[np.isfinite(rows["magnitude"].astype(float))].reset_index(drop=True)  # others have no size
+    if not len(rows):
         return frame("clusters")
-    rows = pd.concat(given, ignore_index=True)
     n = int(n_sequences or rows["sequence"].max() + 1 or 1)
     rows, hump = _parts(rows)
     made = _layers(rows, hump)

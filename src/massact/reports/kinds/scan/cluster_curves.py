@@ -36,7 +36,7 @@ def clusters(view: StackView, rule: Rule) -> Panel:
     if rule.ratio is not None:
         least = np.fmax(rule.ratio * median, rule.magnitude or 0.0)
         lines.append(Line(at, least, "Threshold", Color.LIMIT, "", "dash"))
-    onsets = rows[rows["label"] != HUMP].drop_duplicates("label")
+    onsets = rows[rows["label"].isin([MASSIVE, OUTLIER])].drop_duplicates("label")
     limits = [Limit(row["onset"], f"onset {row['onset']}", True, COLORS[row["label"]]) for _, row in onsets.iterrows()]
     left = len(view.clusters) - len(rows)
     caption = "Mean |h| of the findings and near misses of each cluster; where a line is broken, it has none. "

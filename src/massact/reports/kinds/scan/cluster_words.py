@@ -67,7 +67,7 @@ def _size(row: pd.Series, view: StackView) -> str:
     mean, peak = signed(row["mean"]), f"at layer {int(row['peak_layer'])}"
     if real(row["spread"]) > ROUNDING:
         return f"{mean} ± {number(row['std'])} {peak} (a spread of {percent(row['spread'])})"
-    same = real(row["spread"]) <= ROUNDING and real(row["share"]) * view.n_sequences > 1.5
+    same = real(row["spread"]) <= ROUNDING and _having(row, view) > 1
     return f"{mean} {peak}" + " (the same in each sequence)" * same
 
 
@@ -90,13 +90,13 @@ def _tokens(row: pd.Series, view: StackView) -> str:
     """Of how many sequences, on how many tokens of each, on which."""
     if math.isnan(real(row["share"])):
         return ""
-    each = row["per_sequence"] / row["share"]
+    each = real(row["per_sequence"]) / real(row["share"] or math.nan)
     strings, n = [t for t in token_list(row["tokens"]) if t], int(row["n_tokens"])
     shown = [quoted(t) for t in strings[:MOST_TOKENS]]
     named = listed(shown + [f"{n - len(shown):,} more"] * (n > len(shown))) if shown else ""
     said = f"In {_sequences(row, view)}{_passing(row, view)}"
-    if round(each, 6) != 1:
-        said += f", on {number(each)} tokens each" + ("" if each == round(each) else " on average")
+    if not math.isclose(each, 1, abs_tol=ROUNDING):
+        said += f", on {number(each)} tokens each" + " on average" * (each % 1 != 0)
         said += f": {named}" if named else ""
     elif named:
         said += f", on {named}"
@@ -107,14 +107,19 @@ def _tokens(row: pd.Series, view: StackView) -> str:
 
 def _sequences(row: pd.Series, view: StackView) -> str:
     """'all 8 sequences', '7 of 8 sequences', 'the sequence'."""
-    n = view.n_sequences
-    having = round(row["share"] * n)
+    n, having = view.n_sequences, _having(row, view)
     return "the sequence" if n == 1 else f"all {n:,} sequences" if having == n else f"{having:,} of {n:,} sequences"
+
+
+def _having(row: pd.Series, view: StackView) -> int:
+    """How many sequences have it; a damaged table may say anything."""
+    share = real(row["share"])
+    return round(share * view.n_sequences) if 0 <= share <= 1 else 0
 
 
 def _passing(row: pd.Series, view: StackView) -> str:
     """' (passing in 5)' where the value is in more sequences than it passes in."""
-    having, mine = round(row["share"] * view.n_sequences), _findings(row, view)
+    having, mine = _having(row, view), _findings(row, view)
     passing = mine.loc[mine["layer"] == row["peak_layer"], "sequence"].nunique()
     return f" (passing in {passing:,})" if passing < having else ""
 
@@ -127,11 +132,19 @@ def _findings(row: pd.Series, view: StackView) -> pd.DataFrame:
 
 def _positions(row: pd.Series) -> str:
     """Where in the sequence, unless the class says so, or no position comes twice."""
-    at = [(int(pos), int(count)) for pos, count in json.loads(row["positions"])]
+    at = _counted_positions(row)
     if row["position_class"] == "start" or not at or (len(at) > MOST_POSITIONS and at[0][1] == 1):
         return ""
     said = listed([str(pos) for pos, _ in sorted(at[:MOST_POSITIONS])])
     return f", {'mostly ' * (len(at) > MOST_POSITIONS)}at position{'s' * (len(at) > 1)} {said}"
+
+
+def _counted_positions(row: pd.Series) -> list[tuple[int, int]]:
+    """The most frequent positions with their counts; [] where the table is damaged."""
+    try:
+        return [(int(pos), int(count)) for pos, count in json.loads(row["positions"])]
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        return []
 
 
 def _after(row: pd.Series, view: StackView, rule: Rule) -> str:
@@ -144,7 +157,7 @@ def _after(row: pd.Series, view: StackView, rule: Rule) -> str:
     mine = _findings(row, view)
     seldom = "passes in under half as many sequences" if (mine["layer"] > offset).any() else "no longer passes"
     ratio = real(mine.loc[mine["layer"] == offset, "ratio"].mean())
-    if rule.ratio is not None and ratio * before / after < rule.ratio:
+    if rule.ratio is not None and after > 0 and ratio * before / after < rule.ratio:
         return (f"The value stays until layer {last}, but the median grows from {number(before)} to {number(after)}: "
                 f"after layer {offset} it {seldom}.")  # fmt: skip
     return f"After layer {offset} it {seldom}, but a third of that value or more stays until layer {last}."
@@ -174,7 +187,7 @@ def _humps(rows: pd.DataFrame, view: StackView) -> list[str]:
 def _hump(row: pd.Series, view: StackView) -> str:
     """'dim 507 at other tokens, layers 3 to 7 (+660 at layer 3; 2 of 47 entries pass)'."""
     passing, every = int(row["n_findings"]), int(row["n_findings"] + row["n_near"])
-    few = real(row["share"]) * view.n_sequences < view.n_sequences - 0.5
+    few = _having(row, view) < view.n_sequences
     facts = [f"{signed(row['mean'])}" + f" at layer {int(row['peak_layer'])}" * bool(row["onset"] != row["offset"])]
     facts += [f"in {_sequences(row, view)}"] if few else []  # rules of whole dims are of no sequence
     whole = math.isnan(real(row["share"]))
