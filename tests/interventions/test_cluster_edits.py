@@ -175,3 +175,11 @@ def test_a_hump_is_edited_where_it_first_passes() -> None:
     scan = scan_of(({}, [r | {"dim": 6} for r in near] + [r | {"pos": 1} for r in passing]))
     assert scan.clusters["label"].tolist() == [HUMP] and scan.clusters["onset"].tolist() == [3]
     assert set(_chosen(scan, InterveneConfig.of({}))["layer"]) == {5}
+
+
+def test_tokens_without_a_spelling_have_no_delimiters() -> None:
+    """Patches of images: what a stack reads are pixels, no ids, and none is looked up."""
+    text = ma.corpus({"pixel_values": torch.full((2, 3, 8, 8), 0.5)})
+    assert isinstance(text, Corpus) and text.spelling is None
+    target = target_of(_chosen(scan_of(({}, rows(5, "other", [2], 9000.0, [4]))), InterveneConfig.of({})))
+    assert _told_delimiters(target, planted()[0], (text,)) is target

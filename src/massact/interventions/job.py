@@ -266,14 +266,14 @@ def _of_entries(edit: AnyEdit) -> bool:
 def _told_delimiters(target: Massive, model: Model, texts: Sequence[Corpus]) -> Massive:
     """A target that tells the delimiters of some texts from other tokens, not only those that the findings are on.
 
-    Of first tokens alone nothing else has to be told.
+    Of first tokens alone nothing else has to be told; where tokens have no spelling, none is a delimiter.
     """
-    if {c for _, c in target.pairs} == {"start"}:
+    spelling = texts[0].spelling
+    if spelling is None or {c for _, c in target.pairs} == {"start"}:
         return target
     reads = model.reads(model.anatomy.stack(target.site.stack)) or target.reads
     ids = {int(i) for text in texts if reads in text.inputs for i in text.inputs[reads].unique()}
-    spelling = texts[0].spelling
-    known = frozenset(i for i in ids if spelling is not None and spelling.is_delimiter(i))
+    known = frozenset(i for i in ids if spelling.is_delimiter(i))
     return replace(target, delimiters=target.delimiters | known, reads=reads)
 
 
