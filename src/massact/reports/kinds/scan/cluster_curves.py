@@ -34,7 +34,8 @@ def clusters(view: StackView, rule: Rule) -> Panel:
     lines = [_line(row, view, at, i) for i, (_, row) in enumerate(rows.iterrows())]
     lines.append(Line(at, median, "Median", Color.GREY, ""))
     if rule.ratio is not None:
-        least = np.fmax(rule.ratio * median, rule.magnitude or 0.0)
+        with np.errstate(over="ignore"):  # of a damaged table; what is infinite is not drawn
+            least = np.fmax(rule.ratio * median, rule.magnitude or 0.0)
         lines.append(Line(at, least, "Threshold", Color.LIMIT, "", "dash"))
     onsets = rows[rows["label"].isin([MASSIVE, OUTLIER])].drop_duplicates("label")
     limits = [Limit(row["onset"], f"onset {row['onset']}", True, COLORS[row["label"]]) for _, row in onsets.iterrows()]
