@@ -27,6 +27,7 @@ from massact.reports.kinds.intervention import effects_in_words
 from massact.verbs.intervene import InterveneConfig
 from tests.facts import tells
 from tests.families import build
+from tests.mixed import llava
 from tests.records.test_clusters import rows, tables
 
 N, T, BIAS, FEATURE = 8, 20, 7, 5
@@ -177,9 +178,13 @@ def test_a_hump_is_edited_where_it_first_passes() -> None:
     assert set(_chosen(scan, InterveneConfig.of({}))["layer"]) == {5}
 
 
-def test_tokens_without_a_spelling_have_no_delimiters() -> None:
-    """Patches of images: what a stack reads are pixels, no ids, and none is looked up."""
-    text = ma.corpus({"pixel_values": torch.full((2, 3, 8, 8), 0.5)})
-    assert isinstance(text, Corpus) and text.spelling is None
-    target = target_of(_chosen(scan_of(({}, rows(5, "other", [2], 9000.0, [4]))), InterveneConfig.of({})))
-    assert _told_delimiters(target, planted()[0], (text,)) is target
+def test_patches_have_no_delimiters() -> None:
+    """A tower of images in a model of images with text: what it reads are pixels, no ids of tokens."""
+    model, words = ma.load(llava()), ma.corpus(["A lamp."], tokenizer=ma.load().tokenizer)
+    assert isinstance(words, Corpus)
+    x = {"pixel_values": torch.full((1, 3, 8, 8), 12.0)}
+    where = {"stack": "vision_tower"}
+    target = target_of(_chosen(scan_of((where, rows(5, "other", [2], 9000.0, [4]))), InterveneConfig.of({})))
+    for spelling in (words.spelling, None):
+        text = replace(words, inputs=words.inputs | x, spelling=spelling)
+        assert _told_delimiters(target, model, (text,)) is target

@@ -272,7 +272,10 @@ def _told_delimiters(target: Massive, model: Model, texts: Sequence[Corpus]) -> 
     if spelling is None or {c for _, c in target.pairs} == {"start"}:
         return target
     reads = model.reads(model.anatomy.stack(target.site.stack)) or target.reads
-    ids = {int(i) for text in texts if reads in text.inputs for i in text.inputs[reads].unique()}
+    given = [text.inputs[reads] for text in texts if reads in text.inputs]
+    if not given or any(x.is_floating_point() for x in given):
+        return target  # a tower of images beside a text
+    ids = {int(i) for x in given for i in x.unique()}
     known = frozenset(i for i in ids if spelling.is_delimiter(i))
     return replace(target, delimiters=target.delimiters | known, reads=reads)
 
