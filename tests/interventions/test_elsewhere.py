@@ -17,6 +17,7 @@ from massact.interventions import QUARTET, evaluate, intervene, massive
 from massact.interventions.effects import effects_of
 from massact.interventions.sinks import Sinks
 from massact.models import with_attention
+from massact.records.clusters import MASSIVE
 from massact.records.errors import UserError
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.scan import ScanResult
@@ -58,7 +59,13 @@ def test_cuts_and_means_are_of_the_scanned_text_all_of_it() -> None:
     _, scan, _ = scanned()
     target = massive(scan.findings, 1)
     assert done().info.target == jsonable(
-        {"site": "1.resid_post", "dims": target.dims, "cuts": target.cuts, "means": target.means}
+        {
+            "site": "1.resid_post",
+            "dims": target.dims,
+            "cuts": target.cuts,
+            "means": target.means,
+            "clusters": {"7@start": MASSIVE},
+        }
     )
     half = massive(scan.findings[scan.findings.sequence < 6], 1)
     assert half.means["start"] != target.means["start"]
