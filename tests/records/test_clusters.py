@@ -128,6 +128,14 @@ def test_of_several_stacks_each_has_its_first() -> None:
     assert made["mean"].iloc[2] < 0 and np.isnan(made["token_share"]).all()
 
 
+def test_what_few_sequences_have_is_not_the_main_cluster() -> None:
+    """A value of 90,000 in one sequence of eight stands behind 23,000 in all: it says little of the model."""
+    made = found(MAIN, rows(9, "other", range(12, 20), 90_000.0, [5], [6]))
+    assert made[["label", "dim", "share"]].to_numpy().tolist() == [[MASSIVE, 507, 1.0], [MASSIVE, 9, 1 / N]]
+    halves = found(MAIN, rows(9, "other", range(12, 20), 90_000.0, [5], range(N // 2)))
+    assert halves["dim"].tolist() == [9, 507]
+
+
 def test_nothing_gives_no_clusters() -> None:
     assert len(found()) == 0 and list(found()) == list(columns_of("clusters"))
 

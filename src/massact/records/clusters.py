@@ -29,7 +29,7 @@ COLUMNS: Columns = {
     "stack": ("string", "name of the stack"),
     "site": ("string", "point of the hidden state"),
     "cluster": ("int64", "its place in that stack: massive activations first, then outlier features, then humps; of "
-                "each the greatest mean |h| first"),
+                "each those in half of the sequences or more first, of these the greatest mean |h| first"),
     "label": ("string", "massive activation (few tokens), outlier feature (many tokens of a sequence), hump (near the "
               "threshold: most of it does not pass)"),
     "dim": ("int64", "coordinate of the residual stream; -1 for criteria of whole tokens"),
@@ -94,8 +94,9 @@ def clusters_table(
     made = made.join(rows.groupby("part")[KEYS].first())
     many, made["token_share"] = _on_many(rows, made, n, made["stack"].map(n_tokens or {}).astype(float))
     made["label"] = np.select([hump, many], [HUMP, OUTLIER], MASSIVE)
-    order = made.assign(order=made["label"].map(LABELS.index))
-    order = order.sort_values(["stack", "site", "order", "size"], ascending=[True, True, True, False], kind="stable")
+    order = made.assign(order=made["label"].map(LABELS.index), rare=made["share"] < HALF)
+    by = {"stack": True, "site": True, "order": True, "rare": True, "size": False}
+    order = order.sort_values(list(by), ascending=list(by.values()), kind="stable")
     made = made.loc[order.index]
     made["cluster"] = made.groupby(["stack", "site"]).cumcount() + 1
     return frame("clusters", made.reset_index(drop=True))
