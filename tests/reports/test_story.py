@@ -66,8 +66,10 @@ def told(stack: str = "", token: str = ".") -> Explanation:
             spectrum={stack: {"bottom": 0.05, "findings": 0.83, "others": 0.041, "layer": 3}},
             closure={stack: 1e-7}, notes=["One note."], versions={}, started="2026-01-01T00:00:00+00:00",
         ),
-        *map(frame, Explanation.TABLES, (heads, positions, sinks, axes, trajectory, decomposition, writers, neurons,
-                                         norms)),
+        **{name: frame(name, rows) for name, rows in {
+            "heads": heads, "positions": positions, "sinks": sinks, "axes": axes, "trajectory": trajectory,
+            "decomposition": decomposition, "writers": writers, "neurons": neurons, "norm_weights": norms,
+        }.items()},
         maps={"logits": logits, "probs": np.nan_to_num(np.exp(logits) / 200), "layers": np.array([1, 2, 3]),
               "tokens": np.array([token] * T), "stack": np.array(stack)},
     )  # fmt: skip
