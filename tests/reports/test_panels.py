@@ -90,3 +90,13 @@ def test_ticks_are_plain_and_few() -> None:
     assert len(panels.log_axis([1e-30, 1e30]).ticks or ()) <= panels.MOST_TICKS
     assert len(panels.thinned(range(100), [str(i) for i in range(100)])) <= panels.MOST_TICKS
     assert panels.scale_ticks(3.0, 60.0) == [5.0, 10.0, 20.0, 50.0] and panels.scale_ticks(3.0, 4.0) == [3.0, 4.0]
+
+
+@pytest.mark.parametrize(("end", "ticks"), [(2.3, [0, 1, 2]), (32.0, None)])
+def test_a_short_axis_of_counts_has_whole_ticks_only(end: float, ticks: list[int] | None) -> None:
+    """Halves would be written as the whole numbers next to them, twice each."""
+    panel = Panel("Counts", [Bars(range(2), [1.0, 2.0], flat=True)], Axis("n", limits=(0.0, end), whole=True))
+    axis = chart(panel)["layout"]["xaxis"]
+    assert axis["tickformat"] == ",d" and ("dtick" in axis) == (ticks is not None)
+    if ticks is not None:
+        assert [axis["tick0"] + i * axis["dtick"] for i in range(len(ticks))] == ticks

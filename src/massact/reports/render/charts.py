@@ -17,6 +17,7 @@ from massact.reports.render.markup import figure_text
 from massact.reports.spelling import number
 
 MOST_SCENE_LABELS = 12
+FEW_WHOLE = 6  # an axis so short has a tick at every whole number
 
 
 def drawable(values: Any, digits: int = 6) -> list[float | None]:
@@ -90,6 +91,10 @@ def _axis(axis: Axis) -> dict[str, Any]:
         made |= {"ticktext": [figure_text(label, 22) for _, label in axis.ticks]}
     elif axis.whole:
         made["tickformat"] = ",d"
+        if (
+            axis.limits is not None and axis.limits[1] - axis.limits[0] < FEW_WHOLE
+        ):  # halves would be rounded: 1, 1, 2, 2
+            made |= {"tick0": 0, "dtick": 1}
     return made | ({"visible": False} if axis.hidden else {})
 
 

@@ -8,16 +8,19 @@ from massact.reports.spelling import visible
 
 HEADS = {
     "layer": "layer",
-    "after_onset": "reads\nfindings",
-    "concentration": "attention on\nfindings",
-    "concentration_uniform": "of a\nuniform head",
-    "concentration_first": "on\nposition 0",
-    "concentration_first_uniform": "of a\nuniform head",
-    "concentration_null": "on random\ntokens",
-    "value_drain": "value norm\nratio",
-    "residual_norm": "residual\nnorm ratio",
+    "after_onset": "reads",
+    "concentration": "on\nfindings",
+    "concentration_uniform": "were all\nalike",
+    "concentration_first": "on\npos. 0",
+    "concentration_first_uniform": "were all\nalike",
+    "concentration_null": "on\nrandom",
+    "value_drain": "value\nnorm",
+    "residual_norm": "residual\nnorm",
 }
-WHAT = "Share of attention on the tokens, and norms of those with findings over norms of others (-: unavailable)"
+WHAT = (
+    "Shares of attention on tokens with findings (beside: of a head that looks at all alike) and as many random "
+    "ones; norms of the first over those of others; reads: the block reads findings; -: unavailable"
+)
 
 
 def brief(e: Explanation) -> list[Section]:
