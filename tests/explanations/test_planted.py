@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 import massact as ma
+from massact.explanations.targets import reading_blocks
 from massact.explanations.weights import norm_weights_table, spectrum
+from massact.records.clusters import clusters_table
 from massact.records.kinds.explanation import Explanation
 from massact.reports import story_in_words
 from tests import planted_explain as plant
 from tests.facts import tells
 from tests.families import build
+from tests.interventions.test_catalogue import table as findings_of
 from tests.planted_explain import D, Explained, H, Tokenizer, attention, tokens
 
 N, T = 3, 24
@@ -453,3 +456,13 @@ def test_without_findings_what_is_about_them_is_nan_and_never_zero(name: str) ->
     (note,) = tells(words, "no findings", "unavailable")
     assert note.startswith("Note: ")
     assert not any(s.startswith(("Dim ", "Attention: ", "What ")) for s in words)
+
+
+def test_a_stray_finding_makes_no_block_one_that_reads_massive_activations() -> None:
+    """Of 8 sequences two have a finding at layer 3 on other tokens: the blocks that read are those behind layer 12."""
+    main = [(layer, s, 0, 7, "start", 9000.0) for layer in range(12, 15) for s in range(8)]
+    stray = [(3, s, 5, 7, "other", 1100.0) for s in (0, 1)]
+    found = findings_of([*main, *stray])
+    near = findings_of([(3, s, 5, 7, "other", 700.0) for s in range(2, 8)])
+    assert reading_blocks(found, clusters_table(found, near)) == {("", 13), ("", 14), ("", 15)}
+    assert reading_blocks(found.iloc[:0], clusters_table(found.iloc[:0])) == set()

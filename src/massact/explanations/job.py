@@ -24,7 +24,7 @@ from massact.explanations.concentration import (
 from massact.explanations.heat_maps import attention_maps
 from massact.explanations.neurons import neurons_table
 from massact.explanations.patch_attention import share_probes, shares_table
-from massact.explanations.targets import counts, positions_of, targets
+from massact.explanations.targets import counts, positions_of, reading_blocks, targets
 from massact.explanations.weights import norm_weights_table, spectrum
 from massact.explanations.writers import MOST_COORDINATES, Coordinate, coordinates_of, write_probes, writers_table
 from massact.models import Model, projection_of, with_attention
@@ -212,8 +212,7 @@ class _Job:
         hidden = {site: measured.result("hidden", site) for site in measured.sites("hidden")}
         normed = {site: measured.result("normed", site) for site in measured.sites("normed")}
         before = {site: groups for site, groups in hidden.items() if site.point == "resid_pre"}
-        reading = {(str(s), int(layer) + 1) for s, layer in
-                   self.scan.findings[["stack", "layer"]].drop_duplicates().itertuples(index=False)}  # fmt: skip
+        reading = reading_blocks(self.scan.findings, self.scan.clusters)
         _check_parts(heads, self.model)
         return Explanation(
             info,

@@ -55,3 +55,16 @@ def counts(chosen: Targets, near: Mapping[int, Sequence[int]]) -> dict[str, int]
     groups = {"findings": chosen.findings, "near_misses": near, "random": chosen.random, "others": chosen.others}
     tokens = {name: sum(map(len, of.values())) for name, of in groups.items()}
     return tokens | {f"{name}_sequences": sum(map(bool, of.values())) for name, of in groups.items()}
+
+
+def reading_blocks(findings: pd.DataFrame, clusters: pd.DataFrame) -> set[tuple[str, int]]:
+    """(stack, layer) of the blocks that read a hidden state with findings of the largest clusters.
+
+    Those of the label of the largest one, from onset to offset: a stray finding or a hump in an early layer does
+    not make the block behind it one that reads massive activations.
+    """
+    passing = clusters[clusters["n_findings"] > 0]
+    mine = passing[passing["label"] == passing.groupby("stack")["label"].transform("first")]
+    both = findings[["stack", "layer"]].drop_duplicates().merge(mine[["stack", "onset", "offset"]], on="stack")
+    inside = both[(both["layer"] >= both["onset"]) & (both["layer"] <= both["offset"])]
+    return {(str(stack), int(layer) + 1) for stack, layer in inside[["stack", "layer"]].itertuples(index=False)}

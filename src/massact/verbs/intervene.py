@@ -52,7 +52,7 @@ class InterveneConfig(Options):
     )
     stack: str | None = option(None, "Of several stacks, which; nothing: the one with most findings.", shown=False)
     exact: bool = option(False, "Only the entries that the scan found, not all of half their size or more.")
-    hold_out: bool = option(True, "Means of the first half of the sequences, effects on the second.")
+    hold_out: bool = option(True, "Means of the first half of the sequences, effects on the second, from eight on.")
     sinks: bool = option(True, "Also what sinks do.", shown=False)
     all_keys: bool = option(True, ALL_KEYS)
     repetition: bool = option(True, "Also greedy samples.", shown=False)

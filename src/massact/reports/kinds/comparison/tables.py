@@ -37,7 +37,7 @@ HEADS = {
 # What the columns of attention are, of runs that have them.
 ATTENTION = (
     "; attention, means over heads: sink rate (alpha_0 > eps), share on position 0 and on a learned slot, "
-    "value norm of position 0 over the others"
+    "median value norm of position 0 over the others"
 )
 DRAWN = {"top1": "top 1", "top2": "top 2", "top3": "top 3", "median": "median"}
 
@@ -129,6 +129,8 @@ def places(c: Comparison) -> Table | None:
 
 
 def _cluster(row: pd.Series) -> tuple[str, ...]:
+    tokens = token_list(row["tokens"])[:MOST_PLACES]
+    left = int(row["n_tokens"]) - len(tokens)
     return (
         visible(row["label"]).partition(" ")[0],
         str(row["dim"]) if row["dim"] >= 0 else UNAVAILABLE,
@@ -136,7 +138,7 @@ def _cluster(row: pd.Series) -> tuple[str, ...]:
         "-".join(dict.fromkeys(str(int(row[name])) for name in ("onset", "offset"))),
         cell(row["mean"]),
         UNAVAILABLE if math.isnan(row["share"]) else percent(row["share"]),
-        listed([quoted(t, 16) for t in token_list(row["tokens"])], MOST_PLACES),
+        listed([quoted(t, 16) for t in tokens] + [f"{left:,} more"] * (left > 0)),
     )
 
 
