@@ -113,9 +113,9 @@ def massact(model: Any, at_length: bool = False) -> Scan:
         corpus = ma.corpus(ids)
         job = _Job(extra, corpus, corpus, ScanConfig(), rule, rule.resolved(), lambda *_: None)
         checker = AtLength(loaded, [""]) if at_length else None
-        seen, rows, _ = job.complete(loaded, corpus, [""], None, checker)
-        assert len(rows) >= 3, "the planted activations must be found"
-        return seen
+        done = job.complete(loaded, corpus, [""], None, checker)
+        assert len(done.rows) >= 3, "the planted activations must be found"
+        return done.evidence
 
     return run
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 
 from massact.corpora import AnySource, Corpus, ImageSource, Source
@@ -39,7 +40,7 @@ from massact.scans.padding import padding_notes
 from massact.scans.prompt import portrait, prompt_corpus, ranks_table
 from massact.scans.resumption import Saved
 from massact.scans.thumbnails import add_pictures
-from massact.stats import HiddenStats, TokenMax
+from massact.stats import HiddenResult, HiddenStats, TokenMax, TokenMaxResult
 from massact.trace import Measurements, Probe, measure, plan
 from massact.verbs.scan import MOST_KEPT, PROMPT, ScanConfig
 
@@ -168,6 +169,22 @@ def reached_stacks(model: Model, corpus: Corpus) -> tuple[list[str], list[str]]:
 
 
 # ---------------------------------------------------------------------------- the work
+@dataclass(frozen=True)
+class Complete:
+    """A pass that kept enough values for the rule.
+
+    Args:
+        evidence: what the rule looks at; rows: what of it passes.
+        measured: the statistics; hidden, spikes: their results by site, read off once.
+    """
+
+    evidence: Evidence
+    rows: pd.DataFrame
+    measured: Measurements
+    hidden: dict[Site, HiddenResult]
+    spikes: dict[Site, TokenMaxResult]
+
+
 @dataclass
 class _Job:
     """One scan: the measurements, and the tables made of them."""
@@ -189,7 +206,8 @@ class _Job:
         info.notes += [f"Stack {name!r} was not scanned: this corpus does not reach it." for name in unreached]
         self.layout = scanned_layout(self.model, self.corpus, stacks)
         checker = AtLength(self.model, stacks)
-        seen, rows, measured = self.complete(self.model, self.corpus, stacks, saved, checker)
+        done = self.complete(self.model, self.corpus, stacks, saved, checker)
+        seen, rows, measured = done.evidence, done.rows, done.measured
         # A resumed run may have had nothing left to measure.
         at_length = checker.record or prove_at_length(self.model, self.corpus, stacks)
         info.model["proof"]["at_length"] = jsonable(at_length)
@@ -208,8 +226,7 @@ class _Job:
         info.notes += [*self.notes(seen, rows, near_rows), *padding_notes(self.model, self.corpus, stacks)]
         info.notes += notes_on_positions(self.model, self.corpus, seen.norms.groupby("stack").pos.max())
         result = ScanResult(info, layers, found, near, coordinates, clusters, seen.dims)
-        hidden, spikes = ({s: measured.result(n, s) for s in measured.sites(n)} for n in ("hidden", "spikes"))
-        result.criteria = criteria_table(*every_token(seen, hidden, spikes), self.rule, self.thresholds)
+        result.criteria = criteria_table(*every_token(seen, done.hidden, done.spikes), self.rule, self.thresholds)
         if self.layout is not None:
             try:
                 add_pictures(result, scanned_maps(measured, self.layout), self.corpus, self.config.pictures)
@@ -229,12 +246,6 @@ class _Job:
                 probes.append(Probe("spikes", f"{head}*.mlp_act", TokenMax))
         return probes
 
-    def evidence(self, measured: Measurements, model: Model) -> Evidence:
-        hidden = {site: measured.result("hidden", site) for site in measured.sites("hidden")}
-        looks = measured.sites("spikes") if "mlp_act" in self.rule.needs else []
-        spikes = {site: measured.result("spikes", site) for site in looks}
-        return evidence(hidden, {s: module_of(model, s) for s in hidden}, spikes, "tokens" in self.rule.needs)
-
     def texts(self, corpus: Corpus, seen: Evidence) -> dict[str, Corpus]:
         """Of each stack, the corpus as it reads it."""
         last = seen.norms.groupby("stack").pos.max()
@@ -242,7 +253,7 @@ class _Job:
 
     def complete(
         self, model: Model, corpus: Corpus, stacks: list[str], saved: Saved | None, checker: AtLength | None = None
-    ) -> tuple[Evidence, Any, Measurements]:
+    ) -> Complete:
         """Measure, with more entries kept wherever all that were kept pass, so that no finding is lost.
 
         Args:
@@ -270,12 +281,14 @@ class _Job:
                 model, corpus, probes, batch_size=self.config.batch_size, resume=start, on_batch=on_batch,
                 checker=checker,
             )  # fmt: skip
-            seen = self.evidence(measured, model)
+            hidden, spikes = ({s: measured.result(n, s) for s in measured.sites(n)} for n in ("hidden", "spikes"))
+            looked = spikes if "mlp_act" in self.rule.needs else {}
+            seen = evidence(hidden, {s: module_of(model, s) for s in hidden}, looked, "tokens" in self.rule.needs)
             if "modality" in self.rule.needs:
                 seen = with_modalities(seen, self.texts(corpus, seen))
             rows = self.rule.passing(seen, self.thresholds)
             if top_k >= MOST_KEPT or not self.rule.lacks(seen, self.thresholds, rows, top_k):
-                return seen, rows, measured
+                return Complete(seen, rows, measured, hidden, spikes)
             top_k, stage = min(top_k * 16, MOST_KEPT), f"{stage}, keeping more than {top_k} values"
 
     # ---- controls
@@ -294,7 +307,8 @@ class _Job:
 
     def short(self, model: Model, corpus: Corpus, stacks: list[str]) -> dict[str, Any]:
         few = corpus.head(min(CONTRAST_SEQUENCES, corpus.n_sequences))
-        seen, rows, _ = self.complete(model, few, stacks, None)
+        done = self.complete(model, few, stacks, None)
+        seen, rows = done.evidence, done.rows
         texts, near = self.texts(few, seen), self.rule.near_misses(seen, self.thresholds)
         found = findings_table(rows, self.rule, texts)
         short = short_answer(found, findings_table(near, self.rule, texts), seen, few.n_sequences)
