@@ -8,6 +8,7 @@ import torch
 from massact.corpora import Batch, Corpus
 from massact.models import Model
 from massact.positions import tokens_of
+from massact.records.clusters import passing
 from massact.records.errors import MassactError
 from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
@@ -76,7 +77,7 @@ def _stack_to_show(model: Model, scan: ScanResult) -> str | None:
 def _layers(model: Model, scan: ScanResult, stack: str) -> list[int]:
     """Two layers up to the onset, the one that reads it, and a middle one; spread evenly without findings."""
     have = sorted(s.layer for s in model.anatomy.attentions if s.stack == stack and s.point == "attention")
-    clusters = scan.clusters[(scan.clusters["stack"] == stack) & (scan.clusters["n_findings"] > 0)]
+    clusters = passing(scan.clusters[scan.clusters["stack"] == stack])
     if len(clusters):
         onset = int(clusters["onset"].iloc[0])
         wanted = [onset - 1, onset, onset + 1, (onset + 1 + have[-1]) // 2]

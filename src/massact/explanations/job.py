@@ -29,7 +29,7 @@ from massact.explanations.weights import norm_weights_table, spectrum
 from massact.explanations.writers import MOST_COORDINATES, Coordinate, coordinates_of, write_probes, writers_table
 from massact.models import Model, projection_of, with_attention
 from massact.positions import layout_of, tokens_of
-from massact.records.clusters import keys_of
+from massact.records.clusters import keys_of, passing
 from massact.records.errors import WorkError
 from massact.records.kinds.explanation import ExplainInfo, Explanation
 from massact.records.kinds.scan import ScanResult
@@ -259,7 +259,7 @@ class _Job:
     def _notes(self, coordinates: list[Coordinate]) -> list[str]:
         notes = self.model.anatomy.unseen_attention(self.stacks)
         told = {(c.stack, f"{c.dim}@{c.position_class}") for c in coordinates}
-        mine = self.scan.clusters[(self.scan.clusters["dim"] >= 0) & (self.scan.clusters["n_findings"] > 0)]
+        mine = passing(self.scan.clusters[self.scan.clusters["dim"] >= 0])
         keys = zip(mine["stack"], keys_of(mine), strict=True)
         if left := [key for key in dict.fromkeys(keys) if key not in told]:
             names = ", ".join(f"{stack} {key}".strip() for stack, key in left[:MOST_COORDINATES])

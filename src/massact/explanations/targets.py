@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from massact.records.clusters import passing
 from massact.stats.heads import Targets
 
 N_OTHERS = 32  # ordinary tokens of one sequence
@@ -63,8 +64,8 @@ def reading_blocks(findings: pd.DataFrame, clusters: pd.DataFrame) -> set[tuple[
     Those of the label of the largest one, from onset to offset: a stray finding or a hump in an early layer does
     not make the block behind it one that reads massive activations.
     """
-    passing = clusters[clusters["n_findings"] > 0]
-    mine = passing[passing["label"] == passing.groupby("stack")["label"].transform("first")]
+    having = passing(clusters)
+    mine = having[having["label"] == having.groupby("stack")["label"].transform("first")]
     both = findings[["stack", "layer"]].drop_duplicates().merge(mine[["stack", "onset", "offset"]], on="stack")
     inside = both[(both["layer"] >= both["onset"]) & (both["layer"] <= both["offset"])]
     return {(str(stack), int(layer) + 1) for stack, layer in inside[["stack", "layer"]].itertuples(index=False)}

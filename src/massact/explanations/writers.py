@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from massact.records.anatomy import Block, Place, Stack
-from massact.records.clusters import KEYS
+from massact.records.clusters import KEYS, passing
 from massact.records.sites import Site
 from massact.records.tables import frame
 from massact.stats.groups import Gather
@@ -51,7 +51,7 @@ def coordinates_of(findings: pd.DataFrame, clusters: pd.DataFrame, n_sequences: 
     """
     found: dict[tuple[str, int, str], Coordinate] = {}
     known = findings[(findings.sequence >= 0) & (findings.sequence < n_sequences)]
-    mine = clusters[(clusters["dim"] >= 0) & (clusters["n_findings"] > 0)]
+    mine = passing(clusters[clusters["dim"] >= 0])
     sizes = mine.groupby(["stack", "site"]).max().sort_values("max", ascending=False, kind="stable")["max"]
     for place in sizes.index:
         for c in mine[(mine["stack"] == place[0]) & (mine["site"] == place[1])].itertuples():

@@ -24,7 +24,7 @@ from massact.interventions.sinks import Sinks, unseen_attention
 from massact.interventions.tasks import evaluate_tasks
 from massact.interventions.zero_shot import ZeroShot
 from massact.models import Model, with_attention
-from massact.records.clusters import HUMP, keys_of
+from massact.records.clusters import HUMP, keys_of, passing
 from massact.records.errors import UserError, near
 from massact.records.kinds.intervention import InterveneInfo, Intervention
 from massact.records.kinds.scan import ScanResult
@@ -161,11 +161,12 @@ def _chosen(scan: ScanResult, config: InterveneConfig) -> pd.DataFrame:
     clusters, layer = scan.clusters, config.layer
     if config.cluster not in (None, EACH):
         clusters = clusters if config.stack is None else clusters[clusters["stack"] == config.stack]
-        names = keys_of(clusters).where(clusters["n_findings"] > 0)
+        clusters = passing(clusters)
+        names = keys_of(clusters)
         clusters = clusters[names == config.cluster]
         if not len(clusters):
             raise UserError(f"The scan has no cluster {config.cluster!r} that passes.",
-                            do=near(config.cluster, [str(n) for n in names.dropna().unique()]))  # fmt: skip
+                            do=near(config.cluster, [str(n) for n in names.unique()]))  # fmt: skip
         if layer not in ("onset", "all"):
             raise UserError("--cluster and a layer exclude each other.", do="Leave out one of them.")
     layers = sorted(set(layer)) if isinstance(layer, tuple | list) else [layer]
@@ -213,17 +214,21 @@ def _edited_as(clusters: pd.DataFrame) -> pd.Series:
     return keys_of(clusters.assign(position_class=class_of(clusters)))
 
 
+def _without_humps(clusters: pd.DataFrame) -> pd.DataFrame:
+    """Clusters of single dims that pass, but for humps."""
+    mine = passing(clusters)
+    return mine[(mine["label"] != HUMP) & (mine["dim"] >= 0)]
+
+
 def _left(scan: ScanResult, at: Site, edited: str) -> pd.DataFrame:
     """Clusters of a place that pass and are not edited; humps are not counted."""
-    mine = _of_place(scan, at)
-    mine = mine[(mine["n_findings"] > 0) & (mine["label"] != HUMP) & (mine["dim"] >= 0)]
+    mine = _without_humps(_of_place(scan, at))
     return mine[~_edited_as(mine).isin(edited.split(", "))]
 
 
 def _elsewhere(scan: ScanResult, at: Site) -> list[str]:
     """That other stacks have clusters that pass, which are not edited: one edit is of one stack."""
-    c = scan.clusters
-    having = c[(c["stack"] != at.stack) & (c["n_findings"] > 0) & (c["label"] != HUMP) & (c["dim"] >= 0)]
+    having = _without_humps(scan.clusters[scan.clusters["stack"] != at.stack])
     return [f"Not edited: {name}, whose {', '.join(keys_of(mine).iloc[:MOST_TOLD])} pass. --stack {name} edits it."
             for name, mine in having.groupby("stack", sort=False)]  # fmt: skip
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from massact.corpora import Batch
 from massact.corpora.masks import first_kept
-from massact.records.clusters import KEYS, clusters_table
+from massact.records.clusters import KEYS, alike, clusters_table, passing
 from massact.records.errors import UserError
 from massact.records.sites import Site
 
@@ -160,7 +160,7 @@ def meant(
         raise UserError("The scan has no massive activations to intervene on.",
                         do="Scan with a lower --threshold, or with another --criterion.")  # fmt: skip
     if clusters is not None and layer in ("onset", "all"):
-        having = pd.MultiIndex.from_frame(clusters.loc[clusters["n_findings"] > 0, ["stack", "site"]])
+        having = pd.MultiIndex.from_frame(passing(clusters)[["stack", "site"]])
         known = known[pd.MultiIndex.from_frame(known[["stack", "site"]]).isin(having)]
     name = stack if stack is not None else str(known["stack"].value_counts().index[0])
     mine = known[known["stack"] == name]
@@ -169,12 +169,11 @@ def meant(
     at = str(layer)
     if at in ("onset", "all") and len(mine):
         table = clusters_table(mine) if clusters is None else clusters
-        table = table[(table["stack"] == name) & (table["site"] == site) & (table["n_findings"] > 0)]
-        table = table[table["label"] == table["label"].iloc[0]]
+        table = alike(passing(table[(table["stack"] == name) & (table["site"] == site)]))
         mine = _of_clusters(mine, table)
         onset = int(table["onset"].iloc[0])
-        passing = mine["layer"] == onset  # a hump may be near its threshold for layers before it passes
-        at = at if at == "all" or not len(mine) else str(onset if passing.any() else mine["layer"].min())
+        there = mine["layer"] == onset  # a hump may be near its threshold for layers before it passes
+        at = at if at == "all" or not len(mine) else str(onset if there.any() else mine["layer"].min())
     here = mine if at == "all" else mine[mine.layer == int(at)] if at.isdecimal() else mine.iloc[:0]
     if not len(here):
         layers = ", ".join(str(x) for x in sorted(mine.layer.unique())) or "none"

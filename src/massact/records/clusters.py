@@ -57,6 +57,16 @@ COLUMNS: Columns = {
 }  # fmt: skip
 
 
+def passing(clusters: pd.DataFrame) -> pd.DataFrame:
+    """The clusters that have findings, the largest first."""
+    return clusters[clusters["n_findings"] > 0]
+
+
+def alike(clusters: pd.DataFrame) -> pd.DataFrame:
+    """Those of the label of the largest one: with a massive activation no outlier feature is meant, and no hump."""
+    return clusters[clusters["label"] == clusters["label"].iloc[0]] if len(clusters) else clusters
+
+
 def keys_of(clusters: pd.DataFrame) -> pd.Series:
     """How clusters are called on a command line: 507@start."""
     return clusters["dim"].astype(str) + "@" + clusters["position_class"]

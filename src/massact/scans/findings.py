@@ -13,7 +13,7 @@ import torch
 
 from massact.corpora import Corpus
 from massact.records.answer import Peak, StackAnswer
-from massact.records.clusters import clusters_table
+from massact.records.clusters import alike, clusters_table, passing
 from massact.records.errors import UserError
 from massact.records.formats import MAXIMA
 from massact.records.tables import frame
@@ -137,8 +137,8 @@ def stack_answer(
     layers, tops = here(evidence.layers).set_index("layer"), here(evidence.candidates)
     blocks = evidence.layers[evidence.layers["stack"] == stack].drop_duplicates("layer").set_index("layer").module
     with_findings = sorted(int(layer) for layer in found.layer.unique())
-    passing = clusters[clusters.n_findings > 0]
-    main = passing.iloc[0] if len(passing) else None
+    having = passing(clusters)
+    main = having.iloc[0] if len(having) else None
     onset = int(main.onset) if main is not None else None
     peak = found.loc[found.magnitude.idxmax()] if len(found) else None
     at_peak = found[found.layer == peak.layer] if peak is not None else found
@@ -234,8 +234,7 @@ def short_answer(findings: pd.DataFrame, near_misses: pd.DataFrame, evidence: Ev
     tops = evidence.candidates
     ratio = tops.ratio[np.isfinite(tops.ratio)]
     clusters = scanned_clusters(findings, near_misses, evidence, n)
-    passing = clusters[clusters.n_findings > 0]
-    main = passing[passing.label == passing.label.iloc[0]] if len(passing) else passing
+    main = alike(passing(clusters))
     classes = main.groupby("position_class", sort=False).n_findings.sum()
     return {
         "n_findings": len(findings),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from massact.records.clusters import MASSIVE
+from massact.records.clusters import MASSIVE, passing
 from massact.records.kinds.comparison import ComparedRun, Comparison
 from massact.records.kinds.scan import ScanResult
 from massact.records.tables import frame
@@ -95,11 +95,11 @@ def _exp(x: float) -> float:
 def _scanned(scan: ScanResult | None) -> dict[str, Any]:
     if scan is None:
         return {}
-    passing = scan.clusters[scan.clusters["n_findings"] > 0]
-    main = passing.loc[passing["max"].idxmax()] if len(passing) else None  # of several places that of the largest
+    having = passing(scan.clusters)
+    main = having.loc[having["max"].idxmax()] if len(having) else None  # of several places that of the largest
     if main is not None:
-        main = passing[(passing[["stack", "site"]] == main[["stack", "site"]]).all(axis=1)].iloc[0]
-    any_ = (passing["label"] == MASSIVE).any() if rule_of(scan).kind == "element" else scan.found
+        main = having[(having[["stack", "site"]] == main[["stack", "site"]]).all(axis=1)].iloc[0]
+    any_ = (having["label"] == MASSIVE).any() if rule_of(scan).kind == "element" else scan.found
     return {
         "massive": float(any_), "onset": math.nan if main is None else float(main["onset"]),
         "cluster": "" if main is None else cluster_in_words(main, rule_of(scan)),

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from massact.records.answer import Answer, Peak, StackAnswer
+from massact.records.clusters import passing
 from massact.records.formats import MAXIMA, step_at
 from massact.records.kinds.scan import ScanResult
 from massact.records.kinds.trajectory import Trajectory
@@ -121,8 +122,8 @@ class StackView:
     @property
     def main(self) -> pd.Series | None:
         """The largest cluster that passes; None without findings."""
-        passing = self.clusters[self.clusters["n_findings"] > 0]
-        return passing.iloc[0] if len(passing) else None
+        having = passing(self.clusters)
+        return having.iloc[0] if len(having) else None
 
     def module(self, layer: int) -> str:
         """Dotted path of a block, for people; "" where it is not recorded."""

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from massact.records.answer import Peak
-from massact.records.clusters import MASSIVE, OUTLIER
+from massact.records.clusters import MASSIVE, OUTLIER, passing
 from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.scan.cluster_words import CLASSES, clusters_in_words
 from massact.reports.kinds.scan.criteria import disagreement
@@ -81,14 +81,14 @@ def _headline(result: ScanResult, rule: Rule, stacks: list[StackView]) -> str:
         where = f" in {listed([v.label for v in having])}" + (f", not in {listed(without)}" if without else "")
     if rule.kind != "element":
         return f"Yes: {name} has {rule.noun}{where}: {total} {over}{each} under {rule.in_words()}."
-    labels = {str(label) for v in having for label in v.clusters.loc[v.clusters["n_findings"] > 0, "label"]}
-    passing = f"{total} {over}{each} under {rule.in_words()}"
+    labels = {str(label) for v in having for label in passing(v.clusters)["label"]}
+    told = f"{total} {over}{each} under {rule.in_words()}"
     if MASSIVE in labels:
-        return f"Yes: {name} has massive activations{where}: {passing}."
+        return f"Yes: {name} has massive activations{where}: {told}."
     what = (
         "are outlier features, on many tokens each" if OUTLIER in labels else "just pass, in humps near the threshold"
     )
-    return f"No massive activations in {name}, but {passing}{where}: they {what}."
+    return f"No massive activations in {name}, but {told}{where}: they {what}."
 
 
 def _found(view: StackView, rule: Rule) -> list[str]:
