@@ -23,7 +23,8 @@ def call(causal: bool, given: bool) -> tuple[Attended, torch.Tensor, torch.Tenso
     fused = fused_attention(q[None], k[None], v[None], None, causal, 0.3)
     assert fused is not None
     lse = fused[1][0] if given else None
-    a = Attended(q, k, v, out.float(), lse, 0.3, causal=causal, forward=causal, slot_logit_HT=slot, slot_value_HF=value)
+    a = Attended(q, k, v, out.float(), lse, 0.3, causal=causal, forward=causal, slot_logit_HT=slot,
+                 slot_value_HTF=value[:, None])  # fmt: skip
     return a, p, out
 
 

@@ -75,7 +75,8 @@ class Attended:
         scores_HTS: the logits, where q and k were not seen, or where the softmax was given them rounded to 16 bits.
         start: positions before it are padding; 0 where that is not known, or they were taken away.
         slot_logit_HT: logit of a slot that depends on the query, in place of sink_H.
-        slot_value_HF: what the slot adds to the output for each unit of its probability; None for 0.
+        slot_value_HTF: what the slot adds to the output for each unit of its probability, (H, 1, F), or (H, T, F)
+            where it is another for every query; None for 0.
     """
 
     q_HTE: Tensor | None
@@ -92,7 +93,7 @@ class Attended:
     sink_H: Tensor | None = None
     scores_HTS: Tensor | None = None
     slot_logit_HT: Tensor | None = None
-    slot_value_HF: Tensor | None = None
+    slot_value_HTF: Tensor | None = None
     start: int = 0
 
     @property
@@ -253,9 +254,15 @@ class Attended:
 
     def slot_update(self, rows: slice | Tensor = slice(None)) -> Tensor | float:
         """What the slot adds to the output of some queries, float32 (H, R, F); 0 where it adds nothing."""
-        if self.slot_HT is None or self.slot_value_HF is None:
+        if self.slot_HT is None or self.slot_value_HTF is None:
             return 0.0
-        return self.slot_HT[:, rows, None] * self.slot_value_HF.float()[:, None]
+        return self.slot_HT[:, rows, None] * self._slot_values(rows)
+
+    def _slot_values(self, rows: slice | Tensor) -> Tensor:
+        """The slot's value for some queries, float32 (H, R or 1, F)."""
+        assert self.slot_value_HTF is not None
+        one = self.slot_value_HTF.shape[1] == 1
+        return (self.slot_value_HTF if one else self.slot_value_HTF[:, rows]).float()
 
     def probs(self, keys_C: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
         """Exact probabilities of chosen keys, float32 (H, R, C)."""
@@ -281,8 +288,8 @@ class Attended:
                 slot_HR1 = slot.expand(self.shape[:2])[:, rows, None]
                 norm_HR1 = torch.logaddexp(norm_HR1, slot_HR1)
             new_HRF = torch.matmul((s_HRS - norm_HR1.nan_to_num(neginf=0.0)).exp_(), v_HSF)
-            if slot is not None and self.slot_value_HF is not None:
-                new_HRF += (slot_HR1 - norm_HR1).exp() * self.slot_value_HF.float()[:, None]
+            if slot is not None and self.slot_value_HTF is not None:
+                new_HRF += (slot_HR1 - norm_HR1).exp() * self._slot_values(rows)
             out_HTF[:, rows] = torch.where(loses_HR1, new_HRF, out_HTF[:, rows])
         return out_HTF
 
@@ -406,7 +413,8 @@ class Attended:
         keys: dict[str, Any] = {"k_KSE": cut(self.k_KSE, 1), "v_KSF": cut(self.v_KSF, 1)} if square else {}
         return replace(
             self, q_HTE=cut(self.q_HTE, 1), out_HTF=cut(self.out_HTF, 1), lse_given_HT=cut(self.lse_given_HT, 1),
-            mask_HTS=cut(mask, 1), scores_HTS=cut(scores, 1), slot_logit_HT=cut(self.slot_logit_HT, 1), **keys,
+            mask_HTS=cut(mask, 1), scores_HTS=cut(scores, 1), slot_logit_HT=cut(self.slot_logit_HT, 1),
+            slot_value_HTF=cut(self.slot_value_HTF, 1), **keys,
         )  # fmt: skip
 
 

@@ -43,7 +43,10 @@ _PRODUCTS = {torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """One attention call of a batch; see `Attended` for the fields. `via` says how it was seen."""
+    """One attention call of a batch; see `Attended` for the fields. `via` says how it was seen.
+
+    A slot's value is (B or 1, H, T or 1, F): one for all queries, or one for each.
+    """
 
     via: str
     q_BHTE: Tensor | None
@@ -58,7 +61,7 @@ class AttentionCall:
     sink_H: Tensor | None = None
     scores_BHTS: Tensor | None = None
     slot_logit_BHT: Tensor | None = None
-    slot_value_HF: Tensor | None = None
+    slot_value_BHTF: Tensor | None = None
 
     @property
     def has_slot(self) -> bool:
@@ -79,6 +82,8 @@ class AttentionCall:
         def one(x: Tensor | None) -> Tensor | None:
             return None if x is None else x[b]
 
+        value = self.slot_value_BHTF
+        value = value if value is None else value[b if len(value) > 1 else 0]
         mask = self.mask
         if mask is not None:
             mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
@@ -86,7 +91,7 @@ class AttentionCall:
         return Attended(
             one(self.q_BHTE), one(self.k_BKSE), one(self.v_BKSF), one(self.out_BHTF), one(self.lse_BHT),
             self.scale, mask, place.binary, self.causal, place.forward, self.cap, self.sink_H, one(self.scores_BHTS),
-            one(self.slot_logit_BHT), self.slot_value_HF,
+            one(self.slot_logit_BHT), value,
         )  # fmt: skip
 
     def split(self, n_sequences: int) -> AttentionCall:

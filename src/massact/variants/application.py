@@ -77,8 +77,10 @@ def _reads(
     if made.slot is not None:
         given = fused_attention(q, k, v, mask, call.causal, call.scale)
         fields["lse_BHT"] = None if given is None else given[1]
-        slot, fields["slot_value_HF"] = made.slot(call, params, **installed.options)
+        slot, value = made.slot(call, params, **installed.options)
         fields["slot_logit_BHT"] = slot.detach()
+        if value is not None:
+            fields["slot_value_BHTF"] = (value[None, :, None] if value.ndim == 2 else value).detach()
     return fields
 
 
@@ -107,7 +109,9 @@ def _read(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     names = [n for n in module._parameters if n.startswith(PREFIX)]
     params = {n.removeprefix(PREFIX): getattr(module, n) for n in names}
-    call = Call(query, key, value, mask, causal, scale, dropout, forward=forward)
+    window, at = kwargs.get("sliding_window"), kwargs.get("position_ids")
+    at = at if isinstance(at, Tensor) and at.ndim == 2 and at.shape[1] == T else None
+    call = Call(query, key, value, mask, causal, scale, dropout, forward=forward, window=window, position_BT=at)
     return call, params, installed
 
 

@@ -33,6 +33,8 @@ class Call:
         dropout: probability that a weight is set to 0.
         x_BTD: the input of the attention module, for variants that need it.
         forward: no query sees a key behind it (by flag or mask): its position is counted from the last key.
+        window: keys that a query sees at most, itself among them, where the module attends within a sliding window.
+        position_BT: positions of the queries, where the model says them; else they are counted, see `positions`.
     """
 
     q_BHTE: Tensor
@@ -44,6 +46,8 @@ class Call:
     dropout: float = 0.0
     x_BTD: Tensor | None = None
     forward: bool = False
+    window: int | None = None
+    position_BT: Tensor | None = None
 
     def per_head(self, x: Tensor, axis: int) -> Tensor:
         """A tensor of K key-value heads as one of H heads."""
@@ -123,7 +127,8 @@ class Variant:
         parameters: `parameters(dims, **options) -> {name: Init}`.
         options: with their defaults.
         takes_input: whether it reads `Call.x_BTD`.
-        slot: of the extra-slot family: `slot(call, params, **options) -> (logit (B, H, T), value (H, F) or None)`.
+        slot: of the extra-slot family: `slot(call, params, **options) -> (logit (B, H, T), value or None)`, the value
+            (H, F), or (B, H, T, F) where it differs from query to query.
         check: refuses options that make no sense.
         note: what is not certain about it.
     """

@@ -25,7 +25,7 @@ from torch import Tensor
 from massact.records.errors import UserError, near
 from massact.records.extensions import extensions
 from massact.variants.calls import Call, Dims, Given, Init, Params, Slot, Variant
-from massact.variants.slots import additive, slotted
+from massact.variants.slots import additive, pooled, slotted
 
 
 # -------------------------------------------------------------------------------------------- plain softmax
@@ -43,12 +43,39 @@ def softmax(call: Call, params: Params = {}, **_: Any) -> Given:  # noqa: B006
 
 
 # -------------------------------------------------------------------------------------------- the extra-slot family
-def key_slot(call: Call, params: Params, **_: Any) -> tuple[Tensor, Tensor | None]:
-    """b = scale * q.k', and v' where there is one."""
-    k_HE, v_KF = call.per_head(params["k"] * call.scale, 0), params.get("v")
-    # Not matmul: with one column its backward pass costs half of attention at 128 tokens.
-    slot_BHT = (call.q_BHTE * k_HE[:, None].to(call.q_BHTE.dtype)).sum(-1)
-    return slot_BHT, None if v_KF is None else call.per_head(v_KF, 0)
+def key_slot(
+    call: Call, params: Params, slots: int = 1, placed: bool = False, **_: Any
+) -> tuple[Tensor, Tensor | None]:
+    """b = scale * q.k', and v' where there is one; several slots are pooled."""
+    k, v = call.per_head(params["k"] * call.scale, 0), params.get("v")
+    v = None if v is None else call.per_head(v, 0)
+    if slots == 1:
+        # Not matmul: with one column its backward pass costs half of attention at 128 tokens.
+        slot_BHT = (call.q_BHTE * k[:, None].to(call.q_BHTE.dtype)).sum(-1)
+        hidden = _out_of_window(call, 1) if placed else None
+        return slot_BHT if hidden is None else _hide(slot_BHT, hidden[..., 0]), v
+    logit_BHTN = torch.matmul(call.q_BHTE, k.to(call.q_BHTE.dtype).transpose(-1, -2))
+    logit_BHTN = logit_BHTN.to(torch.promote_types(logit_BHTN.dtype, torch.float32))
+    hidden = _out_of_window(call, slots) if placed else None
+    return pooled(logit_BHTN if hidden is None else _hide(logit_BHTN, hidden), v)
+
+
+def _out_of_window(call: Call, n: int) -> Tensor | None:
+    """Which queries no longer see which of n slots at positions -n..-1: (B or 1, 1, T, N); None: all see all.
+
+    Slot i sees the query at position t iff t - (i - n) < window.
+    """
+    if call.window is None or (call.position_BT is None and call.k_BKSE.shape[2] + n <= call.window):
+        return None
+    # A cache that keeps a window of keys alone hides how many came before; no slot is in sight by then.
+    at = call.positions()[0][None] if call.position_BT is None else call.position_BT
+    back = at[:, None, :, None] - torch.arange(-n, 0, device=at.device)
+    return back >= call.window
+
+
+def _hide(logit: Tensor, hidden: Tensor) -> Tensor:
+    """The logits with the least number, not -inf, where hidden: a row that sees nothing then has finite gradients."""
+    return logit.masked_fill(hidden, torch.finfo(logit.dtype).min)
 
 
 def zero_slot(call: Call, params: Params, **_: Any) -> tuple[Tensor, None]:
@@ -65,8 +92,8 @@ def with_slot(slot: Slot) -> Callable[..., Given]:
     """Attention with the slot that `slot` gives, on the fused kernel."""
 
     def attend(call: Call, params: Params, **options: Any) -> Given:
-        slot_BHT, value_HF = slot(call, params, **options)
-        return slotted(call.q_BHTE, call.k_BKSE, call.v_BKSF, slot_BHT, value_HF, call.mask, call.causal, call.scale,
+        slot_BHT, value = slot(call, params, **options)
+        return slotted(call.q_BHTE, call.k_BKSE, call.v_BKSF, slot_BHT, value, call.mask, call.causal, call.scale,
                        call.dropout)  # fmt: skip
 
     return attend
@@ -181,12 +208,17 @@ def softpick(call: Call, params: Params, **_: Any) -> Given:
 
 
 # -------------------------------------------------------------------------------------------- parameters and options
-def _key(dims: Dims, std: float, **_: Any) -> dict[str, Init]:
-    return {"k": Init((dims.K, dims.E), std)}
+def _key(dims: Dims, std: float, slots: int, **_: Any) -> dict[str, Init]:
+    return {"k": Init(_of_slots(dims.K, slots, dims.E), std)}
 
 
-def _key_and_value(dims: Dims, std: float, value_std: float, **_: Any) -> dict[str, Init]:
-    return {"k": Init((dims.K, dims.E), std), "v": Init((dims.K, dims.F), value_std)}
+def _key_and_value(dims: Dims, std: float, value_std: float, slots: int, **_: Any) -> dict[str, Init]:
+    return _key(dims, std, slots) | {"v": Init(_of_slots(dims.K, slots, dims.F), value_std)}
+
+
+def _of_slots(K: int, slots: int, width: int) -> tuple[int, ...]:
+    """The shape of a parameter of some slots: of one as it was before there were several."""
+    return (K, width) if slots == 1 else (K, slots, width)
 
 
 def _value(dims: Dims, std: float, **_: Any) -> dict[str, Init]:
@@ -226,6 +258,10 @@ def _clip(gamma: float, zeta: float, **_: Any) -> str:
     return "" if gamma <= 0 and zeta >= 1 else "gamma must not be above 0 nor zeta below 1: else nothing is clipped."
 
 
+def _slots(slots: int, **_: Any) -> str:
+    return "" if isinstance(slots, int) and slots >= 1 else "slots must be a whole number from 1 on."
+
+
 def _window(size: int, kept: int, **_: Any) -> str:
     return "" if size >= 1 and kept >= 0 else "size must be at least 1 and kept at least 0."
 
@@ -233,17 +269,19 @@ def _window(size: int, kept: int, **_: Any) -> str:
 _QIU = "Qiu et al. 2025 (arXiv 2505.06708): a gate on the output of attention, from the module's input"
 _GU = "Gu et al. 2025 (arXiv 2410.10781)"
 _SUN = "Sun et al. 2024 (arXiv 2402.17762)"
+# How many slots; and whether they stand at the positions before the text, so that a sliding window leaves them behind.
+_PLACES = {"slots": 1, "placed": False}
 _SCALE = "std of k' is that of the paper's code; real keys are often larger, and then only a larger std draws attention"
 
 _ALL = (
     Variant("softmax", "Vaswani et al. 2017", "softmax(z) v", "1", softmax),
     Variant(
         "kv-bias", f"{_SUN}, Eq. 3", "softmax([z, scale q.k']) [v; v']", "<= 1", with_slot(key_slot),
-        _key_and_value, {"std": 0.02, "value_std": 0.02}, slot=key_slot, note=_SCALE,
+        _key_and_value, {"std": 0.02, "value_std": 0.02, **_PLACES}, slot=key_slot, check=_slots, note=_SCALE,
     ),
     Variant(
         "k-bias", f"{_GU}; {_SUN}, App. B.4", "softmax([z, scale q.k']) [v; 0]", "<= 1", with_slot(key_slot),
-        _key, {"std": 0.02}, slot=key_slot, note=_SCALE,
+        _key, {"std": 0.02, **_PLACES}, slot=key_slot, check=_slots, note=_SCALE,
     ),
     Variant("v-bias", f"{_SUN}, App. B.4", "softmax(z) v + v'", "1", v_bias, _value, {"std": 0.02}),
     Variant(
