@@ -32,10 +32,11 @@ _NOT_OURS = {"softcap": "soft-capped logits", "s_aux": "learned sinks of its own
 
 @dataclass(frozen=True)
 class Installed:
-    """The variant of one attention module: its name and all of its options."""
+    """The variant of one attention module: its name, all of its options, and the window that it attends within."""
 
     name: str
     options: Options
+    window: int | None = None
 
 
 # -------------------------------------------------------------------------------------------- the attention function
@@ -139,6 +140,7 @@ class _Seen:
     n_queries: int
     n_keys: int
     foreign: str
+    window: int | None
 
 
 def _attention_modules(model: nn.Module, inputs: dict[str, Any] | None) -> dict[str, _Seen]:
@@ -156,7 +158,7 @@ def _attention_modules(model: nn.Module, inputs: dict[str, Any] | None) -> dict[
         limit = next((getattr(config, n) for n in ("max_position_embeddings", "n_positions")
                       if isinstance(getattr(config, n, None), int)), S)  # fmt: skip
         dims = Dims(H, K, E, n_values, input_of(module).shape[-1], max(S, limit))
-        seen[names[id(module)]] = _Seen(module, dims, T, S, _foreign(kwargs))
+        seen[names[id(module)]] = _Seen(module, dims, T, S, _foreign(kwargs), kwargs.get("sliding_window"))
         return query.new_zeros(B, T, H, n_values), None
 
     try:
@@ -264,7 +266,7 @@ def _install(seen: dict[str, _Seen], made: Variant, options: Options) -> None:
         where: dict[str, Any] = {} if own is None else {"device": own.device, "dtype": own.dtype}
         for key, init in made.parameters(dims, **options).items():
             one.module.register_parameter(PREFIX + key, nn.Parameter(drawn(init, **where)))
-        setattr(one.module, PREFIX + "variant", Installed(made.name, options))
+        setattr(one.module, PREFIX + "variant", Installed(made.name, options, one.window))
         if made.takes_input:
             keep_input(one.module)
 
