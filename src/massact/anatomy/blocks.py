@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import nn
 
+from massact.anatomy.projections import attention_projection, down_projection
 from massact.records.anatomy import Block, Place, Sum
 from massact.records.errors import ProofError
 from massact.trace.watch import Call, Key, Node, Watch
@@ -65,10 +65,10 @@ class BlockReader:
     def _look(self, watch: Watch, call: Call, params: dict[int, str], inner: list[Call]) -> None:
         """Note which of some module calls gave which tensor."""
         self.watch, self.call, self.params, self.inner = watch, call, params, inner
-        self._makers: dict[Key, list[tuple[Call, Any]]] = defaultdict(list)
+        self.makers: dict[Key, list[tuple[Call, Any]]] = defaultdict(list)
         for made in inner:
             for seen in made.outputs:
-                self._makers[self.canon(seen.key)].append((made, seen))
+                self.makers[self.canon(seen.key)].append((made, seen))
 
     def canon(self, key: Key) -> Key:
         return self.watch.canon(key)
@@ -108,9 +108,9 @@ class BlockReader:
             return None
         return self.canon(node.inputs[0]), self.canon(node.inputs[1])
 
-    def _norm_input(self, key: Key) -> Key | None:
+    def norm_input(self, key: Key) -> Key | None:
         """The input of the norm module whose output this is."""
-        for inner, _ in self._makers.get(key, ()):
+        for inner, _ in self.makers.get(key, ()):
             if _is_norm(inner.module, self.start.shape[-1]) and inner.inputs:
                 source = self.canon(inner.inputs[0].key)
                 if source != key:
@@ -123,7 +123,7 @@ class BlockReader:
         if key not in self._leads:
             self._leads[key] = False  # cycles cannot happen; this only bounds the recursion
             pair = self._addends(key)
-            sources = pair if pair else tuple(k for k in (self._norm_input(key),) if k)
+            sources = pair if pair else tuple(k for k in (self.norm_input(key),) if k)
             self._leads[key] = any(self._leads_to_start(s) for s in sources)
         return self._leads[key]
 
@@ -141,7 +141,7 @@ class BlockReader:
                     values.append(_Value(key, "add", pair[first], factor if first else 1.0))
                     key = through[0]
                     continue
-            source = self._norm_input(key)
+            source = self.norm_input(key)
             if source is None or not self._leads_to_start(source):
                 raise self.fail(
                     "Walking back from its output, the residual stream cannot be followed to its input"
@@ -172,7 +172,7 @@ class BlockReader:
 
     # ---- where a tensor can be seen
     def _outermost(self, key: Key, skip: Call | None = None) -> tuple[Call, Any] | None:
-        made = [m for m in self._makers.get(key, ()) if m[0] is not skip]
+        made = [m for m in self.makers.get(key, ()) if m[0] is not skip]
         return min(made, key=lambda m: m[0].depth) if made else None
 
     def place_of_value(self, value: _Value) -> Place | None:
@@ -196,7 +196,7 @@ class BlockReader:
         if made is not None:
             return [(key, Place(made[0].name, "out", made[1].path, made[0].number, scale))]
         node = self.watch.made.get(key)
-        factor, source = self._factor(node)
+        factor, source = self.factor_of(node)
         if source is not None:
             both = factor
             if scale != 1.0:
@@ -213,7 +213,7 @@ class BlockReader:
             + (f" (it comes from {node.op!r})." if node else ".")
         )
 
-    def _factor(self, node: Node | None) -> tuple[float | str, Key | None]:
+    def factor_of(self, node: Node | None) -> tuple[float | str, Key | None]:
         """A constant or a parameter times a tensor: the factor, and the tensor; None where it is something else."""
         if node is None or node.op not in ("mul", "div", "neg"):
             return 1.0, None
@@ -252,6 +252,13 @@ class BlockReader:
     def calls_attention(self, cone: set[Key]) -> bool:
         ops = (self.watch.made[key].op for key in cone if key in self.watch.made)
         return any("attention" in op or op.startswith("scaled_dot_product") for op in ops)
+
+    def attends(self, cone: set[Key]) -> bool:
+        """Whether a softmax, an attention kernel, or a product of two activations contracted over tokens is in it."""
+        if self.calls_attention(cone):
+            return True
+        nodes = [self.watch.made[key] for key in cone if key in self.watch.made]
+        return any("softmax" in n.op or (n.op == "bmm" and n.shapes[0][-1] in self._token_counts) for n in nodes)
 
     def mixes_tokens(self, cone: set[Key]) -> bool:
         """Whether the dataflow shows an attention, a convolution, or a product contracted over tokens."""
@@ -315,37 +322,6 @@ class BlockReader:
                 ):
                     return Place(inner.name, "out", inner.outputs[0].path, inner.number)
         return self.place_of_value(before)
-
-    def last_projection(self, key: Key) -> Place | None:
-        """Input of the last linear map of an MLP: walk back through scales and norms to a weight matrix."""
-        for _ in range(8):
-            for inner, _seen in self._makers.get(key, ()):
-                weight = getattr(inner.module, "weight", None)
-                if isinstance(weight, torch.Tensor) and weight.ndim == 2 and inner.inputs:
-                    return Place(inner.name, "in", inner.inputs[0].path, inner.number)
-            source = self._norm_input(key)
-            if source is None:
-                source = self._factor(self.watch.made.get(key))[1]
-            if source is None:
-                return self._adapted_projection(key)
-            key = source
-        return None
-
-    def _adapted_projection(self, key: Key) -> Place | None:
-        """A linear map plus a low-rank update of it (LoRA): of two projections added up, the one that reads first."""
-        node = self.watch.made.get(key)
-        if node is None or node.op != "add" or len(node.inputs) != 2:
-            return None
-        stop = {self.canon(self.start.key)}
-        found = [(self.canon(k), self.last_projection(self.canon(k))) for k in node.inputs]
-        reads = {(s.key, c.name, c.number): self.canon(s.key) for c in self.inner for s in c.inputs}
-        for (_, mine), (other, _) in (found, found[::-1]):
-            if mine is None:
-                continue
-            mine_reads = [k for (_, name, number), k in reads.items() if (name, number) == (mine.module, mine.call)]
-            if mine_reads and all(m is not None for _, m in found) and mine_reads[0] in self.cone(other, stop):
-                return mine
-        return None
 
 
 def _is_norm(module: nn.Module, width: int) -> bool:
@@ -416,9 +392,9 @@ def read_block(
         raise reader.fail("The last sum of it is not what it gives back.")
     if "resid_mid" not in places:
         unavailable.setdefault("resid_mid", "attention and MLP run in parallel, or the block has only one of them")
-    for point in ("attn_out", "mlp_out"):
+    for point, projected in (("attn_out", "o_in"), ("mlp_out", "mlp_act")):
         if point not in places:
-            unavailable[point] = "the block has no such sublayer"
+            unavailable[point] = unavailable[projected] = "the block has no such sublayer"
     return Block(layer, call.name, call.number, places, tuple(sums), unavailable)
 
 
@@ -445,7 +421,11 @@ def _place_writes(
         if source is not None:
             places[name.replace("_out", "_in")] = source
         if kind == "mlp":
-            _add_mlp_act(reader, key, name.replace("_out", "_act"), places, unavailable)
+            read, why = down_projection(reader, place)
+            _add_projection(read, name.replace("_out", "_act"), places, unavailable, why)
+        else:
+            read, why = attention_projection(reader, place, {v.key for v in values})
+            _add_projection(read, name.replace("attn_out", "o_in"), places, unavailable, why)
     return names
 
 
@@ -464,11 +444,11 @@ def _fresh(name: str, taken: Iterable[str]) -> str:
     return next(n for n in (name, *(f"{name}_{i}" for i in range(2, 99))) if n not in taken)
 
 
-def _add_mlp_act(
-    reader: BlockReader, key: Key, name: str, places: dict[str, Place], unavailable: dict[str, str]
+def _add_projection(
+    place: Place | None, name: str, places: dict[str, Place], unavailable: dict[str, str], why: str
 ) -> None:
-    place = reader.last_projection(key)
+    """The site that a last projection reads, or why there is none."""
     if place is None:
-        unavailable[name] = "the MLP has no single output projection module (a mixture of experts, for example)"
+        unavailable[name] = why
     else:
         places[name] = place

@@ -92,11 +92,11 @@ def _events(model: Model) -> tuple[list[_Event], dict[str, int], str]:
         if current[0] is not None:
             events.append(_Event(key, *current[0][:2], call, current[0][2]))
 
-    def reads(name: str) -> Callable[[Tensor], None]:
+    def reads(name: str, number: int) -> Callable[[Tensor], None]:
         def see(h: Tensor) -> None:
             event = events[-1] if events else None
             if event is not None and current[0] is not None and _same(event, h):
-                event.reads.append(Place(name, "in", (0,)))
+                event.reads.append(Place(name, "in", (0,), number))
 
         return see
 
@@ -106,7 +106,7 @@ def _events(model: Model) -> tuple[list[_Event], dict[str, int], str]:
             taps.append((block.places["resid_pre"], enter(stack, block)))
             taps.append((block.places["resid_post"], leave))
             if block.call == 0:
-                taps += [(Place(n, "in", (0,), c), reads(n)) for n in _projections(module, block.module) for c in
+                taps += [(Place(n, "in", (0,), c), reads(n, c)) for n in _projections(module, block.module) for c in
                          range(sum(b.module == block.module for b in stack.blocks))]  # fmt: skip
     with torch.inference_mode(), unchanged(module):
         bare = [t.clone() for _, t in tensors_in(run_example(module, model.example))]

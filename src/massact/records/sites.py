@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# What each point is, and its shape (B batch, T tokens, D d_model, F d_mlp, V vocabulary).
+# What each point is, and its shape (B batch, T tokens, D d_model, F d_mlp, H heads of values of width F, V vocabulary).
 POINTS: dict[str, str] = {
     "between_out": "what is added to the stream between the block before and this one (B, T, D)",
     "resid_pre": "residual stream before the block (B, T, D)",
     "attn_in": "input of attention, after its norm where there is one before it (B, T, D)",
+    "o_in": "input of attention's output projection W_O, all heads side by side (B, T, H*F)",
     "attn_out": "what attention adds to the residual stream (B, T, D)",
     "resid_mid": "residual stream between attention and MLP (B, T, D)",
     "resid_mid_prenorm": "post-LN blocks: the sum before the norm that makes resid_mid (B, T, D)",
     "cross_attn_in": "input (queries) of cross-attention, after its norm (B, T, D)",
+    "cross_o_in": "the same of cross-attention (B, T, H*F)",
     "cross_attn_out": "what cross-attention adds to the residual stream (B, T, D)",
     "resid_cross": "residual stream between cross-attention and MLP (B, T, D)",
     "resid_cross_prenorm": "post-LN blocks: the sum before the norm that makes resid_cross (B, T, D)",

@@ -5,7 +5,16 @@ how a forward pass is watched. Must not know criteria, findings, files or what a
 """
 
 from massact.trace.conformance import BATCH_FIRST, Checker
-from massact.trace.edits import AddedTokens, AttentionEdit, Edit, Fired, InputEdit, Together, WeightEdit
+from massact.trace.edits import (
+    AddedTokens,
+    AttentionEdit,
+    Edit,
+    Fired,
+    InputEdit,
+    KeyValueEdit,
+    Together,
+    WeightEdit,
+)
 from massact.trace.hooks import Taps, tapped
 from massact.trace.integrity import unchanged
 from massact.trace.measurements import measure
@@ -21,6 +30,7 @@ __all__ = [
     "Edit",
     "Fired",
     "InputEdit",
+    "KeyValueEdit",
     "Measurements",
     "Probe",
     "Seen",

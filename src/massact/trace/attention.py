@@ -1,6 +1,7 @@
 """Attention taps: see what every attention call is given and gives, with the model's own kernel left in place.
 
-Three ways, tried in this order; outputs stay bit-identical in all of them:
+Three ways, tried in this order; outputs stay bit-identical in all of them. Keys and values can be replaced before the
+kernel in the first two:
 
 * a `TorchFunctionMode` sees `F.scaled_dot_product_attention`, whoever calls it (transformers, timm, Falcon, one's
   own module), and asks the same fused kernel for its log-sum-exp as well;
@@ -32,6 +33,7 @@ from massact.records.anatomy import AttentionPlace
 from massact.stats.attention_call import Attended, fused_attention
 
 Seen = Callable[["AttentionCall"], Tensor | None]  # gives None to leave the output, or a new one (B, H, T, F)
+Replace = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # keys (B, K, S, E) and values (B, K, S, F): new ones
 Key = tuple[str, int]  # module, which attention call inside it in one forward pass
 
 # torch hands its own attention layer to a mode as one call, and what it calls is hidden: here it goes on as written.
@@ -105,9 +107,14 @@ class AttentionCall:
 class _Taps(TorchFunctionMode):
     """Sees attention calls and says which module they belong to."""
 
-    def __init__(self, on_call: Callable[[Key, AttentionCall], Tensor | None], wanted: set[str] | None) -> None:
+    def __init__(
+        self,
+        on_call: Callable[[Key, AttentionCall], Tensor | None],
+        wanted: set[str] | None,
+        replace_keys: Callable[[Key, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         super().__init__()
-        self.on_call, self.wanted = on_call, wanted
+        self.on_call, self.wanted, self.replace_keys = on_call, wanted, replace_keys
         self.inside: list[str] = []
         self.counts: dict[str, int] = defaultdict(int)
         self._pending: tuple[Tensor, Tensor] | None = None  # keys and values before they were repeated for GQA
@@ -128,6 +135,13 @@ class _Taps(TorchFunctionMode):
         self.counts[name] += 1
         self._n_seen += 1
         return self.on_call((name, number), call)
+
+    def before(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """What the next attention call of the module that runs is given in place of its keys and values."""
+        if self.replace_keys is None:
+            return key, value
+        name = self.inside[-1] if self.inside else ""
+        return self.replace_keys((name, self.counts[name]), key, value)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -163,6 +177,8 @@ class _Taps(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         factor = query.shape[-1] ** -0.5 if scale is None else scale
+        if not self._within and query.ndim == 4:  # otherwise it was done where the interface gave them
+            key, value = self.before(key, value)
         mask = _additive(attn_mask, query.dtype)
         given, grouped = None, key.ndim == 4 and key.shape[1] != query.shape[1]
         on_cpu = query.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
@@ -198,6 +214,7 @@ class _Taps(TorchFunctionMode):
                 raise RuntimeError(f"{type(module).__name__} has no attention function of its own.")
             if not self.inside and self.wanted is not None:
                 return own(module, query, key, value, attention_mask, *args, **kw)
+            key, value = self.before(key, value)
             # A function with `reads` may change keys and values before it gives them to the kernel.
             self._pending = None if hasattr(own, "reads") else (key, value)
             self._within, self._rounded, seen = True, None, self._n_seen
@@ -372,13 +389,17 @@ class Attending:
 
 
 @contextmanager
-def attending(root: nn.Module, taps: Mapping[AttentionPlace, Seen]) -> Iterator[Attending]:
+def attending(
+    root: nn.Module, taps: Mapping[AttentionPlace, Seen], before: Mapping[AttentionPlace, Replace] | None = None
+) -> Iterator[Attending]:
     """See the attention calls at some places for the length of a `with`.
 
     Args:
         root: the model that the places were found in.
         taps: places, each with the function that sees its call.
+        before: of some of them, what replaces its keys and values before the kernel gets them.
     """
+    keys = {(place.module, place.number): change for place, change in (before or {}).items()}
     order = {(place.module, place.number): i for i, place in enumerate(taps)}
     functions = list(taps.values())
     state: Attending
@@ -391,7 +412,13 @@ def attending(root: nn.Module, taps: Mapping[AttentionPlace, Seen]) -> Iterator[
                 return functions[i](call)
         return None
 
-    seen = _Taps(on_call, {module for module, _ in order})
+    def replace_keys(key: Key, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if key not in keys:
+            return k, v
+        with torch._C.DisableTorchFunction():
+            return keys[key](k, v)
+
+    seen = _Taps(on_call, {module for module, _ in order}, replace_keys if keys else None)
     state = Attending(seen, order)
     if not order:
         yield state

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from massact.corpora import Batch
 from massact.corpora.masks import first_kept
-from massact.records.anatomy import Stack
+from massact.records.anatomy import AttentionPlace, Stack
 from massact.records.errors import UserError, WorkError, near
+from massact.records.sites import Site
 from massact.stats.attention_call import Attended
 from massact.trace.added_tokens import tokens_added
-from massact.trace.attention import AttentionCall
+from massact.trace.attention import AttentionCall, Replace
 from massact.trace.text_rows import TEXT_POSITIONS
 
 
@@ -82,6 +83,29 @@ class AttentionEdit:
 
 
 @dataclass(frozen=True)
+class KeyValueEdit:
+    """Keys and values of attention calls, changed before the kernel gets them: what it gives is of the new ones.
+
+    Keys are after rotary. Where the model hands them to transformers' attention interface, or lets the kernel repeat
+    them, there is one for each of K key-value heads; a model that repeats them itself gives one for each query head
+    (`AttentionPlace.n_kv_heads` says how many). In cross-attention they are of the other sequence. The slot of an
+    attention variant is no key, and is not among them.
+
+    With a cache the kernel is given the keys of earlier passes once more, as the model made them, and `apply` gets
+    them all: the cache itself is never changed, and nothing is edited twice.
+
+    Args:
+        name: shown in results and errors.
+        site: a glob over attention sites, such as `*.attention`.
+        apply: takes keys (B, K, S, E), values (B, K, S, F) and the batch, gives new ones of these shapes.
+    """
+
+    name: str
+    site: str
+    apply: Callable[[Tensor, Tensor, Batch], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
 class AddedTokens:
     """Tokens of zeros, in the residual stream from before the first block to after the last.
 
@@ -112,10 +136,10 @@ class Together:
     """
 
     name: str
-    edits: tuple[Edit | WeightEdit | InputEdit | AttentionEdit | AddedTokens, ...]
+    edits: tuple[Edit | WeightEdit | InputEdit | AttentionEdit | KeyValueEdit | AddedTokens, ...]
 
 
-SingleEdit = Edit | WeightEdit | InputEdit | AttentionEdit | AddedTokens
+SingleEdit = Edit | WeightEdit | InputEdit | AttentionEdit | KeyValueEdit | AddedTokens
 AnyEdit = SingleEdit | Together
 
 
@@ -151,6 +175,16 @@ class Fired:
             n: elements that it wrote; None: those that differ afterwards.
         """
         self.n_calls += 1
+        self._compare(old, new, n)
+
+    def count_keys(self, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> None:
+        """One more call that changed keys and values."""
+        self.n_calls += 1
+        for a, b in zip(old, new, strict=True):
+            self._compare(a, b)
+
+    def _compare(self, old: Tensor, new: Tensor, n: Tensor | None = None) -> None:
+        """Add what differs, and how much."""
         with torch.no_grad():
             differs = new != old
             self.n_elements = self.n_elements + (differs.sum() if n is None else n)
@@ -239,6 +273,37 @@ def change_of_call(
         return new
 
     return change
+
+
+def change_of_keys(edit: KeyValueEdit, done: Fired, earlier: Replace | None, batch: Callable[[], Batch]) -> Replace:
+    """What applies an edit to the keys and values of a call, after an earlier edit of them, and counts what it did."""
+
+    def change(k_BKSE: Tensor, v_BKSF: Tensor) -> tuple[Tensor, Tensor]:
+        old = (k_BKSE, v_BKSF) if earlier is None else earlier(k_BKSE, v_BKSF)
+        k, v = edit.apply(*old, batch())
+        for now, was in zip((k, v), old, strict=True):
+            if now.shape != was.shape:
+                raise WorkError(f"Edit {edit.name!r} gave shape {tuple(now.shape)} for {tuple(was.shape)}.")
+        new = k.to(old[0].dtype), v.to(old[1].dtype)
+        done.count_keys(old, new)
+        return new
+
+    return change
+
+
+def check_keys(edit: KeyValueEdit, places: Mapping[Site, AttentionPlace]) -> None:
+    """Refuse an edit of keys that cannot be reached.
+
+    Raises:
+        UserError: attention is written out at one of its sites.
+    """
+    hidden = [site for site, place in places.items() if place.via == "softmax"]
+    if hidden:
+        raise UserError(
+            f"Edit {edit.name!r} cannot reach the keys of {hidden[0]} ({len(hidden)} of {len(places)} sites).",
+            "Attention is written out there: only its softmax and its product with the values are seen, no keys.",
+            "Change v_proj and k_proj by hooks of your own, or load it with attn_implementation 'sdpa' if it has that.",
+        )
 
 
 def _starts(batch: Batch, n: int, width: int) -> list[int]:

@@ -20,7 +20,7 @@ from massact.records.anatomy import Anatomy, AttentionPlace, Place
 from massact.records.errors import UserError, WorkError, near
 from massact.records.sites import Site
 from massact.stats import Statistic
-from massact.trace.attention import Attending, AttentionCall, attending
+from massact.trace.attention import Attending, AttentionCall, Replace, attending
 from massact.trace.conformance import Checker, Shapes, check_calls
 from massact.trace.edits import (
     AddedTokens,
@@ -28,13 +28,16 @@ from massact.trace.edits import (
     AttentionEdit,
     Fired,
     InputEdit,
+    KeyValueEdit,
     WeightEdit,
     add_tokens,
     change_inputs,
     change_of,
     change_of_call,
+    change_of_keys,
     change_weights,
     check_fired,
+    check_keys,
     parts_of,
     past_of,
 )
@@ -169,7 +172,7 @@ def observing(
         model: a loaded model; its `module` is what the loop, or another library, runs.
         probes: what to look at. A pass is one update of a statistic for each of its rows.
         edits: applied in this order where several are at one place, before a probe there sees the tensor; attention
-            is seen before it is changed.
+            is seen before its output is changed, and after its keys and values are.
         batch: what is run, where that is one batch: which positions count, and of which sequences; its shapes are
             compared with what was proved. None: any number of passes, whose rows are the sequences 0, 1, ...
         sequences: index in the corpus of every row, for edits that draw at random; nothing: those of the batch.
@@ -200,7 +203,8 @@ def observing(
             taps += [(s, p, partial(_show, live, checker, s, p)) for s, p in checker.places.items()]
             seen.watched = bool(checker.places)
         calls = _calls(planned, changes, live)
-        heads = stack.enter_context(attending(model.module, {p: see for p, (_, see) in calls.items()}))
+        before = {p: change for p, (_, change) in changes.keys.items()}
+        heads = stack.enter_context(attending(model.module, {p: see for p, (_, see) in calls.items()}, before))
         state = stack.enter_context(
             tapped(model.module, [(p, see) for _, p, see in taps], until=lambda: heads.complete)
         )
@@ -367,6 +371,7 @@ class _Changes:
 
     taps: list[tuple[Site, Place, Callable[[Tensor], Any]]] = field(default_factory=list)
     calls: dict[AttentionPlace, tuple[Site, Callable[[AttentionCall], Tensor]]] = field(default_factory=dict)
+    keys: dict[AttentionPlace, tuple[Site, Replace]] = field(default_factory=dict)
 
 
 def _change(model: Observable, edits: Sequence[AnyEdit], live: _Live, stack: ExitStack) -> _Changes:
@@ -386,21 +391,35 @@ def _change(model: Observable, edits: Sequence[AnyEdit], live: _Live, stack: Exi
         elif isinstance(edit, InputEdit):
             live.inputs.append((edit, done))
         elif isinstance(edit, AttentionEdit):
-            places = model.anatomy.select_attention(edit.site)
-            if not places:
-                raise UserError(
-                    f"No attention call matches {edit.site!r}.",
-                    do=near(edit.site, [str(s) for s in model.anatomy.attentions])
-                    if model.anatomy.attentions
-                    else "Look for them first: with_attention(model).",
-                )
-            for site, place in places.items():
+            for site, place in _attentions(model, edit.site).items():
                 earlier = found.calls[place][1] if place in found.calls else None
                 found.calls[place] = site, change_of_call(edit, done, place, (earlier, lambda: live.batch))
+        elif isinstance(edit, KeyValueEdit):
+            places = _attentions(model, edit.site)
+            check_keys(edit, places)
+            for site, place in places.items():
+                first = found.keys[place][1] if place in found.keys else None
+                found.keys[place] = site, change_of_keys(edit, done, first, lambda: live.batch)
         else:
             change = change_of(edit, done, lambda: live.batch)
             found.taps += [(site, place, change) for site, place in model.anatomy.select(edit.site).items()]
     return found
+
+
+def _attentions(model: Observable, pattern: str) -> dict[Site, AttentionPlace]:
+    """The attention calls that an edit names.
+
+    Raises:
+        UserError: there is none.
+    """
+    places = model.anatomy.select_attention(pattern)
+    if not places:
+        seen = model.anatomy.attentions
+        raise UserError(
+            f"No attention call matches {pattern!r}.",
+            do=near(pattern, [str(s) for s in seen]) if seen else "Look for them first: with_attention(model).",
+        )
+    return places
 
 
 # -------------------------------------------------------------------------------------------- what probes are given
@@ -435,8 +454,8 @@ def _calls(planned: Plan, changes: _Changes, live: _Live) -> dict[AttentionPlace
     for key, place, probe in planned.attention:
         keys.setdefault(place, []).append((key, probe.rows))
     found: dict[AttentionPlace, tuple[Site, Callable[..., Any]]] = {}
-    for place in dict.fromkeys([*keys, *changes.calls]):
-        site, change = changes.calls.get(place, (None, None))
+    for place in dict.fromkeys([*keys, *changes.calls, *changes.keys]):
+        site, change = changes.calls.get(place, (changes.keys.get(place, (None,))[0], None))
         mine = keys.get(place, [])
         found[place] = site or mine[0][0][1], partial(_look_at_call, live, place, mine, change)
     return found

@@ -37,7 +37,7 @@ class Prefix:
 
         def keep(module: nn.Module, args: tuple, output: Any) -> None:
             if calls[last.module] == last.call:
-                self.given = output
+                self.given = _copied(output)
             calls[last.module] += 1
 
         handle = self.root.get_submodule(last.module).register_forward_hook(keep)
@@ -56,8 +56,7 @@ class Prefix:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 if left[name] > 0:
                     left[name] -= 1
-                    # Copied: what comes after may write in place.
-                    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, self.given)
+                    return _copied(self.given)
                 return originals[name](*args, **kwargs)
 
             return forward
@@ -75,3 +74,8 @@ class Prefix:
                 module.__dict__.pop("forward", None)
                 if name in patched:  # by another library
                     module.forward = patched[name]
+
+
+def _copied(given: Any) -> Any:
+    """Tensors of their own: what comes after may write in place."""
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, given)
