@@ -82,16 +82,17 @@ def one_layer(model: Any, corpus: Any, layer: int, args: argparse.Namespace) -> 
     import numpy as np
 
     from massact.interventions import evaluate
+    from massact.interventions.watchers import Whole
 
     edits = edits_at(layer, args.edits)
-    one, other = evaluate(model, corpus, edits), evaluate(model, corpus, edits, share_prefix=False)
+    one, other = evaluate(model, corpus, edits), evaluate(model, corpus, edits, watcher=Whole())
     for edit in edits:
         np.testing.assert_array_equal(one.edited[edit.name]["nll"], other.edited[edit.name]["nll"])
 
     def ratios(n: int, share_prefix: bool) -> list[float]:
         pairs = pairs_of(
             lambda: evaluate(model, corpus, []),
-            lambda: evaluate(model, corpus, edits, share_prefix=share_prefix),
+            lambda: evaluate(model, corpus, edits, watcher=None if share_prefix else Whole()),
             n,
             args.device,
         )

@@ -35,6 +35,7 @@ ARROWS: dict[str, set[str]] = {
         "explanations": f"{_FLOOR} verbs anatomy models positions scans",
         "interventions": f"{_FLOOR} verbs anatomy models positions scans",
         "prefixes": f"{_FLOOR} verbs anatomy models variants positions scans explanations interventions",
+        "quantisation": f"{_FLOOR} verbs anatomy models positions scans interventions prefixes",
         "classics": f"{_FLOOR} verbs anatomy models positions scans explanations interventions",
         "training": f"{_FLOOR} anatomy variants models",
         "labs": f"{_FLOOR} anatomy variants models training",

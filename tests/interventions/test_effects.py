@@ -28,6 +28,7 @@ from massact.interventions import (
     zero_dims,
 )
 from massact.interventions.effects import Paired, effects_of
+from massact.interventions.watchers import Whole
 from massact.models import Model, with_attention
 from massact.records.errors import UserError, WorkError
 from massact.records.kinds.intervention import InterveneInfo, Intervention
@@ -114,7 +115,7 @@ def test_the_shared_prefix_with_padding_and_edits_of_all_kinds(name: str) -> Non
     edits = [zero_dims([1], "1.resid_post"), zero_dims([2], "1.resid_post"), zero_dims([3], "3.resid_post"),
              zero_dims([4], "*.resid_post"), zero_dims([5], "2.mlp_out"), more, cut_attention([0])]  # fmt: skip
     corpus = ma.corpus(ragged([12, 5, 9], left=False))
-    one, other = (evaluate(model, corpus, edits, batch_size=2, share_prefix=shared) for shared in (True, False))
+    one, other = (evaluate(model, corpus, edits, batch_size=2, watcher=watcher) for watcher in (None, Whole()))
     for edit in edits:
         assert one.fired[edit.name] == other.fired[edit.name]
         for metric, values in other.edited[edit.name].items():

@@ -13,6 +13,7 @@ import massact as ma
 from massact.interventions import evaluate, intervene, massive, zero
 from massact.interventions.catalogue import super_weights, zero_dims
 from massact.interventions.effects import Paired, effects_of, told_apart
+from massact.interventions.watchers import Whole
 from massact.models import Model
 from massact.records.errors import UserError, WorkError
 from massact.records.kinds.scan import ScanResult
@@ -75,7 +76,7 @@ def test_sharing_the_prefix_changes_no_bit(name: str, layer: int) -> None:
     model, ids = ma.load(build(name)), tokens(3)
     edits = [Edit(f"e{i}", f"{layer}.resid_post", lambda h, b, i=i: h * (1 + 0.1 * i)) for i in (1, 2)]
     shared = evaluate(model, ma.corpus(ids), edits)
-    whole = evaluate(model, ma.corpus(ids), edits, share_prefix=False)
+    whole = evaluate(model, ma.corpus(ids), edits, watcher=Whole())
     for edit in edits:
         for metric, values in whole.edited[edit.name].items():
             np.testing.assert_array_equal(shared.edited[edit.name][metric], values)

@@ -17,6 +17,7 @@ from torch import Tensor
 from massact.corpora import Corpus
 from massact.interventions.predictions import Asked, Predicted, Task, arrays, ask, logits_of, predicted, task_of
 from massact.interventions.sinks import SINK_METRICS, Masses, Sinks, sink_probes, unseen_attention
+from massact.interventions.watchers import Watcher
 from massact.models import Model
 from massact.records.anatomy import Stack
 from massact.records.errors import UserError
@@ -106,9 +107,9 @@ def evaluate(
     *,
     batch_size: int = 1,
     labels: Tensor | None = None,
-    share_prefix: bool = True,
     sinks: Sinks | None = None,
     since: int = 0,
+    watcher: Watcher | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Paired:
     """Run a corpus without edits and with each of them.
@@ -122,9 +123,9 @@ def evaluate(
         edits: each evaluated on its own; those of one name are numbered, see `told_apart`.
         batch_size: sequences per forward pass.
         labels: (N,) classes, for accuracy.
-        share_prefix: False runs every edit through the whole model (to check that it is the same).
         sinks: also every sink statistic, of the layers behind the edit. Needs a model of `with_attention`.
         since: targets before this position do not count.
+        watcher: of what else is to be seen of these passes, which are then run from the first block.
         progress: called with sequences done and sequences in all.
 
     Raises:
@@ -142,23 +143,30 @@ def evaluate(
     for batch in corpus.batches(batch_size):
         truth = None if labels is None else labels[list(batch.sequences)]
         asked = ask(batch, task)
-        prefixes, tokens = _prefixes(model, edits) if share_prefix else {}, dict[int, list[int]]()
+        prefixes, tokens = _prefixes(model, edits) if watcher is None else {}, dict[int, list[int]]()
         with torch.inference_mode(), ExitStack() as stack:
             for prefix in prefixes.values():
                 stack.enter_context(prefix.recording())
-            probes = sink_probes(model, sinks, tokens, find=batch)
+            probes = sink_probes(model, sinks, tokens, find=batch) + (
+                [] if watcher is None else watcher.probes(model, None)
+            )
             seen = stack.enter_context(observing(model, probes, batch=batch, lenient=LENIENT))
             logits = logits_of(model, asked.batch)
         first, before = Masses.of(seen), predicted(logits, asked, truth, task)
+        if watcher is not None:
+            watcher.take(None, seen)
         base.append(arrays([p.numbers() for p in before]))
         for edit in edits:
             where, probes = _layer_of(model, edit), sink_probes(model, sinks, tokens, among=first)
+            probes += [] if watcher is None else watcher.probes(model, edit.name)
             skipping = prefixes[where].skipping() if where in prefixes else nullcontext()
             with torch.inference_mode(), skipping:
                 # It may leave a batch alone, but not all of them.
                 with observing(model, probes, [edit], batch=batch, text=True, lenient=LENIENT) as seen:
                     changed = logits_of(model, asked.batch)
             fired[edit.name].add(seen.edits[0])
+            if watcher is not None:
+                watcher.take(edit.name, seen)
             now, moved = Masses.of(seen), seen.rows[-1] if seen.rows and _reads_text(asked, task) else None
             said = predicted(changed, asked, truth, task, moved=moved, among=before)
             new, old = _alike(before, said)

@@ -1,0 +1,100 @@
+"""Guilt: which sites have to stay in full precision for a scheme to cost no more than a target, the worst first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from massact.interventions.effects import Paired, effects_of, evaluate
+from massact.quantisation.deviations import Local, local_deviations
+from massact.quantisation.linears import point_of
+from massact.quantisation.roundings import edit_of
+from massact.quantisation.schemes import Scheme, scheme
+from massact.records.errors import UserError
+from massact.records.sites import Site
+from massact.records.verdicts import HARMFUL
+
+if TYPE_CHECKING:
+    from massact.quantisation.job import Work
+
+STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+TOGETHER = 4  # of them run beside one pass in full precision
+
+
+def guilty_rows(
+    work: Work, schemes: Sequence[Scheme], paired: Paired, local: dict[tuple[str, Site], Local]
+) -> list[dict[str, object]]:
+    """Rows of the table `guilty_sites`: the loss as the sites with the greatest local error stay in full precision.
+
+    Greedy, by the error of all tokens but the massive ones at the end of the block; until the interval of the loss
+    reaches down to the target, or no site is left. No row where no scheme is to blame.
+
+    Raises:
+        UserError: a scheme was named that quantises no activations.
+    """
+    chosen = _chosen(work, schemes, paired)
+    if chosen is None:
+        return []
+    mine = {site: found for (name, site), found in local.items() if name == chosen.name}
+    if not mine:
+        head = work.calibration.head(min(work.config.local_sequences, work.calibration.n_sequences))
+        found = local_deviations(work.ready, head, [chosen], lambda: None)
+        mine = {site: one for (_, site), one in found.items()}
+    if not mine:
+        raise UserError(f"The scheme {chosen.name!r} quantises no site that could be left out.",
+                        do="Name one that quantises activations: --guilty int8-tensor")  # fmt: skip
+    order = sorted(mine, key=lambda s: -_known(mine[s].deviation.rest.error))
+    losses = _losses(work, chosen, order)
+    rows = []
+    for left_out in range(len(order) + 1):
+        site = order[left_out - 1] if left_out else None
+        rows.append({
+            "scheme": chosen.name, "left_out": left_out, "layer": 0 if site is None else site.layer,
+            "site": "" if site is None else site.point,
+            "local_rest": math.nan if site is None else mine[site].deviation.rest.error,
+        } | losses.get(left_out, {}))  # fmt: skip
+    return rows
+
+
+def _known(error: float) -> float:
+    return -1.0 if math.isnan(error) else error
+
+
+def _chosen(work: Work, schemes: Sequence[Scheme], paired: Paired) -> Scheme | None:
+    """The scheme that was named, or of those whose scale serves a whole tensor the worst, if it is harmful."""
+    asked = work.config.guilty
+    if asked is not None:
+        return None if asked == "none" else scheme(asked)
+    everyone = np.ones(len(paired.n_targets), bool)
+    worst: tuple[float, Scheme] | None = None
+    for one in schemes:
+        remedied = one != one.plain() or not one.sites or one.weights is not None
+        if remedied or any(p.form.sharing != "tensor" for p in one.parts):
+            continue
+        found = next((e for e in effects_of(paired, one.name, everyone, work.config.margin) if e.metric == "nll"), None)
+        if found is not None and found.verdict == HARMFUL and (worst is None or found.delta > worst[0]):
+            worst = found.delta, one
+    return None if worst is None else worst[1]
+
+
+def _losses(work: Work, chosen: Scheme, order: Sequence[Site]) -> dict[int, dict[str, object]]:
+    """Sites left out -> loss, for some numbers of them, up to the first that meets the target."""
+    steps = [k for k in (0, *STEPS) if k < len(order)]
+    found: dict[int, dict[str, object]] = {}
+    for at in range(0, len(steps), TOGETHER):
+        few = steps[at : at + TOGETHER]
+        edits = {k: edit_of(work.held, chosen.without((s.layer, point_of(s)) for s in order[:k]), f"{k} left out")
+                 for k in few}  # fmt: skip
+        paired = evaluate(work.held.model, work.text, list(edits.values()), batch_size=work.config.batch_size)
+        everyone = np.ones(len(paired.n_targets), bool)
+        for k, edit in edits.items():
+            effect = next(e for e in effects_of(paired, edit.name, everyone, work.config.margin) if e.metric == "nll")
+            row = effect.row()
+            found[k] = {name: row[name] for name in ("delta_nats", "nats_low", "nats_high", "verdict")}
+            if not float(effect.ci_low) > work.config.target:
+                return found
+        work.say("guilty sites", at + len(few), len(steps))
+    return found

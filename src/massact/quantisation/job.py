@@ -1,0 +1,323 @@
+"""`quantise`: every scheme against full precision, what each remedy saves, and which sites are guilty."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from massact.corpora import Corpus
+from massact.interventions.effects import Paired, effect_rows, evaluate
+from massact.interventions.job import LEAST_HELD_OUT
+from massact.interventions.tasks import evaluate_tasks
+from massact.models import Model, with_attention
+from massact.quantisation.deviations import Local, Propagated, local_deviations
+from massact.quantisation.guilt import guilty_rows
+from massact.quantisation.linears import linears_of, point_of
+from massact.quantisation.massive_tokens import MassiveTokens, massive_tokens
+from massact.quantisation.number_formats import scale_of
+from massact.quantisation.roundings import Prepared, calibrate, check_widths, edit_of, predicted_zeros
+from massact.quantisation.schemes import DEFAULT, SITES, Scheme, scheme
+from massact.quantisation.super_weights import super_weights
+from massact.records.clusters import passing
+from massact.records.errors import UserError, near
+from massact.records.kinds.quantisation import Quantisation, QuantiseInfo
+from massact.records.kinds.scan import ScanResult
+from massact.records.sites import Site
+from massact.records.tables import frame
+from massact.scans import scanned_inputs
+from massact.stats.intervals import mean_interval
+from massact.verbs.quantise import QuantiseConfig
+
+NO_CURVE = "none"
+REMEDIED = ("exempt", "rotated", "smooth", "insert", "slots", "super_weights")
+
+
+def check(options: QuantiseConfig) -> None:
+    """Refuse a scheme or a site that there is not, before minutes are spent on loading.
+
+    Raises:
+        UserError: says what it could be; or the extra is not installed.
+    """
+    for i, name in enumerate(options.schemes):
+        scheme(name)
+        if name in options.schemes[:i]:
+            raise UserError(f"The scheme {name!r} is given twice.", do="Give it once.")
+    for site in options.sites:
+        if site not in SITES:
+            raise UserError(f"{site!r} is no site of activations.", do=near(site, SITES))
+    if options.guilty not in (None, NO_CURVE):
+        scheme(str(options.guilty))
+
+
+@dataclass
+class Work:
+    """What all parts of a quantisation need.
+
+    Args:
+        ready: on the calibration sequences; held: the same on those that losses are of.
+        calibration, text: these sequences.
+        notes: what a reader must know.
+        say: called with (stage, done, in all).
+    """
+
+    config: QuantiseConfig
+    ready: Prepared
+    held: Prepared
+    calibration: Corpus
+    text: Corpus
+    say: Callable[..., None]
+    notes: list[str] = field(default_factory=list)
+
+    def evaluated(self, schemes: Sequence[Scheme], **more: Any) -> Paired:
+        """Losses of schemes, each beside full precision."""
+        edits = [edit_of(self.held, s) for s in schemes]
+        n = self.text.n_sequences
+        return evaluate(
+            self.held.model, self.text, edits, batch_size=self.config.batch_size,
+            progress=lambda done, _: self.say("quantise", done, n), **more,
+        )  # fmt: skip
+
+
+def quantise(
+    model: Any, corpus: Any, scan: ScanResult, *, progress: Callable[..., None] | None = None, **options: Any
+) -> Quantisation:
+    """What a model loses in low precision, scheme by scheme, and what massive activations have to do with it.
+
+    Args:
+        model: the scanned model, with its language-model head; loaded, or anything that `load` takes.
+        corpus: what was scanned, see `explain`.
+        scan: its result: which tokens are massive.
+        progress: called with (stage, done, in all).
+        **options: see `QuantiseConfig`.
+
+    Raises:
+        UserError: a bad option, a model that is quantised already, or without logits; groups that do not divide.
+    Source: LLM.int8 (Dettmers 2022), SmoothQuant (Xiao 2022), QuaRot (Ashkboos 2024), IntactKV (Liu 2024), PrefixQuant
+        (Chen 2024), KIVI (Liu 2024), super weights (Yu 2024).
+    """
+    config, began = QuantiseConfig.of(options), time.perf_counter()
+    check(config)
+    schemes = _schemes(config)
+    loaded, ready = scanned_inputs(model, corpus, scan)
+    _refuse_quantised(loaded)
+    ready = ready if config.n_sequences is None else ready.head(config.n_sequences)
+    work = _work(config, loaded, ready, scan, schemes, progress or (lambda *_: None))
+    schemes = _without_idle(work, schemes)
+    plain = [s for s in schemes if not s.slots]
+    beside = Propagated(work.ready.stack, work.held.massive)
+    paired = work.evaluated(plain, watcher=beside)
+    local = _local(work, plain)
+    rows = _rows(paired, plain, config.margin)
+    rows += _task_rows(work, plain)
+    curve = guilty_rows(work, plain, paired, local)
+    info = _info(work, scan, schemes, (ready, began))
+    return Quantisation(
+        info, frame("quantised", rows), frame("remedies", _remedies(paired, plain)),
+        frame("quantised_sites", _site_rows(work, plain, beside, local)), frame("guilty_sites", curve),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- before anything runs
+def _schemes(config: QuantiseConfig) -> list[Scheme]:
+    """Those that were asked for, at the sites that were asked for."""
+    made = [scheme(name) for name in config.schemes or DEFAULT]
+    if not config.sites:
+        return made
+    cut = [s.at(config.sites) for s in made]
+    return [s for s in cut if s.parts]
+
+
+def _refuse_quantised(model: Model) -> None:
+    told = model.gguf or getattr(model, "quantised", None)
+    if told is not None and not (model.gguf is not None and told is model.gguf):
+        raise UserError(
+            "This model is quantised already.",
+            "A second rounding on top of the first says nothing about either.",
+            "Give the model in full precision; massact compare tells what a quantised one did to massive activations.",
+        )
+
+
+def _work(
+    config: QuantiseConfig,
+    model: Model,
+    corpus: Corpus,
+    scan: ScanResult,
+    schemes: list[Scheme],
+    say: Callable[..., None],
+) -> Work:
+    """Everything that is measured before a scheme runs."""
+    n = corpus.n_sequences
+    half = n // 2 if config.hold_out and n >= LEAST_HELD_OUT else 0
+    stack = config.stack if config.stack is not None else _main_stack(model, scan)
+    massive = massive_tokens(scan, stack)
+    loaded = with_attention(model) if any(s.cached for s in schemes) else model
+    ready = Prepared(loaded, stack, linears_of(loaded, stack), massive, seed=config.seed)
+    for one in schemes:
+        check_widths(ready, one)
+    head = corpus.head(half) if half else corpus
+    ready = calibrate(ready, head, schemes, config.local_sequences, say)
+    if any(s.super_weights for s in schemes):
+        ready = replace(ready, spared=super_weights(ready, scan))
+    text = corpus.part(half, trim=False) if half else corpus
+    held = replace(ready, massive=massive.behind(half))
+    return Work(config, ready, held, head, text, say, ready.linears.notes())
+
+
+def _main_stack(model: Model, scan: ScanResult) -> str:
+    having = passing(scan.clusters)
+    having = having[having["site"] == "resid_post"]
+    return str(having["stack"].iloc[0]) if len(having) else model.anatomy.stacks[-1].name
+
+
+def _without_idle(work: Work, schemes: list[Scheme]) -> list[Scheme]:
+    """Without those that spare massive tokens, where there are none; says so."""
+    massive = work.ready.massive
+    if massive.left:
+        names = ", ".join(massive.left[:6])
+        work.notes.append(f"{names}: on too many tokens to spare any for them; they count in every scale.")
+    if massive.count:
+        return schemes
+    work.notes.append("The scan has no massive activations on single tokens: there is nothing to exempt, and schemes "
+                      "that "
+                      "would were left out.")  # fmt: skip
+    kept = [s for s in schemes if not s.spares]
+    if not kept:
+        raise UserError("The scan has no massive activations on single tokens, and every scheme spares them.",
+                        do="Leave out +exempt and +insert.")  # fmt: skip
+    return kept
+
+
+# ---------------------------------------------------------------------------------------------- what is measured
+def _local(work: Work, schemes: Sequence[Scheme]) -> dict[tuple[str, Site], Local]:
+    head = work.calibration.head(min(work.config.local_sequences, work.calibration.n_sequences))
+    done, n = 0, head.n_sequences * sum(len({p.target for p in s.parts} - {"weights"}) for s in schemes)
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        work.say("each site", done, n)
+
+    return local_deviations(work.ready, head, schemes, step)
+
+
+def _rows(paired: Paired, schemes: Sequence[Scheme], margin: float, **more: Any) -> list[dict[str, object]]:
+    """Rows of the table `quantised`."""
+    by_name = {s.name: s for s in schemes}
+    rows = effect_rows(paired, margin=margin, **more)
+    return [_told(by_name[str(row["edit"])]) | row | {"quantised": row["edited"]} for row in rows]
+
+
+def _told(one: Scheme) -> dict[str, object]:
+    """A scheme in columns."""
+    shared = {p.form.sharing for p in one.parts}
+    return {
+        "scheme": one.name, "formats": one.told(), "rounded": one.told(scales=False),
+        "sharing": shared.pop() if len(shared) == 1 else "mixed", "exempt": one.exempt, "rotated": one.rotated,
+        "smoothed": float("nan") if one.smooth is None else one.smooth, "inserted": one.insert, "slots": one.slots,
+    }  # fmt: skip
+
+
+def _task_rows(work: Work, schemes: Sequence[Scheme]) -> list[dict[str, object]]:
+    """Rows of lm-eval tasks."""
+    config = work.config
+    if not config.tasks:
+        return []
+    first = work.ready.massive.first_of_each()
+    able = [s for s in schemes if first is not None or not s.spares]
+    if len(able) < len(schemes):
+        work.notes.append("Massive tokens of this model are not only first ones, so which they are in a task is not "
+                          "known: "
+                          "tasks are not given for schemes that spare them.")  # fmt: skip
+    ready = replace(work.ready, massive=first or MassiveTokens())
+    edits = [edit_of(ready, s) for s in able]
+    folder = None if config.task_folder is None else Path(config.task_folder)
+    done = evaluate_tasks(ready.model, config.tasks, edits, folder=folder, limit=config.limit, progress=None)
+    return [row for task, paired in done.items() for row in _rows(paired, able, config.margin, task=task)]
+
+
+def _remedies(paired: Paired, schemes: Sequence[Scheme]) -> list[dict[str, object]]:
+    """What each remedy saves: pairs of schemes that differ in it alone, over the same targets."""
+    rows: list[dict[str, object]] = []
+    weights = paired.n_targets
+    for after in schemes:
+        for name in REMEDIED:
+            off: Any = None if name == "smooth" else False
+            if getattr(after, name) == off:
+                continue
+            without: dict[str, Any] = {name: off}
+            bare = replace(after, **without)
+            for before in schemes:
+                if replace(before, name="", smooth_sites=()) != replace(bare, name="", smooth_sites=()):
+                    continue
+                a, b = (paired.edited[s.name].get("nll") for s in (before, after))
+                if a is None or b is None:
+                    continue
+                base = paired.baseline["nll"]
+                saved = mean_interval(a - b, weights)
+                rows.append({
+                    "scheme": before.name, "remedy": _remedy_name(after, name), "remedied": after.name,
+                    "before_nats": float(np.average(a - base, weights=weights)),
+                    "after_nats": float(np.average(b - base, weights=weights)), "saved_nats": float(saved.estimate),
+                    "saved_low": float(saved.low), "saved_high": float(saved.high), "n_sequences": len(a),
+                })  # fmt: skip
+    return rows
+
+
+def _remedy_name(one: Scheme, name: str) -> str:
+    if name == "smooth":
+        return "smooth-all" if one.smooth_sites == SITES else "smooth"
+    return {"rotated": "hadamard", "super_weights": "super"}.get(name, name)
+
+
+def _site_rows(
+    work: Work, schemes: Sequence[Scheme], beside: Propagated, local: dict[tuple[str, Site], Local]
+) -> list[dict[str, object]]:
+    """Rows of the table `quantised_sites`."""
+    rows: list[dict[str, object]] = []
+    by_name = {s.name: s for s in schemes}
+    for (name, site), mine in sorted(local.items(), key=lambda x: (list(by_name).index(x[0][0]), x[0][1].layer)):
+        one, ranges = by_name[name], work.ready.ranges.get(site)
+        form = one.form(point_of(site))
+        whole = beside.layers.get(name, {}).get(site.layer)
+        unknown = float("nan")
+        amax = unknown if ranges is None else float(ranges.amax.get((False, False), unknown))
+        rest = unknown if ranges is None else float(ranges.amax.get((False, True), unknown))
+        scale = unknown
+        if form is not None and form.sharing == "tensor" and ranges is not None and one.smooth is None:
+            scale = float(scale_of(form, ranges.amax[one.rotated, one.spares]))
+        rows.append({
+            "scheme": name, "stack": site.stack, "layer": site.layer, "site": site.point,
+            "local_massive": mine.deviation.massive.error, "local_rest": mine.deviation.rest.error,
+            "error_massive": unknown if whole is None else whole.massive.error,
+            "error_rest": unknown if whole is None else whole.rest.error,
+            "zeroed_rate": unknown if form is None or site.point in ("k", "v") else predicted_zeros(
+                work.ready, one, site, form),
+            "zeroed_measured": mine.zeroed_rate, "scale": scale, "amax": amax, "amax_rest": rest,
+        })  # fmt: skip
+    return rows
+
+
+def _info(work: Work, scan: ScanResult, schemes: Sequence[Scheme], rest: tuple[Corpus, float]) -> QuantiseInfo:
+    corpus, began = rest
+    massive, n, half = work.ready.massive, corpus.n_sequences, work.text.n_sequences < corpus.n_sequences
+    first = work.calibration.n_sequences if half else n
+    info = QuantiseInfo.of(
+        scan.info, work.config.record(), corpus, n,
+        massive={"clusters": list(massive.clusters), "tokens": massive.count, "left": list(massive.left)},
+        calibrated_on=f"sequences 0 to {first - 1}",
+        evaluated_on=f"sequences {first if half else 0} to {n - 1}",
+        schemes={s.name: _told(s) for s in schemes}, target=work.config.target,
+    )  # fmt: skip
+    if not half and any(s.static or s.insert or s.smooth is not None for s in schemes):
+        info.notes.append("Static scales, constant vectors and smoothing are of the sequences that losses are of.")
+    turned = work.ready.turned_in_blocks()
+    info.notes += [f"{width} entries have no Hadamard matrix: they are rotated in blocks of {block}."
+                   for width, block in turned.items()]  # fmt: skip
+    info.notes += work.notes
+    info.wall_s = time.perf_counter() - began
+    return info

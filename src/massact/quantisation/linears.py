@@ -1,0 +1,119 @@
+"""Which matrices read what: the Linear modules behind every site, and those that read none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from massact.anatomy.discovery import run_example
+from massact.models import Model
+from massact.quantisation.schemes import SITES
+from massact.records.anatomy import Place
+from massact.records.errors import UserError
+from massact.records.sites import Site
+from massact.trace.hooks import tapped
+from massact.trace.integrity import unchanged
+
+
+@dataclass(frozen=True)
+class Linears:
+    """The matrices of a stack.
+
+    Args:
+        readers: site -> dotted names of the modules that read it.
+        others: modules in the blocks that read something else: they stay as they are where activations are quantised.
+        widths: site -> F.
+        missing: point -> layers that do not have it, with the reason.
+    """
+
+    readers: dict[Site, tuple[str, ...]]
+    others: tuple[str, ...]
+    widths: dict[Site, int]
+    missing: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+
+    def at(self, point: str) -> list[Site]:
+        """The sites of a point, layer by layer; of blocks with two MLPs both."""
+        return [s for s in self.readers if point_of(s) == point]
+
+    @property
+    def modules(self) -> list[str]:
+        """All of them, in the order of the blocks."""
+        return [name for names in self.readers.values() for name in names] + list(self.others)
+
+    def notes(self) -> list[str]:
+        """What is not quantised, one sentence each."""
+        told = [
+            f"No {point} at layers {', '.join(map(str, layers))}: {why}."
+            for point, (layers, why) in self.missing.items()
+        ]
+        if self.others:
+            names = ", ".join(self.others[:3]) + (f" and {len(self.others) - 3} more" if len(self.others) > 3 else "")
+            told.append(f"What {names} read is none of the sites, so their inputs stay as they are.")
+        return told
+
+
+def point_of(site: Site) -> str:
+    """The point of a site, without the number of a second sublayer."""
+    return site.point.rstrip("0123456789").rstrip("_") if site.point not in SITES else site.point
+
+
+def is_matrix(module: nn.Module) -> bool:
+    """Whether a module multiplies by a weight (2-D), as Linear and Conv1D do; embeddings look up."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding)
+
+
+def by_rows(module: nn.Module) -> bool:
+    """Whether its weight is (outputs, inputs); Conv1D of GPT-2 keeps (inputs, outputs)."""
+    return type(module).__name__ != "Conv1D"
+
+
+def linears_of(model: Model, stack: str) -> Linears:
+    """Find out in one short pass which modules read what every site holds.
+
+    Raises:
+        UserError: the blocks have none of the sites.
+    """
+    blocks = model.anatomy.stack(stack).blocks
+    sites = {s: p for s, p in model.anatomy.sites().items() if s.stack == stack and point_of(s) in SITES}
+    if not sites:
+        raise UserError("The blocks of this model read no site that can be quantised.",
+                        f"They have none of {', '.join(SITES)}.")  # fmt: skip
+    held: dict[Site, Tensor] = {}
+    read: dict[str, Tensor] = {}
+
+    def keep(store: dict, key: object) -> Callable[[Tensor], None]:
+        return lambda x: store.setdefault(key, x.detach())
+
+    names = [f"{b.module}.{n}" for b in {b.module: b for b in blocks}.values()
+             for n, m in model.module.get_submodule(b.module).named_modules() if n and is_matrix(m)]  # fmt: skip
+    taps = [(p, keep(held, s)) for s, p in sites.items()] + [(Place(n, "in", (0,)), keep(read, n)) for n in names]
+    with torch.inference_mode(), unchanged(model.module), tapped(model.module, taps) as state:
+        state.begin()
+        run_example(model.module, model.example)
+    at = {_address(x): s for s, x in held.items()}
+    readers: dict[Site, list[str]] = {s: [] for s in sites}
+    others: list[str] = []
+    for name in names:
+        site = at.get(_address(read[name])) if name in read else None
+        (others if site is None else readers[site]).append(name)
+    widths = {s: held[s].shape[-1] for s in sites if s in held}
+    return Linears({s: tuple(n) for s, n in readers.items()}, tuple(others), widths, _missing(model, stack))
+
+
+def _address(x: Tensor) -> tuple[int, int]:
+    """Where a tensor lies, and how many entries it has: a view of another shape is still the same numbers."""
+    return x.data_ptr(), x.numel()
+
+
+def _missing(model: Model, stack: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    found: dict[str, tuple[list[int], str]] = {}
+    for block in model.anatomy.stack(stack).blocks:
+        for point in SITES:
+            if point not in block.places:
+                why = block.unavailable.get(point, "the block has no such sublayer")
+                found.setdefault(point, ([], why))[0].append(block.layer)
+    return {point: (tuple(layers), why) for point, (layers, why) in found.items()}

@@ -1,0 +1,290 @@
+"""Number formats: how a tensor is rounded, and which of its entries share a scale.
+
+Fake quantisation: Q(x) = dequantise(quantise(x)), in float32. All rounding is torchao's; what is said here is which
+blocks of a tensor have one scale, and what that is made of.
+
+Shapes: N tokens, F features, O outputs of a weight, K key-value heads, E width of a head.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from massact.records.errors import UserError
+
+INSTALL = "pip install 'massact[quant]'"
+FP8_MOST = 448.0  # e4m3
+MX_BLOCK, NV_BLOCK = 32, 16
+SHARINGS = ("tensor", "token", "channel", "group", "head")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format, and which entries share a scale.
+
+    Integers are symmetric: scale = amax / (2^(bits - 1) - 1), torchao's; where `full`, amax / (2^(bits - 1) - 1/2)
+    and one
+    more negative number, compressed-tensors' (its greatest value saturates). FP8 is e4m3: amax / 448. MXFP4: blocks
+    of 32 with a power of two. NVFP4: blocks of 16 with an e4m3 scale, over one float32 scale of the tensor.
+
+    Args:
+        kind: int, fp8, mxfp4 or nvfp4.
+        bits: of integers.
+        sharing: tensor, token, channel, group, head; block of the microscaled kinds; none: FP8 without a scale.
+        group: entries of a group.
+        static: the scale is of other text, measured before; else of what is quantised.
+        full: see above.
+    """
+
+    kind: str
+    bits: int = 8
+    sharing: str = "tensor"
+    group: int = 0
+    static: bool = False
+    full: bool = False
+
+    @property
+    def name(self) -> str:
+        """int8, fp8-e4m3, mxfp4, nvfp4."""
+        return f"int{self.bits}" if self.kind == "int" else "fp8-e4m3" if self.kind == "fp8" else self.kind
+
+    def shared(self, row: str) -> str:
+        """' by tensor, static', with the word for what is one row."""
+        named = {"block": "", "none": " without a scale", "group": f" by groups of {self.group}", "token": f" by {row}"}
+        return named.get(self.sharing, f" by {self.sharing}") + ", static" * self.static
+
+    @property
+    def most(self) -> int:
+        """The greatest integer."""
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def least(self) -> int:
+        """The least integer."""
+        return -self.most - int(self.full)
+
+    @property
+    def block(self) -> int:
+        """Entries along the last axis that must divide it; 1: any width will do."""
+        return {"mxfp4": MX_BLOCK, "nvfp4": NV_BLOCK}.get(self.kind, self.group if self.sharing == "group" else 1)
+
+    @property
+    def steps(self) -> float:
+        """Scale = amax / this, of integers and FP8; NaN of the microscaled kinds."""
+        return {"int": (self.most - self.least) / 2, "fp8": FP8_MOST}.get(self.kind, float("nan"))
+
+    @property
+    def smallest(self) -> float:
+        """An entry below this many scales is rounded to 0: half of a step, in FP8 half of the least subnormal."""
+        return {"int": 0.5, "fp8": 2.0**-10}.get(self.kind, float("nan"))
+
+    def check(self, width: int, where: str) -> None:
+        """Refuse a width that its blocks do not divide.
+
+        Raises:
+            UserError: says which widths would do.
+        """
+        if width % self.block:
+            fits = [g for g in (16, 32, 48, 64, 96, 128) if width % g == 0]
+            raise UserError(
+                f"Groups of {self.block} do not divide the {width} entries of {where}.",
+                "Every group needs its scale, and a last one of another size is no format that a kernel has.",
+                f"Of the usual sizes {', '.join(map(str, fits)) or 'none'} would.",
+            )
+
+
+def blocks_of(sharing: str, shape: tuple[int, ...], group: int) -> tuple[int, ...]:
+    """How many entries along each axis share a scale.
+
+    Tokens of activations (N, F) and of keys or values (K, N, E) are the axis before the last; a channel is one place of
+    the last axis (of keys, of each head), a token one place of the other axes.
+    """
+    *heads, n, width = shape
+    ones = (1,) * len(heads)
+    return {
+        "tensor": shape,
+        "head": (*ones, n, width),
+        "token": (*ones, 1, width),
+        "channel": (*ones, n, 1),
+        "group": (*ones, 1, group),
+    }[sharing]
+
+
+def fake_quantised(x: Tensor, form: Format, amax: Tensor | None = None) -> Tensor:
+    """Q(x), in the dtype of x.
+
+    Args:
+        x: (N, F), (O, F) with a row for each output, or (K, N, E).
+        form: of which weights have sharing "token" for what is called a channel of them: a row.
+        amax: greatest |x| of the static scale, one number (or (F,) by channel, (K,) by head); None: of x.
+    """
+    if not x.numel() or not bool(x.any()):
+        return x.clone()
+    wide = x.detach().float()
+    if form.kind == "int":
+        y = _integers(wide, form, amax)
+    elif form.kind == "fp8":
+        y = _fp8(wide, form, amax)
+    elif form.kind == "mxfp4":
+        y = _mxfp4(wide)
+    else:
+        y = _nvfp4(wide, wide.abs().amax() if amax is None else amax.float())
+    return y.to(x.dtype)
+
+
+def scale_of(form: Format, amax: Tensor) -> Tensor:
+    """The scale of a greatest |x|, as torchao makes it; NaN of the microscaled kinds."""
+    if form.kind == "int":
+        return _int_scale(amax.reshape(1, -1).float(), form, (1, 1))[0].reshape(amax.shape)
+    if form.kind == "fp8":
+        made: Tensor = _primitives()._choose_scale_float8(amax.reshape(1, -1).float(), [1, 1])
+        return made.reshape(amax.shape)
+    return torch.full_like(amax, torch.nan)
+
+
+def _integers(x: Tensor, form: Format, amax: Tensor | None) -> Tensor:
+    torchao, block = _primitives(), blocks_of(form.sharing, tuple(x.shape), form.group)
+    given, sized = (x, block) if amax is None else (amax.float().reshape(_scales(x, block)), (1,) * x.ndim)
+    scale, zero = _int_scale(given, form, sized)
+    whole = torchao.quantize_affine(x, block, scale, zero, torch.int8, form.least, form.most)
+    made: Tensor = torchao.dequantize_affine(
+        whole, block, scale, zero, torch.int8, form.least, form.most, output_dtype=torch.float32
+    )
+    return made
+
+
+def _int_scale(x: Tensor, form: Format, block: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    torchao = _primitives()
+    made: tuple[Tensor, Tensor] = torchao.choose_qparams_affine(
+        x, torchao.MappingType.SYMMETRIC, block, torch.int8, form.least, form.most,
+        eps=torch.finfo(torch.float32).tiny, scale_dtype=torch.float32, zero_point_dtype=torch.int32,
+    )  # fmt: skip
+    return made
+
+
+def _scales(x: Tensor, block: tuple[int, ...]) -> tuple[int, ...]:
+    """One number for each block."""
+    return tuple(n // b for n, b in zip(x.shape, block, strict=True))
+
+
+def _fp8(x: Tensor, form: Format, amax: Tensor | None) -> Tensor:
+    torchao = _primitives()
+    if form.sharing == "none":
+        scale = torch.ones((1,) * x.ndim)
+    else:
+        block = blocks_of(form.sharing, tuple(x.shape), form.group)
+        given, sized = (x, block) if amax is None else (amax.float().reshape(_scales(x, block)), (1,) * x.ndim)
+        scale = torchao._choose_scale_float8(given, list(sized)).clamp(min=torch.finfo(torch.float32).tiny)
+    made: Tensor = torchao._dequantize_affine_float8(torchao._quantize_affine_float8(x, scale.to(x.device)), scale)
+    return made
+
+
+def _mxfp4(x: Tensor) -> Tensor:
+    made: Tensor = _module("torchao.prototype.mx_formats.mx_tensor").MXTensor.to_mx(
+        x.contiguous(), torch.float4_e2m1fn_x2, MX_BLOCK
+    ).dequantize(torch.float32)  # fmt: skip
+    return made
+
+
+def _nvfp4(x: Tensor, amax: Tensor) -> Tensor:
+    torchao = _module("torchao.prototype.mx_formats.nvfp4_tensor")
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
+    made: Tensor = torchao.NVFP4Tensor.to_nvfp4(
+        flat, NV_BLOCK, per_tensor_scale=torchao.per_tensor_amax_to_scale(amax.reshape(()))
+    ).dequantize(torch.float32)  # fmt: skip
+    return made.reshape(x.shape)
+
+
+def hadamard(size: int, seed: int) -> tuple[Tensor, int]:
+    """A random Hadamard matrix (size, size) with H H^T = 1, and the size of its blocks.
+
+    Where none of that size is known to compressed-tensors: blocks of the greatest power of two that divides it.
+    """
+    make = _module("compressed_tensors.transform.utils.hadamard").random_hadamard_matrix
+    draw = torch.Generator().manual_seed(seed)
+    for block in (size, size & -size):
+        try:
+            one = make(block, dtype=torch.float32, gen=draw) / block**0.5
+        except ValueError:
+            continue
+        return torch.block_diag(*[one] * (size // block)), block
+    raise UserError(f"There is no Hadamard matrix for {size} entries.", do="Leave out +hadamard.")
+
+
+def preset(name: str) -> Any:
+    """Weights and activations of a preset of compressed-tensors, such as W8A8.
+
+    Raises:
+        UserError: no such preset.
+    """
+    schemes = _module("compressed_tensors.quantization")
+    known = _module("compressed_tensors.quantization.quant_scheme").PRESET_SCHEMES
+    if name.upper() not in known:
+        raise UserError(f"{name!r} is no preset.", do=f"Known: {', '.join(known)}.")
+    return schemes.preset_name_to_scheme(name.upper(), ["Linear"])
+
+
+def of_arguments(args: Any, of_weights: bool) -> Format:
+    """The format of a preset's `QuantizationArgs`.
+
+    Raises:
+        UserError: a format that is none of ours (asymmetric integers, blocks).
+    """
+    strategy, bits = str(getattr(args.strategy, "value", args.strategy)), int(args.num_bits)
+    kind = str(getattr(args.type, "value", args.type))
+    dynamic = args.dynamic is True or str(getattr(args.dynamic, "value", args.dynamic)) == "local"
+    if kind == "float" and bits == 4:
+        made = Format("nvfp4" if strategy == "tensor_group" else "mxfp4", 4, "block")
+        return replace(made, static=made.kind == "nvfp4" and not of_weights)
+    known = {"tensor": "tensor", "token": "token", "channel": "token", "group": "group", "attn_head": "head"}
+    if (
+        strategy not in known
+        or not args.symmetric
+        or (kind, bits) not in {("int", b) for b in range(2, 9)} | {("float", 8)}
+    ):
+        raise UserError(f"Presets with {kind}{bits} by {strategy}{'' if args.symmetric else ', asymmetric,'} are not "
+                        f"measured.",
+                        do="Choose one of symmetric integers, FP8, MXFP4 or NVFP4.")  # fmt: skip
+    static = not dynamic and not of_weights
+    return Format("int" if kind == "int" else "fp8", bits, known[strategy], args.group_size or 0, static, full=True)
+
+
+@cache
+def _primitives() -> Any:
+    return _module("torchao.quantization.quant_primitives")
+
+
+@cache
+def _module(name: str) -> Any:
+    """A module of the extra `quant`; what it prints while it is read is about kernels that are not run here.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        with _quiet():
+            return importlib.import_module(name)
+    except ImportError as error:
+        package = name.split(".")[0].replace("_", "-")
+        raise UserError(f"Quantisation needs {package}.", str(error), f"Install it: {INSTALL}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
