@@ -165,3 +165,14 @@ def test_keys_of_a_prefix_are_those_of_the_cache() -> None:
         k, v = pairs[f"model.layers.{i}.self_attn"]
         torch.testing.assert_close(k, layer.keys[0])
         torch.testing.assert_close(v, layer.values[0])
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "deepseek_v3"])
+def test_attention_of_a_folded_model_is_seen_with_its_slots(family: str, n: int) -> None:
+    """Every call is proved again, that of DeepSeek (wider keys than values) as one more column of the kernel."""
+    _, folded = folded_of(family, n)
+    seen = with_attention(folded.model)
+    assert len(seen.anatomy.attentions) == 3 and not seen.anatomy.no_attention
+    for place in seen.anatomy.attentions.values():
+        assert place.via == "interface" and place.row_sum < 0.99 and place.error <= place.allowed

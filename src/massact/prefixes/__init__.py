@@ -5,3 +5,12 @@ the model with the prefix in front, the search that chose the prefix, and what i
 massive activation over, how their keys and values are caught and where positions stand. Must not know files of results,
 figures, or what a family of models looks like.
 """
+
+from massact.prefixes.construction import Folded, build
+from massact.prefixes.equality import prove_equal
+from massact.prefixes.job import fold
+from massact.prefixes.prefix_files import save_folded
+from massact.prefixes.refusals import check_foldable
+from massact.prefixes.search import Search, search_prefix
+
+__all__ = ["Folded", "Search", "build", "check_foldable", "fold", "prove_equal", "save_folded", "search_prefix"]

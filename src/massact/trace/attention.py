@@ -7,7 +7,8 @@ kernel in the first two:
   own module), and asks the same fused kernel for its log-sum-exp as well;
 * the registered attention function of transformers stands in front of every other implementation (eager with
   soft-capping or learned sinks, flex, flash) and hands the call on to the model's own function; a function that has an
-  attribute `reads` says by it what else is in the softmax (an extra slot). In 16 bits such a function rounds its
+  attribute `reads` says by it what else is in the softmax (an extra slot), and by `has_slot` that what it gives the
+  kernel is not to be looked at (the slot may be one more key there). In 16 bits such a function rounds its
   scores before the softmax: then these are what counts, and they are taken from its softmax as well;
 * where attention is written out, the same mode sees the softmax over (batch, heads, queries, keys) and the product
   with the values that follows. This gives logits and values, but no queries and keys.
@@ -119,6 +120,7 @@ class _Taps(TorchFunctionMode):
         self.counts: dict[str, int] = defaultdict(int)
         self._pending: tuple[Tensor, Tensor] | None = None  # keys and values before they were repeated for GQA
         self._within = False  # inside an attention function of transformers' registry
+        self._muted = False  # inside one that gives the kernel a slot as one more key, and tells by itself
         self._rounded: Tensor | None = None  # what its softmax was given, in 16 bits
         self._n_seen = 0
         self._probs: tuple[Tensor, Tensor, set[int]] | None = None  # logits, probabilities, where these may lie
@@ -196,7 +198,7 @@ class _Taps(TorchFunctionMode):
                 lse = None if second is None else second[1]
         else:
             out, lse = given
-        if query.ndim == 4:
+        if query.ndim == 4 and not self._muted:
             k, v = self._pending if self._pending is not None else (key, value)
             new = self.emit(AttentionCall("sdpa", query, k, v, out, lse, factor, mask, is_causal))
             out = out if new is None else new
@@ -218,14 +220,17 @@ class _Taps(TorchFunctionMode):
             # A function with `reads` may change keys and values before it gives them to the kernel.
             self._pending = None if hasattr(own, "reads") else (key, value)
             self._within, self._rounded, seen = True, None, self._n_seen
+            self._muted = getattr(own, "has_slot", lambda _: False)(module)
             try:
                 result = own(module, query, key, value, attention_mask, *args, **kw)
             finally:
-                self._pending, self._within = None, False
+                self._pending, self._within, self._muted = None, False, False
             if self._n_seen == seen:  # it did not come to the fused kernel of torch
                 call = _interface_call(own, module, (query, key, value, attention_mask), args, kw, result[0])
                 if hasattr(own, "reads"):
-                    call = replace(call, **own.reads(module, query, key, value, attention_mask, *args, **kw))
+                    with torch._C.DisableTorchFunction():  # a softmax over slots is no attention
+                        fields = own.reads(module, query, key, value, attention_mask, *args, **kw)
+                    call = replace(call, **fields)
                 elif self._rounded is not None:
                     call = _with_scores(call, self._rounded)
                 self._rounded = None

@@ -85,7 +85,14 @@ def _reads(
     return fields
 
 
+def _has_slot(module: nn.Module) -> bool:
+    """Whether the variant of a module has a slot, which some kernels are given as one more key."""
+    installed = getattr(module, PREFIX + "variant", None)
+    return installed is not None and variant(installed.name).slot is not None
+
+
 attention.reads = _reads  # type: ignore[attr-defined]  # for massact.trace.attention
+attention.has_slot = _has_slot  # type: ignore[attr-defined]
 
 
 def _read(
