@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VISION := .venv-vision
+QUANT := .venv-quant
 STAMP := $(VENV)/.installed
 
-.PHONY: demo docs test test-real test-vision lint clean
+.PHONY: demo docs test test-real test-vision test-quant lint clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("massact needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Use: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
@@ -40,6 +41,12 @@ test-vision:
 	$(VISION)/bin/python -m pip install --quiet --editable '.[dev,vision]'
 	$(VISION)/bin/python -m pytest tests/models/test_timm.py
 
+# llm-compressor needs versions of its own of transformers and compressed-tensors: one more environment, without pinned ones.
+test-quant:
+	$(PYTHON) -m venv $(QUANT)
+	$(QUANT)/bin/python -m pip install --quiet --editable '.[dev,quant]' 'llmcompressor==0.14.0.1'
+	$(QUANT)/bin/python -m pytest tests/quantisation/test_oneshot.py
+
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict
 
@@ -49,4 +56,4 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(VISION) runs/demo runs/demo-smollm2
+	rm -rf $(VENV) $(VISION) $(QUANT) runs/demo runs/demo-smollm2
