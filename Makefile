@@ -44,7 +44,7 @@ test-vision:
 # llm-compressor needs versions of its own of transformers and compressed-tensors: one more environment, without pinned ones.
 test-quant:
 	$(PYTHON) -m venv $(QUANT)
-	$(QUANT)/bin/python -m pip install --quiet --editable '.[dev,quant]' 'llmcompressor==0.14.0.1'
+	$(QUANT)/bin/python -m pip install --quiet --editable '.[dev,quant]' 'llmcompressor==0.14.0.1' torch==2.13.0
 	$(QUANT)/bin/python -m pytest tests/quantisation/test_oneshot.py
 
 docs: $(STAMP)

@@ -85,6 +85,8 @@ def test_all_of_a_kind_is_one_pattern() -> None:
     assert patterns_of(GUILTY, NAMES) == [r"re:model\.layers\.(2|11)\.mlp\.down_proj$"]
     assert patterns_of(NAMES, NAMES) == [*(rf"re:model\.layers\.\d+\.{re.escape(n)}$" for n in LLAMA), "lm_head"]
     assert patterns_of(GUILTY[:1], NAMES) == [GUILTY[0]]
+    most = [n for n in NAMES if n.endswith("down_proj") and n not in GUILTY]
+    assert patterns_of(most, NAMES) == [r"re:model\.layers\.(?!(?:2|11)\.)\d+\.mlp\.down_proj$"]
 
 
 # ---- llm-compressor
