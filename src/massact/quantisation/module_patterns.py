@@ -12,6 +12,7 @@ def patterns_of(meant: Iterable[str], names: Iterable[str], always_regex: bool =
     r"""Dotted names and patterns "re:...$" that match `meant` among `names`, from the first letter on.
 
     Names that differ in their first number (the block) are one pattern; `\d+` where every block has one that is meant.
+    Where few blocks are left out, the pattern says these.
 
     Args:
         meant: dotted names, all of them in `names`.
@@ -19,17 +20,26 @@ def patterns_of(meant: Iterable[str], names: Iterable[str], always_regex: bool =
         always_regex: a single name is a pattern, too.
     """
     blocks: dict[str, set[str]] = {}
-    for frame, numbers in _by_frame(names).items():
+    known = _by_frame(names)
+    for frame, numbers in known.items():
         blocks.setdefault(frame.partition("*")[0], set()).update(numbers)
     made = []
     for frame, chosen in _by_frame(meant).items():
+        before, _, behind = frame.partition("*")
         if len(chosen) == 1 and not always_regex:
-            made.append(frame.replace("*", chosen[0]))
+            made.append(before + chosen[0] + behind)
             continue
-        every = len(chosen) > 1 and set(chosen) == blocks[frame.partition("*")[0]]
-        slot = r"\d+" if every else f"({'|'.join(chosen)})" if len(chosen) > 1 else chosen[0]
-        made.append(f"re:{slot.join(map(re.escape, frame.split('*')))}$")
+        every = set(known[frame]) == blocks[before] and behind.startswith(".")
+        made.append(f"re:{re.escape(before)}{_slot(chosen, known[frame], every)}{re.escape(behind)}$")
     return made
+
+
+def _slot(chosen: list[str], numbers: list[str], every: bool) -> str:
+    """The pattern of the number: those chosen; or any but those left out, where every block has such a module."""
+    left = [n for n in numbers if n not in chosen]
+    if every and len(chosen) > max(1, len(left)):
+        return rf"(?!(?:{'|'.join(left)})\.)\d+" if left else r"\d+"
+    return f"({'|'.join(chosen)})" if len(chosen) > 1 else chosen[0]
 
 
 def frame_of(name: str) -> str:

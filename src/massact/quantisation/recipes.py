@@ -99,6 +99,7 @@ class Recipe:
         exempt: massive tokens passed as they are, and counted in no scale.
         prefix: token ids in front of every text.
         others: weight matrices of the scheme that are no `torch.nn.Linear` (Conv1D of GPT-2).
+        apart: what else was measured that no library does, one sentence each.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Recipe:
     exempt: bool = False
     prefix: tuple[int, ...] = ()
     others: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -198,6 +200,7 @@ def unsupported(recipe: Recipe, library: str) -> list[str]:
         told.append(f"The prefix {list(recipe.prefix)} is none of its business: the serving engine puts it in front.")
     if recipe.others:
         told.append(f"{_some(recipe.others)} stay in full precision: they are no torch.nn.Linear.")
+    told += recipe.apart
     return told + (_not_in_llmcompressor(recipe) if library == "llmcompressor" else _not_in_torchao(recipe))
 
 
