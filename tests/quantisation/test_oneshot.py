@@ -16,7 +16,13 @@ from compressed_tensors.quantization import QuantizationScheme
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+import massact as ma
+from massact.quantisation.exports import recipe_of
+from massact.quantisation.job import quantise
+from massact.quantisation.linears import linears_of as matrices_of
 from massact.quantisation.recipes import Group, Recipe, llmcompressor_recipe
+from massact.quantisation.schemes import scheme
+from massact.scans import scanned_inputs
 from tests.quantisation.naive import nll_B, predicted
 
 try:  # it is particular about versions of what it needs
@@ -168,24 +174,51 @@ def test_what_oneshot_saves_is_what_it_made(llama: Path, texts: tuple[Tensor, Te
     torch.testing.assert_close(nll_B(loaded, texts[1]), nll_B(made, texts[1]))
 
 
-def test_real_smollm2_costs_what_was_predicted(smollm2: Path, real_text: Path, tmp_path: Path) -> None:
+# Every preset and one scheme of each way to share scales, on one model, as `quantise` names them.
+PREDICTED = [
+    "W8A8", "FP8", "FP8_DYNAMIC", "NVFP4", "MXFP4", "weights:int8-channel/act:int8-tensor",
+    "weights:int8-channel/act:int8-tensor-static", "weights:int8-channel/mlp_act:int8-tensor-static",
+    "act:int8-tensor-static", "weights:int4-group64",
+]  # fmt: skip
+
+
+def _costs(folder: Path, text: str, names: list[str], seq_len: int, n_sequences: int) -> dict[str, tuple[float, Any]]:
+    """Scheme -> (what `oneshot` costs with the exported recipe, the row of `quantise`), on the same targets.
+
+    Scales are of the first half of the sequences in both, losses of the second.
+    """
+    model = ma.load(str(folder))
+    corpus = ma.corpus(text, seq_len=seq_len, n_sequences=n_sequences)
+    scan = ma.scan(model, corpus, null=False)
+    rows = quantise(model, corpus, scan, schemes=names, guilty="none").quantised.set_index(["scheme", "metric"])
+    loaded, ready = scanned_inputs(model, corpus, scan)
+    first_BT, held_BT = ready.inputs["input_ids"].chunk(2)
+    bare = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    linears, base_B = matrices_of(loaded, loaded.anatomy.stacks[-1].name), nll_B(bare, held_BT)
+    costs = {}
+    for name in names:
+        recipe = recipe_of(scheme(name), linears, loaded)
+        made = run(folder, recipe, first_BT if recipe.calibrated else None)
+        costs[name] = float((nll_B(made, held_BT) - base_B).mean()), rows.loc[name, "nll"]
+    return costs
+
+
+def test_quantise_predicts_what_oneshot_costs(twin: Path) -> None:
+    costs = _costs(twin, "embedded", PREDICTED, 128, 16)
+    for name, (cost, row) in costs.items():
+        assert row["nats_low"] < cost < row["nats_high"], (name, cost, row["delta_nats"])
+    assert costs["weights:int8-channel/act:int8-tensor-static"][1]["nats_low"] > 0.1 > costs["W8A8"][1]["nats_high"]
+
+
+def test_real_smollm2_costs_what_quantise_predicts(smollm2: Path, real_text: Path, tmp_path: Path) -> None:
     """One scale for all tokens costs half a nat or more, one for each token hardly anything; both as predicted."""
     bare = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32).eval()
     bare.hf_quantizer = None  # its weights are plain by now
     del bare.config.quantization_config
     bare.save_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
-    tokenizer.save_pretrained(tmp_path)
-    ids = tokenizer((real_text / "wikitext2-valid.txt").read_text(encoding="utf-8")[:20_000])["input_ids"]
-    text_BT, held_BT = torch.tensor(ids[: 8 * 256]).reshape(2, 4, 256)
-    linears, base_B = linears_of(bare), nll_B(bare, held_BT)
-    meant = tuple(name for name, _ in linears if name != "lm_head")
-    costs = {}
-    for activations, tolerance in (("int8-token", 1e-5), ("int8-tensor-static", 0.1)):
-        recipe = Recipe("x", linears, (Group(meant, "int8-channel", activations),))
-        made = run(tmp_path, recipe, text_BT if recipe.calibrated else None)
-        with predicted(bare, scheme_of(recipe), meant, text_BT):
-            wanted = float((nll_B(bare, held_BT) - base_B).mean())
-        costs[activations] = float((nll_B(made, held_BT) - base_B).mean())
-        assert abs(costs[activations] - wanted) < tolerance
-    assert costs["int8-token"] < 0.1 < 0.4 < costs["int8-tensor-static"]
+    AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name).save_pretrained(tmp_path)
+    static = "weights:int8-channel/act:int8-tensor-static"
+    costs = _costs(tmp_path, str(real_text / "wikitext2-valid.txt"), ["W8A8", static], 256, 8)
+    for cost, row in costs.values():
+        assert row["nats_low"] < cost < row["nats_high"]
+    assert costs["W8A8"][0] < 0.1 < 0.4 < costs[static][0]
