@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from massact.models import Model
-from massact.quantisation.number_formats import Format
 from massact.quantisation.linears import Linears, point_of
+from massact.quantisation.number_formats import Format
 from massact.quantisation.recipes import Group, Recipe, llmcompressor_recipe, prefix_guide, torchao_script
 from massact.quantisation.schemes import SITES, Scheme
 from massact.records.errors import UserError
