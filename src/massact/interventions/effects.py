@@ -16,12 +16,11 @@ from torch import Tensor
 
 from massact.corpora import Corpus
 from massact.interventions.predictions import Asked, Predicted, Task, arrays, ask, logits_of, predicted, task_of
+from massact.interventions.prefixes import prefixes_of, reach_of
 from massact.interventions.sinks import SINK_METRICS, Masses, Sinks, sink_probes, unseen_attention
 from massact.interventions.watchers import Watcher
 from massact.models import Model
-from massact.records.anatomy import Stack
 from massact.records.errors import UserError
-from massact.records.sites import Site
 from massact.records.verdicts import (
     CONTROL,
     LEAST,
@@ -45,9 +44,8 @@ from massact.stats.intervals import (
     proportion_interval,
     ratio_interval,
 )
-from massact.trace import Edit, Fired, Together, observing
+from massact.trace import Fired, observing
 from massact.trace.edits import AnyEdit, check_fired
-from massact.trace.replay import Prefix
 
 # One number of every sequence; all but `perplexity` are means over sequences.
 _PERPLEXITIES = ("perplexity", "perplexity_windowed")
@@ -115,7 +113,7 @@ def evaluate(
     """Run a corpus without edits and with each of them.
 
     Both sides of an effect are of the same targets: those positions of the text that both runs predict. The blocks
-    before the layer of an edit are run once for all edits at that layer.
+    before an edit are run once for all edits there.
 
     Args:
         model: with a language-model head (loss of the next or of hidden tokens) or a classifier (with labels).
@@ -143,7 +141,8 @@ def evaluate(
     for batch in corpus.batches(batch_size):
         truth = None if labels is None else labels[list(batch.sequences)]
         asked = ask(batch, task)
-        prefixes, tokens = _prefixes(model, edits) if watcher is None else {}, dict[int, list[int]]()
+        prefixes = prefixes_of(model, edits, sinks is not None) if watcher is None else {}
+        tokens: dict[int, list[int]] = {}
         with torch.inference_mode(), ExitStack() as stack:
             for prefix in prefixes.values():
                 stack.enter_context(prefix.recording())
@@ -157,9 +156,10 @@ def evaluate(
             watcher.take(None, seen)
         base.append(arrays([p.numbers() for p in before]))
         for edit in edits:
-            where, probes = _layer_of(model, edit), sink_probes(model, sinks, tokens, among=first)
+            where, probes = reach_of(model, edit), sink_probes(model, sinks, tokens, among=first)
             probes += [] if watcher is None else watcher.probes(model, edit.name)
-            skipping = prefixes[where].skipping() if where in prefixes else nullcontext()
+            shared = None if where is None else prefixes.get((where.stack, where.before))
+            skipping = nullcontext() if shared is None else shared.skipping()
             with torch.inference_mode(), skipping:
                 # It may leave a batch alone, but not all of them.
                 with observing(model, probes, [edit], batch=batch, text=True, lenient=LENIENT) as seen:
@@ -223,31 +223,6 @@ def _paired(base: _Numbers, after: dict[str, _Numbers], own: dict[str, _Numbers]
 def _reads_text(asked: Asked, task: Task) -> bool:
     """Whether the predictions are of the tokens that an edit of the inputs moves; a decoder's own ids stay."""
     return task.ahead != 0 and "decoder_input_ids" not in asked.batch.inputs
-
-
-def _layer_of(model: Model, edit: AnyEdit) -> tuple[str, int] | None:
-    """(stack, layer) of an edit of the hidden state after one block, the first of several; None for all others."""
-    if isinstance(edit, Together):
-        places = [_layer_of(model, one) for one in edit.edits]
-        known = [place for place in places if place is not None]
-        same = len(known) == len(places) > 0 and len({stack for stack, _ in known}) == 1
-        return min(known) if same else None
-    if not isinstance(edit, Edit):
-        return None
-    sites: list[Site] = list(model.anatomy.select(edit.site))
-    if len(sites) != 1 or sites[0].point != "resid_post" or sites[0].layer < 1:
-        return None
-    if model.placeholders and sites[0].stack != model.anatomy.stacks[-1].name:
-        return None  # a mixed model may take the features of an image from any block of its tower: all must run
-    if model.anatomy.stack(sites[0].stack).skips:
-        return None  # what earlier blocks gave is read again later (U-Net): all must run
-    return sites[0].stack, sites[0].layer
-
-
-def _prefixes(model: Model, edits: Sequence[AnyEdit]) -> dict[tuple[str, int], Prefix]:
-    wanted = {where for e in edits if (where := _layer_of(model, e)) is not None}
-    stacks: dict[str, Stack] = {s.name: s for s in model.anatomy.stacks}
-    return {(name, layer): Prefix(model.module, stacks[name], layer) for name, layer in wanted}
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

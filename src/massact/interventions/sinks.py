@@ -16,6 +16,7 @@ from torch import Tensor
 
 from massact.corpora import Batch
 from massact.interventions.massive_entries import Massive
+from massact.interventions.prefixes import Reach
 from massact.models import Model
 from massact.records.rules import SINK, is_sink
 from massact.records.sites import Site
@@ -71,15 +72,15 @@ class Masses:
         known = {site: s for site, s in found.items() if isinstance(s, SinkStats) and s.rows}
         return cls({site: s.result() for site, s in known.items()}, {site: s.queries for site, s in known.items()})
 
-    def behind(self, where: tuple[str, int] | None, unseen: Collection[Site] = ()) -> dict[str, np.ndarray]:
-        """Means over the layers behind one, or over all: metric -> (B,); NaN where no layer has it.
+    def behind(self, where: Reach | None, unseen: Collection[Site] = ()) -> dict[str, np.ndarray]:
+        """Means over the layers that an edit reaches, or over all: metric -> (B,); NaN where no layer has it.
 
         Of the calls in `unseen` only their values are known.
         """
         mine = [
             {name: x * np.nan if s in unseen and name not in _OF_VALUES else x for name, x in m.items()}
             for s, m in self.layers.items()
-            if where is None or (s.stack == where[0] and s.layer > where[1])
+            if where is None or (s.stack == where.stack and s.layer >= where.attends)
         ]
         return {name: _nanmean([m[name] for m in mine]) for name in SINK_METRICS} if mine else {}
 
