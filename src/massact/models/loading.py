@@ -28,11 +28,13 @@ from massact.anatomy.rows import proved_rows
 from massact.corpora import Prompt
 from massact.models.gguf_header import in_folder, is_gguf
 from massact.models.names import short_name
+from massact.models.packed_models import packing_record
 from massact.models.speech import prompt_of
 from massact.models.timm_models import TIMM, read_timm
-from massact.models.weight_values import check_finite, weights_hash
+from massact.models.weight_values import check_finite, n_parameters, vectors_hash, weights_hash
 from massact.records.anatomy import Anatomy, Place, Stack
 from massact.records.errors import ProofError, UserError, first_line
+from massact.records.packing import of_gguf
 from massact.records.runinfo import ModelInfo
 from massact.trace import unchanged
 
@@ -240,11 +242,13 @@ class Model:
             stacks={s.name: s.path for s in stacks},
             post_norm={s.name: s.post_norm for s in stacks},
             dtype=str(self.dtype).removeprefix("torch."),
-            n_parameters=sum(p.numel() for p in self.module.parameters()),
+            n_parameters=n_parameters(self.module),
             weights_sha256=weights_hash(self.module),
+            vectors_sha256=vectors_hash(self.module),
             proof=self.proof.as_dict(),
             attention=getattr(config, "_attn_implementation", None),
             gguf=self.gguf,
+            quantised=self.quantised,
             asked={k: True for k in ("allow_pickle", "trust_remote_code") if self.asked.get(k)},
         )
 
@@ -252,6 +256,11 @@ class Model:
     def gguf(self) -> dict[str, Any] | None:
         """What a run keeps of the GGUF file that the model was read from, see `massact.models.gguf_models`."""
         return getattr(self.module, "massact_gguf", None)
+
+    @property
+    def quantised(self) -> dict[str, Any] | None:
+        """How the weights were quantised before they were read (`massact.records.packing`); None if they were not."""
+        return of_gguf(self.gguf) or packing_record(self.module)
 
 
 def load(
@@ -451,7 +460,10 @@ def random_twin(model: Model, seed: int = 0) -> Model | str:
         return "the model is not from transformers, so it does not say how it is initialised"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        twin = type(model.module)(copy.deepcopy(config))
+        config = copy.deepcopy(config)
+        if hasattr(config, "quantization_config"):  # its weights are not
+            del config.quantization_config
+        twin = type(model.module)(config)
         for change in getattr(model.module, "massact_changes", ()):  # attention variants and other changes by training
             twin = change(twin)
         twin = twin.to(model.device, model.dtype).eval()

@@ -26,6 +26,7 @@ from massact.models.own_code import (
     own_class,
     read_with,
 )
+from massact.models.packed_models import need_library, silent, unpack
 from massact.records.errors import UserError, causes, first_line
 from massact.records.user_files import read_given, refuse_special_in
 from massact.variants.application import apply_variant
@@ -122,10 +123,12 @@ def read_module(spec: str, config: Any, dtype: torch.dtype | str, options: dict[
     cls = model_class(config, bool(options.get(TRUST)))
     # A changed model has weights that the plain architecture does not know: no warning about what is filled in later.
     quiet = _without_warnings() if getattr(config, "massact", None) else nullcontext()
+    need_library(spec, config, dtype)
     try:
-        with without_bars(), quiet:
+        with without_bars(), quiet, silent(config):
             loading = {"config": config, "dtype": dtype, "output_loading_info": True}
             module, report = read_with(cls, spec, options, **loading)
+            unpack(module)
     except UserError:
         raise
     except Exception as error:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from massact.models.packed_models import BESIDE, packing_record
 from massact.records.errors import UserError
 
 
@@ -27,27 +31,74 @@ def check_finite(module: nn.Module) -> None:
                 "The model was built on the meta device, or its shapes are not known yet.",
                 "Load its weights (or run it once), then give it to load().",
             )
-        # Sums are not defined for every 8-bit float.
-        tensor = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
-            # A buffer may hold infinities on purpose: a mask, or the bounds of a clamp that clips nothing.
-            bad = int((~torch.isfinite(tensor) if name in weights else tensor.isnan()).sum())
-            if bad:
-                raise UserError(
-                    f"Weight {name!r} is NaN or Inf in {bad:,} of {tensor.numel():,} places.",
-                    "Nothing measured with such weights would mean anything.",
-                    "Load the original checkpoint, or a dtype with more range (--dtype bfloat16).",
-                )
+        for part, values in plain_parts(name, tensor):
+            _check(part, values, name in weights)
+
+
+def _check(name: str, tensor: Tensor, weight: bool) -> None:
+    """Refuse a tensor with NaN or Inf; a buffer may hold infinities on purpose (a mask, bounds that clip nothing)."""
+    # Sums are not defined for every 8-bit float.
+    tensor = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+        return
+    bad = int((~torch.isfinite(tensor) if weight else tensor.isnan()).sum())
+    if bad:
+        raise UserError(
+            f"Weight {name!r} is NaN or Inf in {bad:,} of {tensor.numel():,} places.",
+            "Nothing measured with such weights would mean anything.",
+            "Load the original checkpoint, or a dtype with more range (--dtype bfloat16).",
+        )
+
+
+def plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a packed weight consists of (codes, scales), under names of their own; a plain one is itself."""
+    data = tensor.data
+    if type(data) is Tensor or not is_traceable_wrapper_subclass(data):
+        yield name, data
+        return
+    for part in data.__tensor_flatten__()[0]:
+        yield from plain_parts(f"{name}.{part}", getattr(data, part))
+
+
+def n_parameters(module: nn.Module) -> int:
+    """How many weights a model has, packed ones included; scales are none."""
+    known = {
+        id(parameter): parameter.numel()
+        for part in module.modules()
+        for name, parameter in part.named_parameters(recurse=False)
+        if not (hasattr(part, "quantization_scheme") and name.endswith(BESIDE))
+    }
+    return sum(known.values())
+
+
+def vectors_hash(module: nn.Module) -> str:
+    """SHA-256 over the values, in float32, of all vectors among the parameters: norms and biases, never quantised.
+
+    A model and its quantised form have the same one, as long as nothing was folded into the norms.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        if parameter.ndim == 1 and not name.endswith(BESIDE):
+            digest.update(name.encode())
+            digest.update(memoryview(parameter.detach().float().cpu().contiguous().numpy()))
+    return digest.hexdigest()
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their names."""
+    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their names.
+
+    Where activations are quantised as it runs, also over how: with the same weights it is another model.
+    """
     digest = hashlib.sha256()
+    packing = packing_record(module) or {}
+    if packing.get("activations") or packing.get("kv_cache"):
+        digest.update(json.dumps([packing["activations"], packing["kv_cache"]]).encode())
     for name, tensor in sorted(module.state_dict().items()):
         if not isinstance(tensor, Tensor):  # the packed weights of a quantised module
             digest.update(f"{name} {tensor!r}".encode())
             continue
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        data = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(memoryview(data.view(torch.uint8).numpy()) if data.numel() else b"")
+        for part, values in plain_parts(name, tensor):
+            digest.update(f"{part} {values.dtype} {tuple(values.shape)}".encode())
+            data = values.detach().cpu().contiguous().reshape(-1)
+            digest.update(memoryview(data.view(torch.uint8).numpy()) if data.numel() else b"")
     return digest.hexdigest()

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from massact.records.packing import packing_in_words, packing_of
 from massact.records.runinfo import jsonable
 from massact.reports.contents import Contents
 from massact.reports.kinds.scan.views import rule_of
@@ -117,7 +118,7 @@ def _record(verb: str, info: Any, scanned: Mapping[str, Any]) -> list[tuple[str,
         ("Architecture", ", ".join(x for x in (architecture, shape) if x)),
         ("Parameters", f"{model['n_parameters']:,}" if isinstance(model.get("n_parameters"), int) else None),
         ("Weights, SHA-256", model.get("weights_sha256")), ("Weights are", model.get("dtype")),
-        ("GGUF", _gguf(model.get("gguf"))),
+        ("GGUF", _gguf(model.get("gguf"))), ("Quantised", " ".join(packing_in_words(packing_of(model)))),
         ("Attention", model.get("attention")), ("Proof", _proof(model.get("proof"))),
         ("Corpus", _corpus(corpus)), ("Corpus, SHA-256", corpus.get("sha256") or corpus.get("tokens_sha256")),
         ("Seed", info.config.get("seed", getattr(info, "seed", None))), ("Device", getattr(info, "device", None)),

@@ -20,6 +20,7 @@ from massact.positions import notes_on_positions, ready_corpus, tokens_of
 from massact.records.answer import Answer
 from massact.records.errors import MassactError, UserError, WorkError
 from massact.records.kinds.scan import ScanResult, open_run
+from massact.records.packing import packing_in_words
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
 from massact.scans.criteria import Criterion, Evidence, criterion, sink_dims
@@ -334,7 +335,8 @@ class _Job:
 
     def notes(self, seen: Evidence, rows: Any, near_rows: Any) -> list[str]:
         """What the tables cannot say of themselves: what could not be seen, and where a list was cut."""
-        notes = [*gguf_notes(self.model.gguf), *self.model.anatomy.notes, *self.corpus.origin.source.get("notes", ())]
+        packed = [*gguf_notes(self.model.gguf), *packing_in_words(self.model.quantised)]
+        notes = [*packed, *self.model.anatomy.notes, *self.corpus.origin.source.get("notes", ())]
         for site, reason in self.model.anatomy.unavailable():
             if "mlp_act" in self.rule.needs and site.point == "mlp_act":
                 notes.append(f"{site} is unavailable: {reason}.")

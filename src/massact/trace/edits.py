@@ -319,6 +319,9 @@ def change_weights(module: nn.Module, edit: WeightEdit, done: Fired) -> Iterator
     if edit.parameter not in parameters:
         raise UserError(f"The model has no parameter {edit.parameter!r}.", do=near(edit.parameter, parameters))
     weight = parameters[edit.parameter]
+    if type(weight.data) is not Tensor or not weight.is_floating_point():
+        raise UserError(f"The parameter {edit.parameter!r} cannot be changed.", "Its values are packed (quantised).",
+                        "Choose another one, or load the model in full precision.")  # fmt: skip
     kept = weight.detach().clone()
     try:
         with torch.no_grad():
