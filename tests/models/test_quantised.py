@@ -19,7 +19,7 @@ from massact.interventions import norm_dims
 from massact.models import random_twin, with_attention
 from massact.models.weight_values import weights_hash
 from massact.records.errors import UserError
-from massact.records.packing import packing_in_words, packing_of
+from massact.records.weight_types import packing_in_words, packing_of
 from massact.stats.protocol import PerSequence, Where
 from massact.trace import Probe, WeightEdit, edited, observing
 from tests.facts import tells

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from massact.corpora import Corpus
 from massact.interventions.predictions import Asked, Predicted, Task, arrays, ask, logits_of, predicted, task_of
-from massact.interventions.prefixes import prefixes_of, reach_of
+from massact.interventions.reach import prefixes_of, reach_of
 from massact.interventions.sinks import SINK_METRICS, Masses, Sinks, sink_probes, unseen_attention
 from massact.interventions.watchers import Watcher
 from massact.models import Model

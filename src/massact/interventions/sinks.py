@@ -16,7 +16,7 @@ from torch import Tensor
 
 from massact.corpora import Batch
 from massact.interventions.massive_entries import Massive
-from massact.interventions.prefixes import Reach
+from massact.interventions.reach import Reach
 from massact.models import Model
 from massact.records.rules import SINK, is_sink
 from massact.records.sites import Site

@@ -26,16 +26,16 @@ from massact.anatomy.examples import (
 from massact.anatomy.proof import Proof, prove
 from massact.anatomy.rows import proved_rows
 from massact.corpora import Prompt
+from massact.models.checkpoint_formats import packing_record
 from massact.models.gguf_header import in_folder, is_gguf
 from massact.models.names import short_name
-from massact.models.packed_models import packing_record
 from massact.models.speech import prompt_of
 from massact.models.timm_models import TIMM, read_timm
 from massact.models.weight_values import check_finite, n_parameters, vectors_hash, weights_hash
 from massact.records.anatomy import Anatomy, Place, Stack
 from massact.records.errors import ProofError, UserError, first_line
-from massact.records.packing import of_gguf
 from massact.records.runinfo import ModelInfo
+from massact.records.weight_types import of_gguf
 from massact.trace import unchanged
 
 EMBEDDED = "embedded"
@@ -259,7 +259,7 @@ class Model:
 
     @property
     def quantised(self) -> dict[str, Any] | None:
-        """How the weights were quantised before they were read (`massact.records.packing`); None if they were not."""
+        """How the weights were quantised before they were read (`massact.records.weight_types`); None if they were not."""
         return of_gguf(self.gguf) or packing_record(self.module)
 
 

@@ -15,6 +15,7 @@ from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from massact.models.checkpoint_formats import need_library, silent, unpack
 from massact.models.own_code import (
     PROCESSOR_FILES,
     TOKENIZER_FILES,
@@ -26,7 +27,6 @@ from massact.models.own_code import (
     own_class,
     read_with,
 )
-from massact.models.packed_models import need_library, silent, unpack
 from massact.records.errors import UserError, causes, first_line
 from massact.records.user_files import read_given, refuse_special_in
 from massact.variants.application import apply_variant

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from massact.models.packed_models import BESIDE, packing_record
+from massact.models.checkpoint_formats import BESIDE, packing_record
 from massact.records.errors import UserError
 
 

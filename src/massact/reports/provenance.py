@@ -8,8 +8,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from massact.records.packing import packing_in_words, packing_of
 from massact.records.runinfo import jsonable
+from massact.records.weight_types import packing_in_words, packing_of
 from massact.reports.contents import Contents
 from massact.reports.kinds.scan.views import rule_of
 from massact.reports.kinds.scan.words import answer_in_words

@@ -20,9 +20,9 @@ from massact.positions import notes_on_positions, ready_corpus, tokens_of
 from massact.records.answer import Answer
 from massact.records.errors import MassactError, UserError, WorkError
 from massact.records.kinds.scan import ScanResult, open_run
-from massact.records.packing import packing_in_words
 from massact.records.runinfo import RunInfo, git_state, jsonable
 from massact.records.sites import Site
+from massact.records.weight_types import packing_in_words
 from massact.scans.criteria import Criterion, Evidence, criterion, sink_dims
 from massact.scans.criteria_table import criteria_table, every_token, spike_probes
 from massact.scans.evidence import evidence

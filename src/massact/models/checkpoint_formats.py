@@ -72,7 +72,7 @@ def unpack(module: nn.Module) -> None:
 
 
 def packing_record(module: nn.Module) -> dict[str, Any] | None:
-    """How the weights of a module are quantised, see `massact.records.packing`; None where they are not."""
+    """How the weights of a module are quantised, see `massact.records.weight_types`; None where they are not."""
     method = method_of(getattr(module, "config", None))
     if method is None:
         return None

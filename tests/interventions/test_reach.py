@@ -14,7 +14,7 @@ import massact as ma
 from massact.corpora import Batch, Corpus
 from massact.interventions import cut_attention, drop_first
 from massact.interventions.effects import evaluate
-from massact.interventions.prefixes import prefixes_of, reach_of
+from massact.interventions.reach import prefixes_of, reach_of
 from massact.interventions.sinks import Sinks
 from massact.interventions.watchers import Whole
 from massact.models import Model, with_attention
