@@ -259,7 +259,7 @@ class Model:
 
     @property
     def quantised(self) -> dict[str, Any] | None:
-        """How the weights were quantised before they were read (`massact.records.weight_types`); None if they were not."""
+        """How the weights were quantised, see `massact.records.weight_types`; None where they were not."""
         return of_gguf(self.gguf) or packing_record(self.module)
 
 

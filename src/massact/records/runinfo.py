@@ -32,8 +32,7 @@ class ModelInfo:
         proof: numbers of the closure proof.
         gguf: of a model from a GGUF file: its name, SHA-256, architecture, number of tensors of each type, that they
             were unpacked (dequantised), settings put right (settled), notes.
-        quantised: how its weights were quantised before they were read, see `massact.records.weight_types`; None where they
-            were not.
+        quantised: how its weights were quantised, see `massact.records.weight_types`; None where they were not.
         vectors_sha256: over the values of norms and biases, which a model shares with its quantised forms.
         asked: what it was loaded with where that was asked for: trust_remote_code, allow_pickle.
     """
