@@ -94,7 +94,7 @@ def _losses(work: Work, chosen: Scheme, order: Sequence[Site]) -> dict[int, dict
             effect = next(e for e in effects_of(paired, edit.name, everyone, work.config.margin) if e.metric == "nll")
             row = effect.row()
             found[k] = {name: row[name] for name in ("delta_nats", "nats_low", "nats_high", "verdict")}
-            if not float(effect.ci_low) > work.config.target:
+            if not float(effect.ci_low) > work.config.goal:
                 return found
         work.say("guilty sites", at + len(few), len(steps))
     return found

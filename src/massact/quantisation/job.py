@@ -311,7 +311,7 @@ def _info(work: Work, scan: ScanResult, schemes: Sequence[Scheme], rest: tuple[C
         massive={"clusters": list(massive.clusters), "tokens": massive.count, "left": list(massive.left)},
         calibrated_on=f"sequences 0 to {first - 1}",
         evaluated_on=f"sequences {first if half else 0} to {n - 1}",
-        schemes={s.name: _told(s) for s in schemes}, target=work.config.target,
+        schemes={s.name: _told(s) for s in schemes}, goal=work.config.goal,
     )  # fmt: skip
     if not half and any(s.static or s.insert or s.smooth is not None for s in schemes):
         info.notes.append("Static scales, constant vectors and smoothing are of the sequences that losses are of.")

@@ -143,19 +143,18 @@ def fake_quantised(x: Tensor, form: Format, amax: Tensor | None = None) -> Tenso
 
 
 def scale_of(form: Format, amax: Tensor) -> Tensor:
-    """The scale of a greatest |x|, as torchao makes it; NaN of the microscaled kinds."""
-    if form.kind == "int":
-        return _int_scale(amax.reshape(1, -1).float(), form, (1, 1))[0].reshape(amax.shape)
-    if form.kind == "fp8":
-        made: Tensor = _primitives()._choose_scale_float8(amax.reshape(1, -1).float(), [1, 1])
-        return made.reshape(amax.shape)
-    return torch.full_like(amax, torch.nan)
+    """The scale of each greatest |x|, as torchao makes it; NaN of the microscaled kinds."""
+    if form.kind not in ("int", "fp8"):
+        return torch.full_like(amax, torch.nan)
+    twice = amax.float()[..., None].expand(*amax.shape, 2)  # an axis to reduce: over none torchao reduces over all
+    block = (*(1,) * amax.ndim, 2)
+    return (_int_scale(twice, form, block)[0] if form.kind == "int" else _fp8_scale(twice, block)).reshape(amax.shape)
 
 
 def _integers(x: Tensor, form: Format, amax: Tensor | None) -> Tensor:
     torchao, block = _primitives(), blocks_of(form.sharing, tuple(x.shape), form.group)
-    given, sized = (x, block) if amax is None else (amax.float().reshape(_scales(x, block)), (1,) * x.ndim)
-    scale, zero = _int_scale(given, form, sized)
+    scale, zero = _int_scale(x, form, block) if amax is None else (_given(x, block, form, amax), None)
+    zero = torch.zeros_like(scale, dtype=torch.int32) if zero is None else zero
     whole = torchao.quantize_affine(x, block, scale, zero, torch.int8, form.least, form.most)
     made: Tensor = torchao.dequantize_affine(
         whole, block, scale, zero, torch.int8, form.least, form.most, output_dtype=torch.float32
@@ -172,20 +171,24 @@ def _int_scale(x: Tensor, form: Format, block: tuple[int, ...]) -> tuple[Tensor,
     return made
 
 
-def _scales(x: Tensor, block: tuple[int, ...]) -> tuple[int, ...]:
-    """One number for each block."""
-    return tuple(n // b for n, b in zip(x.shape, block, strict=True))
+def _given(x: Tensor, block: tuple[int, ...], form: Format, amax: Tensor) -> Tensor:
+    """The scale of every block, of what was measured before."""
+    return scale_of(form, amax).reshape([n // b for n, b in zip(x.shape, block, strict=True)])
 
 
 def _fp8(x: Tensor, form: Format, amax: Tensor | None) -> Tensor:
     torchao = _primitives()
     if form.sharing == "none":
-        scale = torch.ones((1,) * x.ndim)
+        scale = torch.ones((1,) * x.ndim, device=x.device)
     else:
         block = blocks_of(form.sharing, tuple(x.shape), form.group)
-        given, sized = (x, block) if amax is None else (amax.float().reshape(_scales(x, block)), (1,) * x.ndim)
-        scale = torchao._choose_scale_float8(given, list(sized)).clamp(min=torch.finfo(torch.float32).tiny)
-    made: Tensor = torchao._dequantize_affine_float8(torchao._quantize_affine_float8(x, scale.to(x.device)), scale)
+        scale = _fp8_scale(x, block) if amax is None else _given(x, block, form, amax)
+    made: Tensor = torchao._dequantize_affine_float8(torchao._quantize_affine_float8(x, scale), scale)
+    return made
+
+
+def _fp8_scale(x: Tensor, block: tuple[int, ...]) -> Tensor:
+    made: Tensor = _primitives()._choose_scale_float8(x, list(block)).clamp(min=torch.finfo(torch.float32).tiny)
     return made
 
 

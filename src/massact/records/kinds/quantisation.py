@@ -96,7 +96,7 @@ class QuantiseInfo(Sidecar):
         massive: clusters whose tokens are spared, how many tokens; outlier features that are left.
         calibrated_on, evaluated_on: sequences that scales are of, and that losses are of.
         schemes: name -> what is quantised and what is done about massive tokens.
-        target: loss in nats that the curve of guilty sites stops at.
+        goal: loss in nats that the curve of guilty sites stops at.
         exports: name of a file -> its text: what other libraries run, see `massact.quantisation.recipes`.
     """
 
@@ -104,7 +104,7 @@ class QuantiseInfo(Sidecar):
     calibrated_on: str = ""
     evaluated_on: str = ""
     schemes: dict[str, Any] = field(default_factory=dict)
-    target: float = 0.0
+    goal: float = 0.0
     exports: dict[str, str] = field(default_factory=dict)
     schema_version: int = 1
 

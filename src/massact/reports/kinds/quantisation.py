@@ -186,13 +186,13 @@ def _guilty(q: Quantisation) -> list[str]:
     run = rows[rows["delta_nats"].notna()]
     if len(run) < 2:
         return []
-    last, target = run.iloc[-1], q.info.target
+    last, goal = run.iloc[-1], q.info.goal
     worst = rows[(rows["left_out"] > 0) & (rows["left_out"] <= max(1, int(last["left_out"])))]
     names = [f"{visible(r['site'])} of layer {int(r['layer'])}" for _, r in worst.iterrows()]
     n = int(last["left_out"])
-    met = not real(last["nats_low"]) > target
+    met = not real(last["nats_low"]) > goal
     end = f"with {'it' if n == 1 else f'these {n}'} in full precision the loss is {_loss(last)}"
-    more = "" if met else f", still beyond the target of {number(target)} nats"
+    more = "" if met else f", still beyond the goal of {number(goal)} nats"
     return [
         f"Guilty in {visible(last['scheme'])}, by the error that each makes alone: {listed(names, MOST_GUILTY)} "
         f"(errors {listed([percent(x, 2) for x in worst['local_rest'].iloc[:3]])} of the hidden state of other "
