@@ -15,7 +15,7 @@ def test_a_name_says_targets_formats_and_remedies() -> None:
     assert {p.form for p in one.parts} == {Format("int", 8, "tensor", static=True)}
     two = scheme("k:int4-channel/v:int4-token")
     assert [(p.target, p.form.sharing) for p in two.parts] == [("k", "channel"), ("v", "token")]
-    assert scheme("kv:int4-token").told() == "keys and values: int4 by token"
+    assert scheme("kv:int4-token").told(scales=False) == "keys and values: int4"
     three = scheme("weights:int4-group64/act:int8-token+smooth=0.8")
     assert three.weights == Format("int", 4, "group", 64) and three.smooth == 0.8
     assert three.smooth_sites == ("attn_in", "mlp_in") and scheme("int8-tensor+smooth-all").smooth_sites == SITES
