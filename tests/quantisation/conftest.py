@@ -1,4 +1,4 @@
-"""The embedded model scanned once, what a quantisation makes ready of it, and a twin that the libraries can quantise."""
+"""The embedded model scanned once, what a quantisation makes ready of it, and a twin for other libraries."""
 
 from __future__ import annotations
 
