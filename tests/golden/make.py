@@ -6,6 +6,7 @@ python -m tests.golden.make
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,8 +15,10 @@ import massact as ma
 from massact.classics import classics
 from massact.corpora import Corpus
 from massact.labs.job import run_lab
+from massact.prefixes import fold
 from massact.records.kinds.classics import Classics
 from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.fold import Fold
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.lab import Lab
 from massact.records.kinds.reproduction import Reproduction
@@ -35,6 +38,7 @@ EXPLAINED = Path(__file__).parent / f"explained_{Explanation.version()}"
 CLASSIC = Path(__file__).parent / f"classics_{Classics.version()}"
 INTERVENED = Path(__file__).parent / f"intervened_{Intervention.version()}"
 REPRODUCED = Path(__file__).parent / f"reproduced_{Reproduction.version()}"
+FOLDED = Path(__file__).parent / f"folded_{Fold.version()}"
 FOLDER = Path(__file__).parent / f"schema_{SCHEMA_VERSION}"
 TRAINED = Path(__file__).parent / f"trained_{Trained.version()}"
 STEPPED = Path(__file__).parent / f"stepped_{Trajectory.version()}"
@@ -78,6 +82,12 @@ def golden_classics() -> tuple[ScanResult, Classics]:
     return result, classics(model, corpus, result, which=("norm-growth", "streaming"))
 
 
+def golden_fold() -> tuple[ScanResult, Fold]:
+    """The massive token of `golden_text_scan` as a slot, which is massive wherever it is: it stays. No model files."""
+    model, corpus, result = golden_text_scan()
+    return result, replace(fold(model, corpus, result, prefix=(0,)), write=None)
+
+
 def golden_reproduction(out: Path) -> Reproduction:
     """Three experiments that need no more than a scan, of `golden_text_scan`, and one that is not run."""
     model, corpus, _ = golden_text_scan()
@@ -116,6 +126,9 @@ if __name__ == "__main__":
     if not CLASSIC.exists():
         works = golden_classics()
         works[1].save(works[0].save(CLASSIC))
+    if not FOLDED.exists():
+        slots = golden_fold()
+        slots[1].save(slots[0].save(FOLDED))
     if not REPRODUCED.exists():
         golden_reproduction(REPRODUCED)
     for place, make in ((TRAINED, golden_training), (STEPPED, golden_trajectory), (LAB, golden_lab)):

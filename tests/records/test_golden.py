@@ -19,6 +19,7 @@ from massact.records.kinds import results_in
 from massact.records.kinds.classics import Classics
 from massact.records.kinds.comparison import open_compared
 from massact.records.kinds.explanation import Explanation
+from massact.records.kinds.fold import Fold
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.lab import Lab
 from massact.records.kinds.reproduction import Reproduction
@@ -34,6 +35,7 @@ from tests.facts import tells
 from tests.golden.make import (
     CLASSIC,
     EXPLAINED,
+    FOLDED,
     FOLDER,
     INTERVENED,
     LAB,
@@ -42,6 +44,7 @@ from tests.golden.make import (
     TRAINED,
     golden_classics,
     golden_explanation,
+    golden_fold,
     golden_intervention,
     golden_lab,
     golden_reproduction,
@@ -122,6 +125,29 @@ def test_todays_intervention_equals_the_golden_one() -> None:
     assert golden is not None
     pd.testing.assert_frame_equal(today.effects, golden.effects, rtol=1e-3, atol=1e-5)
     assert today.info.target["dims"] == golden.info.target["dims"]
+
+
+OLD_FOLDS = sorted(Path(FOLDED).parent.glob("folded_*"))
+
+
+@pytest.mark.parametrize("folder", OLD_FOLDS, ids=lambda p: p.name)
+def test_old_fold_opens_and_prints(folder: Path) -> None:
+    done, out = Fold.open(folder), io.StringIO()
+    assert done is not None and ma.open_run(folder).found
+    show(done, Console(file=out, width=100))
+    assert "id 0" in out.getvalue() and to_json(done)
+
+
+def test_every_version_of_folds_has_a_golden_one() -> None:
+    assert [p.name for p in OLD_FOLDS] == [f"folded_{v}" for v in range(1, Fold.version() + 1)]
+
+
+def test_todays_fold_equals_the_golden_one() -> None:
+    """A change of any number or column needs a new version, or an explanation."""
+    golden, (_, today) = Fold.open(FOLDED), golden_fold()
+    assert golden is not None
+    for table in Fold.TABLES:
+        pd.testing.assert_frame_equal(getattr(today, table), getattr(golden, table), rtol=1e-3, atol=1e-5)
 
 
 OLD_REPRODUCTIONS = sorted(Path(REPRODUCED).parent.glob("reproduced_*"))

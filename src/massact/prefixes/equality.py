@@ -89,9 +89,11 @@ def prove_equal(model: Model, folded: Folded, texts: Sequence[Tensor]) -> Proof:
 def _batches(model: Model, folded: Folded, texts: Sequence[Tensor]) -> tuple[list[Tensor], bool]:
     """Texts of one length together, one alone, and one beyond the windows; whether that is beyond all of them."""
     room = (model.context or 10**9) - folded.n
-    length = min(LONGEST, room, max(map(len, texts)))
-    same = [text[:length] for text in texts if len(text) >= length][:N_TEXTS]
-    batches = [torch.stack(same), texts[-1][None, : max(1, min(room, len(texts[-1]), length) // 2)]]
+    rows = sorted((text[: min(LONGEST, room)] for text in texts), key=len)
+    most, length = rows[-N_TEXTS:], len(rows[-N_TEXTS:][0])
+    alone = most[-1] if len(most[-1]) > length else most[-1][: max(1, length // 2)]
+    batches = [torch.stack([row[:length] for row in most]), alone[None]]
+    length = max(length, len(alone))
     whole, crossed = torch.cat(list(texts)), True
     for window in sorted(set(folded.windows.values())):
         longer = window + BEYOND
