@@ -25,8 +25,8 @@ def compare(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Runs side by side: loss, massive activations, sinks, slots; needs neither models nor torch."""
-    from massact.records.kinds.comparison import open_compared
+    """Runs side by side: loss, massive activations, sinks, slots, a model and its quantised forms; needs no models."""
+    from massact.records.kinds.comparison import TABLES, open_compared
     from massact.reports import compare as compare_runs
     from massact.reports import draw
 
@@ -36,5 +36,6 @@ def compare(
         draw(result, out)
     print_result(result, json, quiet)
     if not json and not quiet:
-        said = NOT_SAVED if out is None else f"Saved in {out}: compare.parquet, compare_layers.parquet, figures/."
+        files = [f"{name}.parquet" for name in TABLES if name != "survival" or len(result.survival)]
+        said = NOT_SAVED if out is None else f"Saved in {out}: {', '.join(files)}, figures/."
         typer.echo(f"\n{said}")

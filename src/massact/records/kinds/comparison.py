@@ -67,6 +67,33 @@ TABLES: dict[str, Columns] = {
         "mass_first": ("float64", "attention on position 0 in the block, mean over its heads"),
         "slot_mass": ("float64", "probability of a learned sink in the block, mean over its heads"),
     },
+    "survival": {
+        "original": ("string", "label of the run in full precision"),
+        "quantised": ("string", "label of the run of its quantised form"),
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
+        "cluster": ("int64", "place of the cluster in the original; 0 for one that only the quantised form has"),
+        "label": SCANNED["clusters"]["label"],
+        "dim": ("int64", "coordinate of the residual stream"),
+        "position_class": SCANNED["clusters"]["position_class"],
+        "verdict": (
+            "string",
+            "kept (value and share of the sequences within a factor of 0.8 to 1.25, onset within a layer), stronger, "
+            "weaker (less than 0.8 of the one or the other, or it no longer passes), moved (another onset, sign or "
+            "dim), gone, new; not judged where inputs or rules differ",
+        ),
+        "dim_quantised": ("int64", "its dim in the quantised form; -1 where it is gone"),
+        **{
+            f"{name}{of}": ("float64", f"{what}{', quantised' if of else ', original'}; NaN where it has none")
+            for name, what in (
+                ("onset", "first layer where it passes in half of its sequences"),
+                ("value", "mean signed value at its peak layer"),
+                ("spread", "standard deviation over |mean|: how far from constant"),
+                ("share", "share of the sequences"),
+            )
+            for of in ("", "_quantised")
+        },
+    },
 }
 declare(TABLES)
 
@@ -97,7 +124,8 @@ class Comparison:
     Args:
         runs: what was compared, in the order given.
         groups: label of a group of runs that differ by their seed only -> their places in `runs`.
-        compare, compare_layers: tables, see `TABLES`.
+        compare, compare_layers, survival: tables, see `TABLES`; the last of runs of which one is a quantised form of
+            the other.
         notes: what a reader must know before taking a difference for an effect, one sentence each.
     """
 
@@ -108,9 +136,10 @@ class Comparison:
     compare: pd.DataFrame = table("compare")
     compare_layers: pd.DataFrame = table("compare_layers")
     notes: list[str] = field(default_factory=list)
+    survival: pd.DataFrame = table("survival")
 
     def save(self, directory: str | Path) -> Path:
-        """Write the two tables.
+        """Write the tables; that of quantised forms only where there are any.
 
         Raises:
             UserError: the directory cannot be written.
@@ -119,14 +148,15 @@ class Comparison:
         try:
             path.mkdir(parents=True, exist_ok=True)
             for name in TABLES:
-                write_table(path, name, getattr(self, name))
+                if name != "survival" or len(self.survival):
+                    write_table(path, name, getattr(self, name))
         except OSError as error:
             raise UserError(f"--out {path} cannot be written.", error.strerror or str(error),
                             "Give another directory.") from None  # fmt: skip
         return path
 
     def as_dict(self) -> dict[str, Any]:
-        """Both tables and the notes, as JSON-able records."""
+        """All tables and the notes, as JSON-able records."""
         tables = {t: jsonable(getattr(self, t).to_dict(orient="records")) for t in TABLES}
         groups = {name: [self.runs[i].label for i in places] for name, places in self.groups.items()}
         return jsonable({"groups": groups, "notes": self.notes}) | tables

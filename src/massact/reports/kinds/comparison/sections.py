@@ -28,6 +28,12 @@ def answer(runs: Sequence[Contents], c: Comparison) -> Section:
     return Section("answer", "Answer", parts_of(Words(told(c), True), *tables))
 
 
+def survival(runs: Sequence[Contents], c: Comparison) -> Section | None:
+    """What became of every cluster in the quantised forms of a model."""
+    made = table_of("survival", c.survival, "Clusters of each model, and of its quantised form", most=400)
+    return Section("survival", "Quantised", parts_of(made)) if made is not None else None
+
+
 def layers(runs: Sequence[Contents], c: Comparison) -> Section | None:
     """The layers of all runs in one figure (Sun 2024, Fig. 10)."""
     rows = c.compare_layers[c.compare_layers["row"] == "run"]
@@ -86,5 +92,5 @@ def _effects(done: Sequence[tuple[str, pd.DataFrame]]) -> Table | None:
 
 def sections(runs: Sequence[Contents], c: Comparison) -> list[Section]:
     """The sections of several runs that put them side by side."""
-    made = (make(runs, c) for make in (answer, losses, layers, portraits, interventions))
+    made = (make(runs, c) for make in (answer, survival, losses, layers, portraits, interventions))
     return [section for section in made if section is not None]

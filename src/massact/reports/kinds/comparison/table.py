@@ -15,6 +15,7 @@ from massact.records.clusters import MASSIVE, passing
 from massact.records.kinds.comparison import ComparedRun, Comparison
 from massact.records.kinds.scan import ScanResult
 from massact.records.tables import frame
+from massact.reports.kinds.comparison.survival import survival_table
 from massact.reports.kinds.scan.cluster_words import cluster_in_words
 from massact.reports.kinds.scan.views import rule_of
 from massact.reports.spelling import listed, number, quoted, ranges, real, shortened, visible
@@ -46,7 +47,8 @@ def compare(runs: Sequence[ComparedRun], by_seed: bool = True) -> Comparison:
     layers = pd.concat([layers, *(_layers_over_seeds(layers, name) for name in groups)], ignore_index=True)
     notes = [f"{visible(run.label)}: {visible(note)}" for run in runs for note in run.notes]
     notes += [*_untrained(runs), *_unlike(runs), *_uneven(rows, groups)]
-    return Comparison(list(runs), groups, frame("compare", table), frame("compare_layers", layers), notes)
+    return Comparison(list(runs), groups, frame("compare", table), frame("compare_layers", layers), notes,
+                      survival_table(runs))  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- a run

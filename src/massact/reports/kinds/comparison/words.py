@@ -7,6 +7,7 @@ import math
 import pandas as pd
 
 from massact.records.kinds.comparison import Comparison
+from massact.reports.kinds.comparison.survival import survival_in_words
 from massact.reports.kinds.comparison.table import EXPLAINED, SCANNED, TRAINED, differing
 from massact.reports.spelling import cell, listed, number, percent, visible
 
@@ -23,6 +24,7 @@ def comparison_in_words(c: Comparison) -> list[str]:
     words += [_sentence(row) for _, row in rows.iterrows()]
     for name in c.groups:
         words.append(_group_sentence(name, c.compare[c.compare["label"] == name].set_index("row")))
+    words += survival_in_words(c.runs, c.survival)
     differs = differing(c.runs)
     if differs:
         words.append(f"The trainings differ in {listed(differs)}.")
