@@ -8,9 +8,19 @@ figures, or what a family of models looks like.
 
 from massact.prefixes.construction import Folded, build
 from massact.prefixes.equality import prove_equal
-from massact.prefixes.job import fold
+from massact.prefixes.job import fold, folded_of
 from massact.prefixes.prefix_files import save_folded
 from massact.prefixes.refusals import check_foldable
 from massact.prefixes.search import Search, search_prefix
 
-__all__ = ["Folded", "Search", "build", "check_foldable", "fold", "prove_equal", "save_folded", "search_prefix"]
+__all__ = [
+    "Folded",
+    "Search",
+    "build",
+    "check_foldable",
+    "fold",
+    "folded_of",
+    "prove_equal",
+    "save_folded",
+    "search_prefix",
+]

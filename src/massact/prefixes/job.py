@@ -75,6 +75,23 @@ def fold(model: Any, corpus: Any, scan: ScanResult, *, progress: Progress | None
     return result
 
 
+def folded_of(
+    model: Model, corpus: Corpus, scan: ScanResult, progress: Progress | None = None
+) -> tuple[Folded, Corpus]:
+    """The folded model alone, searched for and proved, and the text as it takes it: without what stood in front.
+
+    Raises:
+        UserError, ProofError, WorkError: as `fold`.
+    """
+    check_massive(scan)
+    check_foldable(with_attention(model), corpus)
+    job = _Job(model, corpus, scan, FoldConfig(), progress or (lambda *_: None))
+    parts = job.parts()
+    _, folded = job.search(parts)
+    prove_equal(model, folded, [row for text in parts[::-1] for row in text.rows()])
+    return folded, job.text(folded.n)
+
+
 @dataclass
 class _Job:
     """One fold."""

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from massact.corpora import Corpus
 from massact.interventions.effects import Paired, effect_rows, evaluate
 from massact.interventions.job import LEAST_HELD_OUT
 from massact.interventions.tasks import evaluate_tasks
 from massact.models import Model, with_attention
+from massact.prefixes import folded_of
+from massact.quantisation.advice import recommended, remedies
 from massact.quantisation.deviations import Local, Propagated, local_deviations
 from massact.quantisation.guilt import guilty_rows
 from massact.quantisation.linears import linears_of, point_of
@@ -24,17 +24,15 @@ from massact.quantisation.roundings import Prepared, calibrate, check_widths, ed
 from massact.quantisation.schemes import DEFAULT, SITES, Scheme, scheme
 from massact.quantisation.super_weights import super_weights
 from massact.records.clusters import passing
-from massact.records.errors import UserError, near
+from massact.records.errors import UserError, WorkError, near
 from massact.records.kinds.quantisation import Quantisation, QuantiseInfo
 from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
 from massact.records.tables import frame
 from massact.scans import scanned_inputs
-from massact.stats.intervals import mean_interval
 from massact.verbs.quantise import QuantiseConfig
 
 NO_CURVE = "none"
-REMEDIED = ("exempt", "rotated", "smooth", "insert", "slots", "super_weights")
 
 
 def check(options: QuantiseConfig) -> None:
@@ -108,16 +106,25 @@ def quantise(
     ready = ready if config.n_sequences is None else ready.head(config.n_sequences)
     work = _work(config, loaded, ready, scan, schemes, progress or (lambda *_: None))
     schemes = _without_idle(work, schemes)
-    plain = [s for s in schemes if not s.slots]
+    plain, slotted = [s for s in schemes if not s.slots], [s for s in schemes if s.slots]
     beside = Propagated(work.ready.stack, work.held.massive)
     paired = work.evaluated(plain, watcher=beside)
     local = _local(work, plain)
     rows = _rows(paired, plain, config.margin)
     rows += _task_rows(work, plain)
     curve = guilty_rows(work, plain, paired, local)
-    info = _info(work, scan, schemes, (ready, began))
+    known = {s: paired for s in plain}
+    prefix: tuple[int, ...] = ()
+    if slotted and (folded := _folded(work, (loaded, ready, scan), slotted)) is not None:
+        prefix, other = folded
+        rows += _rows(other, slotted, config.margin)
+        known |= dict.fromkeys(slotted, other)
+    found = frame("quantised", rows)
+    info = _info(work, scan, list(known), (ready, began))
+    info.exports, told = recommended(work, list(known), found, prefix)
+    info.notes += told
     return Quantisation(
-        info, frame("quantised", rows), frame("remedies", _remedies(paired, plain)),
+        info, found, frame("remedies", remedies(known)),
         frame("quantised_sites", _site_rows(work, plain, beside, local)), frame("guilty_sites", curve),
     )  # fmt: skip
 
@@ -192,6 +199,28 @@ def _without_idle(work: Work, schemes: list[Scheme]) -> list[Scheme]:
     return kept
 
 
+def _folded(
+    work: Work, given: tuple[Model, Corpus, ScanResult], schemes: Sequence[Scheme]
+) -> tuple[tuple[int, ...], Paired] | None:
+    """Ids of the prefix, and losses on the folded model beside its own in full precision; None where there is none."""
+    model, corpus, scan = given
+    try:
+        folded, text = folded_of(model, corpus, scan, work.say)
+    except (UserError, WorkError) as error:
+        work.notes.append(f"Schemes with slots were left out: {error.what} {error.why}".strip())
+        return None
+    stack = work.ready.stack
+    ready = Prepared(folded.model, stack, linears_of(folded.model, stack), MassiveTokens(), seed=work.config.seed)
+    n, half = text.n_sequences, corpus.n_sequences - work.text.n_sequences
+    ready = calibrate(ready, text.head(half) if half else text, list(schemes), work.config.local_sequences, work.say)
+    held = text.part(half, trim=False) if half else text
+    edits = [edit_of(ready, one) for one in schemes]
+    return folded.ids, evaluate(
+        folded.model, held, edits, batch_size=work.config.batch_size,
+        progress=lambda done, _: work.say("quantise with slots", done, n - half),
+    )  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------------------- what is measured
 def _local(work: Work, schemes: Sequence[Scheme]) -> dict[tuple[str, Site], Local]:
     head = work.calibration.head(min(work.config.local_sequences, work.calibration.n_sequences))
@@ -219,6 +248,7 @@ def _told(one: Scheme) -> dict[str, object]:
         "scheme": one.name, "formats": one.told(), "rounded": one.told(scales=False),
         "sharing": shared.pop() if len(shared) == 1 else "mixed", "exempt": one.exempt, "rotated": one.rotated,
         "smoothed": float("nan") if one.smooth is None else one.smooth, "inserted": one.insert, "slots": one.slots,
+        "effort": one.effort,
     }  # fmt: skip
 
 
@@ -238,40 +268,6 @@ def _task_rows(work: Work, schemes: Sequence[Scheme]) -> list[dict[str, object]]
     folder = None if config.task_folder is None else Path(config.task_folder)
     done = evaluate_tasks(ready.model, config.tasks, edits, folder=folder, limit=config.limit, progress=None)
     return [row for task, paired in done.items() for row in _rows(paired, able, config.margin, task=task)]
-
-
-def _remedies(paired: Paired, schemes: Sequence[Scheme]) -> list[dict[str, object]]:
-    """What each remedy saves: pairs of schemes that differ in it alone, over the same targets."""
-    rows: list[dict[str, object]] = []
-    weights = paired.n_targets
-    for after in schemes:
-        for name in REMEDIED:
-            off: Any = None if name == "smooth" else False
-            if getattr(after, name) == off:
-                continue
-            without: dict[str, Any] = {name: off}
-            bare = replace(after, **without)
-            for before in schemes:
-                if replace(before, name="", smooth_sites=()) != replace(bare, name="", smooth_sites=()):
-                    continue
-                a, b = (paired.edited[s.name].get("nll") for s in (before, after))
-                if a is None or b is None:
-                    continue
-                base = paired.baseline["nll"]
-                saved = mean_interval(a - b, weights)
-                rows.append({
-                    "scheme": before.name, "remedy": _remedy_name(after, name), "remedied": after.name,
-                    "before_nats": float(np.average(a - base, weights=weights)),
-                    "after_nats": float(np.average(b - base, weights=weights)), "saved_nats": float(saved.estimate),
-                    "saved_low": float(saved.low), "saved_high": float(saved.high), "n_sequences": len(a),
-                })  # fmt: skip
-    return rows
-
-
-def _remedy_name(one: Scheme, name: str) -> str:
-    if name == "smooth":
-        return "smooth-all" if one.smooth_sites == SITES else "smooth"
-    return {"rotated": "hadamard", "super_weights": "super"}.get(name, name)
 
 
 def _site_rows(

@@ -32,7 +32,8 @@ REMEDIES = {
 DEFAULT = (
     "int8-tensor", "int8-tensor+exempt", "int8-tensor+hadamard", "int8-tensor+hadamard+exempt",
     "int8-tensor+smooth-all", "int8-tensor+insert", "int8-tensor-static", "int8-tensor-static+exempt",
-    "int8-tensor-static+hadamard+exempt", "int8-token", "int8-token+exempt", "fp8-tensor", "fp8-tensor+exempt",
+    "int8-tensor-static+hadamard+exempt", "int8-tensor-static+slots", "int8-tensor-static+hadamard+slots",
+    "int8-token", "int8-token+exempt", "fp8-tensor", "fp8-tensor+exempt",
     "fp8-none", "int4-token+hadamard", "int4-group32", "nvfp4", "nvfp4+exempt", "mxfp4",
     "kv:int4-token", "kv:int4-token+exempt", "k:int4-channel/v:int4-token", "k:int4-channel/v:int4-token+exempt",
     "W8A8",
@@ -80,6 +81,12 @@ class Scheme:
     slots: bool = False
     super_weights: bool = False
     skipped: frozenset[tuple[int, str]] = frozenset()
+
+    @property
+    def effort(self) -> int:
+        """What its remedies ask for: 1 for a prefix or scales in weights, 2 for rotations or constants at run time."""
+        light = (self.exempt, self.slots, self.smooth is not None, self.super_weights)
+        return sum(light) + 2 * (self.rotated + self.insert)
 
     @property
     def spares(self) -> bool:

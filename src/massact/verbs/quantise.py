@@ -32,6 +32,10 @@ class QuantiseConfig(Options):
     guilty: str | None = option(
         None, "Scheme whose guilty sites are looked for; nothing: of those by tensor the worst; none: no curve."
     )
+    export: str | None = option(
+        None,
+        "Scheme whose recipes are written; nothing: a harmless one with weights, the least effort; none: no files.",
+    )
     goal: float = option(MARGIN, "Loss in nats that the curve of guilty sites stops at.", least=0)
     local_sequences: int = option(1, "Sequences that local errors are of.", "--local-sequences", least=1)
     hold_out: bool = option(True, "Scales of the first half of the sequences, losses of the second, from eight on.")

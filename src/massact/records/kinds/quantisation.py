@@ -30,6 +30,7 @@ TABLES: dict[str, Columns] = {
         "smoothed": ("float64", "strength of SmoothQuant; NaN: none"),
         "inserted": ("bool", "massive tokens are a constant vector"),
         "slots": ("bool", "on the model with folded slots, against its own loss"),
+        "effort": ("int64", "what its remedies ask for: a prefix, slots, scales in weights 1; rotations, constants 2"),
         "metric": ("string", "nll, perplexity, kl, top1_agreement, task/metric"),
         "baseline": ("float64", "in full precision"),
         "quantised": ("float64", "under the scheme"),

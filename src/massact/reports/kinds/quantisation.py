@@ -18,6 +18,7 @@ from massact.reports.panels import (
     Panel,
     Points,
     Sheet,
+    cell_axis,
     column,
     layer_axis,
     log_axis,
@@ -31,8 +32,6 @@ from massact.reports.spelling import counted, listed, noted, number, percent, re
 SEVERAL = ("tensor", "channel", "head")  # one scale serves several tokens
 LOOKS = {HARMFUL: (Color.LIMIT, "diamond"), HARMLESS: (Color.GREEN, "circle"), OPEN: (Color.GREY, "square"),
          HELPFUL: (Color.BLUE, "diamond"), UNTESTED: (Color.MUTED, "circle")}  # fmt: skip
-# What a remedy asks for, in steps: a prefix that is cached or folded, scales put into weights, rotations at run time.
-EFFORT = {"exempt": 1, "slots": 1, "smooth": 1, "smooth-all": 1, "super": 1, "hadamard": 2, "insert": 2}
 MOST_GUILTY, MOST_ADVICE, MOST_LINES = 6, 4, 4
 
 
@@ -214,9 +213,8 @@ def _advice(q: Quantisation, rows: pd.DataFrame, margin: float) -> list[str]:
             gain = real(worst["delta_nats"]) - real(row["delta_nats"])
             if row["scheme"] == worst["scheme"] or not gain > margin:
                 continue
-            names = str(row["scheme"]).split("+")[1:]
-            effort = sum(EFFORT.get(n.partition("=")[0], 1) for n in names) + (row["sharing"] != worst["sharing"])
-            ways.append((row["verdict"] != HARMLESS, -gain / max(effort, 1), row))
+            effort = max(1, int(row["effort"]) + (row["sharing"] != worst["sharing"]))  # another kernel is one as well
+            ways.append((row["verdict"] != HARMLESS, -gain / effort, row))
         best = [f"{visible(r['scheme'])}, {_loss(r)}, {r['verdict']}" for _, _, r in sorted(ways, key=lambda w: w[:2])]
         if best:
             said.append(
@@ -262,13 +260,15 @@ def losses_panel(q: Quantisation) -> Panel | None:
 
 def errors_panel(q: Quantisation) -> Panel | None:
     """The error of the other tokens at the end of every block, for the plain schemes that a remedy is known for."""
-    wanted = list(dict.fromkeys([*q.remedies["scheme"], *q.remedies["remedied"]]))[:MOST_LINES]
     per_layer = q.quantised_sites.groupby(["scheme", "layer"], sort=False)["error_rest"].max().reset_index()
+    having = set(per_layer.loc[per_layer["error_rest"].notna(), "scheme"])
+    pairs = q.remedies.sort_values("saved_nats", ascending=False, kind="stable")[["scheme", "remedied"]].to_numpy()
+    wanted = [name for name in dict.fromkeys(pairs.ravel()) if name in having][:MOST_LINES]
     series = []
     for name, look in zip(wanted, looks(len(wanted)), strict=True):
         mine = per_layer[per_layer["scheme"] == name].sort_values("layer")
         series.append(Line(mine["layer"].to_numpy(), column(mine, "error_rest"), visible(name), **look))
-    if not any(np.isfinite(line.y).any() for line in series):
+    if not series:
         return None
     n_layers = int(per_layer["layer"].max())
     y = log_axis(np.concatenate([line.y for line in series]), "error / size of the hidden state")
@@ -299,7 +299,7 @@ def sites_panel(q: Quantisation) -> Panel | None:
     heat = Heat(table.to_numpy(float), layers, range(len(sites)), "error of other tokens", log=True, said=said)
     head, y = f"Error that each site makes alone: {visible(name)}", named_axis(sites, slots=2)
     height = 90 + 40 * len(sites)
-    return Panel(head, [heat], layer_axis(max(layers)), y, "Everything else in full precision.", height=height)
+    return Panel(head, [heat], cell_axis("Layer", layers), y, "Everything else in full precision.", height=height)
 
 
 def draw_losses(q: Quantisation) -> Sheet | None:
@@ -337,14 +337,12 @@ def brief(q: Quantisation) -> list[Section]:
     for _, row in rows.iterrows():
         name = row["scheme"]
         errors = [_error(sites.loc[name, c]) if name in sites.index else "-" for c in ("error_massive", "error_rest")]
-        within = _within(row, "nats_low", "nats_high")
-        lines.append([visible(name), signed(row["delta_nats"]), within, str(row["verdict"]), *errors])
-    heads = ["<scheme", "loss\nnats", "95% interval", "<verdict", "greatest error\nmassive", "of the\nrest"]
-    return [
-        Section(
-            "quantisation", "", parts_of(grid(f"{counted(len(rows), 'scheme')} against full precision", heads, lines))
-        )
-    ]
+        star = {HARMFUL: "!", HARMLESS: "", HELPFUL: "", UNTESTED: "?"}.get(str(row["verdict"]), "?")
+        loss = f"{signed(row['delta_nats'])}{star}"
+        lines.append([visible(name), loss, _within(row, "nats_low", "nats_high"), *errors])
+    heads = ["<scheme", "nats", "95% interval", "massive", "rest"]
+    title = f"Loss of {counted(len(rows), 'scheme')} (!: harmful, ?: not settled), and the greatest error at the end of a block"
+    return [Section("quantisation", "", parts_of(grid(title, heads, lines)))]
 
 
 def _error(value: float) -> str:
