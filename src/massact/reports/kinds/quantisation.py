@@ -341,7 +341,8 @@ def brief(q: Quantisation) -> list[Section]:
         loss = f"{signed(row['delta_nats'])}{star}"
         lines.append([visible(name), loss, _within(row, "nats_low", "nats_high"), *errors])
     heads = ["<scheme", "nats", "95% interval", "massive", "rest"]
-    title = f"Loss of {counted(len(rows), 'scheme')} (!: harmful, ?: not settled), and the greatest error at the end of a block"
+    said = "!: harmful, ?: not settled; errors: the greatest at the end of a block"
+    title = f"Loss of {counted(len(rows), 'scheme')} ({said})"
     return [Section("quantisation", "", parts_of(grid(title, heads, lines)))]
 
 
