@@ -118,7 +118,9 @@ def test_files_are_there_or_it_is_said_why_not(llama: Model) -> None:
     files, notes = exports_of(recipe(llama, "int8-tensor"))
     assert set(files) == {"llmcompressor.yaml"} and tells(notes, "torchao.py", "int8-tensor")
     files, notes = exports_of(recipe(ma.load("embedded"), "W8A8"))  # Conv1D
-    assert not files and len(notes) == 2
+    assert not files and len(tells(notes, "transformer.h.0.attn.c_attn", "Linear")) == 2
+    files, notes = exports_of(recipe(llama, "kv:int4-token"))
+    assert not files and len(tells(notes, "int4-token")) == 2
 
 
 # What torchao costs is what `quantise` says of it, on the same text.

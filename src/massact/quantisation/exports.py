@@ -21,7 +21,7 @@ def exports_of(recipe: Recipe) -> tuple[dict[str, str], list[str]]:
         try:
             files[name] = make(recipe)
         except UserError as error:
-            notes.append(f"No {name} of {recipe.name}: {error.what}")
+            notes.append(" ".join(filter(None, (f"No {name} of {recipe.name}: {error.what}", error.why))))
     if recipe.prefix:
         files["prefix.md"] = prefix_guide(recipe)
     return files, notes

@@ -17,7 +17,7 @@ from massact.quantisation.module_patterns import frame_of, patterns_of
 from massact.quantisation.torchao_configs import config_of, script_of
 from massact.records.errors import UserError, near
 
-LIBRARIES = ("llmcompressor", "torchao")
+LIBRARIES = {"llmcompressor": "llm-compressor", "torchao": "torchao"}
 _SHARING = r"(?:-(?P<sharing>tensor|token|channel|head|none|group(?P<group>\d+)))?"
 _FORMAT = re.compile(rf"(?P<kind>int|fp|mxfp|nvfp)(?P<bits>\d){_SHARING}(?P<static>-static)?")
 _BLOCKS = {"mxfp": 32, "nvfp": 16}
@@ -375,8 +375,9 @@ def _check(recipe: Recipe, library: str) -> None:
     if unknown:
         raise UserError(f"{unknown[0]} is no torch.nn.Linear of the model.", do=near(unknown[0], recipe.names))
     if not recipe.quantised and not (library == "llmcompressor" and _cached(recipe)):
-        raise UserError(f"{library} has nothing to quantise in this model.", _some(recipe.others or ("All of it",)) +
-                        " stay in full precision: they are no torch.nn.Linear.")  # fmt: skip
+        raise UserError(
+            f"{LIBRARIES[library]} has nothing to quantise in this model.", " ".join(unsupported(recipe, library))
+        )
     width = dict(recipe.linears)
     for group in recipe.groups:
         for spelled in filter(None, (group.weights, group.activations)):
@@ -385,7 +386,7 @@ def _check(recipe: Recipe, library: str) -> None:
             if wrong:
                 raise UserError(
                     f"{spelled}: groups of {size} do not divide the {width[wrong[0]]} inputs of {wrong[0]}.",
-                    f"{library} refuses such modules.",
+                    f"{LIBRARIES[library]} refuses such modules.",
                     "Choose another group, or leave them out.",
                 )
         if library == "llmcompressor" and group.weights.startswith("nvfp"):
