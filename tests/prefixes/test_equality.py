@@ -176,3 +176,39 @@ def test_attention_of_a_folded_model_is_seen_with_its_slots(family: str, n: int)
     assert len(seen.anatomy.attentions) == 3 and not seen.anatomy.no_attention
     for place in seen.anatomy.attentions.values():
         assert place.via == "interface" and place.row_sum < 0.99 and place.error <= place.allowed
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_slots_can_be_trained_on(family: str) -> None:
+    """Every slot has a gradient; that of GPT-2, all in 64 bits, is the slope along a direction."""
+    _, folded = folded_of(family, 2)
+    module = folded.model.module.double()
+    slots = [p for name, p in module.named_parameters() if "massact_" in name]
+    ids = torch.stack(texts(2))
+
+    def loss() -> Tensor:
+        found: Tensor = module(input_ids=ids).logits.log_softmax(-1)[..., 5].sum()
+        return found
+
+    grads = torch.autograd.grad(loss(), slots)
+    assert len(slots) == 6 and all(bool(g.isfinite().all()) and float(g.abs().max()) > 0 for g in grads)
+    if family != "gpt2":  # norms in 32 bits
+        return
+    step, moves = 1e-5, [torch.randn(p.shape, generator=torch.Generator().manual_seed(2)).to(p) for p in slots]
+    values = []
+    with torch.no_grad():
+        for far in (step, -2 * step):
+            for p, move in zip(slots, moves, strict=True):
+                p.add_(far * move)
+            values.append(float(loss()))
+    slope = sum(float((g * m).sum()) for g, m in zip(grads, moves, strict=True))
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=1e-5)
+
+
+def test_texts_of_any_length_are_proved() -> None:
+    """A text of one token does not make the others short."""
+    model, folded = folded_of("llama", 1)
+    long, other, *_ = texts()
+    proof = prove_equal(model, folded, [torch.tensor([4]), other[:15], long])
+    assert [length for length, _ in proof.lengths] == [15, 20]
+    assert [length for length, _ in prove_equal(model, folded, [long[:9]]).lengths] == [9, 4]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ import massact as ma
 from massact.corpora import Corpus
 from massact.corpora.token_strings import Spelling
 from massact.prefixes import search
-from massact.prefixes.search import Reading, best_of, judged, search_prefix
+from massact.prefixes.search import Judge, Reading, best_of, judged, search_prefix
 from massact.prefixes.starts import Texts, class_of, lead_of, parts_of_corpus, rows_of, together, without_lead
 from massact.records.errors import WorkError
 
@@ -136,6 +137,18 @@ def test_the_next_that_clears_both_takes_the_place_of_one_that_fails(
     assert found.ids == (3,) and found.cleared
     assert {r["ids"] for r in found.rows if r["part"] == "held out"} == {"", "2", "3"}
     assert [pair[1] for pair in found.fails] == ["','"]
+
+
+def test_an_outlier_feature_is_not_counted_wherever_it_is(model: ma.Model) -> None:
+    """Up to twice its size, on any token: the first of a text is as any other behind a slot."""
+    scan = ma.scan(model, None, null=False, bos_contrast=False, rank_sequences=0, n_sequences=2, seq_len=32)
+    first = scan.clusters.iloc[:1]
+    feature = first.assign(dim=7, label="outlier feature", max=300.0, position_class="other")
+    scan.clusters = pd.concat([first, feature], ignore_index=True)
+    judge = Judge.of(scan)
+    assert judge.limits == {7: 600.0} and judge.rule.name == "sun2024"
+    rows = pd.DataFrame({"dim": [7, 7, 99, 99], "magnitude": [599.0, 601.0, 110.0, 5000.0], "pos": 0})
+    assert judge.massive(rows).index.tolist() == [1, 2, 3]
 
 
 # -------------------------------------------------------------------------------------------- texts

@@ -90,7 +90,8 @@ def _batches(model: Model, folded: Folded, texts: Sequence[Tensor]) -> tuple[lis
     """Texts of one length together, one alone, and one beyond the windows; whether that is beyond all of them."""
     room = (model.context or 10**9) - folded.n
     rows = sorted((text[: min(LONGEST, room)] for text in texts), key=len)
-    most, length = rows[-N_TEXTS:], len(rows[-N_TEXTS:][0])
+    most = [row for row in rows[-N_TEXTS:] if 2 * len(row) >= len(rows[-1])]
+    length = len(most[0])
     alone = most[-1] if len(most[-1]) > length else most[-1][: max(1, length // 2)]
     batches = [torch.stack([row[:length] for row in most]), alone[None]]
     length = max(length, len(alone))

@@ -24,7 +24,7 @@ from massact.prefixes.refusals import MOST_SLOTS, check_foldable, check_ids, che
 from massact.prefixes.search import LAST_LAYERS, Bench, Judge, Search, judged, search_prefix
 from massact.prefixes.starts import Texts, lead_of, parts_of_corpus, rows_of, together, without_lead
 from massact.prefixes.ways import Way, compare
-from massact.records.clusters import keys_of, passing
+from massact.records.clusters import MASSIVE, OUTLIER, keys_of, passing
 from massact.records.errors import UserError
 from massact.records.kinds.fold import Fold, FoldInfo
 from massact.records.kinds.scan import ScanResult
@@ -123,7 +123,7 @@ class _Job:
         info.positions, info.proof = folded.positions.way, jsonable(proof.as_dict())
         info.cleared, info.fails = found.cleared, [list(pair) for pair in found.fails]
         info.before, info.after = _sizes(self.scan), _sizes(after)
-        info.stays = _stays(after)
+        info.stays = _stays(after, Judge.of(self.scan))
         info.pruned = self.pruned(folded, weights, effects, found.cleared and not _massive(info.stays))
         info.notes += self.notes
         return Fold(
@@ -230,13 +230,15 @@ def _sizes(scan: ScanResult) -> dict[str, Any]:
     return {"n_findings": len(scan.findings), "greatest": float(np.nanmax(below["max"]))}
 
 
-def _stays(scan: ScanResult) -> list[dict[str, Any]]:
-    """The clusters that pass."""
+def _stays(scan: ScanResult, judge: Judge) -> list[dict[str, Any]]:
+    """The clusters that pass; what is of an outlier feature is called so on the first token of a text too."""
     having = passing(scan.clusters)
-    columns = (keys_of(having), having["label"], having["max"], having["tokens"])
+    kept = judge.massive(having.rename(columns={"max": "magnitude"})).index
+    labels = having["label"].where(having.index.isin(kept) | (having["dim"] < 0), OUTLIER)
+    columns = (keys_of(having), labels, having["max"], having["tokens"])
     return [{"cluster": key, "label": str(label), "max": float(size), "tokens": str(tokens)}
             for key, label, size, tokens in zip(*columns, strict=True)]  # fmt: skip
 
 
 def _massive(stays: list[dict[str, Any]]) -> bool:
-    return any(one["label"] == "massive activation" for one in stays)
+    return any(one["label"] == MASSIVE for one in stays)

@@ -20,7 +20,7 @@ from massact.prefixes.candidates import candidate_ids, spelled
 from massact.prefixes.construction import Folded, build, refilled
 from massact.prefixes.position_shift import Positions
 from massact.prefixes.starts import TEXT, Texts
-from massact.records.clusters import MASSIVE, OUTLIER
+from massact.records.clusters import OUTLIER
 from massact.records.errors import WorkError
 from massact.records.kinds.scan import ScanResult
 from massact.scans.criteria import Criterion, criterion
@@ -35,38 +35,36 @@ Ids = tuple[int, ...]
 LAST_LAYERS = 2  # of which the greatest |h| does not count: there it is undone
 BATCH = 8
 SAME_NATS = 0.01  # where one text gives no interval
+TWICE = 2.0  # the greatest |h| of an outlier feature: what is larger is none of it
 MOST_CHECKED = 4  # prefixes that clear the texts to choose by, checked on those held out
 
 
 @dataclass(frozen=True)
 class Judge:
-    """What counts as massive: the rule of the scan, without what it calls outlier features, of many tokens."""
+    """What counts as massive: the rule of the scan, without what it calls outlier features, of many tokens.
+
+    Args:
+        limits: dim -> |h| up to which an entry is of that outlier feature, whatever token it is on: behind a slot the
+            first token of a text is as any other.
+    """
 
     rule: Criterion
     thresholds: dict[str, float]
-    outliers: frozenset[tuple[int, str]]
+    limits: dict[int, float]
 
     @classmethod
     def of(cls, scan: ScanResult) -> Judge:
         """By the rule and the clusters of a scan."""
         rule = criterion(str(scan.info.criterion["name"]))
-        clusters = scan.clusters[scan.clusters["dim"] >= 0]
-        outliers = clusters[clusters["label"] == OUTLIER]
-        keys = set(zip(outliers["dim"].astype(int), outliers["position_class"].astype(str), strict=True))
-        others = set(clusters.loc[clusters["label"] == MASSIVE, "dim"].astype(int))
-        # A dim that is an outlier feature wherever it is large is one on tokens of another class too.
-        keys |= {(dim, "*") for dim, _ in keys if dim not in others}
-        return cls(rule, dict(scan.info.criterion["thresholds"]), frozenset(keys))
+        outliers = scan.clusters[(scan.clusters["dim"] >= 0) & (scan.clusters["label"] == OUTLIER)]
+        limits = {int(dim): TWICE * float(size) for dim, size in outliers.groupby("dim")["max"].max().items()}
+        return cls(rule, dict(scan.info.criterion["thresholds"]), limits)
 
-    def massive(self, rows: pd.DataFrame, texts: Texts) -> pd.DataFrame:
+    def massive(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Those of the findings that are not of an outlier feature."""
-        places = zip(rows["dim"], rows["sequence"], rows["pos"], strict=True) if "dim" in rows else ()
-        kept = [
-            (int(d), "*") not in self.outliers
-            and (int(d), texts.corpus.position_class(int(s), int(p)) if s >= 0 else "other") not in self.outliers
-            for d, s, p in places
-        ]
-        return rows[kept] if len(kept) == len(rows) and len(rows) else rows
+        if not self.limits or not {"dim", "magnitude"} <= set(rows.columns):
+            return rows
+        return rows[rows["magnitude"] > rows["dim"].map(self.limits).fillna(0.0)]
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def read(model: Model, texts: Texts, judge: Judge) -> Reading:
         losses.append(arrays([p.numbers() for p in predicted(logits, asked, None, task)])["nll"])
     hidden, spikes = ({s: total.result(n, s) for s in total.sites(n)} for n in ("hidden", "spikes"))
     found = evidence(hidden, {s: module_of(model, s) for s in hidden}, spikes, "tokens" in judge.rule.needs)
-    rows = judge.massive(judge.rule.passing(found, judge.thresholds), texts)
+    rows = judge.massive(judge.rule.passing(found, judge.thresholds))
     n = texts.corpus.n_sequences
     inside = rows[rows["sequence"] >= 0] if "sequence" in rows else rows.iloc[:0]
     counts = np.bincount(inside["sequence"].astype(int), minlength=n) if len(inside) else np.zeros(n, int)
