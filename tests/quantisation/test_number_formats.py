@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from massact.quantisation.number_formats import Format, fake_quantised, hadamard, of_arguments, preset, scale_of
+from massact.quantisation.number_formats import Format, fake_quantised, of_arguments, preset, scale_of
 from massact.records.errors import UserError
 
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
@@ -142,19 +142,6 @@ def test_the_greatest_of_a_planted_token_decides_what_is_left_of_the_rest() -> N
     step = float(x[1:].abs().amax()) / 127
     error = float((rest - x[1:]).square().mean().sqrt())
     assert error == pytest.approx(step / 12**0.5, rel=0.02)  # of a uniform error
-
-
-def test_a_hadamard_matrix_spreads_one_dim_evenly() -> None:
-    for size in (96, 576, 1536):
-        turn, block = hadamard(size, 0)
-        assert block == size
-        torch.testing.assert_close(turn @ turn.T, torch.eye(size), rtol=0, atol=1e-5)
-        one = torch.zeros(size)
-        one[7] = 100.0
-        torch.testing.assert_close((one @ turn).abs(), torch.full((size,), 100.0 / size**0.5))
-    turn, block = hadamard(2 * 23, 0)  # no such matrix is known
-    assert block == 2
-    torch.testing.assert_close(turn @ turn.T, torch.eye(46), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["W8A8", "W4A16", "FP8", "FP8_DYNAMIC", "W4A8"])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import massact as ma
 from massact.corpora import Batch
-from massact.quantisation.number_formats import hadamard
+from massact.quantisation.rotations import rotation
 from massact.quantisation.roundings import Prepared, edit_of, predicted_zeros, site_edit
 from massact.quantisation.schemes import SITES, scheme
 from massact.records.sites import Site
@@ -60,7 +60,7 @@ def test_rotation_smoothing_constants_and_static_scales_are_their_formulas(
         assert edit is not None
         return edit.apply(x_BTF, batch)
 
-    turn, _ = hadamard(x_BTF.shape[-1], 0)
+    turn = rotation(x_BTF.shape[-1], 0)(torch.eye(x_BTF.shape[-1]))  # the matrix itself
     y = x_BTF[0] @ turn
     torch.testing.assert_close(by("int8-tensor+hadamard")[0], rounded(y, y.abs().amax()) @ turn.T, rtol=1e-4, atol=1e-4)
     down = scanned.model.module.get_submodule("transformer.h.0.mlp.c_proj")
@@ -123,7 +123,7 @@ def test_weights_are_rounded_in_the_coordinates_that_they_are_multiplied_in(prep
     before = {n: p.detach().clone() for n, p in prepared.model.module.named_parameters()}
     w_OF = before[f"{name}.weight"].T  # Conv1D keeps (inputs, outputs)
     width = w_OF.shape[1]
-    turn, _ = hadamard(width, 0)
+    turn = rotation(width, 0)(torch.eye(width))
     s = (prepared.ranges[site].channels[False].clamp(min=1e-5) / w_OF.abs().amax(0).clamp(min=1e-5)) ** 0.5
     wanted = {
         "weights:int8-channel": rows_rounded(w_OF, 127, width),

@@ -193,35 +193,19 @@ def _fp8_scale(x: Tensor, block: tuple[int, ...]) -> Tensor:
 
 
 def _mxfp4(x: Tensor) -> Tensor:
-    made: Tensor = _module("torchao.prototype.mx_formats.mx_tensor").MXTensor.to_mx(
+    made: Tensor = quant_module("torchao.prototype.mx_formats.mx_tensor").MXTensor.to_mx(
         x.contiguous(), torch.float4_e2m1fn_x2, MX_BLOCK
     ).dequantize(torch.float32)  # fmt: skip
     return made
 
 
 def _nvfp4(x: Tensor, amax: Tensor) -> Tensor:
-    torchao = _module("torchao.prototype.mx_formats.nvfp4_tensor")
+    torchao = quant_module("torchao.prototype.mx_formats.nvfp4_tensor")
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     made: Tensor = torchao.NVFP4Tensor.to_nvfp4(
         flat, NV_BLOCK, per_tensor_scale=torchao.per_tensor_amax_to_scale(amax.reshape(()))
     ).dequantize(torch.float32)  # fmt: skip
     return made.reshape(x.shape)
-
-
-def hadamard(size: int, seed: int) -> tuple[Tensor, int]:
-    """A random Hadamard matrix (size, size) with H H^T = 1, and the size of its blocks.
-
-    Where none of that size is known to compressed-tensors: blocks of the greatest power of two that divides it.
-    """
-    make = _module("compressed_tensors.transform.utils.hadamard").random_hadamard_matrix
-    draw = torch.Generator().manual_seed(seed)
-    for block in (size, size & -size):
-        try:
-            one = make(block, dtype=torch.float32, gen=draw) / block**0.5
-        except ValueError:
-            continue
-        return torch.block_diag(*[one] * (size // block)), block
-    raise UserError(f"There is no Hadamard matrix for {size} entries.", do="Leave out +hadamard.")
 
 
 def preset(name: str) -> Any:
@@ -230,8 +214,8 @@ def preset(name: str) -> Any:
     Raises:
         UserError: no such preset.
     """
-    schemes = _module("compressed_tensors.quantization")
-    known = _module("compressed_tensors.quantization.quant_scheme").PRESET_SCHEMES
+    schemes = quant_module("compressed_tensors.quantization")
+    known = quant_module("compressed_tensors.quantization.quant_scheme").PRESET_SCHEMES
     if name.upper() not in known:
         raise UserError(f"{name!r} is no preset.", do=f"Known: {', '.join(known)}.")
     return schemes.preset_name_to_scheme(name.upper(), ["Linear"])
@@ -264,11 +248,11 @@ def of_arguments(args: Any, of_weights: bool) -> Format:
 
 @cache
 def _primitives() -> Any:
-    return _module("torchao.quantization.quant_primitives")
+    return quant_module("torchao.quantization.quant_primitives")
 
 
 @cache
-def _module(name: str) -> Any:
+def quant_module(name: str) -> Any:
     """A module of the extra `quant`; what it prints while it is read is about kernels that are not run here.
 
     Raises:

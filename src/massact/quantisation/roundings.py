@@ -17,8 +17,9 @@ from massact.corpora import Batch, Corpus
 from massact.models import Model
 from massact.quantisation.linears import Linears, by_rows, point_of
 from massact.quantisation.massive_tokens import MassiveTokens
-from massact.quantisation.number_formats import Format, fake_quantised, hadamard
+from massact.quantisation.number_formats import Format, fake_quantised
 from massact.quantisation.ranges import Look, Ranges
+from massact.quantisation.rotations import Rotation, rotation
 from massact.quantisation.schemes import Scheme
 from massact.records.errors import UserError, WorkError
 from massact.records.sites import Site
@@ -50,22 +51,18 @@ class Prepared:
     ranges: dict[Site, Ranges] = field(default_factory=dict)
     seed: int = 0
     spared: Mapping[str, list[tuple[int, int]]] = field(default_factory=dict)
-    _turns: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    _turns: dict[int, Rotation] = field(default_factory=dict)
     _kept: dict[tuple[str, str], Tensor] = field(default_factory=dict)
 
-    def turn(self, width: int) -> Tensor:
-        """The Hadamard matrix of a width."""
-        return self._turn(width)[0]
+    def turn(self, width: int) -> Rotation:
+        """The rotation of a width."""
+        if width not in self._turns:
+            self._turns[width] = rotation(width, self.seed, self.model.device)
+        return self._turns[width]
 
     def turned_in_blocks(self) -> dict[int, int]:
         """width -> block, where there is no Hadamard matrix of the whole width."""
-        return {width: block for width, (_, block) in self._turns.items() if block < width}
-
-    def _turn(self, width: int) -> tuple[Tensor, int]:
-        if width not in self._turns:
-            made, block = hadamard(width, self.seed)
-            self._turns[width] = made.to(self.model.device), block
-        return self._turns[width]
+        return {width: turn.block for width, turn in self._turns.items() if turn.block < width}
 
     def kept(self, key: tuple[str, str], make: Callable[[], Tensor]) -> Tensor:
         """A quantised weight: as it was made before, where there is room for it."""
@@ -100,8 +97,7 @@ def calibrate(
 
 def _ranges(ready: Prepared, looks: tuple[Look, ...], width: int, counted: int) -> Ranges:
     turn = ready.turn(width) if any(look.rotated for look in looks) else None
-    rotate = None if turn is None else (lambda x: x @ turn)
-    return Ranges(ready.massive.of, len(ready.massive.clusters), looks, rotate, frozenset(range(counted)))
+    return Ranges(ready.massive.of, len(ready.massive.clusters), looks, turn, frozenset(range(counted)))
 
 
 def look_of(scheme: Scheme, form: Format) -> Look | None:
@@ -133,21 +129,21 @@ class Rounding:
 
     Args:
         form: the number format.
-        turn: (F, F) orthogonal; smooth: (F,) of x / smooth.
+        turn: a rotation; smooth: (F,) of x / smooth.
         amax: of a static scale.
     """
 
     form: Format
-    turn: Tensor | None = None
+    turn: Rotation | None = None
     smooth: Tensor | None = None
     amax: Tensor | None = None
 
     def __call__(self, x_NF: Tensor) -> Tensor:
         y = x_NF.float()
         y = y if self.smooth is None else y / self.smooth
-        y = y if self.turn is None else y @ self.turn
+        y = y if self.turn is None else self.turn(y)
         y = fake_quantised(y, self.form, self.amax)
-        y = y if self.turn is None else y @ self.turn.T
+        y = y if self.turn is None else self.turn.back(y)
         y = y if self.smooth is None else y * self.smooth
         return y.to(x_NF.dtype)
 

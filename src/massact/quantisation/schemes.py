@@ -30,13 +30,11 @@ REMEDIES = {
     "super": "weights: the largest products of massive tokens are left out of scales and kept as they are (Yu 2024)",
 }
 DEFAULT = (
-    "int8-tensor", "int8-tensor+exempt", "int8-tensor+hadamard", "int8-tensor+hadamard+exempt",
-    "int8-tensor+smooth-all", "int8-tensor+insert", "int8-tensor-static", "int8-tensor-static+exempt",
-    "int8-tensor-static+hadamard+exempt", "int8-tensor-static+slots", "int8-tensor-static+hadamard+slots",
-    "int8-token", "int8-token+exempt", "fp8-tensor", "fp8-tensor+exempt",
-    "fp8-none", "int4-token+hadamard", "int4-group32", "nvfp4", "nvfp4+exempt", "mxfp4",
-    "kv:int4-token", "kv:int4-token+exempt", "k:int4-channel/v:int4-token", "k:int4-channel/v:int4-token+exempt",
-    "W8A8",
+    "int8-tensor", "int8-tensor+exempt", "int8-tensor+hadamard", "int8-tensor+hadamard+exempt", "int8-tensor+slots",
+    "int8-tensor+hadamard+slots", "int8-tensor+smooth-all", "int8-tensor+insert", "int8-tensor-static", "int8-token",
+    "int8-token+exempt", "fp8-tensor", "fp8-tensor+exempt", "fp8-none", "int4-group32", "nvfp4", "nvfp4+exempt",
+    "mxfp4", "kv:int4-token", "kv:int4-token+exempt", "k:int4-channel/v:int4-token",
+    "k:int4-channel/v:int4-token+exempt", "W8A8",
 )  # fmt: skip
 
 _PART = re.compile(
