@@ -16,7 +16,7 @@ from torch import Tensor
 
 import massact as ma
 from massact.interventions import norm_dims
-from massact.models import random_twin, with_attention
+from massact.models import random_twin, unpacked, with_attention
 from massact.models.weight_values import weights_hash
 from massact.records.errors import UserError
 from massact.records.weight_types import packing_in_words, packing_of
@@ -43,8 +43,15 @@ PRESETS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...] | None]] = {
 
 
 def tiny(seed: int = 0) -> Any:
+    """A random Llama in which neuron 7 of block 1 makes dim 5 large."""
     torch.manual_seed(seed)
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).eval()
+    module = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).eval()
+    mlp = module.model.layers[0].mlp
+    with torch.no_grad():
+        mlp.gate_proj.weight[7] *= 30
+        mlp.up_proj.weight[7] *= 30
+        mlp.down_proj.weight[5, 7] = 3
+    return module
 
 
 def logits(module: Any) -> Tensor:
@@ -213,6 +220,21 @@ def test_a_scan_says_it_and_keeps_it(folders: dict[str, tuple[Path, Tensor]], tm
         kept = json.loads((tmp_path / name / "run.json").read_text())
         assert kept["model"]["quantised"]["types"] == scan.info.model["quantised"]["types"]
         assert any("quantised" in note and "int" in note for note in kept["notes"])
+
+
+@pytest.mark.parametrize("name", ["W8A8", "FP8", "int8 weights and activations", "int4 weights"])
+def test_explain_and_intervene_read_it(name: str, folders: dict[str, tuple[Path, Tensor]]) -> None:
+    """The weight of the neuron that an explanation names is the unpacked one."""
+    model, corpus = ma.load(folders[name][0]), ma.corpus(IDS)
+    scan = ma.scan(model, corpus, null="none", thresholds={"magnitude": 0.05, "ratio": 4.0})
+    neurons = ma.explain(model, corpus, scan).neurons
+    first = neurons.iloc[0]
+    assert (first["module"], first["neuron"]) == ("model.layers.0.mlp.down_proj", 7)
+    weight = unpacked(model.module.get_submodule(first["module"]).weight)
+    plain = tiny().get_submodule(first["module"]).weight
+    assert first["weight"] == pytest.approx(float(weight[int(first["dim"]), int(first["neuron"])]))
+    assert 0 < (weight - plain).abs().max() < 0.1 * plain.abs().max()
+    assert len(ma.intervene(model, corpus, scan, sets=("zero",)).effects)
 
 
 # ---------------------------------------------------------------------------------------------------- refusals

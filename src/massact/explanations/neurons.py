@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from massact.corpora import Corpus
 from massact.explanations.writers import Coordinate
-from massact.models import Model
+from massact.models import Model, unpacked
 from massact.records.anatomy import Block, Place
 from massact.records.sites import Site
 from massact.records.tables import frame
@@ -103,7 +103,7 @@ def _activations(model: Model, corpus: Corpus, steps: Sequence[_StepUp]) -> dict
 
 def _weight_rows(module: Any, n_in: int) -> Tensor:
     """The weight of a projection as (outputs, inputs), whichever way its class keeps it."""
-    weight = module.weight.detach().float()
+    weight = unpacked(module.weight).float()
     kept_so = weight.shape[1] == n_in and not (weight.shape[0] == n_in and type(module).__name__ == "Conv1D")
     return weight if kept_so else weight.T
 

@@ -7,7 +7,7 @@ transformers are built. Must not know statistics, criteria or files of text.
 from massact.models.attention_proof import projection_of, with_attention
 from massact.models.loading import EMBEDDED, Model, load, random_twin
 from massact.models.speech import first_ids
-from massact.models.weight_values import check_finite, weights_hash
+from massact.models.weight_values import check_finite, unpacked, weights_hash
 
 __all__ = [
     "EMBEDDED",
@@ -17,6 +17,7 @@ __all__ = [
     "load",
     "projection_of",
     "random_twin",
+    "unpacked",
     "weights_hash",
     "with_attention",
 ]

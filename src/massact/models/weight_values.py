@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,13 @@ def plain_parts(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
         return
     for part in data.__tensor_flatten__()[0]:
         yield from plain_parts(f"{name}.{part}", getattr(data, part))
+
+
+def unpacked(weight: Tensor) -> Tensor:
+    """The values of a weight in floating point; those of a packed one as codes and scales make them."""
+    data: Any = weight.detach()
+    packed = type(data.data) is not Tensor and hasattr(data, "dequantize")
+    return data.dequantize() if packed else data
 
 
 def n_parameters(module: nn.Module) -> int:

@@ -83,6 +83,7 @@ TABLES: dict[str, Columns] = {
             "dim), gone, new; not judged where inputs or rules differ",
         ),
         "dim_quantised": ("int64", "its dim in the quantised form; -1 where it is gone"),
+        "n_findings_quantised": ("int64", "entries of it that pass the criterion there; 0: it no longer does"),
         **{
             f"{name}{of}": ("float64", f"{what}{', quantised' if of else ', original'}; NaN where it has none")
             for name, what in (

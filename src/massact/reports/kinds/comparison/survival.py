@@ -126,6 +126,7 @@ def _row(old: pd.Series | None, new: pd.Series | None, verdict: str, judged: boo
     row = {name: at[name] for name in ("stack", "site", "label", "dim", "position_class")}
     row |= {"cluster": 0 if old is None else old["cluster"], "verdict": verdict if judged else NOT_JUDGED}
     row["dim_quantised"] = -1 if new is None else new["dim"]
+    row["n_findings_quantised"] = 0 if new is None else new["n_findings"]
     for name, column in (("onset", "onset"), ("value", "mean"), ("spread", "spread"), ("share", "share")):
         row[name] = math.nan if old is None else float(old[column])
         row[f"{name}_quantised"] = math.nan if new is None else float(new[column])
@@ -169,10 +170,10 @@ def _cluster(row: pd.Series) -> str:
     parts = [f"{name} {' -> '.join(_spelled(row[c], spell) for c in (name, f'{name}_quantised'))}"
              for name, spell in spelled.items()]  # fmt: skip
     dim, other = int(row["dim"]), int(row["dim_quantised"])
+    passes = row["verdict"] != WEAKER or row["n_findings_quantised"] > 0
+    verdict = row["verdict"] if passes else f"{row['verdict']} (it no longer passes)"
     where = f"dim {dim}" + (f", then {other}" if other not in (dim, -1) else "") if dim >= 0 else "tokens"
-    return (
-        f"{visible(row['label'])} at {where} ({visible(row['position_class'])}): {', '.join(parts)}: {row['verdict']}."
-    )
+    return f"{visible(row['label'])} at {where} ({visible(row['position_class'])}): {', '.join(parts)}: {verdict}."
 
 
 def _spelled(value: float, spell: Any) -> str:
