@@ -50,8 +50,8 @@ def test_losses_are_those_of_a_run_by_hand(scanned: Reopened, done: Quantisation
 
     def rounded(_: Any, args: tuple[Tensor]) -> tuple[Tensor]:
         (x,) = args
-        s = x.abs().amax((1, 2), keepdim=True) / 127
-        return ((x / s).round().clamp(-127, 127) * s,)
+        s = x.abs().amax((1, 2), keepdim=True) / 127.5
+        return ((x / s).round().clamp(-128, 127) * s,)
 
     linears = [m for n, m in module.named_modules() if ".h." in n and type(m).__name__ == "Conv1D"]
     handles = [m.register_forward_pre_hook(rounded) for m in linears]

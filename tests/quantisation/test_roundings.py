@@ -29,7 +29,7 @@ def tokens_at(scanned: Reopened, site: Site, sequences: int = 2) -> tuple[Tensor
 
 
 def rounded(x: Tensor, amax: Tensor) -> Tensor:
-    return (x / (amax / 127)).round().clamp(-127, 127) * (amax / 127)
+    return (x / (amax / 127.5)).round().clamp(-128, 127) * (amax / 127.5)
 
 
 @pytest.mark.parametrize("point", SITES)
@@ -109,11 +109,11 @@ def test_exemption_is_a_cached_prefix(scanned: Reopened, prepared: Prepared) -> 
     assert float((plain - behind).abs().amax() / most) > 1e-2
 
 
-def rows_rounded(w_OF: Tensor, most: int, group: int, full: bool = False) -> Tensor:
+def rows_rounded(w_OF: Tensor, most: int, group: int) -> Tensor:
     """Each group of each row with its own scale."""
     split = w_OF.reshape(len(w_OF), -1, group)
-    scale = split.abs().amax(-1, keepdim=True) / (most + full / 2)
-    return ((split / scale).round().clamp(-most - full, most) * scale).reshape(w_OF.shape)
+    scale = split.abs().amax(-1, keepdim=True) / (most + 0.5)
+    return ((split / scale).round().clamp(-most - 1, most) * scale).reshape(w_OF.shape)
 
 
 def test_weights_are_rounded_in_the_coordinates_that_they_are_multiplied_in(prepared: Prepared) -> None:
@@ -137,8 +137,10 @@ def test_weights_are_rounded_in_the_coordinates_that_they_are_multiplied_in(prep
             got = down.weight.detach().T.clone()
             prepared.model.module(**prepared.model.example)
         assert changed == {f"{n}.weight" for n in prepared.linears.modules}, scheme_name
-        off = (got - want).abs() > 1e-4 * w_OF.abs().max()
-        assert float(off.double().mean()) < 1e-3, scheme_name  # a tie may go to either side
+        # The greatest of a group is a tie, which may go to either side where a rotation has rounded before.
+        space = turn if "hadamard" in scheme_name else torch.eye(width)
+        off = ((got - want) @ space).abs() > 1e-4 * w_OF.abs().max()
+        assert float(off.double().mean()) < (1 / 32 if "hadamard" in scheme_name else 1e-3), scheme_name
     assert all(torch.equal(p, before[n]) for n, p in prepared.model.module.named_parameters())
 
 

@@ -27,10 +27,10 @@ def test_a_name_says_targets_formats_and_remedies() -> None:
 
 def test_presets_are_those_of_compressed_tensors() -> None:
     both = scheme("W8A8+exempt")
-    assert both.weights == Format("int", 8, "token", full=True) and both.exempt
-    assert both.form("o_in") == Format("int", 8, "token", full=True)
-    assert scheme("W4A16").sites == () and scheme("W4A16").weights == Format("int", 4, "group", 128, full=True)
-    assert scheme("FP8").form("attn_in") == Format("fp8", 8, "tensor", static=True, full=True)
+    assert both.weights == Format("int", 8, "token") and both.exempt
+    assert both.form("o_in") == Format("int", 8, "token")
+    assert scheme("W4A16").sites == () and scheme("W4A16").weights == Format("int", 4, "group", 128)
+    assert scheme("FP8").form("attn_in") == Format("fp8", 8, "tensor", static=True)
     assert scheme("MXFP4").weights == Format("mxfp4", 4, "block")
 
 

@@ -1,7 +1,7 @@
 """Number formats: how a tensor is rounded, and which of its entries share a scale.
 
-Fake quantisation: Q(x) = dequantise(quantise(x)), in float32. All rounding is torchao's; what is said here is which
-blocks of a tensor have one scale, and what that is made of.
+Fake quantisation: Q(x) = dequantise(quantise(x)), in float32. All rounding is compressed-tensors' (integers, FP8) and
+torchao's (MXFP4, NVFP4); what is said here is which blocks of a tensor have one scale.
 
 Shapes: N tokens, F features, O outputs of a weight, K key-value heads, E width of a head.
 """
@@ -32,10 +32,9 @@ SHARINGS = ("tensor", "token", "channel", "group", "head")
 class Format:
     """A number format, and which entries share a scale.
 
-    Integers are symmetric: scale = amax / (2^(bits - 1) - 1), torchao's; where `full`, amax / (2^(bits - 1) - 1/2)
-    and one
-    more negative number, compressed-tensors' (its greatest value saturates). FP8 is e4m3: amax / 448. MXFP4: blocks
-    of 32 with a power of two. NVFP4: blocks of 16 with an e4m3 scale, over one float32 scale of the tensor.
+    Integers are symmetric: scale = amax / (2^(bits - 1) - 1/2), one more negative number than positive, so that the
+    greatest value may saturate. FP8 is e4m3: amax / 448. MXFP4: blocks of 32 with a power of two. NVFP4: blocks of 16
+    with an e4m3 scale, over one float32 scale of the tensor.
 
     Args:
         kind: int, fp8, mxfp4 or nvfp4.
@@ -43,7 +42,6 @@ class Format:
         sharing: tensor, token, channel, group, head; block of the microscaled kinds; none: FP8 without a scale.
         group: entries of a group.
         static: the scale is of other text, measured before; else of what is quantised.
-        full: see above.
     """
 
     kind: str
@@ -51,7 +49,6 @@ class Format:
     sharing: str = "tensor"
     group: int = 0
     static: bool = False
-    full: bool = False
 
     @property
     def name(self) -> str:
@@ -64,16 +61,6 @@ class Format:
         return named.get(self.sharing, f" by {self.sharing}") + ", static" * self.static
 
     @property
-    def most(self) -> int:
-        """The greatest integer."""
-        return (1 << (self.bits - 1)) - 1
-
-    @property
-    def least(self) -> int:
-        """The least integer."""
-        return -self.most - int(self.full)
-
-    @property
     def block(self) -> int:
         """Entries along the last axis that must divide it; 1: any width will do."""
         return {"mxfp4": MX_BLOCK, "nvfp4": NV_BLOCK}.get(self.kind, self.group if self.sharing == "group" else 1)
@@ -81,7 +68,7 @@ class Format:
     @property
     def steps(self) -> float:
         """Scale = amax / this, of integers and FP8; NaN of the microscaled kinds."""
-        return {"int": (self.most - self.least) / 2, "fp8": FP8_MOST}.get(self.kind, float("nan"))
+        return {"int": 2 ** (self.bits - 1) - 0.5, "fp8": FP8_MOST}.get(self.kind, float("nan"))
 
     @property
     def smallest(self) -> float:
@@ -131,10 +118,8 @@ def fake_quantised(x: Tensor, form: Format, amax: Tensor | None = None) -> Tenso
     if not x.numel() or not bool(x.any()):
         return x.clone()
     wide = x.detach().float()
-    if form.kind == "int":
-        y = _integers(wide, form, amax)
-    elif form.kind == "fp8":
-        y = _fp8(wide, form, amax)
+    if form.kind in ("int", "fp8"):
+        y = _rounded(wide, form, amax)
     elif form.kind == "mxfp4":
         y = _mxfp4(wide)
     else:
@@ -143,53 +128,36 @@ def fake_quantised(x: Tensor, form: Format, amax: Tensor | None = None) -> Tenso
 
 
 def scale_of(form: Format, amax: Tensor) -> Tensor:
-    """The scale of each greatest |x|, as torchao makes it; NaN of the microscaled kinds."""
+    """The scale of each greatest |x|; NaN of the microscaled kinds."""
     if form.kind not in ("int", "fp8"):
         return torch.full_like(amax, torch.nan)
-    twice = amax.float()[..., None].expand(*amax.shape, 2)  # an axis to reduce: over none torchao reduces over all
-    block = (*(1,) * amax.ndim, 2)
-    return (_int_scale(twice, form, block)[0] if form.kind == "int" else _fp8_scale(twice, block)).reshape(amax.shape)
-
-
-def _integers(x: Tensor, form: Format, amax: Tensor | None) -> Tensor:
-    torchao, block = _primitives(), blocks_of(form.sharing, tuple(x.shape), form.group)
-    scale, zero = _int_scale(x, form, block) if amax is None else (_given(x, block, form, amax), None)
-    zero = torch.zeros_like(scale, dtype=torch.int32) if zero is None else zero
-    whole = torchao.quantize_affine(x, block, scale, zero, torch.int8, form.least, form.most)
-    made: Tensor = torchao.dequantize_affine(
-        whole, block, scale, zero, torch.int8, form.least, form.most, output_dtype=torch.float32
-    )
-    return made
-
-
-def _int_scale(x: Tensor, form: Format, block: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    torchao = _primitives()
-    made: tuple[Tensor, Tensor] = torchao.choose_qparams_affine(
-        x, torchao.MappingType.SYMMETRIC, block, torch.int8, form.least, form.most,
-        eps=torch.finfo(torch.float32).tiny, scale_dtype=torch.float32, zero_point_dtype=torch.int32,
-    )  # fmt: skip
-    return made
-
-
-def _given(x: Tensor, block: tuple[int, ...], form: Format, amax: Tensor) -> Tensor:
-    """The scale of every block, of what was measured before."""
-    return scale_of(form, amax).reshape([n // b for n, b in zip(x.shape, block, strict=True)])
-
-
-def _fp8(x: Tensor, form: Format, amax: Tensor | None) -> Tensor:
-    torchao = _primitives()
     if form.sharing == "none":
-        scale = torch.ones((1,) * x.ndim, device=x.device)
-    else:
-        block = blocks_of(form.sharing, tuple(x.shape), form.group)
-        scale = _fp8_scale(x, block) if amax is None else _given(x, block, form, amax)
-    made: Tensor = torchao._dequantize_affine_float8(torchao._quantize_affine_float8(x, scale), scale)
+        return torch.ones_like(amax)
+    made: Tensor = quant_module("compressed_tensors.quantization.utils").calculate_qparams(
+        -amax, amax, _arguments(form)
+    )[0]
     return made
 
 
-def _fp8_scale(x: Tensor, block: tuple[int, ...]) -> Tensor:
-    made: Tensor = _primitives()._choose_scale_float8(x, list(block)).clamp(min=torch.finfo(torch.float32).tiny)
-    return made
+def _rounded(x: Tensor, form: Format, amax: Tensor | None) -> Tensor:
+    """By compressed-tensors, with every block of the tensor as an axis of its own."""
+    block = blocks_of("tensor" if form.sharing == "none" else form.sharing, tuple(x.shape), form.group)
+    split = x.reshape([m for n, b in zip(x.shape, block, strict=True) for m in (n // b, b)])
+    within = tuple(range(1, split.ndim, 2))
+    greatest = split.abs().amax(within, keepdim=True) if amax is None else (
+        amax.float().reshape([m for n, b in zip(x.shape, block, strict=True) for m in (n // b, 1)]))  # fmt: skip
+    scale = scale_of(form, greatest)
+    library = quant_module("compressed_tensors.quantization.lifecycle.forward")
+    made: Tensor = library.fake_quantize(split, scale, torch.zeros_like(scale), _arguments(form))
+    return made.reshape(x.shape)
+
+
+@cache
+def _arguments(form: Format) -> Any:
+    """As compressed-tensors names it; the strategy says how a scale lies, which is given with its axes here."""
+    kind = "int" if form.kind == "int" else "float"
+    made = quant_module("compressed_tensors.quantization").QuantizationArgs
+    return made(num_bits=form.bits, type=kind, symmetric=True, strategy="channel")
 
 
 def _mxfp4(x: Tensor) -> Tensor:
@@ -243,12 +211,7 @@ def of_arguments(args: Any, of_weights: bool) -> Format:
                         f"measured.",
                         do="Choose one of symmetric integers, FP8, MXFP4 or NVFP4.")  # fmt: skip
     static = not dynamic and not of_weights
-    return Format("int" if kind == "int" else "fp8", bits, known[strategy], args.group_size or 0, static, full=True)
-
-
-@cache
-def _primitives() -> Any:
-    return quant_module("torchao.quantization.quant_primitives")
+    return Format("int" if kind == "int" else "fp8", bits, known[strategy], args.group_size or 0, static)
 
 
 @cache
