@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from massact.prefixes import fold
 from massact.prefixes.equality import in_front
 from massact.prefixes.job import PRUNED, SUPER
 from massact.prefixes.position_shift import apart
+from massact.prefixes.prefix_files import _save_tokenizer
 from massact.prefixes.starts import rows_of, together
 from massact.records.errors import UserError
 from massact.records.kinds.fold import Fold
@@ -189,3 +191,38 @@ def test_nothing_massive_is_nothing_to_fold(made: Made) -> None:
     none = ma.scan(model, corpus, null=False, bos_contrast=False, rank_sequences=0, thresholds={"magnitude": 1e6})
     with pytest.raises(UserError, match="findings"):
         fold(model, corpus, none)
+
+
+class PutsBos:
+    """A tokenizer that puts token 2 in front, whatever it says, until it is told not to; or for good."""
+
+    all_special_ids = (2,)
+
+    def __init__(self, obeys: bool) -> None:
+        self.obeys, self.puts = obeys, True
+
+    @property
+    def add_bos_token(self) -> bool:
+        return False
+
+    @add_bos_token.setter
+    def add_bos_token(self, value: bool) -> None:
+        self.puts = value or not self.obeys
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [2, 7] if self.puts else [7]}
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "puts").write_text(str(self.puts))
+
+
+@pytest.mark.parametrize(("obeys", "ids", "puts", "told"), [
+    (True, (2,), False, False), (False, (2,), True, True), (True, (5,), True, False),
+])  # fmt: skip
+def test_a_bos_that_is_a_slot_is_not_put_in_front_again(
+    obeys: bool, ids: tuple[int, ...], puts: bool, told: bool, tmp_path: Path
+) -> None:
+    given: Any = SimpleNamespace(tokenizer=PutsBos(obeys))
+    notes = _save_tokenizer(given, SimpleNamespace(ids=ids), tmp_path)  # type: ignore[arg-type]
+    assert (tmp_path / "puts").read_text() == str(puts) and bool(notes) == told
+    assert given.tokenizer.puts  # that of the model is as before

@@ -16,6 +16,10 @@ import massact as ma
 from massact.corpora import Corpus
 from massact.interventions import exactly, massive, zero
 from massact.models import Model
+from massact.prefixes import build
+from massact.prefixes.position_shift import apart, logits_at, positions_of
+from massact.prefixes.search import Judge, read
+from massact.prefixes.starts import Texts, without_lead
 from massact.records.kinds.scan import ScanResult
 from tests.facts import tells
 from tests.real import naive
@@ -92,3 +96,19 @@ def test_effects_of_some_findings(scan: ScanResult, model: Model, text: Corpus) 
     for chosen, wanted in ((f, 57.78), (f[f.pos == 0], 55.54), (f[f.pos > 0], 53.676)):
         with ma.edited(model, zero(exactly(known, chosen)), sequences=range(4, 8)):
             assert naive.perplexity(model.module, half) == pytest.approx(wanted, abs=last_digit(str(wanted)))
+
+
+def test_bos_as_a_slot(scan: ScanResult, model: Model, text: Corpus) -> None:
+    """It takes the massive activation over, exactly; the outlier feature of many tokens stays, on the first one too."""
+    bos = (model.tokenizer.bos_token_id,)
+    folded = build(model, bos, positions_of(model))
+    assert set(folded.windows.values()) == {512} and 0 < len(folded.windows) < 18
+    few = text.head(2)
+    bare = without_lead(few, bos)
+    out = logits_at(folded.model, folded.model.module, bare.inputs["input_ids"])
+    assert apart(out, logits_at(model, model.module, few.inputs["input_ids"])[:, 1:]) < 1e-4
+    judge, texts = Judge.of(scan), Texts(bare, ("text",) * 2)
+    assert set(judge.limits) == {FEATURE}
+    slot, without = read(folded.model, texts, judge), read(model, texts, judge)
+    assert slot.score == (0, 0) and without.score[0] == 2
+    assert without.nll.mean() > slot.nll.mean() + 0.3

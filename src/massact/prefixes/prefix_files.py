@@ -81,8 +81,8 @@ def _save_tokenizer(model: Model, folded: Folded, folder: Path) -> list[str]:
         return ["The model came without a tokenizer: none is saved with it."]
     tokenizer: Any = copy.deepcopy(model.tokenizer)
     first = _first(tokenizer)
-    if first in folded.ids and getattr(tokenizer, "add_bos_token", None):
-        tokenizer.add_bos_token = False
+    if first in folded.ids and hasattr(tokenizer, "add_bos_token"):
+        tokenizer.add_bos_token = False  # whatever it says: what it does is looked at below
     tokenizer.save_pretrained(folder)
     if first in folded.ids and _first(tokenizer) == first:
         return ["Its tokenizer goes on putting a token in front that is a slot now: give text without special tokens "
