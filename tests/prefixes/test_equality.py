@@ -48,7 +48,7 @@ def test_slots_are_the_prefix_in_front(family: str, n: int) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma3"])
 def test_a_cache_and_padding_change_nothing(family: str) -> None:
-    """Two texts of different length, padded on the left, as `generate` is given them."""
+    """Two texts of different length, padded on the left; a cache that grows, none, one of a fixed length."""
     model, folded = folded_of(family, 2)
     long, short = texts(2)
     ids = torch.stack([long, torch.cat([torch.zeros(6, dtype=torch.long), short[:14]])])
@@ -56,9 +56,14 @@ def test_a_cache_and_padding_change_nothing(family: str) -> None:
     mask[1, :6] = 0
     given: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 8, "pad_token_id": 0}
     with torch.no_grad():
-        made = [folded.model.module.generate(ids, attention_mask=mask, use_cache=c, **given) for c in (True, False)]
+        ways: list[dict[str, Any]] = [
+            {},
+            {"use_cache": False},
+            {"cache_implementation": "static", "disable_compile": True},
+        ]
+        made = [folded.model.module.generate(ids, attention_mask=mask, **given, **way) for way in ways]
         alone = [model.module.generate(in_front(IDS[:2], row[None]), **given)[0, 2:] for row in (long, short[:14])]
-    assert torch.equal(*made)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
     assert torch.equal(made[0][0], alone[0]) and torch.equal(made[0][1, 6:], alone[1])
 
 
