@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 
 import massact as ma
 from massact.models import Model
-from massact.quantisation.exports import exports_of, recipe_of, spelled
+from massact.quantisation.exports import exports_of, recipe_of
 from massact.quantisation.job import quantise
 from massact.quantisation.linears import linears_of
-from massact.quantisation.recipes import Numbers, Recipe, unsupported
-from massact.quantisation.schemes import scheme
+from massact.quantisation.recipes import Recipe, unsupported
+from massact.quantisation.schemes import number_format, scheme
 from massact.scans import scanned_inputs
 from tests import families
 from tests.facts import each, tells
@@ -90,9 +90,9 @@ def test_norms_and_their_readers_come_from_the_anatomy() -> None:
 )
 def test_formats_are_spelled_as_they_were_given(name: str) -> None:
     (form, *_) = [p.form for p in scheme(name).parts]
-    made = spelled(form, of_weights=name.startswith("weights"))
+    made = form.spelled("channel" if name.startswith("weights") else "token")
     assert made == name.removeprefix("weights:")
-    assert Numbers.read(made).static == form.static
+    assert number_format(made).static == form.static
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,13 @@ from transformers import AutoModelForCausalLM
 from massact.quantisation.module_patterns import patterns_of
 from massact.quantisation.recipes import (
     Group,
-    Numbers,
     Recipe,
     llmcompressor_recipe,
     prefix_guide,
     torchao_script,
     unsupported,
 )
+from massact.quantisation.schemes import number_format
 from massact.records.errors import UserError
 from tests.facts import each, tells
 
@@ -218,7 +218,7 @@ REFUSED = [
     (lambda: llmcompressor_recipe(Recipe("x", (("lm_head", 8),), (), others=("h.0.c_attn",))), ("h.0.c_attn",)),
     (lambda: torchao_script(recipe("", "int8-token")), ("weights",)),
     (lambda: unsupported(recipe(), "torcha"), ("torcha", "torchao")),
-    (lambda: Numbers.read("int9-tokens"), ("int9-tokens",)),
+    (lambda: number_format("int9-tokens"), ("int9-tokens",)),
     (lambda: prefix_guide(recipe()), ("fold",)),
 ]  # fmt: skip
 

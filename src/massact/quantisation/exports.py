@@ -6,12 +6,9 @@ from torch import nn
 
 from massact.models import Model
 from massact.quantisation.linears import Linears, point_of
-from massact.quantisation.number_formats import Format
 from massact.quantisation.recipes import Group, Recipe, llmcompressor_recipe, prefix_guide, torchao_script
 from massact.quantisation.schemes import SITES, Scheme
 from massact.records.errors import UserError
-
-_WORDS = {"int": "int{}", "fp8": "fp8", "mxfp4": "mxfp4", "nvfp4": "nvfp4"}
 
 
 def exports_of(recipe: Recipe) -> tuple[dict[str, str], list[str]]:
@@ -38,12 +35,12 @@ def recipe_of(one: Scheme, linears: Linears, model: Model, prefix: tuple[int, ..
         prefix: token ids that were in front of every text.
     """
     matrices = {n: m.in_features for n, m in model.module.named_modules() if isinstance(m, nn.Linear)}
-    weights = "" if one.weights is None else spelled(one.weights, of_weights=True)
+    weights = "" if one.weights is None else one.weights.spelled(row="channel")
     alike: dict[tuple[str, str], list[str]] = {}
     for site, names in linears.readers.items():
         form = one.form(point_of(site))
         if (weights or form is not None) and (site.layer, point_of(site)) not in one.skipped:
-            alike.setdefault((weights, "" if form is None else spelled(form)), []).extend(names)
+            alike.setdefault((weights, "" if form is None else form.spelled()), []).extend(names)
     if weights and linears.others:
         alike.setdefault((weights, ""), []).extend(linears.others)
     chosen = [name for names in alike.values() for name in names]
@@ -59,17 +56,9 @@ def recipe_of(one: Scheme, linears: Linears, model: Model, prefix: tuple[int, ..
     )  # fmt: skip
 
 
-def spelled(form: Format, of_weights: bool = False) -> str:
-    """A format as recipes name it."""
-    sharing = {"block": "", "group": f"-group{form.group}"}.get(form.sharing, f"-{form.sharing}")
-    if of_weights and form.sharing == "token":
-        sharing = "-channel"  # a row of (outputs, inputs)
-    return _WORDS[form.kind].format(form.bits) + sharing + ("-static" if form.static else "")
-
-
 def _cached(one: Scheme) -> tuple[str, list[str]]:
     """The format of keys and values, which libraries have one of for both; and what is left out for that."""
-    forms = {part.target: spelled(part.form) for part in one.cached}
+    forms = {part.target: part.form.spelled() for part in one.cached}
     if not forms or (len(forms) == 2 and len(set(forms.values())) == 1):
         return next(iter(forms.values()), ""), []
     told = " and ".join(f"{name} in {form}" for name, form in forms.items())

@@ -55,6 +55,14 @@ class Format:
         """int8, fp8-e4m3, mxfp4, nvfp4."""
         return f"int{self.bits}" if self.kind == "int" else "fp8-e4m3" if self.kind == "fp8" else self.kind
 
+    def spelled(self, row: str = "token") -> str:
+        """As the name of a scheme has it: int8-token, int4-group64, nvfp4-static; with the word for what is one row."""
+        kind = f"int{self.bits}" if self.kind == "int" else self.kind
+        sharing = {"block": "", "group": f"-group{self.group}", "token": f"-{row}"}.get(
+            self.sharing, f"-{self.sharing}"
+        )
+        return kind + sharing + "-static" * self.static
+
     def shared(self, row: str) -> str:
         """' by tensor, static', with the word for what is one row."""
         named = {"block": "", "none": " without a scale", "group": f" by groups of {self.group}", "token": f" by {row}"}

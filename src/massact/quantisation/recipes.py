@@ -14,13 +14,12 @@ from typing import Any
 import yaml
 
 from massact.quantisation.module_patterns import frame_of, patterns_of
+from massact.quantisation.number_formats import Format
+from massact.quantisation.schemes import number_format
 from massact.quantisation.torchao_configs import config_of, script_of
 from massact.records.errors import UserError, near
 
 LIBRARIES = {"llmcompressor": "llm-compressor", "torchao": "torchao"}
-_SHARING = r"(?:-(?P<sharing>tensor|token|channel|head|none|group(?P<group>\d+)))?"
-_FORMAT = re.compile(rf"(?P<kind>int|fp|mxfp|nvfp)(?P<bits>\d){_SHARING}(?P<static>-static)?")
-_BLOCKS = {"mxfp": 32, "nvfp": 16}
 _STRATEGY = {"head": "attn_head"}
 # NVFP4 has one global scale for what vLLM runs as one matrix, so that llm-compressor quantises all of these or none.
 _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"), ("q_a_proj", "kv_a_proj_with_mqa"))
@@ -33,47 +32,13 @@ _WRITERS = {"o_proj", "down_proj"}
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """A format as the name of a scheme spells it: int8-token, int4-group64, fp8-tensor-static, nvfp4.
-
-    Args:
-        kind: int, fp, mxfp or nvfp.
-        sharing: tensor, token, channel (of weights: a row), group, head, none; block of the microscaled kinds.
-        static: the scale is measured before, on other text.
-    """
-
-    kind: str
-    bits: int
-    sharing: str
-    group: int = 0
-    static: bool = False
-
-    @classmethod
-    def read(cls, spelled: str) -> Numbers:
-        """From its name.
-
-        Raises:
-            UserError: it is none.
-        """
-        found = _FORMAT.fullmatch(spelled)
-        if found is None:
-            raise UserError(
-                f"{spelled!r} is no number format.", do="For example: int8-token, int4-group64, fp8-tensor, nvfp4."
-            )
-        kind, bits = found["kind"], int(found["bits"])
-        sharing = "group" if found["group"] else found["sharing"] or "tensor"
-        if kind in _BLOCKS:
-            return cls(kind, bits, "block", _BLOCKS[kind], bool(found["static"]))
-        return cls(kind, bits, sharing, int(found["group"] or 0), bool(found["static"]))
-
-
-@dataclass(frozen=True)
 class Group:
     """Modules that are quantised alike.
 
     Args:
         modules: their dotted names.
-        weights, activations: formats (see `Numbers`); "" leaves them in full precision.
+        weights, activations: formats, see `schemes.number_format`; a row of a weight is a channel; "" leaves them in
+            full precision.
     """
 
     modules: tuple[str, ...]
@@ -137,7 +102,9 @@ class Recipe:
     def calibrated(self) -> bool:
         """Whether llm-compressor needs text."""
         return bool(self.kv or self.smoothing is not None) or any(
-            Numbers.read(g.activations).static or g.activations.startswith("nvfp") for g in self.groups if g.activations
+            number_format(g.activations).static or g.activations.startswith("nvfp")
+            for g in self.groups
+            if g.activations
         )
 
 
@@ -218,7 +185,7 @@ def prefix_guide(recipe: Recipe, tokens: Sequence[str] = ()) -> str:
         raise UserError(f"The scheme {recipe.name!r} has no prefix.", do="massact fold finds one.")
     ids = list(recipe.prefix)
     written = f" ({', '.join(map(repr, tokens))})" if tokens else ""
-    static = any(g.activations and Numbers.read(g.activations).static for g in recipe.groups)
+    static = any(g.activations and number_format(g.activations).static for g in recipe.groups)
     told = [
         f"Put the token ids {ids}{written} in front of every prompt, once, as the very first tokens; add no other BOS.",
         "Give ids, not text: a tokenizer may merge the prefix with what follows.",
@@ -263,7 +230,7 @@ def _quantisation(recipe: Recipe) -> dict[str, Any]:
             for i, g in enumerate(groups)
         }
     if _cached(recipe):
-        made["kv_cache_scheme"] = _arguments(Numbers.read(recipe.kv), "kv")
+        made["kv_cache_scheme"] = _arguments(number_format(recipe.kv), "kv")
         if not groups:
             made["targets"] = []  # else every Linear gets an empty scheme
     return made | {"ignore": patterns_of(recipe.kept, recipe.names)}
@@ -272,28 +239,28 @@ def _quantisation(recipe: Recipe) -> dict[str, Any]:
 def _schemes(group: Group) -> dict[str, Any]:
     made = {}
     if group.weights:
-        made["weights"] = _arguments(Numbers.read(group.weights), "weights")
+        made["weights"] = _arguments(number_format(group.weights), "weights")
     if _activations(group):
-        made["input_activations"] = _arguments(Numbers.read(group.activations), "activations")
+        made["input_activations"] = _arguments(number_format(group.activations), "activations")
     return made
 
 
-def _arguments(form: Numbers, role: str) -> dict[str, Any]:
+def _arguments(form: Format, role: str) -> dict[str, Any]:
     """The arguments of compressed-tensors.
 
     The observer is said, since the default one is a moving average, in which the first sequence has most of the say.
     """
     made: dict[str, Any] = {"num_bits": form.bits, "type": "int" if form.kind == "int" else "float", "symmetric": True}
-    if form.kind == "mxfp":
-        made |= {"strategy": "group", "group_size": form.group, "scale_dtype": "torch.uint8"}
-    elif form.kind == "nvfp":
-        made |= {"strategy": "tensor_group", "group_size": form.group, "scale_dtype": "torch.float8_e4m3fn"}
+    if form.kind == "mxfp4":
+        made |= {"strategy": "group", "group_size": form.block, "scale_dtype": "torch.uint8"}
+    elif form.kind == "nvfp4":
+        made |= {"strategy": "tensor_group", "group_size": form.block, "scale_dtype": "torch.float8_e4m3fn"}
     else:
         made["strategy"] = _STRATEGY.get(form.sharing, form.sharing)
         made |= {"group_size": form.group} if form.sharing == "group" else {}
     if role == "weights":
         return made | {"dynamic": False}
-    if form.kind == "nvfp":
+    if form.kind == "nvfp4":
         return made | {"dynamic": "local", "observer": "static_minmax"}
     return made | (
         {"dynamic": False, "observer": "static_minmax"} if form.static or role == "kv" else {"dynamic": True}
@@ -304,7 +271,7 @@ def _activations(group: Group) -> bool:
     """Whether compressed-tensors has the format of its activations."""
     if not group.activations:
         return False
-    form = Numbers.read(group.activations)
+    form = number_format(group.activations)
     return form.sharing not in ("channel", "none", "head") and not (
         form.static and form.sharing not in ("tensor", "block")
     )
@@ -312,7 +279,7 @@ def _activations(group: Group) -> bool:
 
 def _cached(recipe: Recipe) -> bool:
     """Whether llm-compressor can quantise keys and values so: with one static scale, or one a head."""
-    if not recipe.kv or Numbers.read(recipe.kv).sharing not in ("tensor", "head"):
+    if not recipe.kv or number_format(recipe.kv).sharing not in ("tensor", "head"):
         return False
     return any(re.match(r".*(self_attn|attention)$", name.rpartition(".")[0]) for name in recipe.names)
 
@@ -326,7 +293,7 @@ def _not_in_llmcompressor(recipe: Recipe) -> list[str]:
     if recipe.kv and not _cached(recipe):
         told.append(f"Keys and values in {recipe.kv} stay in full precision: they have one scale, or one a head, in "
                     "modules that are called self_attn or attention.")  # fmt: skip
-    elif recipe.kv and not Numbers.read(recipe.kv).static:
+    elif recipe.kv and not number_format(recipe.kv).static:
         told.append("Scales of keys and values are measured on the calibration text, not on what is quantised.")
     if recipe.rotated:
         why = _unspun(recipe)
@@ -352,8 +319,8 @@ def _not_in_torchao(recipe: Recipe) -> list[str]:
 
 
 def _torchao(group: Group) -> tuple[str, list[str]]:
-    weights = Numbers.read(group.weights) if group.weights else None
-    return config_of(weights, Numbers.read(group.activations) if group.activations else None)
+    weights = number_format(group.weights) if group.weights else None
+    return config_of(weights, number_format(group.activations) if group.activations else None)
 
 
 def _unspun(recipe: Recipe) -> str:
@@ -381,8 +348,8 @@ def _check(recipe: Recipe, library: str) -> None:
     width = dict(recipe.linears)
     for group in recipe.groups:
         for spelled in filter(None, (group.weights, group.activations)):
-            size = Numbers.read(spelled).group
-            wrong = [name for name in group.modules if size and width[name] % size]
+            size = number_format(spelled).block
+            wrong = [name for name in group.modules if width[name] % size]
             if wrong:
                 raise UserError(
                     f"{spelled}: groups of {size} do not divide the {width[wrong[0]]} inputs of {wrong[0]}.",

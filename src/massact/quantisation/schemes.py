@@ -174,28 +174,53 @@ def _parts(text: str, name: str) -> list[Part]:
     return [Part(one, form) for one in TARGETS[target]]
 
 
-def _format(found: re.Match[str], target: str, name: str) -> Format:
+def number_format(spelled: str) -> Format:
+    """A format by its name: int8-token, int4-group64, fp8-tensor-static, nvfp4.
+
+    Raises:
+        UserError: it is none.
+    """
+    found = _PART.fullmatch(spelled)
+    if found is None or found["target"]:
+        raise UserError(
+            f"{spelled!r} is no number format.", do="For example: int8-token, int4-group64, fp8-tensor, nvfp4."
+        )
+    return _of_words(found, spelled)
+
+
+def _of_words(found: re.Match[str], name: str) -> Format:
     word, sharing, static = found["format"], found["sharing"], bool(found["static"])
     kind, bits = (word, 8) if word[0] != "i" else ("int", int(word[3:]))
     if sharing == "static":  # int8-static: the sharing that is meant where none is said
         sharing, static = None, True
     if kind in ("mxfp4", "nvfp4"):
-        if sharing or (static and (kind == "mxfp4" or target == "weights")):
+        if sharing or (static and kind == "mxfp4"):
             raise UserError(f"{name!r}: {kind} has blocks of its own.", do=f"Say {kind} alone.")
         return Format(kind, 4, "block", static=static)
-    sharing = sharing or "tensor"
-    known = {*SHARINGS, *(["none"] if kind == "fp8" else [])}
-    known -= {"head"} if target in SITES or target == "act" else {"token", "head"} if target == "weights" else set()
+    sharing, known = sharing or "tensor", {*SHARINGS, *(["none"] if kind == "fp8" else [])}
     if sharing not in known or (sharing == "group") != bool(found["group"]):
-        raise UserError(f"{name!r}: no scales of {target} are shared by {sharing}{found['group'] or ''}.",
-                        do=near(sharing, {f"{s}32" if s == "group" else s for s in known}))  # fmt: skip
-    if static and (target not in ("act", *SITES) or sharing not in ("tensor", "channel")):
-        raise UserError(f"{name!r}: a scale that is measured before is of a whole tensor, or of a channel, of "
-                        f"activations.",
-                        do="Leave out -static.")  # fmt: skip
-    if target == "weights" and sharing == "channel":
-        sharing = "token"  # of weights (outputs, inputs) a channel is a row
+        raise _unshared(name, f"{sharing}{found['group'] or ''}", known)
     return Format(kind, bits, sharing, int(found["group"] or 0), static)
+
+
+def _unshared(name: str, sharing: str, known: set[str]) -> UserError:
+    what = f"{name!r}: scales of this are not shared by {sharing}."
+    return UserError(what, do=near(sharing, {f"{s}32" if s == "group" else s for s in known}))
+
+
+def _format(found: re.Match[str], target: str, name: str) -> Format:
+    """The format of a part, as its target can have it."""
+    made = _of_words(found, name)
+    of_act, of_weights = target in ("act", *SITES), target == "weights"
+    lacks = {"head"} if of_act else {"token", "head"} if of_weights else set()
+    if made.sharing in lacks:
+        raise _unshared(name, made.sharing, {*SHARINGS} - lacks)
+    if made.static and not (of_act and made.sharing in ("tensor", "channel", "block")):
+        raise UserError(
+            f"{name!r}: a scale that is measured before is of a whole tensor, or of a channel, of activations.",
+            do="Leave out -static.",
+        )
+    return replace(made, sharing="token") if of_weights and made.sharing == "channel" else made  # a row of the weight
 
 
 def _of_preset(name: str) -> Scheme:

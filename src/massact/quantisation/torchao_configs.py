@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from massact.quantisation.recipes import Numbers
+from massact.quantisation.number_formats import Format
 
 _WEIGHTS = {"tensor": "PerTensor()", "channel": "PerRow()"}
 _INPUTS = {"tensor": "PerTensor()", "token": "PerRow()"}
@@ -15,7 +13,7 @@ _ASYMMETRIC = "Int8DynamicActivationIntxWeightConfig"
 _MX = "torch.float4_e2m1fn_x2"
 
 
-def config_of(weights: Numbers | None, activations: Numbers | None) -> tuple[str, list[str]]:
+def config_of(weights: Format | None, activations: Format | None) -> tuple[str, list[str]]:
     """The call that makes torchao's configuration, and what of the formats it is not, one sentence each.
 
     Scales of activations are those of the input itself: a static scale needs a tensor in the configuration, which
@@ -38,10 +36,10 @@ def config_of(weights: Numbers | None, activations: Numbers | None) -> tuple[str
         return made, told + _needs(activations)
     made = _weights_alone(weights)
     if activations is not None:
-        told = [f"Activations stay in full precision: there is no pair of {_told(weights)} weights and "
-                f"{_told(activations)} activations."]  # fmt: skip
+        told = [f"Activations stay in full precision: there is no pair of {weights.spelled()} weights and "
+                f"{activations.spelled()} activations."]  # fmt: skip
     if not made:
-        told.append(f"There are no {_told(weights)} weights.")
+        told.append(f"There are no {weights.spelled()} weights.")
     elif _of_modules(made):
         told.append(
             "The script is for models whose Linear modules have no bias, which transformers would quantise, too."
@@ -49,15 +47,15 @@ def config_of(weights: Numbers | None, activations: Numbers | None) -> tuple[str
     return made, told
 
 
-def _both(weights: Numbers, activations: Numbers) -> str:
+def _both(weights: Format, activations: Format) -> str:
     w, a = weights, activations
     pair = (w.kind, a.kind)
     shared = [_INPUTS.get(a.sharing, ""), _WEIGHTS.get(w.sharing, "")]
-    if pair == ("nvfp", "nvfp"):
+    if pair == ("nvfp4", "nvfp4"):
         return "NVFP4DynamicActivationNVFP4WeightConfig()"
-    if pair == ("mxfp", "mxfp"):
+    if pair == ("mxfp4", "mxfp4"):
         return f"MXDynamicActivationMXWeightConfig(activation_dtype={_MX}, weight_dtype={_MX})"
-    if pair == ("fp", "fp") and shared[0] == shared[1] != "":
+    if pair == ("fp8", "fp8") and shared[0] == shared[1] != "":
         return f"Float8DynamicActivationFloat8WeightConfig(granularity={shared[0]})"
     if pair == ("int", "int") and a.bits == 8:
         if w.bits == 8 and all(shared):
@@ -67,11 +65,11 @@ def _both(weights: Numbers, activations: Numbers) -> str:
     return ""
 
 
-def _weights_alone(w: Numbers) -> str:
+def _weights_alone(w: Format) -> str:
     shared = _WEIGHTS.get(w.sharing) or (f"PerGroup({w.group})" if w.sharing == "group" else "")
-    if w.kind == "nvfp":
+    if w.kind == "nvfp4":
         return "NVFP4WeightOnlyConfig()"
-    if w.kind == "fp" and shared:
+    if w.kind == "fp8" and shared:
         return f"Float8WeightOnlyConfig(granularity={shared})"
     if w.kind == "int" and w.bits == 8 and shared:
         return f"Int8WeightOnlyConfig(granularity={shared})"
@@ -82,16 +80,16 @@ def _weights_alone(w: Numbers) -> str:
     )
 
 
-def _grouped(w: Numbers) -> str:
+def _grouped(w: Format) -> str:
     return f"PerGroup({w.group})" if w.sharing == "group" else "PerAxis(0)" if w.sharing == "channel" else ""
 
 
-def _needs(activations: Numbers | None) -> list[str]:
+def _needs(activations: Format | None) -> list[str]:
     """What such a script runs on."""
     machine = {
-        "fp": "FP8 activations need a GPU of compute capability 8.9.",
-        "mxfp": "MXFP4 activations need a GPU of compute capability 10.0, and a model in bfloat16.",
-        "nvfp": "NVFP4 activations need a GPU of compute capability 10.0.",
+        "fp8": "FP8 activations need a GPU of compute capability 8.9.",
+        "mxfp4": "MXFP4 activations need a GPU of compute capability 10.0, and a model in bfloat16.",
+        "nvfp4": "NVFP4 activations need a GPU of compute capability 10.0.",
     }.get(activations.kind if activations else "")
     return [machine] if machine else []
 
@@ -99,11 +97,6 @@ def _needs(activations: Numbers | None) -> list[str]:
 def _of_modules(call: str) -> bool:
     """Whether torchao applies a configuration to modules alone, not to parameters by name."""
     return call.startswith("NVFP4WeightOnlyConfig")
-
-
-def _told(form: Numbers) -> str:
-    shared = "" if form.sharing == "block" else f"-{form.sharing}{form.group or ''}"
-    return f"{form.kind}{form.bits}{shared}"
 
 
 def script_of(entries: Sequence[tuple[str, str]], n_quantised: int, head: str) -> str:
