@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from massact.stats.intervals import pseudo_interval
+from massact.stats.intervals import Interval, pseudo_interval
 from massact.stats.protocol import Where, check_2d, check_same, to_numpy
 
 Chosen = Mapping[int, Sequence[int]]  # sequence -> positions
@@ -121,6 +121,7 @@ class GroupStats:
 
 
 _N_SUMS = 4
+ALIKE = 1e-12  # of a cosine to 1: what sums in float64 leave of directions that are the same
 
 
 def _sums(x_ND: Tensor, dims: Sequence[int]) -> list[Tensor]:
@@ -145,8 +146,7 @@ def _result(folds: list[list[np.ndarray]], has_dims: bool) -> GroupResult:
     mean_D = total_D / n
     pairs = _cosine(unit_D, nonzero)
     apart = [_cosine(unit_D - unit, nonzero - k) for _, _, unit, (k,) in folds if k]
-    with np.errstate(all="ignore"):  # on Fisher's scale: a cosine near 1 varies to one side
-        around = pseudo_interval(float(np.arctanh(pairs)), np.arctanh(apart))
+    around = _around(pairs, apart)
     return GroupResult(
         n_tokens=int(n),
         cosine=float(pairs),
@@ -156,15 +156,25 @@ def _result(folds: list[list[np.ndarray]], has_dims: bool) -> GroupResult:
         max=float(tokens[4] / n),
         norm=float(tokens[5] / n),
         mean=mean_D,
-        cosine_low=float(np.tanh(around.low)),
-        cosine_high=float(np.tanh(around.high)),
+        cosine_low=float(around.low),
+        cosine_high=float(around.high),
         n_folds=len(folds),
     )
 
 
 def _cosine(unit_D: np.ndarray, n: float) -> float:
-    """Mean cosine of all pairs of n vectors whose directions sum up to this."""
-    return float((unit_D @ unit_D - n) / (n * (n - 1))) if n > 1 else float("nan")
+    """Mean cosine of all pairs of n vectors whose directions sum up to this; 1 where rounding alone keeps it off."""
+    cosine = float((unit_D @ unit_D - n) / (n * (n - 1))) if n > 1 else float("nan")
+    return round(cosine) if 1 - abs(cosine) < ALIKE else cosine
+
+
+def _around(cosine: float, apart: list[float]) -> Interval:
+    """The interval of a cosine, from those without each fold; of directions that are all the same it has no width."""
+    if len(apart) > 1 and {cosine, *apart} == {1.0}:
+        return Interval(1.0, 1.0, 1.0)
+    with np.errstate(all="ignore"):  # on Fisher's scale: a cosine near 1 varies to one side
+        around = pseudo_interval(float(np.arctanh(cosine)), np.arctanh(apart))
+    return Interval(cosine, np.tanh(around.low), np.tanh(around.high))
 
 
 class Gather:
