@@ -76,16 +76,22 @@ def fold(model: Any, corpus: Any, scan: ScanResult, *, progress: Progress | None
 
 
 def folded_of(
-    model: Model, corpus: Corpus, scan: ScanResult, progress: Progress | None = None
+    model: Model, corpus: Corpus, scan: ScanResult, progress: Progress | None = None, **options: Any
 ) -> tuple[Folded, Corpus]:
-    """The folded model alone, searched for and proved, and the text as it takes it: without what stood in front.
+    """The folded model alone, proved, and the text as it takes it: without what stood in front.
+
+    Args:
+        **options: see `FoldConfig`.
 
     Raises:
         UserError, ProofError, WorkError: as `fold`.
     """
+    config = FoldConfig.of(options)
     check_massive(scan)
     check_foldable(with_attention(model), corpus)
-    job = _Job(model, corpus, scan, FoldConfig(), progress or (lambda *_: None))
+    if isinstance(config.prefix, tuple):
+        check_ids(config.prefix, model)
+    job = _Job(model, corpus, scan, config, progress or (lambda *_: None))
     parts = job.parts()
     _, folded = job.search(parts)
     prove_equal(model, folded, [row for text in parts[::-1] for row in text.rows()])

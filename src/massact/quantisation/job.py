@@ -30,6 +30,7 @@ from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
 from massact.records.tables import frame
 from massact.scans import scanned_inputs
+from massact.verbs.fold import AUTO
 from massact.verbs.quantise import QuantiseConfig
 
 NO_CURVE = "none"
@@ -133,6 +134,8 @@ def quantise(
 def _schemes(config: QuantiseConfig) -> list[Scheme]:
     """Those that were asked for, at the sites that were asked for."""
     made = [scheme(name) for name in config.schemes or DEFAULT]
+    if not config.schemes and config.prefix is None:
+        made = [s for s in made if not s.slots]
     if not config.sites:
         return made
     cut = [s.at(config.sites) for s in made]
@@ -205,7 +208,7 @@ def _folded(
     """Ids of the prefix, and losses on the folded model beside its own in full precision; None where there is none."""
     model, corpus, scan = given
     try:
-        folded, text = folded_of(model, corpus, scan, work.say)
+        folded, text = folded_of(model, corpus, scan, work.say, prefix=work.config.prefix or AUTO)
     except (UserError, WorkError) as error:
         work.notes.append(f"Schemes with slots were left out: {error.what} {error.why}".strip())
         return None
@@ -309,6 +312,9 @@ def _info(work: Work, scan: ScanResult, schemes: Sequence[Scheme], rest: tuple[C
         evaluated_on=f"sequences {first if half else 0} to {n - 1}",
         schemes={s.name: _told(s) for s in schemes}, goal=work.config.goal,
     )  # fmt: skip
+    if not work.config.schemes and work.config.prefix is None:
+        info.notes.append("Schemes on the folded model were left out: --prefix with the ids that massact fold found "
+                          "adds them, --prefix auto searches first.")  # fmt: skip
     if not half and any(s.static or s.insert or s.smooth is not None for s in schemes):
         info.notes.append("Static scales, constant vectors and smoothing are of the sequences that losses are of.")
     turned = work.ready.turned_in_blocks()

@@ -16,7 +16,7 @@ MOST_SLOTS = 4
 AUTO = "auto"
 
 
-def _ids(value: Any) -> Any:
+def prefix_in(value: Any) -> Any:
     """A word, or token ids with commas."""
     if not isinstance(value, str):
         return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -36,7 +36,7 @@ class FoldConfig(Options):
 
     VERB: ClassVar[str] = "fold"
 
-    prefix: Annotated[str | tuple[int, ...], BeforeValidator(_ids)] = option(
+    prefix: Annotated[str | tuple[int, ...], BeforeValidator(prefix_in)] = option(
         AUTO, "Tokens whose keys and values become slots: auto (searched for), or ids with commas."
     )
     slots: int = option(1, f"Most tokens of a prefix that is searched for, 1 to {MOST_SLOTS}.", least=1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator
 
 from massact.records.verdicts import MARGIN
+from massact.verbs.fold import prefix_in
 from massact.verbs.inputs import OfScanOrModel
 from massact.verbs.options import Names, Options, option
 from massact.verbs.verb import Verb
@@ -37,6 +40,11 @@ class QuantiseConfig(Options):
         "Scheme whose recipes are written; nothing: a harmless one with weights, the least effort; none: no files.",
     )
     goal: float = option(MARGIN, "Loss in nats that the curve of guilty sites stops at.", least=0)
+    prefix: Annotated[str | tuple[int, ...] | None, BeforeValidator(prefix_in)] = option(
+        None,
+        "Of schemes with slots: ids that massact fold has found, or auto (searched for, which takes minutes); "
+        "nothing: such schemes are left out of the default table, and searched for where they are asked for.",
+    )
     local_sequences: int = option(1, "Sequences that local errors are of.", "--local-sequences", least=1)
     hold_out: bool = option(True, "Scales of the first half of the sequences, losses of the second, from eight on.")
     n_sequences: int | None = option(None, "Sequences, from the start; nothing: all.", least=1)
