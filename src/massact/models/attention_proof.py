@@ -148,7 +148,8 @@ def _place(event: _Event) -> AttentionPlace | str:
     call = event.call.split(B)
     if call.shape[0] != B or call.shape[2] != T:
         return f"its queries are {call.shape[2]} x {call.shape[0]} for {T} x {B} tokens: windows, chunks or a subset"
-    cross = call.shape[3] != T
+    other = event.block.places.get("cross_attn_out")  # tells them apart where both sequences are of one length
+    cross = call.shape[3] != T or other is not None and f"{event.key[0]}.".startswith(f"{other.module}.")
     if cross and call.via == "softmax" and not any(point.startswith("cross_attn") for point in event.block.places):
         return f"its softmax is over {call.shape[3]} entries for {T} tokens, in a block that reads no other sequence"
     K = call.k_BKSE.shape[1] if call.k_BKSE is not None else (call.v_BKSF.shape[1] if call.v_BKSF is not None else 0)

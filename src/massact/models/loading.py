@@ -124,7 +124,7 @@ class Model:
         for name in {m.split(".")[0] for m in modules}:  # one tower of a two-tower model
             tower = getattr(self.module, name, None)
             main = getattr(tower, "main_input_name", None)
-            if main in given and _takes_only(tower, main):
+            if main in given and _takes_only(tower, main) and tower is not _decoder(self.module):
                 candidates.insert(0, tower)
         if modules and "input_ids" not in given and "input_ids" in self.inputs_accepted():
             candidates = self._towers(modules[0], given) + candidates
@@ -432,6 +432,12 @@ def _dtype(name: str) -> torch.dtype | str:
     if name not in DTYPES:
         raise UserError(f"Unknown dtype {name!r}.", do=f"Known: auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
+
+
+def _decoder(module: nn.Module) -> nn.Module | None:
+    """The half of a model that is nothing without the other: its decoder, where it has an encoder too."""
+    both = getattr(getattr(module, "config", None), "is_encoder_decoder", False)
+    return getattr(module, "decoder", None) if both else None
 
 
 def _takes_only(part: nn.Module, name: str) -> bool:

@@ -199,8 +199,7 @@ def _reset(ready: Prepared, scheme: Scheme, target: str, batch: Batch, state: tu
     at: dict[int, list[Site]] = {}
     made: list[tuple[Site, SingleEdit | None]]
     if target in ("k", "v"):
-        sites = [s for s in ready.model.anatomy.attentions if s.stack == ready.stack]
-        made = [(s, cache_edit(ready, one, s)) for s in sites]
+        made = [(s, cache_edit(ready, one, s)) for s in ready.calls()]
     else:
         sites = [s for s in ready.linears.widths if point_of(s) == target]
         made = [(s, _counted(ready, one, s, found)) for s in sites]

@@ -12,8 +12,7 @@ from massact.interventions.effects import Paired, effects_of, evaluate
 from massact.quantisation.deviations import Local, local_deviations
 from massact.quantisation.linears import point_of
 from massact.quantisation.roundings import edit_of
-from massact.quantisation.schemes import Scheme, scheme
-from massact.records.errors import UserError
+from massact.quantisation.schemes import Scheme
 from massact.records.sites import Site
 from massact.records.verdicts import HARMFUL
 
@@ -31,9 +30,6 @@ def guilty_rows(
 
     Greedy, by the error of all tokens but the massive ones at the end of the block; until the interval of the loss
     reaches down to the target, or no site is left. No row where no scheme is to blame.
-
-    Raises:
-        UserError: a scheme was named that quantises no activations.
     """
     chosen = _chosen(work, schemes, paired)
     if chosen is None:
@@ -43,9 +39,6 @@ def guilty_rows(
         head = work.calibration.head(min(work.config.local_sequences, work.calibration.n_sequences))
         found = local_deviations(work.ready, head, [chosen], lambda: None)
         mine = {site: one for (_, site), one in found.items()}
-    if not mine:
-        raise UserError(f"The scheme {chosen.name!r} quantises no site that could be left out.",
-                        do="Name one that quantises activations: --guilty int8-tensor")  # fmt: skip
     order = sorted(mine, key=lambda s: -_known(mine[s].deviation.rest.error))
     losses = _losses(work, chosen, order)
     rows = []
@@ -65,9 +58,8 @@ def _known(error: float) -> float:
 
 def _chosen(work: Work, schemes: Sequence[Scheme], paired: Paired) -> Scheme | None:
     """The scheme that was named, or of those whose scale serves a whole tensor the worst, if it is harmful."""
-    asked = work.config.guilty
-    if asked is not None:
-        return None if asked == "none" else scheme(asked)
+    if work.config.guilty is not None:
+        return work.guilty
     everyone = np.ones(len(paired.n_targets), bool)
     worst: tuple[float, Scheme] | None = None
     for one in schemes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from massact.interventions.job import LEAST_HELD_OUT
 from massact.interventions.tasks import evaluate_tasks
 from massact.models import Model, with_attention
 from massact.prefixes import folded_of
-from massact.quantisation.advice import recommended, remedies
+from massact.quantisation.advice import NO_FILES, recommended, remedies
 from massact.quantisation.deviations import Local, Propagated, local_deviations
 from massact.quantisation.guilt import guilty_rows
 from massact.quantisation.linears import linears_of, point_of
 from massact.quantisation.massive_tokens import MassiveTokens, massive_tokens
-from massact.quantisation.number_formats import scale_of
-from massact.quantisation.roundings import Prepared, calibrate, check_widths, edit_of, predicted_zeros
+from massact.quantisation.number_formats import quant_module, scale_of
+from massact.quantisation.roundings import Prepared, calibrate, check_scheme, edit_of, predicted_zeros
 from massact.quantisation.schemes import DEFAULT, SITES, Scheme, scheme
 from massact.quantisation.super_weights import super_weights
 from massact.records.clusters import passing
@@ -29,6 +30,7 @@ from massact.records.kinds.quantisation import Quantisation, QuantiseInfo
 from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
 from massact.records.tables import frame
+from massact.records.weight_types import PLAIN
 from massact.scans import scanned_inputs
 from massact.verbs.fold import AUTO
 from massact.verbs.quantise import QuantiseConfig
@@ -42,15 +44,24 @@ def check(options: QuantiseConfig) -> None:
     Raises:
         UserError: says what it could be; or the extra is not installed.
     """
-    for i, name in enumerate(options.schemes):
-        scheme(name)
-        if name in options.schemes[:i]:
-            raise UserError(f"The scheme {name!r} is given twice.", do="Give it once.")
     for site in options.sites:
         if site not in SITES:
             raise UserError(f"{site!r} is no site of activations.", do=near(site, SITES))
-    if options.guilty not in (None, NO_CURVE):
-        scheme(str(options.guilty))
+    for i, name in enumerate(options.schemes):
+        if name in options.schemes[:i]:
+            raise UserError(f"The scheme {name!r} is given twice.", do="Give it once.")
+    guilty = _guilty(options)
+    if guilty is not None and not guilty.sites and not guilty.cached:
+        raise UserError(f"The scheme {guilty.name!r} quantises no site that could be left out.",
+                        do="Name one that quantises activations: --guilty int8-tensor")  # fmt: skip
+    if guilty is not None and guilty.slots:
+        raise UserError("Guilty sites are looked for in the model as it is, not in one with slots.",
+                        do="Leave out +slots in --guilty.")  # fmt: skip
+    asked = [*_schemes(options), *([guilty] if guilty else [])]
+    if options.export not in (None, NO_FILES):
+        scheme(str(options.export))
+    for package in sorted({package for one in asked for package in one.packages}):
+        quant_module(package)
 
 
 @dataclass
@@ -60,6 +71,7 @@ class Work:
     Args:
         ready: on the calibration sequences; held: the same on those that losses are of.
         calibration, text: these sequences.
+        schemes: what runs. guilty: the scheme that was named for the curve.
         notes: what a reader must know.
         say: called with (stage, done, in all).
     """
@@ -70,6 +82,8 @@ class Work:
     calibration: Corpus
     text: Corpus
     say: Callable[..., None]
+    schemes: list[Scheme]
+    guilty: Scheme | None = None
     notes: list[str] = field(default_factory=list)
 
     def evaluated(self, schemes: Sequence[Scheme], **more: Any) -> Paired:
@@ -101,13 +115,12 @@ def quantise(
     """
     config, began = QuantiseConfig.of(options), time.perf_counter()
     check(config)
-    schemes = _schemes(config)
     loaded, ready = scanned_inputs(model, corpus, scan)
-    _refuse_quantised(loaded)
+    rounded = _rounded_before(loaded)
     ready = ready if config.n_sequences is None else ready.head(config.n_sequences)
-    work = _work(config, loaded, ready, scan, schemes, progress or (lambda *_: None))
-    schemes = _without_idle(work, schemes)
-    plain, slotted = [s for s in schemes if not s.slots], [s for s in schemes if s.slots]
+    work = _work(config, loaded, ready, scan, progress or (lambda *_: None))
+    work.notes += rounded if any(s.weights is not None for s in work.schemes) else []
+    plain, slotted = [s for s in work.schemes if not s.slots], [s for s in work.schemes if s.slots]
     beside = Propagated(work.ready.stack, work.held.massive)
     paired = work.evaluated(plain, watcher=beside)
     local = _local(work, plain)
@@ -132,24 +145,55 @@ def quantise(
 
 # ---------------------------------------------------------------------------------------------- before anything runs
 def _schemes(config: QuantiseConfig) -> list[Scheme]:
-    """Those that were asked for, at the sites that were asked for."""
-    made = [scheme(name) for name in config.schemes or DEFAULT]
-    if not config.schemes and config.prefix is None:
-        made = [s for s in made if not s.slots]
+    """Those that were asked for, at the sites that were asked for.
+
+    Raises:
+        UserError: one that was asked for quantises nothing there.
+    """
+    if config.schemes:
+        return [_at_sites(name, config) for name in config.schemes]
+    made = []
+    for name in DEFAULT:
+        with suppress(UserError):  # of the table, what means something at these sites
+            made.append(_at_sites(name, config))
+    return [s for s in made if not s.slots or config.prefix is not None]
+
+
+def _at_sites(name: str, config: QuantiseConfig) -> Scheme:
+    one = scheme(name)
     if not config.sites:
-        return made
-    cut = [s.at(config.sites) for s in made]
-    return [s for s in cut if s.parts]
+        return one
+    cut = one.at(config.sites)
+    if not cut.parts:
+        raise UserError(f"The scheme {name!r} quantises nothing at {', '.join(config.sites)}.",
+                        do="Leave it out, or name its sites as well.")  # fmt: skip
+    cut.check()
+    return cut
 
 
-def _refuse_quantised(model: Model) -> None:
-    told = model.gguf or getattr(model, "quantised", None)
-    if told is not None and not (model.gguf is not None and told is model.gguf):
+def _guilty(config: QuantiseConfig) -> Scheme | None:
+    """The scheme whose guilty sites were asked for by name."""
+    return None if config.guilty in (None, NO_CURVE) else _at_sites(str(config.guilty), config)
+
+
+def _rounded_before(model: Model) -> list[str]:
+    """What a reader must know of a model whose weights were unpacked; one that runs quantised is refused.
+
+    Raises:
+        UserError: it does.
+    """
+    packed = model.quantised
+    if packed is None:
+        return []
+    if not packed["dequantised"]:
         raise UserError(
-            "This model is quantised already.",
+            f"This model is quantised already, by {packed['method']}.",
             "A second rounding on top of the first says nothing about either.",
             "Give the model in full precision; massact compare tells what a quantised one did to massive activations.",
         )
+    types = ", ".join(str(t) for t in packed["types"] if t not in PLAIN)
+    return [f"The weights had been rounded before ({packed['method']}{f', {types}' if types else ''}): losses of schemes "
+            "with weights are of a second rounding, which may be less or more than that of the original's."]  # fmt: skip
 
 
 def _work(
@@ -157,25 +201,49 @@ def _work(
     model: Model,
     corpus: Corpus,
     scan: ScanResult,
-    schemes: list[Scheme],
     say: Callable[..., None],
 ) -> Work:
     """Everything that is measured before a scheme runs."""
     n = corpus.n_sequences
     half = n // 2 if config.hold_out and n >= LEAST_HELD_OUT else 0
     stack = config.stack if config.stack is not None else _main_stack(model, scan)
-    massive = massive_tokens(scan, stack)
-    loaded = with_attention(model) if any(s.cached for s in schemes) else model
+    massive = massive_tokens(scan, stack).before(n)
+    schemes, guilty = _schemes(config), _guilty(config)
+    named = [guilty] if guilty is not None else []
+    loaded = with_attention(model) if any(s.cached for s in [*schemes, *named]) else model
     ready = Prepared(loaded, stack, linears_of(loaded, stack), massive, seed=config.seed)
-    for one in schemes:
-        check_widths(ready, one)
+    schemes, told = _fitting(ready, schemes, bool(config.schemes))
+    schemes, idle = _without_idle(massive, schemes, named)
+    for one in named:
+        check_scheme(ready, one)
     head = corpus.head(half) if half else corpus
-    ready = calibrate(ready, head, schemes, config.local_sequences, say)
-    if any(s.super_weights for s in schemes):
+    ready = calibrate(ready, head, [*schemes, *named], config.local_sequences, say)
+    if any(s.super_weights for s in [*schemes, *named]):
         ready = replace(ready, spared=super_weights(ready, scan))
     text = corpus.part(half, trim=False) if half else corpus
     held = replace(ready, massive=massive.behind(half))
-    return Work(config, ready, held, head, text, say, ready.linears.notes())
+    return Work(config, ready, held, head, text, say, schemes, guilty, [*ready.linears.notes(), *told, *idle])
+
+
+def _fitting(ready: Prepared, schemes: Sequence[Scheme], asked: bool) -> tuple[list[Scheme], list[str]]:
+    """Schemes that the model can be run in, and which of the table it cannot.
+
+    Raises:
+        UserError: it cannot be run in one that was asked for by name; or in none.
+    """
+    kept, left, why = [], [], ""
+    for one in schemes:
+        try:
+            check_scheme(ready, one)
+            kept.append(one)
+        except UserError as error:
+            if asked:
+                raise
+            left.append(one.name)
+            why = why or f"{error.what} {error.why}".strip()
+    if not kept:
+        raise UserError("None of the schemes fits this model.", why, "Name schemes that do: --schemes int8-tensor")
+    return kept, [f"Left out of the table: {', '.join(left)}. {why}"] if left else []
 
 
 def _main_stack(model: Model, scan: ScanResult) -> str:
@@ -184,22 +252,27 @@ def _main_stack(model: Model, scan: ScanResult) -> str:
     return str(having["stack"].iloc[0]) if len(having) else model.anatomy.stacks[-1].name
 
 
-def _without_idle(work: Work, schemes: list[Scheme]) -> list[Scheme]:
-    """Without those that spare massive tokens, where there are none; says so."""
-    massive = work.ready.massive
+def _without_idle(
+    massive: MassiveTokens, schemes: list[Scheme], named: Sequence[Scheme]
+) -> tuple[list[Scheme], list[str]]:
+    """Without those that spare massive tokens, where there are none; and what is to be said.
+
+    Args:
+        named: schemes that have to run.
+    """
+    told = []
     if massive.left:
         names = ", ".join(massive.left[:6])
-        work.notes.append(f"{names}: on too many tokens to spare any for them; they count in every scale.")
+        told.append(f"{names}: on too many tokens to spare any for them; they count in every scale.")
     if massive.count:
-        return schemes
-    work.notes.append("The scan has no massive activations on single tokens: there is nothing to exempt, and schemes "
-                      "that "
-                      "would were left out.")  # fmt: skip
+        return schemes, told
+    told.append("The scan has no massive activations on single tokens: there is nothing to exempt, and schemes that "
+                "would were left out.")  # fmt: skip
     kept = [s for s in schemes if not s.spares]
-    if not kept:
+    if not kept or any(s.spares for s in named):
         raise UserError("The scan has no massive activations on single tokens, and every scheme spares them.",
                         do="Leave out +exempt and +insert.")  # fmt: skip
-    return kept
+    return kept, told
 
 
 def _folded(
@@ -315,7 +388,8 @@ def _info(work: Work, scan: ScanResult, schemes: Sequence[Scheme], rest: tuple[C
     if not work.config.schemes and work.config.prefix is None:
         info.notes.append("Schemes on the folded model were left out: --prefix with the ids that massact fold found "
                           "adds them, --prefix auto searches first.")  # fmt: skip
-    if not half and any(s.static or s.insert or s.smooth is not None for s in schemes):
+    named = [work.guilty] if work.guilty is not None else []
+    if not half and any(s.static or s.insert or s.smooth is not None for s in [*schemes, *named]):
         info.notes.append("Static scales, constant vectors and smoothing are of the sequences that losses are of.")
     turned = work.ready.turned_in_blocks()
     info.notes += [f"{width} entries have no Hadamard matrix: they are rotated in blocks of {block}."

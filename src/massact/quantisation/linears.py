@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import commonprefix
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from massact.anatomy.discovery import run_example
 from massact.models import Model
 from massact.quantisation.schemes import SITES
-from massact.records.anatomy import Place
+from massact.records.anatomy import Block, Place
 from massact.records.errors import UserError
 from massact.records.sites import Site
 from massact.trace.hooks import tapped
@@ -27,12 +28,16 @@ class Linears:
         others: modules in the blocks that read something else: they stay as they are where activations are quantised.
         widths: site -> F.
         missing: point -> layers that do not have it, with the reason.
+        same: point -> the point whose tensor it is, in blocks whose attention and MLP read the same norm.
+        no_matrices: weights of the blocks that are no matrices (experts in one tensor): they stay as they are.
     """
 
     readers: dict[Site, tuple[str, ...]]
     others: tuple[str, ...]
     widths: dict[Site, int]
     missing: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)
+    no_matrices: tuple[str, ...] = ()
 
     def at(self, point: str) -> list[Site]:
         """The sites of a point, layer by layer; of blocks with two MLPs both."""
@@ -49,10 +54,17 @@ class Linears:
             f"No {point} at layers {', '.join(map(str, layers))}: {why}."
             for point, (layers, why) in self.missing.items()
         ]
+        told += [f"{point} is the tensor of {one} here: it is quantised once, as {one}."
+                 for point, one in self.same.items()]  # fmt: skip
         if self.others:
-            names = ", ".join(self.others[:3]) + (f" and {len(self.others) - 3} more" if len(self.others) > 3 else "")
-            told.append(f"What {names} read is none of the sites, so their inputs stay as they are.")
+            told.append(f"What {_few(self.others)} read is none of the sites, so their inputs stay as they are.")
+        if self.no_matrices:
+            told.append(f"Weights that are no matrices stay in full precision: {_few(self.no_matrices)}.")
         return told
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def point_of(site: Site) -> str:
@@ -79,6 +91,7 @@ def linears_of(model: Model, stack: str) -> Linears:
     """
     blocks = model.anatomy.stack(stack).blocks
     sites = {s: p for s, p in model.anatomy.sites().items() if s.stack == stack and point_of(s) in SITES}
+    sites, same = _apart(sites)
     if not sites:
         raise UserError("The blocks of this model read no site that can be quantised.",
                         f"They have none of {', '.join(SITES)}.")  # fmt: skip
@@ -94,14 +107,38 @@ def linears_of(model: Model, stack: str) -> Linears:
     with torch.inference_mode(), unchanged(model.module), tapped(model.module, taps) as state:
         state.begin()
         run_example(model.module, model.example)
-    at = {_address(x): s for s, x in held.items()}
+    at: dict[tuple[int, int], list[Site]] = {}
+    for s, x in held.items():
+        at.setdefault(_address(x), []).append(s)
     readers: dict[Site, list[str]] = {s: [] for s in sites}
     others: list[str] = []
     for name in names:
-        site = at.get(_address(read[name])) if name in read else None
-        (others if site is None else readers[site]).append(name)
+        known = at.get(_address(read[name]), []) if name in read else []
+        of = [readers[s] for s in sorted(known, key=lambda s: -len(commonprefix([sites[s].module, name])))]
+        (of[0] if of else others).append(name)
     widths = {s: held[s].shape[-1] for s in sites if s in held}
-    return Linears({s: tuple(n) for s, n in readers.items()}, tuple(others), widths, _missing(model, stack))
+    read_by = {s: tuple(n) for s, n in readers.items()}
+    return Linears(read_by, tuple(others), widths, _missing(model, stack), same, _no_matrices(model, blocks))
+
+
+def _apart(sites: Mapping[Site, Place]) -> tuple[dict[Site, Place], dict[str, str]]:
+    """Sites of one place once: the first; and point -> the point that it is, of the others."""
+    first: dict[object, Site] = {}
+    same: dict[str, str] = {}
+    order = sorted(sites, key=lambda s: (s.layer, SITES.index(point_of(s))))
+    for site in order:
+        place = sites[site]
+        one = first.setdefault((site.layer, place.module, place.side, place.path, place.call), site)
+        if one != site:
+            same[site.point] = one.point
+    chosen = set(first.values())
+    return {s: p for s, p in sites.items() if s in chosen}, same
+
+
+def _no_matrices(model: Model, blocks: Sequence[Block]) -> tuple[str, ...]:
+    """Parameters of the blocks with more than two axes: experts, convolutions."""
+    modules = {b.module: model.module.get_submodule(b.module) for b in blocks}
+    return tuple(f"{name}.{p}" for name, m in modules.items() for p, w in m.named_parameters() if w.ndim > 2)
 
 
 def _address(x: Tensor) -> tuple[int, int]:

@@ -38,6 +38,10 @@ class MassiveTokens:
         """How many there are."""
         return sum(map(len, self.of.values()))
 
+    def before(self, end: int) -> MassiveTokens:
+        """The same of the sequences before one."""
+        return replace(self, of={s: places for s, places in self.of.items() if s < end})
+
     def behind(self, start: int) -> MassiveTokens:
         """The same of the sequences from one on, counted from it."""
         return replace(self, of={s - start: places for s, places in self.of.items() if s >= start})

@@ -25,6 +25,7 @@ from massact.records.errors import UserError
 INSTALL = "pip install 'massact[quant]'"
 FP8_MOST = 448.0  # e4m3
 MX_BLOCK, NV_BLOCK = 32, 16
+MICROSCALED = frozenset({"mxfp4", "nvfp4"})
 SHARINGS = ("tensor", "token", "channel", "group", "head")
 
 
@@ -206,6 +207,9 @@ def of_arguments(args: Any, of_weights: bool) -> Format:
     strategy, bits = str(getattr(args.strategy, "value", args.strategy)), int(args.num_bits)
     kind = str(getattr(args.type, "value", args.type))
     dynamic = args.dynamic is True or str(getattr(args.dynamic, "value", args.dynamic)) == "local"
+    if kind == "float" and bits == 8 and str(getattr(args, "scale_dtype", None)) == "torch.uint8":
+        raise UserError("Presets in MXFP8 are not measured.", "Their scales are powers of two, those of fp8 are not.",
+                        "Choose one of symmetric integers, FP8, MXFP4 or NVFP4.")  # fmt: skip
     if kind == "float" and bits == 4:
         made = Format("nvfp4" if strategy == "tensor_group" else "mxfp4", 4, "block")
         return replace(made, static=made.kind == "nvfp4" and not of_weights)

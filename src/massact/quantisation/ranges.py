@@ -80,8 +80,8 @@ class Ranges:
         rest_T = cluster_T < 0
         if not len(x_TF):
             return
-        for rotated in sorted({False, *(look.rotated for look in self.looks)}):
-            mag_TF = (self.turn(x_TF) if rotated and self.turn is not None else x_TF).abs()
+        for rotated, y_TF in ((False, x_TF), *([(True, self.turn(x_TF))] if self.turn is not None else [])):
+            mag_TF = y_TF.abs()
             amax_T = mag_TF.amax(1)
             for spares, given_T in ((False, amax_T), (True, amax_T[rest_T])):
                 if len(given_T):

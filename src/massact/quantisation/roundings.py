@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from massact.anatomy.discovery import run_example
 from massact.corpora import Batch, Corpus
 from massact.models import Model
 from massact.quantisation.linears import Linears, by_rows, point_of
@@ -23,8 +24,8 @@ from massact.quantisation.rotations import Rotation, rotation
 from massact.quantisation.schemes import Scheme
 from massact.records.errors import UserError, WorkError
 from massact.records.sites import Site
-from massact.trace import Edit, KeyValueEdit, Probe, Together, WeightEdit, measure
-from massact.trace.edits import SingleEdit
+from massact.trace import Edit, KeyValueEdit, Probe, Together, WeightEdit, measure, observing
+from massact.trace.edits import SingleEdit, check_keys
 
 KEPT_BYTES = 1 << 31  # of quantised weights, all schemes together; beyond it they are made again for every batch
 LEAST_SCALE = 1e-5  # of a smoothing scale
@@ -53,12 +54,26 @@ class Prepared:
     spared: Mapping[str, list[tuple[int, int]]] = field(default_factory=dict)
     _turns: dict[int, Rotation] = field(default_factory=dict)
     _kept: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    _heads: dict[Site, tuple[int, int]] = field(default_factory=dict)
 
     def turn(self, width: int) -> Rotation:
         """The rotation of a width."""
         if width not in self._turns:
             self._turns[width] = rotation(width, self.seed, self.model.device)
         return self._turns[width]
+
+    def calls(self) -> list[Site]:
+        """The attention calls whose keys and values are those of the blocks' own tokens."""
+        known = self.model.anatomy.attentions
+        return [s for s, place in known.items() if s.stack == self.stack and not place.cross]
+
+    def heads(self) -> dict[Site, tuple[int, int]]:
+        """Attention call -> width of a key and of a value of a head, seen in one short pass."""
+        if not self._heads:
+            edits = [KeyValueEdit("look", str(s), partial(_look, self._heads, s)) for s in self.calls()]
+            with torch.inference_mode(), observing(self.model, (), edits, lenient=("edits", "sites")):
+                run_example(self.model.module, self.model.example)
+        return self._heads
 
     def turned_in_blocks(self) -> dict[int, int]:
         """width -> block, where there is no Hadamard matrix of the whole width."""
@@ -74,6 +89,13 @@ class Prepared:
         return made
 
 
+def _look(
+    held: dict[Site, tuple[int, int]], site: Site, k_BKSE: Tensor, v_BKSF: Tensor, _: Batch
+) -> tuple[Tensor, Tensor]:
+    held[site] = k_BKSE.shape[-1], v_BKSF.shape[-1]
+    return k_BKSE, v_BKSF
+
+
 def calibrate(
     ready: Prepared, corpus: Corpus, schemes: list[Scheme], counted: int, progress: Callable[..., None]
 ) -> Prepared:
@@ -83,20 +105,23 @@ def calibrate(
         counted: sequences, from the start, whose entries are counted for predictions.
     """
     points = {site for scheme in schemes for site in scheme.sites}
+    points |= {site for s in schemes if s.smooth is not None for site in s.smooth_sites}
+    points |= {"mlp_act" for s in schemes if s.super_weights}  # what meets them
     if not points:
         return ready
     sites = [s for s in ready.linears.widths if point_of(s) in points]
     looks = tuple(sorted({look for scheme in schemes for p in scheme.parts if p.target in points
                           if (look := look_of(scheme, p.form)) is not None}))  # fmt: skip
-    probes = [Probe("ranges", str(s), partial(_ranges, ready, looks, ready.linears.widths[s], counted)) for s in sites]
+    turned = any(scheme.rotated for scheme in schemes)
+    probes = [Probe("ranges", str(s), partial(_ranges, ready, looks, ready.turn(ready.linears.widths[s]) if turned else
+                                              None, counted)) for s in sites]  # fmt: skip
     seen = measure(
         ready.model, corpus, probes, on_batch=lambda m: progress("calibrate", m.n_sequences, corpus.n_sequences)
     )
     return replace(ready, ranges={site: seen.result("ranges", site) for site in sites})
 
 
-def _ranges(ready: Prepared, looks: tuple[Look, ...], width: int, counted: int) -> Ranges:
-    turn = ready.turn(width) if any(look.rotated for look in looks) else None
+def _ranges(ready: Prepared, looks: tuple[Look, ...], turn: Rotation | None, counted: int) -> Ranges:
     return Ranges(ready.massive.of, len(ready.massive.clusters), looks, turn, frozenset(range(counted)))
 
 
@@ -166,11 +191,7 @@ def _static(ready: Prepared, scheme: Scheme, site: Site, form: Format, smooth: T
     ranges = ready.ranges.get(site)
     if ranges is None or (scheme.rotated, scheme.spares) not in ranges.amax:
         raise WorkError(f"No static scale of {site} was measured.", "The calibration saw no token there that counts.")
-    if smooth is not None or form.sharing == "channel":
-        if scheme.rotated:
-            raise UserError(f"The scheme {scheme.name!r} needs the greatest of rotated channels, which is not "
-                            f"measured.",
-                            do="Leave out -static, or one of the remedies.")  # fmt: skip
+    if smooth is not None or form.sharing == "channel":  # never rotated, see `Scheme.check`
         channels = ranges.channels[scheme.spares] / (1.0 if smooth is None else smooth)
         return channels if form.sharing == "channel" else channels.amax()
     return ranges.amax[scheme.rotated, scheme.spares]
@@ -239,7 +260,8 @@ def cache_edit(ready: Prepared, scheme: Scheme, site: Site) -> KeyValueEdit | No
                 for b in range(len(x)):
                     kept_S = counts_BT[b] & (cluster_BT[b] < 0) if scheme.spares else counts_BT[b]
                     kept_S = kept_S.to(x.device)
-                    x[b, :, kept_S] = fake_quantised(x[b, :, kept_S], form)
+                    x[b, :, kept_S] = Rounding(form, ready.turn(x.shape[-1]) if scheme.rotated else None)(
+                        x[b, :, kept_S])  # fmt: skip
             made.append(x)
         return made[0], made[1]
 
@@ -261,8 +283,7 @@ def _weight_edit(ready: Prepared, scheme: Scheme, form: Format, name: str, site:
     module = ready.model.module.get_submodule(name)
     rows = by_rows(module)
     smooth = None if site is None else smoothing(ready, scheme, site)
-    turned = scheme.rotated and site is not None and scheme.form(point_of(site)) is not None
-    turn = ready.turn(ready.linears.widths[site]) if turned and site is not None else None
+    turn = ready.turn(ready.linears.widths[site]) if scheme.rotated and site is not None else None
     spared = ready.spared.get(name, []) if scheme.super_weights else []
 
     def make(weight: Tensor) -> Tensor:
@@ -287,14 +308,11 @@ def edit_of(ready: Prepared, scheme: Scheme, name: str | None = None) -> Togethe
     Raises:
         UserError: the model has nothing that it quantises, or groups that do not divide a width.
     """
-    check_widths(ready, scheme)
+    check_scheme(ready, scheme)
     sites = [s for s in ready.linears.widths if point_of(s) in scheme.sites]
     parts: list[SingleEdit] = [e for s in sites if (e := site_edit(ready, scheme, s)) is not None]
     if scheme.cached:
-        calls = [
-            s for s in ready.model.anatomy.attentions if s.stack == ready.stack and s.point.startswith("attention")
-        ]
-        parts += [c for s in calls if (c := cache_edit(ready, scheme, s)) is not None]
+        parts += [c for s in ready.calls() if (c := cache_edit(ready, scheme, s)) is not None]
     parts += weight_edits(ready, scheme)
     if not parts and not scheme.skipped:
         raise UserError(f"The scheme {scheme.name!r} quantises nothing of this model.",
@@ -302,13 +320,23 @@ def edit_of(ready: Prepared, scheme: Scheme, name: str | None = None) -> Togethe
     return Together(name or scheme.name, tuple(parts))
 
 
-def check_widths(ready: Prepared, scheme: Scheme) -> None:
-    """Refuse groups that do not divide what they are of.
+def check_scheme(ready: Prepared, scheme: Scheme) -> None:
+    """Refuse groups that do not divide what they are of, and keys and values that cannot be reached.
 
     Raises:
         UserError: names the first place.
     """
+    if scheme.cached:
+        calls = {s: ready.model.anatomy.attentions[s] for s in ready.calls()}
+        check_keys(KeyValueEdit(scheme.name, "", lambda k, v, _: (k, v)), calls)
+        if not calls:
+            why = next((w for s, w in ready.model.anatomy.no_attention.items() if s.stack == ready.stack), "")
+            raise UserError(f"The scheme {scheme.name!r} quantises keys and values, and no attention is seen here.",
+                            why, "Leave it out.")  # fmt: skip
     for part in scheme.parts:
+        if part.target in ("k", "v") and part.form.block > 1:
+            for call, widths in ready.heads().items():
+                part.form.check(widths[part.target == "v"], f"a head of {part.target} of {call}")
         if part.target == "weights":
             for name in ready.linears.modules:
                 part.form.check(_rows(ready.model.module.get_submodule(name)).shape[1], f"the weight of {name}")

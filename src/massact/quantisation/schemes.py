@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from massact.quantisation.number_formats import SHARINGS, Format, of_arguments, preset
+from massact.quantisation.number_formats import MICROSCALED, SHARINGS, Format, of_arguments, preset
 from massact.records.errors import UserError, near
 
 SITES = ("attn_in", "o_in", "mlp_in", "mlp_act")  # what the Linear modules of a block read
@@ -39,7 +39,7 @@ DEFAULT = (
 
 _PART = re.compile(
     r"(?:(?P<target>[a-z_]+):)?(?P<format>int[2-8]|fp8|mxfp4|nvfp4)"
-    r"(?:-(?P<sharing>[a-z]+)(?P<group>\d*))?(?P<static>-static)?"
+    r"(?:-(?P<sharing>[a-z]+)(?P<group>[0-9]*))?(?P<static>-static)?"
 )
 
 
@@ -107,6 +107,13 @@ class Scheme:
         return next((p.form for p in self.parts if p.target == "weights"), None)
 
     @property
+    def packages(self) -> set[str]:
+        """Modules of the extra `quant` that its numbers are made by."""
+        kinds = {p.form.kind for p in self.parts}
+        return {name for name, of in (("torchao", kinds & MICROSCALED), ("compressed_tensors", kinds - MICROSCALED or
+                                                                         self.rotated)) if of}  # fmt: skip
+
+    @property
     def static(self) -> bool:
         """Whether a scale of it is measured before."""
         return any(p.form.static for p in self.parts)
@@ -134,6 +141,30 @@ class Scheme:
         kept = tuple(p for p in self.parts if p.target not in SITES or p.target in chosen)
         return replace(self, parts=kept)
 
+    def check(self) -> None:
+        """Refuse a remedy that would do nothing, and those that cannot be had together.
+
+        Raises:
+            UserError: says which, and why.
+        """
+        inputs, slots = bool(self.sites), "With massive activations in slots no token is left to spare."
+        reached = inputs and bool(set(self.sites) & set(self.smooth_sites)) or self.weights is not None
+        for word, asked, able, why in (
+            ("exempt", self.exempt, inputs or self.cached, "Weights have no tokens that could be spared."),
+            ("exempt", self.exempt, not self.slots, slots), ("insert", self.insert, not self.slots, slots),
+            ("insert", self.insert, inputs, "Constant vectors are of activations, and it quantises none."),
+            ("smooth", self.smooth is not None, reached, f"It quantises nothing of {', '.join(self.smooth_sites)}."),
+            ("super", self.super_weights, self.weights is not None, "It quantises no weights, so none can be spared."),
+        ):  # fmt: skip
+            if asked and not able:
+                raise UserError(f"+{word} does nothing in the scheme {self.name!r}.", why, "Leave it out.")
+        for part in self.parts if self.rotated else ():
+            smooth = self.smooth is not None and part.target in self.smooth_sites
+            if part.form.static and (smooth or part.form.sharing == "channel"):
+                raise UserError(f"The scheme {self.name!r} needs the greatest of rotated channels, which is not "
+                                f"measured.",
+                                do="Leave out -static, or one of the remedies.")  # fmt: skip
+
     def without(self, skipped: Iterable[tuple[int, str]]) -> Scheme:
         """The same with some (layer, site) in full precision."""
         return replace(self, skipped=self.skipped | frozenset(skipped))
@@ -156,8 +187,12 @@ def scheme(name: str) -> Scheme:
         twice = next(t for t in targets if targets.count(t) > 1)
         raise UserError(f"The scheme {name!r} quantises {twice} twice.", do="Give one format for each target.")
     made = replace(made, name=name)
-    for remedy in remedies:
+    words = [remedy.partition("=")[0].removesuffix("-all") for remedy in remedies]
+    for remedy, word in zip(remedies, words, strict=True):
+        if words.count(word) > 1:
+            raise UserError(f"The scheme {name!r} has {word!r} twice.", do="Give it once.")
         made = _with(made, remedy, name)
+    made.check()
     return made
 
 
@@ -198,7 +233,8 @@ def _of_words(found: re.Match[str], name: str) -> Format:
             raise UserError(f"{name!r}: {kind} has blocks of its own.", do=f"Say {kind} alone.")
         return Format(kind, 4, "block", static=static)
     sharing, known = sharing or "tensor", {*SHARINGS, *(["none"] if kind == "fp8" else [])}
-    if sharing not in known or (sharing == "group") != bool(found["group"]):
+    if sharing not in known or (sharing == "group") != bool(found["group"]) or found["group"] == "0" * len(
+        found["group"] or "-"):  # fmt: skip
         raise _unshared(name, f"{sharing}{found['group'] or ''}", known)
     return Format(kind, bits, sharing, int(found["group"] or 0), static)
 
@@ -247,8 +283,5 @@ def _with(made: Scheme, remedy: str, name: str) -> Scheme:
         if not 0 <= strength <= 1:
             raise UserError(f"{remedy!r} has no strength from 0 to 1.", do=f"For example: {word}=0.5")
         return replace(made, smooth=strength, smooth_sites=SITES if word == "smooth-all" else SMOOTHED)
-    if word == "super" and made.weights is None:
-        raise UserError(f"The scheme {name!r} quantises no weights, so none can be spared.",
-                        do="Add a part: weights:int4-group64+super")  # fmt: skip
     changed: dict[str, Any] = {{"hadamard": "rotated", "super": "super_weights"}.get(word, word): True}
     return replace(made, **changed)
