@@ -60,16 +60,17 @@ def by_hand(module: nn.Module, rows: list[dict[str, Tensor]], round_: Round, spa
     def hook(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0].reshape(-1, args[0].shape[-1]).clone()
         rest = torch.ones(len(x), dtype=torch.bool)
-        rest[[] if spared is None else spared[now]] = False
+        rest[[] if spared is None else spared[at[0]]] = False
         x[rest] = round_(x[rest])
         return (x.reshape(args[0].shape), *args[1:])
 
-    out = []
+    out: list[float] = []
+    at = [0]
     with ExitStack() as stack, torch.no_grad():
         for m in linears(module):
             handle = m.register_forward_pre_hook(hook)
             stack.callback(handle.remove)
-        for now, row in enumerate(rows):
+        for at[0], row in enumerate(rows):
             logits = module(**row).logits.float()[0, :-1]
             out.append(float(torch.nn.functional.cross_entropy(logits, row["input_ids"][0, 1:])))
     return np.array(out)

@@ -192,8 +192,8 @@ def _rounded_before(model: Model) -> list[str]:
             "Give the model in full precision; massact compare tells what a quantised one did to massive activations.",
         )
     types = ", ".join(str(t) for t in packed["types"] if t not in PLAIN)
-    return [f"The weights had been rounded before ({packed['method']}{f', {types}' if types else ''}): losses of schemes "
-            "with weights are of a second rounding, which may be less or more than that of the original's."]  # fmt: skip
+    told = f"{packed['method']}, {types}" if types else packed["method"]
+    return [f"The weights had been rounded before ({told}): losses of schemes with weights are of a second rounding."]
 
 
 def _work(
