@@ -233,7 +233,7 @@ def test_an_encoder_with_a_decoder_has_its_own_keys() -> None:
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "qwen3_moe"])
 def test_experts_that_stay_are_named(name: str) -> None:
     done = quantise(*scanned(planted(name), text()), schemes=("weights:int8-channel",), guilty="none")
-    assert tells(done.info.notes, "mlp.experts.gate_up_proj")
+    assert tells(done.info.notes, "model.layers.0.mlp.experts.gate_up_proj")
 
 
 def test_a_model_in_bfloat16() -> None:
