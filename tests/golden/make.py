@@ -16,11 +16,13 @@ from massact.classics import classics
 from massact.corpora import Corpus
 from massact.labs.job import run_lab
 from massact.prefixes import fold
+from massact.quantisation import quantise
 from massact.records.kinds.classics import Classics
 from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.fold import Fold
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.lab import Lab
+from massact.records.kinds.quantisation import Quantisation
 from massact.records.kinds.reproduction import Reproduction
 from massact.records.kinds.scan import ScanResult
 from massact.records.kinds.training import Trained
@@ -39,6 +41,7 @@ CLASSIC = Path(__file__).parent / f"classics_{Classics.version()}"
 INTERVENED = Path(__file__).parent / f"intervened_{Intervention.version()}"
 REPRODUCED = Path(__file__).parent / f"reproduced_{Reproduction.version()}"
 FOLDED = Path(__file__).parent / f"folded_{Fold.version()}"
+QUANTISED = Path(__file__).parent / f"quantised_{Quantisation.version()}"
 FOLDER = Path(__file__).parent / f"schema_{SCHEMA_VERSION}"
 TRAINED = Path(__file__).parent / f"trained_{Trained.version()}"
 STEPPED = Path(__file__).parent / f"stepped_{Trajectory.version()}"
@@ -88,6 +91,13 @@ def golden_fold() -> tuple[ScanResult, Fold]:
     return result, replace(fold(model, corpus, result, prefix=(0,)), write=None)
 
 
+def golden_quantisation() -> tuple[ScanResult, Quantisation]:
+    """Four schemes and a curve of guilty sites of `golden_text_scan`; no file for other libraries."""
+    model, corpus, result = golden_text_scan()
+    schemes = ("int8-tensor", "int8-tensor+exempt", "kv:int4-token", "W8A8")
+    return result, quantise(model, corpus, result, schemes=schemes, guilty="int8-tensor", goal=10.0, export="none")
+
+
 def golden_reproduction(out: Path) -> Reproduction:
     """Three experiments that need no more than a scan, of `golden_text_scan`, and one that is not run."""
     model, corpus, _ = golden_text_scan()
@@ -129,6 +139,9 @@ if __name__ == "__main__":
     if not FOLDED.exists():
         slots = golden_fold()
         slots[1].save(slots[0].save(FOLDED))
+    if not QUANTISED.exists():
+        low = golden_quantisation()
+        low[1].save(low[0].save(QUANTISED))
     if not REPRODUCED.exists():
         golden_reproduction(REPRODUCED)
     for place, make in ((TRAINED, golden_training), (STEPPED, golden_trajectory), (LAB, golden_lab)):

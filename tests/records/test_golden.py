@@ -22,6 +22,7 @@ from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.fold import Fold
 from massact.records.kinds.intervention import Intervention
 from massact.records.kinds.lab import Lab
+from massact.records.kinds.quantisation import Quantisation
 from massact.records.kinds.reproduction import Reproduction
 from massact.records.kinds.scan import ScanResult
 from massact.records.kinds.training import Trained
@@ -39,6 +40,7 @@ from tests.golden.make import (
     FOLDER,
     INTERVENED,
     LAB,
+    QUANTISED,
     REPRODUCED,
     STEPPED,
     TRAINED,
@@ -47,6 +49,7 @@ from tests.golden.make import (
     golden_fold,
     golden_intervention,
     golden_lab,
+    golden_quantisation,
     golden_reproduction,
     golden_scan,
     golden_training,
@@ -148,6 +151,32 @@ def test_todays_fold_equals_the_golden_one() -> None:
     assert golden is not None
     for table in Fold.TABLES:
         pd.testing.assert_frame_equal(getattr(today, table), getattr(golden, table), rtol=1e-3, atol=1e-5)
+
+
+OLD_QUANTISATIONS = sorted(Path(QUANTISED).parent.glob("quantised_*"))
+
+
+@pytest.mark.parametrize("folder", OLD_QUANTISATIONS, ids=lambda p: p.name)
+def test_old_quantisation_opens_and_prints(folder: Path) -> None:
+    done, out = Quantisation.open(folder), io.StringIO()
+    assert done is not None and ma.open_run(folder).found
+    show(done, Console(file=out, width=100))
+    assert "int8-tensor+exempt" in out.getvalue() and to_json(done)
+
+
+def test_every_version_of_quantisations_has_a_golden_one() -> None:
+    assert [p.name for p in OLD_QUANTISATIONS] == [f"quantised_{v}" for v in range(1, Quantisation.version() + 1)]
+
+
+def test_todays_quantisation_equals_the_golden_one() -> None:
+    """A change of any number or column needs a new version, or an explanation."""
+    golden, (_, today) = Quantisation.open(QUANTISED), golden_quantisation()
+    assert golden is not None and today.info.massive == golden.info.massive
+    for table in Quantisation.TABLES:
+        settled = [c for c in columns_of(table) if c != "n_needed"]  # of losses near 0 a quotient of noise
+        pd.testing.assert_frame_equal(
+            getattr(today, table)[settled], getattr(golden, table)[settled], rtol=1e-2, atol=1e-4
+        )
 
 
 OLD_REPRODUCTIONS = sorted(Path(REPRODUCED).parent.glob("reproduced_*"))

@@ -27,6 +27,9 @@ from massact.interventions import relocation
 from massact.interventions.massive_entries import Massive
 from massact.interventions.sinks import MassiveTokens, Sinks, SinkStats
 from massact.labs.looks import _FirstMass, _KeyScale, _Sizes
+from massact.quantisation.deviations import Kept, Off
+from massact.quantisation.massive_tokens import MassiveTokens as MassivePlaces
+from massact.quantisation.ranges import Look, Ranges
 from massact.records.sites import Site
 from massact.stats import DimMoments, HiddenStats, Keep, Ranks, Resumable, Statistic, TokenMax, Where
 from massact.stats.groups import Gather, GroupStats
@@ -175,6 +178,43 @@ def check_outputs(result: Any, stream: list[Seen]) -> None:
         assert torch.equal(result[seen.sequence], seen.h_TD)
 
 
+CLUSTERS = {0: {2: 0, 5: 1}, 3: {1: 0}}  # sequence -> position -> cluster
+LOOKS = (Look(False, False, "tensor", 0), Look(False, True, "token", 0), Look(False, False, "channel", 0),
+         Look(True, True, "tensor", 0), Look(True, False, "static", 0))  # fmt: skip
+
+
+def check_off(result: Any, stream: list[Seen]) -> None:
+    for seen in stream:
+        x, mine = seen.h_TD.double().numpy(), list(CLUSTERS.get(seen.sequence, {}))
+        for sums, rows in (
+            (result[seen.sequence].massive, x[mine]),
+            (result[seen.sequence].rest, np.delete(x, mine, 0)),
+        ):
+            assert (sums.n, sums.of) == (len(rows), len(rows))
+            np.testing.assert_allclose(sums.off, ((rows - 1) ** 2).sum(), rtol=1e-9)
+
+
+def check_ranges(result: Any, stream: list[Seen]) -> None:
+    x = {s.sequence: s.h_TD.double().numpy() for s in stream}
+    rest = {s: np.delete(h, list(CLUSTERS.get(s, {})), 0) for s, h in x.items()}
+    for spares, among in ((False, x), (True, rest)):
+        for rotated in (False, True):  # a reversal changes no size
+            assert float(result.amax[rotated, spares]) == max(np.abs(h).max() for h in among.values())
+            assert {s: float(result.of_sequence[rotated, spares, s]) for s in among} == {
+                s: np.abs(h).max() for s, h in among.items()
+            }
+        np.testing.assert_array_equal(result.channels[spares], np.abs(np.concatenate(list(among.values()))).max(0))
+    assert {s: int(n.sum()) for (rotated, s), n in result.magnitudes.items() if not rotated} == {
+        s: np.count_nonzero(h) for s, h in rest.items()
+    }
+    n_rest = sum(np.count_nonzero(h) for h in rest.values())
+    assert all(int(counts.sum()) <= n_rest for counts in result.shares.values())
+    at = [[x[s][p] for s in x for p, c in CLUSTERS.get(s, {}).items() if c == cluster] for cluster in (0, 1)]
+    assert result.tokens.tolist() == [len(rows) for rows in at]
+    for sums, rows in zip(result.sums, at, strict=True):
+        np.testing.assert_allclose(sums, np.sum(rows, 0) if rows else 0, rtol=1e-9)
+
+
 # ------------------------------------------------------------------------------- the cases
 def assert_same(a: Any, b: Any, rtol: float = 1e-9, joined: Container[str] | None = None, name: str = "") -> None:
     """Two results, entry by entry: what is selected or counted is equal, floats are so to `rtol`.
@@ -195,6 +235,12 @@ def assert_same(a: Any, b: Any, rtol: float = 1e-9, joined: Container[str] | Non
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * 100, err_msg=name)
     else:
         np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def same_ranges(a: Any, b: Any) -> None:
+    """What it holds, not what it was made with."""
+    for name in ("amax", "of_sequence", "channels", "magnitudes", "shares", "sums", "tokens"):
+        assert_same(getattr(a, name), getattr(b, name), name=name)
 
 
 Stream = Callable[[int, list[int], int, torch.dtype], list[Seen]]
@@ -265,6 +311,13 @@ CASES: dict[str, Case] = {
         lambda: MassiveTokens(Massive(Site("", 3, "resid_post"), (0, 1), (900.0, 777.0), {}, {})), None, of_one_length
     ),
     "sinks": Case(lambda: SinkStats(Sinks(eps=0.12), {0: [4], 2: [0, 7]}), None, attention_stream),
+    "kept": Case(Kept, check_outputs),
+    "off": Case(
+        lambda: Off({s: torch.ones(13, 1) for s in range(6)}, MassivePlaces(("7@start",), CLUSTERS)),
+        check_off,
+        of_one_length,
+    ),
+    "ranges": Case(lambda: Ranges(CLUSTERS, 2, LOOKS, lambda x: x.flip(-1)), check_ranges, of_one_length, same_ranges),
     "outputs": Case(relocation._Outputs, check_outputs),
     "attention outputs": Case(attention_biases._Outputs, None, attention_stream),
     "sizes": Case(lambda: _Sizes(1), None, of_one_length),
