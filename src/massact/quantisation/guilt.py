@@ -19,8 +19,7 @@ from massact.records.verdicts import HARMFUL
 if TYPE_CHECKING:
     from massact.quantisation.job import Work
 
-STEPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-TOGETHER = 4  # of them run beside one pass in full precision
+STRIDES = (1, 4, 16, 64, 256, 1024)  # sites left out
 
 
 def guilty_rows(
@@ -73,20 +72,32 @@ def _chosen(work: Work, schemes: Sequence[Scheme], paired: Paired) -> Scheme | N
 
 
 def _losses(work: Work, chosen: Scheme, order: Sequence[Site]) -> dict[int, dict[str, object]]:
-    """Sites left out -> loss, for some numbers of them, up to the first that meets the target."""
-    steps = [k for k in (0, *STEPS) if k < len(order)]
+    """Sites left out -> loss: none, then in strides until one meets the goal, then halfway back to one that did not."""
     found: dict[int, dict[str, object]] = {}
-    for at in range(0, len(steps), TOGETHER):
-        few = steps[at : at + TOGETHER]
+
+    def run(numbers: Sequence[int]) -> None:
         edits = {k: edit_of(work.held, chosen.without((s.layer, point_of(s)) for s in order[:k]), f"{k} left out")
-                 for k in few}  # fmt: skip
+                 for k in numbers}  # fmt: skip
         paired = evaluate(work.held.model, work.text, list(edits.values()), batch_size=work.config.batch_size)
         everyone = np.ones(len(paired.n_targets), bool)
         for k, edit in edits.items():
             effect = next(e for e in effects_of(paired, edit.name, everyone, work.config.margin) if e.metric == "nll")
             row = effect.row()
             found[k] = {name: row[name] for name in ("delta_nats", "nats_low", "nats_high", "verdict")}
-            if not float(effect.ci_low) > work.config.goal:
-                return found
-        work.say("guilty sites", at + len(few), len(steps))
+        work.say("guilty sites", len(found), len(found) + 1)
+
+    def meets(k: int) -> bool:
+        return not float(str(found[k]["nats_low"])) > work.config.goal
+
+    strides = [k for k in STRIDES if k < len(order)]
+    run([0, *strides[:1]])
+    for k in strides[1:]:
+        if meets(max(found)):
+            break
+        run([k])
+    while (most := [k for k in found if meets(k)]) and (missed := [k for k in found if not meets(k)]):
+        low, high = max(missed), min(k for k in most if k > max(missed)) if max(most) > max(missed) else 0
+        if high - low <= max(1, high // 8):
+            break
+        run([(low + high) // 2])
     return found

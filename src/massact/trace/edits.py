@@ -192,7 +192,10 @@ class Fired:
                 return
             if not new.is_floating_point():
                 old, new = old.float(), new.float()
-            change = torch.where(differs, (new - old).abs() / torch.maximum(new.abs(), old.abs()), 0.0).amax()
+            size = torch.maximum(new.abs(), old.abs())
+            change = (
+                (new - old).abs_().div_(size).masked_fill_(~differs, 0.0).amax()
+            )  # in place: it is as large as a state
             change = change.float().nan_to_num(torch.inf)
             self.greatest = torch.fmax(self.greatest, change) if isinstance(self.greatest, Tensor) else change
 

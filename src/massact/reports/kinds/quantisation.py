@@ -185,7 +185,9 @@ def _guilty(q: Quantisation) -> list[str]:
     run = rows[rows["delta_nats"].notna()]
     if len(run) < 2:
         return []
-    last, goal = run.iloc[-1], q.info.goal
+    goal = q.info.goal
+    meeting = run[~(run["nats_low"] > goal)]
+    last = meeting.iloc[0] if len(meeting) else run.iloc[-1]
     worst = rows[(rows["left_out"] > 0) & (rows["left_out"] <= max(1, int(last["left_out"])))]
     names = [f"{visible(r['site'])} of layer {int(r['layer'])}" for _, r in worst.iterrows()]
     n = int(last["left_out"])
