@@ -32,6 +32,7 @@ from massact.reports.spelling import counted, listed, noted, number, percent, re
 SEVERAL = ("tensor", "channel", "head")  # one scale serves several tokens
 LOOKS = {HARMFUL: (Color.LIMIT, "diamond"), HARMLESS: (Color.GREEN, "circle"), OPEN: (Color.GREY, "square"),
          HELPFUL: (Color.BLUE, "diamond"), UNTESTED: (Color.MUTED, "circle")}  # fmt: skip
+RANK = {HARMLESS: 0, HELPFUL: 0, HARMFUL: 2}  # of advice; what is not settled lies between
 MOST_GUILTY, MOST_ADVICE, MOST_LINES = 6, 4, 4
 
 
@@ -216,13 +217,14 @@ def _advice(q: Quantisation, rows: pd.DataFrame, margin: float) -> list[str]:
             if row["scheme"] == worst["scheme"] or not gain > margin:
                 continue
             effort = max(1, int(row["effort"]) + (row["sharing"] != worst["sharing"]))  # another kernel is one as well
-            ways.append((row["verdict"] != HARMLESS, -gain / effort, row))
+            ways.append((RANK.get(str(row["verdict"]), 1), -gain / effort, row))
         best = [f"{visible(r['scheme'])}, {_loss(r)}, {r['verdict']}" for _, _, r in sorted(ways, key=lambda w: w[:2])]
         if best:
             said.append(
                 f"What to do about {visible(rounded)} ({visible(worst['scheme'])} loses "
                 f"{number(worst['delta_nats'])}), what "
-                f"is harmless first, then by gain for the effort: {'; '.join(best[:MOST_ADVICE])}."
+                f"is harmless first, what is harmful last, then by gain for the effort: "
+                f"{'; '.join(best[:MOST_ADVICE])}."
             )
         else:
             said.append(
