@@ -22,7 +22,7 @@ def run(call: Call) -> Done:
     """Train a model, and scan it; or a toy lab."""
     asked, out = call.options, call.inputs.out
     options: dict[str, Any] = dict(pair_of(text, "--set", "lr=1e-3") for text in asked.sets)
-    options |= {name: getattr(asked, name) for name in ("steps", "seed") if getattr(asked, name) is not None}
+    options |= {name: getattr(asked, name) for name in ("steps", "seed", "start") if getattr(asked, name) is not None}
     if asked.task is not None:
         return toy_lab(call, options)
     if len(asked.attention) > 1:

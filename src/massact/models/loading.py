@@ -86,15 +86,7 @@ class Model:
     @property
     def context(self) -> int | None:
         """Longest sequence in tokens, where the configuration says."""
-        config = getattr(self.module, "config", None)
-        for holder in (config, getattr(config, "text_config", None)):
-            for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
-                value = getattr(holder, name, None)
-                if isinstance(value, int) and value > 0:
-                    # RoBERTa keeps two positions for padding: its table is longer than its context.
-                    offset = 2 if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert") else 0
-                    return value - offset
-        return None
+        return context_of(self.module)
 
     def run(self, inputs: dict[str, Any], *, places: Iterable[Place]) -> Any:
         """One forward pass through the smallest part of the model that reaches all `places`.
@@ -261,6 +253,19 @@ class Model:
     def quantised(self) -> dict[str, Any] | None:
         """How the weights were quantised, see `massact.records.weight_types`; None where they were not."""
         return of_gguf(self.gguf) or packing_record(self.module)
+
+
+def context_of(module: nn.Module) -> int | None:
+    """Longest sequence in tokens that a module says it takes."""
+    config = getattr(module, "config", None)
+    for holder in (config, getattr(config, "text_config", None)):
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
+            value = getattr(holder, name, None)
+            if isinstance(value, int) and value > 0:
+                # RoBERTa keeps two positions for padding: its table is longer than its context.
+                offset = 2 if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert") else 0
+                return value - offset
+    return None
 
 
 def load(

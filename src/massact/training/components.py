@@ -41,11 +41,47 @@ def tokenizer_of(config: TrainConfig) -> Any:
 
 
 def build_model(config: TrainConfig) -> nn.Module:
-    """The model of a configuration with random weights, its attention variant and remedies applied.
+    """The model of a configuration, with random weights or those that it starts from, its variant and remedies applied.
 
     Raises:
         UserError: the architecture or one of its options is unknown, or the variant does not fit it.
     """
+    from massact.models.loading import context_of
+
+    model = _random(config) if not config.start else _started(config)
+    context = None if config.images else context_of(model)
+    if context is not None and config.seq_len > context:
+        raise UserError(f"Windows have {config.seq_len} tokens, and the model takes {context}.",
+                        do=f"Train on shorter ones: --set seq_len={context}")  # fmt: skip
+    if not config.biases:
+        hold_biases(model)
+    if config.variant != "softmax":
+        from massact.variants.application import apply_variant
+
+        model = apply_variant(model, config.variant, **config.variant_options)
+    for name, options in config.remedies.items():
+        from massact.variants.remedies import apply_remedy
+
+        model = apply_remedy(model, name, **options)
+    return model
+
+
+def _started(config: TrainConfig) -> nn.Module:
+    """A language model with the weights and changes of a folder, in float32."""
+    from massact.models.loading import location_of
+    from massact.models.transformers_models import read_pretrained
+
+    torch.manual_seed(config.seed)  # a variant that is added draws its parameters
+    model, _ = read_pretrained(location_of(config.start), torch.float32, None, {})
+    generates = getattr(model, "can_generate", None)
+    if generates is None or not generates():
+        raise UserError(f"{config.start!r} holds {type(model).__name__}, which predicts no next token.",
+                        do="Start from a causal language model.")  # fmt: skip
+    return model
+
+
+def _random(config: TrainConfig) -> nn.Module:
+    """A model with random weights."""
     import transformers
 
     known = transformers.AutoConfig.for_model
@@ -65,16 +101,6 @@ def build_model(config: TrainConfig) -> nn.Module:
         model = head.from_config(made, attn_implementation="sdpa", trust_remote_code=False)
     except ValueError as error:
         raise UserError(f"The model {config.architecture!r} cannot be built.", first_line(error, "")) from error
-    if not config.biases:
-        hold_biases(model)
-    if config.variant != "softmax":
-        from massact.variants.application import apply_variant
-
-        model = apply_variant(model, config.variant, **config.variant_options)
-    for name, options in config.remedies.items():
-        from massact.variants.remedies import apply_remedy
-
-        model = apply_remedy(model, name, **options)
     return model
 
 

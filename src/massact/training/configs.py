@@ -28,6 +28,8 @@ class TrainConfig:
         name: of the recipe.
         architecture: family name of transformers; model: options of its configuration.
         tokenizer: Hub id, local folder, or "embedded"; "" for images.
+        start: folder or Hub id of a language model to go on from, its slots and variant with it; architecture and model
+            are its own then. "": random weights.
         biases: False holds the biases of all layers and norms at zero, as nanoGPT's bias=False.
         variant: name of an attention variant ("softmax": unchanged); variant_options: its options.
         remedies: name of a remedy (norms) -> its options. tweo: weight of TWEO's penalty.
@@ -60,6 +62,7 @@ class TrainConfig:
     architecture: str = "gpt2"
     model: dict[str, Any] = field(default_factory=dict)
     tokenizer: str = "embedded"
+    start: str = ""
     biases: bool = True
     variant: str = "softmax"
     variant_options: dict[str, Any] = field(default_factory=dict)
@@ -132,7 +135,13 @@ class TrainConfig:
         """
         if name not in RECIPES:
             raise UserError(f"There is no configuration {name!r}.", do=near(name, RECIPES))
-        return RECIPES[name].changed(**options)
+        recipe = RECIPES[name]
+        if options.get("start"):
+            if recipe.images or any(key.partition(".")[0] in ("model", "architecture", "biases") for key in options):
+                what = f"A training from {options['start']!r} has the model that lies there."
+                raise UserError(what, do="Leave out model.*, architecture and biases; choose a configuration of text.")
+            recipe = replace(recipe, architecture="", model={}, biases=True, tokenizer=str(options["start"]))
+        return recipe.changed(**options)
 
     def changed(self, **options: Any) -> TrainConfig:
         """The same with some fields replaced; see `of`."""
@@ -144,9 +153,11 @@ class TrainConfig:
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Fields that matter to the weights and differ from a recorded configuration, as "field: there -> here"."""
-        mine = self.as_dict()
+        mine, usual = self.as_dict(), TrainConfig().as_dict()  # a field that is newer than the record is as usual there
         return [
-            f"{k}: {other.get(k)!r} -> {mine[k]!r}" for k in mine if k not in FREE and _plain(other.get(k)) != mine[k]
+            f"{k}: {other.get(k)!r} -> {mine[k]!r}"
+            for k in mine
+            if k not in FREE and _plain(other.get(k, usual[k])) != mine[k]
         ]
 
 

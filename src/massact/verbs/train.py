@@ -17,6 +17,10 @@ class Asked(Options):
         "gpt2-124m, llama-60m, vit-tiny or tiny (default); see --list. Of a task: story (default), or guo for the "
         "published sizes.",
     )
+    start: str | None = option(
+        None,
+        "Folder or Hub id of a language model to go on from (one that massact fold saved, say), with its tokenizer.",
+    )
     task: str | None = option(
         None, "A toy lab of small models, one for each --attention, side by side: bigram-backcopy."
     )

@@ -99,10 +99,12 @@ def _costs(q: Quantisation, rows: pd.DataFrame, margin: float) -> list[str]:
     mine = mine[mine["scheme"].isin(rows.loc[plain, "scheme"])]
     if not len(mine):
         worst = rows.iloc[int(rows["delta_nats"].fillna(-math.inf).to_numpy().argmax())]
+        greatest = f"The greatest loss is that of {visible(worst['scheme'])}: {_loss(worst)}."
+        if not int(real(q.info.massive.get("tokens") or 0)):
+            return [f"No token is massive here, so none of it is of massive activations. {greatest}"]
         return [
-            f"The greatest loss is that of {visible(worst['scheme'])}: {_loss(worst)}. What massive activations have "
-            f"to do "
-            "with it is not measured here: no scheme was run both with and without them in its scales."
+            f"{greatest} What massive activations have to do with it is not measured here: no scheme "
+            "was run both with and without them in its scales."
         ]
     found: dict[str, list[str]] = {"cost": [], "contained": [], "open": []}
     for _, row in mine.sort_values("saved_nats", ascending=False).iterrows():
