@@ -11,6 +11,7 @@ from torch import Tensor
 
 import massact as ma
 from massact.corpora import Batch
+from massact.prefixes import super_weights_of
 from massact.quantisation.rotations import rotation
 from massact.quantisation.roundings import Prepared, edit_of, predicted_zeros, site_edit
 from massact.quantisation.schemes import SITES, scheme
@@ -151,3 +152,28 @@ def test_exemption_never_raises_a_scale(prepared: Prepared) -> None:
         assert bool((ranges.channels[True] <= ranges.channels[False]).all())
         template = ranges.template()
         assert template is not None and np.isfinite(template.numpy()).all()
+
+
+def test_super_weights_are_kept_and_left_out_of_scales(prepared: Prepared) -> None:
+    (name,) = prepared.linears.readers[Site("", 1, "mlp_act")]
+    down = prepared.model.module.get_submodule(name)
+    w_OF = down.weight.detach().T.clone()  # Conv1D keeps (inputs, outputs)
+    place = divmod(int(w_OF.abs().argmax()), w_OF.shape[1])
+    bare = w_OF.clone()
+    bare[place] = 0
+    want = rows_rounded(bare, 7, 32)
+    want[place] = w_OF[place]
+    spared = replace(prepared, spared={name: [place]}, _kept={})
+    with ma.edited(prepared.model, edit_of(spared, scheme("weights:int4-group32+super"))):
+        got = down.weight.detach().T.clone()
+        prepared.model.module(**prepared.model.example)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(got, rows_rounded(w_OF, 7, 32), atol=1e-4)
+
+
+def test_super_weights_of_the_embedded_model_carry_its_massive_activation(scanned: Reopened) -> None:
+    weights, _ = super_weights_of(scanned.model, scanned.corpus, scanned.scan)
+    dims = set(scanned.scan.findings["dim"])
+    assert weights and all(w.dim in dims and w.share >= 0.1 for w in weights)
+    down = scanned.model.module.get_parameter(weights[0].parameter)
+    assert float(down[weights[0].entry]) == pytest.approx(weights[0].value)

@@ -10,6 +10,7 @@ from massact.prefixes.construction import Folded, build
 from massact.prefixes.equality import prove_equal
 from massact.prefixes.job import fold, folded_of
 from massact.prefixes.prefix_files import save_folded
+from massact.prefixes.pruning import super_weights_of
 from massact.prefixes.refusals import check_foldable
 from massact.prefixes.search import Search, search_prefix
 
@@ -23,4 +24,5 @@ __all__ = [
     "prove_equal",
     "save_folded",
     "search_prefix",
+    "super_weights_of",
 ]

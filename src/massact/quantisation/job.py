@@ -14,7 +14,7 @@ from massact.interventions.effects import Paired, effect_rows, evaluate
 from massact.interventions.job import LEAST_HELD_OUT
 from massact.interventions.tasks import evaluate_tasks
 from massact.models import Model, with_attention
-from massact.prefixes import folded_of
+from massact.prefixes import folded_of, super_weights_of
 from massact.quantisation.advice import NO_FILES, recommended, remedies
 from massact.quantisation.deviations import Local, Propagated, local_deviations
 from massact.quantisation.guilt import guilty_rows
@@ -23,7 +23,6 @@ from massact.quantisation.massive_tokens import MassiveTokens, massive_tokens
 from massact.quantisation.number_formats import quant_module, scale_of
 from massact.quantisation.roundings import Prepared, calibrate, check_scheme, edit_of, predicted_zeros
 from massact.quantisation.schemes import DEFAULT, SITES, Scheme, scheme
-from massact.quantisation.super_weights import super_weights
 from massact.records.clusters import passing
 from massact.records.errors import UserError, WorkError, near
 from massact.records.kinds.quantisation import Quantisation, QuantiseInfo
@@ -219,10 +218,25 @@ def _work(
     head = corpus.head(half) if half else corpus
     ready = calibrate(ready, head, [*schemes, *named], config.local_sequences, say)
     if any(s.super_weights for s in [*schemes, *named]):
-        ready = replace(ready, spared=super_weights(ready, scan))
+        ready = replace(ready, spared=_spared(model, head, scan))
     text = corpus.part(half, trim=False) if half else corpus
     held = replace(ready, massive=massive.behind(half))
     return Work(config, ready, held, head, text, say, schemes, guilty, [*ready.linears.notes(), *told, *idle])
+
+
+def _spared(model: Model, corpus: Corpus, scan: ScanResult) -> dict[str, list[tuple[int, int]]]:
+    """Super weights: module -> (output, input); found by what they carry of a step up, not by size.
+
+    Raises:
+        UserError: there is none.
+    """
+    weights, notes = super_weights_of(model, corpus, scan)
+    if not weights:
+        raise UserError("No super weights were found.", " ".join(notes), "Leave out +super.")
+    found: dict[str, list[tuple[int, int]]] = {}
+    for one in weights:
+        found.setdefault(one.parameter.removesuffix(".weight"), []).append((one.dim, one.neuron))
+    return found
 
 
 def _fitting(ready: Prepared, schemes: Sequence[Scheme], asked: bool) -> tuple[list[Scheme], list[str]]:

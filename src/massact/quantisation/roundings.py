@@ -106,7 +106,6 @@ def calibrate(
     """
     points = {site for scheme in schemes for site in scheme.sites}
     points |= {site for s in schemes if s.smooth is not None for site in s.smooth_sites}
-    points |= {"mlp_act" for s in schemes if s.super_weights}  # what meets them
     if not points:
         return ready
     sites = [s for s in ready.linears.widths if point_of(s) in points]
