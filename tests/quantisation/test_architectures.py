@@ -15,14 +15,15 @@ import massact as ma
 from massact.models import with_attention
 from massact.quantisation import quantise
 from massact.quantisation.rotations import rotation
-from massact.records.errors import UserError
+from massact.records.errors import UserError, WorkError
 from massact.records.kinds.quantisation import Quantisation
 from massact.records.kinds.scan import ScanResult
+from massact.reports.kinds.quantisation import READING
 from tests.facts import tells
 from tests.families import build
 
 T, MASSIVE = 24, 2
-IN_BLOCKS = (".h.", ".layers.", ".block.")
+IN_BLOCKS = (".h.", ".layers.", ".layer.", ".block.", ".albert_layers.")
 Round = Callable[[Tensor], Tensor]
 
 
@@ -76,8 +77,8 @@ def by_hand(module: nn.Module, rows: list[dict[str, Tensor]], round_: Round, spa
     return np.array(out)
 
 
-def scanned(module: nn.Module, inputs: Any) -> tuple[ma.Model, Any, ScanResult]:
-    model, corpus = ma.load(module), ma.corpus(inputs)
+def scanned(module: Any, inputs: Any) -> tuple[ma.Model, Any, ScanResult]:
+    model, corpus = module if isinstance(module, ma.Model) else ma.load(module), ma.corpus(inputs)
     return model, corpus, ma.scan(model, corpus, null=False, bos_contrast=False, rank_sequences=0)
 
 
@@ -86,7 +87,7 @@ def losses(q: Quantisation) -> dict[str, float]:
     return dict(zip(rows["scheme"], rows["quantised"], strict=True))
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "gptj", "cohere", "gpt_neox"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "falcon", "gptj", "cohere", "gpt_neox", "olmo2", "opt_post_norm"])
 def test_every_linear_is_rounded_once(name: str) -> None:
     """Also where attention and MLP read the same norm: a second rounding would have another scale."""
     module, ids = planted(name), text()
@@ -247,3 +248,74 @@ def test_a_model_in_bfloat16() -> None:
     want = by_hand(module, [{"input_ids": i[None]} for i in ids], rounded)
     assert losses(done)["int8-tensor"] == pytest.approx(want.mean(), abs=0.05)
     assert all(p.dtype == torch.bfloat16 for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "albert", "vit"])
+def test_a_model_without_a_loss_is_told_by_how_far_it_moves(name: str) -> None:
+    module = planted(name) if name != "vit" else build(name, seed=3)
+    images = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(4))
+    data = {"pixel_values": images} if name == "vit" else {"input_ids": text()}
+    model = ma.load(module, inputs=data)
+    scan = ma.scan(model, data, null=False)
+    done = quantise(model, data, scan, schemes=("int4-tensor", "weights:int4-channel"), guilty="none")
+    kl = done.quantised[done.quantised["metric"] == "kl"].set_index("scheme")["delta"]
+    assert (kl > 0).all() and set(kl.index) == {"int4-tensor", "weights:int4-channel"}
+    assert tells(READING.words(done), "int4-tensor", float(kl["int4-tensor"]))
+    with torch.no_grad(), ExitStack() as stack:
+        clean = module(**data).logits.double().log_softmax(-1)
+        for m in linears(module):
+            stack.callback(m.register_forward_pre_hook(each_int4).remove)
+        low = module(**data).logits.double().log_softmax(-1)
+    want = (clean.exp() * (clean - low)).sum(-1).mean()
+    assert kl["int4-tensor"] == pytest.approx(float(want), rel=0.1)
+
+
+def each_int4(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """One scale for each sequence."""
+    s = args[0].abs().amax(tuple(range(1, args[0].ndim)), keepdim=True) / 7.5
+    return ((args[0] / s).round().clamp(-8, 7) * s, *args[1:])
+
+
+def test_weights_alone_have_two_columns_too() -> None:
+    module, ids = planted("llama"), text()
+    done = quantise(*scanned(module, ids), schemes=("weights:int4-channel",), guilty="none")
+    sites = done.quantised_sites
+    assert set(sites["site"]) == {"weights"} and list(sites["layer"]) == [1, 2, 3]
+
+    def ends() -> Tensor:
+        held: list[Tensor] = []
+        handle = module.model.layers[1].register_forward_hook(
+            lambda *x: held.append((x[2] if isinstance(x[2], Tensor) else x[2][0]).clone())
+        )
+        with torch.no_grad():
+            module(input_ids=ids)
+        handle.remove()
+        return held[0].double()
+
+    clean = ends()
+    kept = {m: m.weight.data for m in linears(module)}
+    for m, w in kept.items():
+        s = w.abs().amax(1, keepdim=True) / 7.5
+        m.weight.data = (w / s).round().clamp(-8, 7) * s
+    off = ends() - clean
+    for m, w in kept.items():
+        m.weight.data = w
+    for column, at in (("error_massive", slice(0, 1)), ("error_rest", slice(1, None))):
+        want = float(off[:, at].norm() / clean[:, at].norm())
+        assert sites[sites["layer"] == 2][column].iloc[0] == pytest.approx(want, rel=2e-2), column
+
+
+def test_a_cluster_that_the_calibration_did_not_see_is_named() -> None:
+    module, ids = planted("llama"), text(8)
+    with torch.no_grad():
+        module.get_input_embeddings().weight[97, 11] = -700.0
+    ids[6, 9], ids[7, 3] = 97, 97
+    done = quantise(*scanned(module, ids), schemes=("int8-tensor+insert",), guilty="none")
+    assert tells(done.info.notes, "11@other")
+
+
+def test_sequences_of_one_massive_token_have_no_range_of_others() -> None:
+    inputs = scanned(planted("llama"), text(3, 1))
+    for name in ("int8-tensor-static+exempt", "int8-tensor+smooth-all+exempt"):
+        with pytest.raises(WorkError):
+            quantise(*inputs, schemes=(name,))

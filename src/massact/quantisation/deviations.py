@@ -19,7 +19,7 @@ from torch import Tensor
 
 from massact.corpora import Batch, Corpus
 from massact.models import Model
-from massact.quantisation.linears import point_of
+from massact.quantisation.linears import point_of, primary
 from massact.quantisation.massive_tokens import MassiveTokens
 from massact.quantisation.roundings import Prepared, cache_edit, rounding_at, site_edit
 from massact.quantisation.schemes import Scheme
@@ -206,7 +206,8 @@ def _reset(ready: Prepared, scheme: Scheme, target: str, batch: Batch, state: tu
     for site, edit in made:
         if edit is not None:
             parts.append(edit)
-            at.setdefault(site.layer, []).append(site)
+            if primary(site) == site:
+                at.setdefault(site.layer, []).append(site)
     if not parts:
         return None
     ends = [Edit(scheme.name, str(s), _put_back(ready, scheme.name, target, clean[s.layer], at.get(s.layer, []), found))
@@ -222,6 +223,8 @@ def _counted(ready: Prepared, scheme: Scheme, site: Site, found: dict[tuple[str,
 
     def apply(h: Tensor, batch: Batch) -> Tensor:
         new = edit.apply(h, batch)
+        if primary(site) != site:
+            return new
         local = found.setdefault((scheme.name, site), Local())
         n = len(batch.sequences)
         old_BTF, new_BTF = h.reshape(n, -1, h.shape[-1]), new.reshape(n, -1, h.shape[-1])

@@ -18,7 +18,7 @@ from massact.prefixes import folded_of, super_weights_of
 from massact.quantisation.advice import NO_FILES, recommended, remedies
 from massact.quantisation.deviations import Local, Propagated, local_deviations
 from massact.quantisation.guilt import guilty_rows
-from massact.quantisation.linears import linears_of, point_of
+from massact.quantisation.linears import linears_of, own_inputs, point_of
 from massact.quantisation.massive_tokens import MassiveTokens, massive_tokens
 from massact.quantisation.number_formats import quant_module, scale_of
 from massact.quantisation.roundings import Prepared, calibrate, check_scheme, edit_of, predicted_zeros
@@ -28,7 +28,7 @@ from massact.records.errors import UserError, WorkError, near
 from massact.records.kinds.quantisation import Quantisation, QuantiseInfo
 from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
-from massact.records.tables import frame
+from massact.records.tables import columns_of, frame
 from massact.records.weight_types import PLAIN
 from massact.scans import scanned_inputs
 from massact.verbs.fold import AUTO
@@ -176,15 +176,15 @@ def _guilty(config: QuantiseConfig) -> Scheme | None:
 
 
 def _rounded_before(model: Model) -> list[str]:
-    """What a reader must know of a model whose weights were unpacked; one that runs quantised is refused.
+    """What a reader must know of a model from a GGUF file; other quantised checkpoints are refused.
 
     Raises:
-        UserError: it does.
+        UserError: it is one.
     """
     packed = model.quantised
     if packed is None:
         return []
-    if not packed["dequantised"]:
+    if packed["method"] != "gguf":  # weights of others are unpacked as well, but inputs may be rounded as it runs
         raise UserError(
             f"This model is quantised already, by {packed['method']}.",
             "A second rounding on top of the first says nothing about either.",
@@ -209,7 +209,7 @@ def _work(
     massive = massive_tokens(scan, stack).before(n)
     schemes, guilty = _schemes(config), _guilty(config)
     named = [guilty] if guilty is not None else []
-    loaded = with_attention(model) if any(s.cached for s in [*schemes, *named]) else model
+    loaded = own_inputs(with_attention(model) if any(s.cached for s in [*schemes, *named]) else model, stack)
     ready = Prepared(loaded, stack, linears_of(loaded, stack), massive, seed=config.seed)
     schemes, told = _fitting(ready, schemes, bool(config.schemes))
     schemes, idle = _without_idle(massive, schemes, named)
@@ -221,6 +221,10 @@ def _work(
         ready = replace(ready, spared=_spared(model, head, scan))
     text = corpus.part(half, trim=False) if half else corpus
     held = replace(ready, massive=massive.behind(half))
+    unseen = held.massive.named() - massive.before(half or n).named() if any(s.insert for s in schemes) else set()
+    if unseen:
+        told.append(f"Massive tokens of {', '.join(sorted(unseen))} were in no calibration sequence: +insert has no "
+                    "vector for them, and leaves them as they are.")  # fmt: skip
     return Work(config, ready, held, head, text, say, schemes, guilty, [*ready.linears.notes(), *told, *idle])
 
 
@@ -300,13 +304,14 @@ def _folded(
         work.notes.append(f"Schemes with slots were left out: {error.what} {error.why}".strip())
         return None
     stack = work.ready.stack
-    ready = Prepared(folded.model, stack, linears_of(folded.model, stack), MassiveTokens(), seed=work.config.seed)
+    loaded = own_inputs(with_attention(folded.model) if any(s.cached for s in schemes) else folded.model, stack)
+    ready = Prepared(loaded, stack, linears_of(loaded, stack), MassiveTokens(), seed=work.config.seed)
     n, half = text.n_sequences, corpus.n_sequences - work.text.n_sequences
     ready = calibrate(ready, text.head(half) if half else text, list(schemes), work.config.local_sequences, work.say)
     held = text.part(half, trim=False) if half else text
     edits = [edit_of(ready, one) for one in schemes]
     return folded.ids, evaluate(
-        folded.model, held, edits, batch_size=work.config.batch_size,
+        loaded, held, edits, batch_size=work.config.batch_size,
         progress=lambda done, _: work.say("quantise with slots", done, n - half),
     )  # fmt: skip
 
@@ -353,6 +358,8 @@ def _task_rows(work: Work, schemes: Sequence[Scheme]) -> list[dict[str, object]]
         work.notes.append("Massive tokens of this model are not only first ones, so which they are in a task is not "
                           "known: "
                           "tasks are not given for schemes that spare them.")  # fmt: skip
+    if any(s.slots for s in work.schemes):
+        work.notes.append("Tasks are of the model as it is: schemes with slots have none.")
     ready = replace(work.ready, massive=first or MassiveTokens())
     edits = [edit_of(ready, s) for s in able]
     folder = None if config.task_folder is None else Path(config.task_folder)
@@ -375,7 +382,8 @@ def _site_rows(
         rest = unknown if ranges is None else float(ranges.amax.get((False, True), unknown))
         scale = unknown
         if form is not None and form.sharing == "tensor" and ranges is not None and one.smooth is None:
-            scale = float(scale_of(form, ranges.amax[one.rotated, one.spares]))
+            amax_of = ranges.amax.get((one.rotated, one.spares))  # None: every token of the calibration is spared
+            scale = unknown if amax_of is None else float(scale_of(form, amax_of))
         rows.append({
             "scheme": name, "stack": site.stack, "layer": site.layer, "site": site.point,
             "local_massive": mine.deviation.massive.error, "local_rest": mine.deviation.rest.error,
@@ -385,7 +393,13 @@ def _site_rows(
                 work.ready, one, site, form),
             "zeroed_measured": mine.zeroed_rate, "scale": scale, "amax": amax, "amax_rest": rest,
         })  # fmt: skip
-    return rows
+    alone = [s.name for s in schemes if not any(name == s.name for name, _ in local)]
+    nothing = dict.fromkeys(columns_of("quantised_sites"), float("nan"))
+    return rows + [
+        nothing | {"scheme": name, "stack": work.ready.stack, "layer": layer, "site": "weights",
+                   "error_massive": whole.massive.error, "error_rest": whole.rest.error}
+        for name in alone for layer, whole in sorted(beside.layers.get(name, {}).items())
+    ]  # fmt: skip
 
 
 def _info(work: Work, scan: ScanResult, schemes: Sequence[Scheme], rest: tuple[Corpus, float]) -> QuantiseInfo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os.path import commonprefix
 
 import torch
@@ -14,7 +14,7 @@ from massact.models import Model
 from massact.quantisation.schemes import SITES
 from massact.records.anatomy import Block, Place
 from massact.records.errors import UserError
-from massact.records.sites import Site
+from massact.records.sites import READER, Site
 from massact.trace.hooks import tapped
 from massact.trace.integrity import unchanged
 
@@ -46,7 +46,7 @@ class Linears:
     @property
     def modules(self) -> list[str]:
         """All of them, in the order of the blocks."""
-        return [name for names in self.readers.values() for name in names] + list(self.others)
+        return list(dict.fromkeys([*(name for names in self.readers.values() for name in names), *self.others]))
 
     def notes(self) -> list[str]:
         """What is not quantised, one sentence each."""
@@ -83,6 +83,41 @@ def by_rows(module: nn.Module) -> bool:
     return type(module).__name__ != "Conv1D"
 
 
+def own_inputs(model: Model, stack: str) -> Model:
+    """The same model, in which no site that is quantised is the residual stream itself, which must stay as it is.
+
+    Where a sublayer reads the stream without a norm between (post-LN, OLMo 2), each matrix that reads it has a site of
+    its own at its input, `attn_in` and `attn_in__2`, ...; they are one site in all that is told (`primary`).
+    """
+    linears, blocks, known = linears_of(model, stack), [], dict[tuple[str, str], tuple[str, ...]]()
+    for block in model.anatomy.stack(stack).blocks:
+        stream = {_border(p) for point, p in block.places.items() if point.startswith("resid")}
+        places, why = dict(block.places), dict(block.unavailable)
+        for point, place in block.places.items():
+            site = Site(stack, block.layer, point)
+            if site not in linears.readers or _border(place) not in stream:
+                continue
+            names = linears.readers[site] or known.get((block.module, point), ())  # blocks may share their modules
+            known[block.module, point] = names
+            if not names:
+                del places[point]
+                why[point] = "it is the residual stream, and no matrix is known that reads it"
+            for k, name in enumerate(names):
+                places[f"{point}{READER}{k + 1}" if k else point] = Place(name, "in", (0,), place.call)
+        blocks.append(replace(block, places=places, unavailable=why))
+    stacks = tuple(replace(s, blocks=tuple(blocks)) if s.name == stack else s for s in model.anatomy.stacks)
+    return replace(model, anatomy=replace(model.anatomy, stacks=stacks)) if known else model
+
+
+def primary(site: Site) -> Site:
+    """The site that stands for all readers of one tensor."""
+    return replace(site, point=site.point.partition(READER)[0])
+
+
+def _border(place: Place) -> tuple[object, ...]:
+    return place.module, place.side, place.path, place.call
+
+
 def linears_of(model: Model, stack: str) -> Linears:
     """Find out in one short pass which modules read what every site holds.
 
@@ -117,7 +152,9 @@ def linears_of(model: Model, stack: str) -> Linears:
         of = [readers[s] for s in sorted(known, key=lambda s: -len(commonprefix([sites[s].module, name])))]
         (of[0] if of else others).append(name)
     widths = {s: held[s].shape[-1] for s in sites if s in held}
-    read_by = {s: tuple(n) for s, n in readers.items()}
+    read_by: dict[Site, tuple[str, ...]] = {}
+    for s, found in readers.items():
+        read_by[primary(s)] = read_by.get(primary(s), ()) + tuple(found)
     return Linears(read_by, tuple(others), widths, _missing(model, stack), same, _no_matrices(model, blocks))
 
 
@@ -127,8 +164,7 @@ def _apart(sites: Mapping[Site, Place]) -> tuple[dict[Site, Place], dict[str, st
     same: dict[str, str] = {}
     order = sorted(sites, key=lambda s: (s.layer, SITES.index(point_of(s))))
     for site in order:
-        place = sites[site]
-        one = first.setdefault((site.layer, place.module, place.side, place.path, place.call), site)
+        one = first.setdefault((site.layer, *_border(sites[site])), site)
         if one != site:
             same[site.point] = one.point
     chosen = set(first.values())

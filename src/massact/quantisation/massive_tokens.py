@@ -38,6 +38,10 @@ class MassiveTokens:
         """How many there are."""
         return sum(map(len, self.of.values()))
 
+    def named(self) -> set[str]:
+        """Clusters that have a token here."""
+        return {self.clusters[c] for places in self.of.values() for c in places.values()}
+
     def before(self, end: int) -> MassiveTokens:
         """The same of the sequences before one."""
         return replace(self, of={s: places for s, places in self.of.items() if s < end})

@@ -146,7 +146,8 @@ class Ranges:
         else:
             known = [(counts, limit if look.sharing == "static" else limit * float(
                          self.of_sequence[rotated, look.spares, sequence]))
-                     for (rotated, sequence), counts in self.magnitudes.items() if rotated == look.rotated]  # fmt: skip
+                     for (rotated, sequence), counts in self.magnitudes.items()
+                     if rotated == look.rotated and bool(counts.any())]  # fmt: skip
         n = sum(int(counts.sum()) for counts, _ in known)
         return sum(_below(counts, at) for counts, at in known) / n if n else float("nan")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from massact.anatomy.discovery import run_example
 from massact.corpora import Batch, Corpus
 from massact.models import Model
-from massact.quantisation.linears import Linears, by_rows, point_of
+from massact.quantisation.linears import Linears, by_rows, point_of, primary
 from massact.quantisation.massive_tokens import MassiveTokens
 from massact.quantisation.number_formats import Format, fake_quantised
 from massact.quantisation.ranges import Look, Ranges
@@ -176,7 +176,7 @@ def rounding_at(ready: Prepared, scheme: Scheme, site: Site) -> Rounding | None:
     """The rounding of a scheme at one site; None where it leaves it as it is.
 
     Raises:
-        WorkError: a static scale of a site that the calibration did not see.
+        WorkError: a static scale or a smoothing of a site that the calibration did not see.
     """
     form = scheme.form(point_of(site))
     if form is None or (site.layer, point_of(site)) in scheme.skipped:
@@ -201,11 +201,14 @@ def smoothing(ready: Prepared, scheme: Scheme, site: Site) -> Tensor | None:
 
     Source: Xiao et al. 2022, arXiv 2211.10438.
     """
+    site = primary(site)
     if scheme.smooth is None or point_of(site) not in scheme.smooth_sites or site not in ready.ranges:
         return None
     modules = [ready.model.module.get_submodule(name) for name in ready.linears.readers[site]]
     if not modules:
         return None
+    if scheme.spares not in ready.ranges[site].channels:
+        raise WorkError(f"No range of {site} was measured.", "The calibration saw no token there that counts.")
     greatest = [w.abs().amax(0) for m in modules for w in [_rows(m)]]
     x_F, w_F = ready.ranges[site].channels[scheme.spares], torch.stack(greatest).amax(0)
     return (x_F.clamp(min=LEAST_SCALE) ** scheme.smooth / w_F.clamp(min=LEAST_SCALE) ** (1 - scheme.smooth)).clamp(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from massact.records.errors import UserError, near
-from massact.records.sites import POINTS, Site, ranges
+from massact.records.sites import POINTS, READER, Site, ranges
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,8 @@ class Anatomy:
             found[Site(stack.name, 0, "resid_post")] = stack.blocks[0].places["resid_pre"]
             for block in stack.blocks:
                 for point in POINTS:
-                    for name in (point, f"{point}_2", f"{point}_3"):
+                    readers = [name for name in block.places if name.startswith(f"{point}{READER}")]
+                    for name in (point, f"{point}_2", f"{point}_3", *readers):
                         if name in block.places:
                             found[Site(stack.name, block.layer, name)] = block.places[name]
         if self.logits is not None:

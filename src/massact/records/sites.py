@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 # What each point is, and its shape (B batch, T tokens, D d_model, F d_mlp, H heads of values of width F, V vocabulary).
+READER = "__"  # before the number of a matrix that reads the tensor of a point, from the second on
 POINTS: dict[str, str] = {
     "between_out": "what is added to the stream between the block before and this one (B, T, D)",
     "resid_pre": "residual stream before the block (B, T, D)",

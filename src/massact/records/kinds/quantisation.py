@@ -61,7 +61,7 @@ TABLES: dict[str, Columns] = {
         "scheme": ("string", _SCHEME),
         "stack": ("string", "name of the stack"),
         "layer": ("int64", "block"),
-        "site": ("string", "what is quantised there: attn_in, o_in, mlp_in, mlp_act, k, v"),
+        "site": ("string", "what is quantised there: attn_in, o_in, mlp_in, mlp_act, k, v; weights: nothing but these"),
         "local_massive": ("float64", "error of massive tokens at the end of the block, this site alone quantised; NaN: "
                           "there are none"),
         "local_rest": ("float64", "the same of all other tokens"),
@@ -139,14 +139,26 @@ class Quantisation(Result):
     def save(self, directory: str | Path) -> Path:
         """Write its files into a directory, and what other libraries run into `export` there; see `Result.save`."""
         folder = Path(directory) / EXPORT
-        if self.info.exports:
+        stale = _exported(Path(directory)) - set(self.info.exports)
+        if self.info.exports or stale:
             try:
+                for name in stale:  # of the run that this one takes the place of
+                    (folder / name).unlink(missing_ok=True)
                 folder.mkdir(parents=True, exist_ok=True)
                 for name, text in self.info.exports.items():
                     write_atomic(folder / name, partial(_write, text))
             except OSError as error:
                 raise UserError(f"{folder} cannot be written.", error.strerror or str(error)) from None
         return super().save(directory)
+
+
+def _exported(directory: Path) -> set[str]:
+    """Names of the files of an earlier run in a directory."""
+    try:
+        before = Quantisation.read(directory)
+    except UserError:  # damaged, and about to be replaced
+        return set()
+    return set() if before is None else {name for name in before.exports if Path(name).name == name}
 
 
 def _write(text: str, path: Path) -> None:

@@ -51,9 +51,27 @@ def in_words(q: Quantisation) -> list[str]:
     """Put a quantisation into sentences: what massive activations cost and where, what helps, what to do."""
     rows, margin = losses(q), margin_of(q)
     if not len(rows):
-        return ["No scheme was run.", *noted(q.info.notes)]
+        return [_moved(q), *noted(q.info.notes)]
     said = [*_costs(q, rows, margin), *_rotation(q), *_others(q), *_guilty(q), *_advice(q, rows, margin)]
     return [*said, _tokens(q, rows), _meaning(margin), *noted(q.info.notes)]
+
+
+def divergences(q: Quantisation) -> pd.DataFrame:
+    """The row of every scheme that is about how far predictions move, for models that have no loss."""
+    rows = q.quantised[q.quantised["metric"] == "kl"].reset_index(drop=True)
+    return rows.assign(delta_nats=rows["delta"], nats_low=rows["ci_low"], nats_high=rows["ci_high"])
+
+
+def _moved(q: Quantisation) -> str:
+    """What schemes do to a model that predicts no tokens of the text: a classifier, a masked model without a mask."""
+    rows = divergences(q)
+    if not len(rows):
+        return "No scheme was run."
+    each = listed([f"{visible(r['scheme'])} {_loss(r)}" for _, r in rows.iterrows()], 2 * MOST_ADVICE)
+    return (
+        f"There is no loss of tokens: the model predicts none of the text, or gives no numbers for them in full "
+        f"precision. Its predictions move (KL) by: {each}."
+    )
 
 
 def _tokens(q: Quantisation, rows: pd.DataFrame) -> str:
@@ -337,7 +355,9 @@ def section(q: Quantisation) -> Section:
 
 def brief(q: Quantisation) -> list[Section]:
     """A line for each scheme."""
-    rows = losses(q)
+    rows, what = losses(q), "Loss"
+    if not len(rows):
+        rows, what = divergences(q), "KL from full precision"
     sites = q.quantised_sites.groupby("scheme")[["error_massive", "error_rest"]].max()
     lines = []
     for _, row in rows.iterrows():
@@ -348,7 +368,7 @@ def brief(q: Quantisation) -> list[Section]:
         lines.append([visible(name), loss, _within(row, "nats_low", "nats_high"), *errors])
     heads = ["<scheme", "nats", "95% interval", "massive", "rest"]
     said = "!: harmful, ?: not settled; errors: the greatest at the end of a block"
-    title = f"Loss of {counted(len(rows), 'scheme')} ({said})"
+    title = f"{what} of {counted(len(rows), 'scheme')} ({said})"
     return [Section("quantisation", "", parts_of(grid(title, heads, lines)))]
 
 
