@@ -68,8 +68,8 @@ def _saved(known: Mapping[Scheme, Paired], before: Scheme, after: Scheme, remedy
 
 def recommended(
     work: Work, schemes: Sequence[Scheme], found: pd.DataFrame, prefix: tuple[int, ...]
-) -> tuple[dict[str, str], list[str]]:
-    """Files for other libraries: name -> text; and why some are not there.
+) -> tuple[str, dict[str, str], list[str]]:
+    """The scheme that other libraries are told to run, files for them, name -> text; and why some are not there.
 
     Args:
         found: the table `quantised`.
@@ -77,14 +77,16 @@ def recommended(
     """
     asked = work.config.export
     if asked == NO_FILES:
-        return {}, []
+        return "", {}, []
     chosen = scheme(asked) if asked is not None else _chosen(schemes, found)
     if chosen is None:
-        return {}, [
-            "No recipe was written: no scheme that quantises weights was run. --export NAME writes that of any."
-        ]
+        return (
+            "",
+            {},
+            ["No recipe was written: no scheme that quantises weights was run. --export NAME writes that of any."],
+        )
     ids = prefix if chosen.slots or chosen.exempt else ()
-    return exports_of(recipe_of(chosen, work.ready.linears, work.ready.model, ids))
+    return chosen.name, *exports_of(recipe_of(chosen, work.ready.linears, work.ready.model, ids))
 
 
 def _chosen(schemes: Sequence[Scheme], found: pd.DataFrame) -> Scheme | None:

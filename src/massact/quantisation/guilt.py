@@ -84,7 +84,7 @@ def _losses(work: Work, chosen: Scheme, order: Sequence[Site]) -> dict[int, dict
             effect = next(e for e in effects_of(paired, edit.name, everyone, work.config.margin) if e.metric == "nll")
             row = effect.row()
             found[k] = {name: row[name] for name in ("delta_nats", "nats_low", "nats_high", "verdict")}
-        work.say("guilty sites", len(found), len(found) + 1)
+        work.say("guilt", len(found), len(found) + 1)
 
     def meets(k: int) -> bool:
         return not float(str(found[k]["nats_low"])) > work.config.goal

@@ -134,7 +134,7 @@ def quantise(
         known |= dict.fromkeys(slotted, other)
     found = frame("quantised", rows)
     info = _info(work, scan, list(known), (ready, began))
-    info.exports, told = recommended(work, list(known), found, prefix)
+    info.exported, info.exports, told = recommended(work, list(known), found, prefix)
     info.notes += told
     return Quantisation(
         info, found, frame("remedies", remedies(known)),
@@ -301,6 +301,8 @@ def _folded(
     try:
         folded, text = folded_of(model, corpus, scan, work.say, prefix=work.config.prefix or AUTO)
     except (UserError, WorkError) as error:
+        if work.config.schemes:  # asked for by name
+            raise
         work.notes.append(f"Schemes with slots were left out: {error.what} {error.why}".strip())
         return None
     stack = work.ready.stack
@@ -312,7 +314,7 @@ def _folded(
     edits = [edit_of(ready, one) for one in schemes]
     return folded.ids, evaluate(
         loaded, held, edits, batch_size=work.config.batch_size,
-        progress=lambda done, _: work.say("quantise with slots", done, n - half),
+        progress=lambda done, _: work.say("slots", done, n - half),
     )  # fmt: skip
 
 
@@ -324,7 +326,7 @@ def _local(work: Work, schemes: Sequence[Scheme]) -> dict[tuple[str, Site], Loca
     def step() -> None:
         nonlocal done
         done += 1
-        work.say("each site", done, n)
+        work.say("sites", done, n)
 
     return local_deviations(work.ready, head, schemes, step)
 
@@ -386,6 +388,7 @@ def _site_rows(
             scale = unknown if amax_of is None else float(scale_of(form, amax_of))
         rows.append({
             "scheme": name, "stack": site.stack, "layer": site.layer, "site": site.point,
+            "modules": ", ".join(work.ready.linears.readers.get(site, ())),
             "local_massive": mine.deviation.massive.error, "local_rest": mine.deviation.rest.error,
             "error_massive": unknown if whole is None else whole.massive.error,
             "error_rest": unknown if whole is None else whole.rest.error,

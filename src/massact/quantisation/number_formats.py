@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from massact.records.errors import UserError
+from massact.records.errors import UserError, near
 
 INSTALL = "pip install 'massact[quant]'"
 FP8_MOST = 448.0  # e4m3
@@ -194,7 +194,7 @@ def preset(name: str) -> Any:
     schemes = quant_module("compressed_tensors.quantization")
     known = quant_module("compressed_tensors.quantization.quant_scheme").PRESET_SCHEMES
     if name.upper() not in known:
-        raise UserError(f"{name!r} is no preset.", do=f"Known: {', '.join(known)}.")
+        raise UserError(f"{name!r} is no preset.", do=near(name.upper(), known))
     return schemes.preset_name_to_scheme(name.upper(), ["Linear"])
 
 

@@ -98,8 +98,13 @@ class Result:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{path} cannot be written.", error.strerror or str(error)) from None
-        arrays = {file: getattr(self, name) for name, (file, _) in self.ARRAYS.items()}
-        return save_beside(path, self.FILE, self.info, self.tables(), arrays)
+        elif not path.is_dir():
+            raise UserError(f"{path} is no run directory.", do="Save the scan there first: scan.save(directory)")
+        arrays, tables = {file: getattr(self, name) for name, (file, _) in self.ARRAYS.items()}, self.tables()
+        saved = save_beside(path, self.FILE, self.info, tables, arrays)
+        for name in self.SOME - set(tables):  # of an earlier one of its kind: what speaks of this must be of this
+            (path / f"{name}.parquet").unlink(missing_ok=True)
+        return saved
 
     @classmethod
     def open(cls, directory: str | Path) -> Self | None:

@@ -62,6 +62,7 @@ TABLES: dict[str, Columns] = {
         "stack": ("string", "name of the stack"),
         "layer": ("int64", "block"),
         "site": ("string", "what is quantised there: attn_in, o_in, mlp_in, mlp_act, k, v; weights: nothing but these"),
+        "modules": ("string", "dotted names of the matrices that read it; empty: keys and values"),
         "local_massive": ("float64", "error of massive tokens at the end of the block, this site alone quantised; NaN: "
                           "there are none"),
         "local_rest": ("float64", "the same of all other tokens"),
@@ -98,6 +99,7 @@ class QuantiseInfo(Sidecar):
         calibrated_on, evaluated_on: sequences that scales are of, and that losses are of.
         schemes: name -> what is quantised and what is done about massive tokens.
         goal: loss in nats that the curve of guilty sites stops at.
+        exported: the scheme that recipes are of.
         exports: name of a file -> its text: what other libraries run, see `massact.quantisation.recipes`.
     """
 
@@ -107,6 +109,7 @@ class QuantiseInfo(Sidecar):
     schemes: dict[str, Any] = field(default_factory=dict)
     goal: float = 0.0
     exports: dict[str, str] = field(default_factory=dict)
+    exported: str = ""
     schema_version: int = 1
 
 
@@ -138,18 +141,18 @@ class Quantisation(Result):
 
     def save(self, directory: str | Path) -> Path:
         """Write its files into a directory, and what other libraries run into `export` there; see `Result.save`."""
-        folder = Path(directory) / EXPORT
         stale = _exported(Path(directory)) - set(self.info.exports)
-        if self.info.exports or stale:
-            try:
-                for name in stale:  # of the run that this one takes the place of
-                    (folder / name).unlink(missing_ok=True)
-                folder.mkdir(parents=True, exist_ok=True)
-                for name, text in self.info.exports.items():
-                    write_atomic(folder / name, partial(_write, text))
-            except OSError as error:
-                raise UserError(f"{folder} cannot be written.", error.strerror or str(error)) from None
-        return super().save(directory)
+        saved, folder = super().save(directory), Path(directory) / EXPORT
+        try:
+            for name in stale:  # of the run that this one takes the place of
+                (folder / name).unlink(missing_ok=True)
+            if self.info.exports:
+                folder.mkdir(exist_ok=True)
+            for name, text in self.info.exports.items():
+                write_atomic(folder / name, partial(_write, text))
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written.", error.strerror or str(error)) from None
+        return saved
 
 
 def _exported(directory: Path) -> set[str]:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from massact.records.kinds.quantisation import Quantisation
+from massact.records.kinds.quantisation import EXPORT, Quantisation
 from massact.records.verdicts import HARMFUL, HARMLESS, HELPFUL, LEAST, MARGIN, OPEN, UNTESTED, judged
 from massact.reports.panels import (
     Axis,
@@ -53,7 +53,15 @@ def in_words(q: Quantisation) -> list[str]:
     if not len(rows):
         return [_moved(q), *noted(q.info.notes)]
     said = [*_costs(q, rows, margin), *_rotation(q), *_others(q), *_guilty(q), *_advice(q, rows, margin)]
-    return [*said, _tokens(q, rows), _meaning(margin), *noted(q.info.notes)]
+    return [*said, *_files(q), _tokens(q, rows), _meaning(margin), *noted(q.info.notes)]
+
+
+def _files(q: Quantisation) -> list[str]:
+    """The recipes that were written."""
+    if not q.info.exports:
+        return []
+    of = visible(str(q.info.exported))
+    return [f"Recipes of {of}: {listed([visible(f'{EXPORT}/{name}') for name in q.info.exports])}."]
 
 
 def divergences(q: Quantisation) -> pd.DataFrame:
@@ -81,16 +89,21 @@ def _tokens(q: Quantisation, rows: pd.DataFrame) -> str:
     tokens = int(real(massive.get("tokens") or 0))
     which = f"massive tokens are {tokens:,} ({names})" if tokens else "there are no massive tokens"
     return (
-        f"Losses of {visible(q.info.evaluated_on)} ({number(base)} nats in full precision), scales of "
+        f"{_at(q)}Losses of {visible(q.info.evaluated_on)} ({number(base)} nats in full precision), scales of "
         f"{visible(q.info.calibrated_on)}; {which}."
     )
 
 
+def _at(q: Quantisation) -> str:
+    """That only some sites were quantised, whatever the names of schemes say."""
+    sites = q.info.config.get("sites") or []
+    return f"Activations at {listed([visible(str(s)) for s in sites])} alone. " if sites else ""
+
+
 def _meaning(margin: float) -> str:
     return (
-        f"Harmful: the whole 95% interval of the loss is beyond {number(margin)} nats; harmless: all of it is within "
-        f"that; "
-        f"else, and below {LEAST} sequences, not settled."
+        f"Of the loss, harmful: its whole 95% interval is beyond {number(margin)} nats; harmless: all of it is within "
+        f"that; else, and below {LEAST} sequences, not settled. In the table agreement of answers has its own verdicts."
     )
 
 
@@ -167,7 +180,8 @@ def _rotation(q: Quantisation) -> list[str]:
         needs = {
             HARMFUL: "so the rotation needs the exemption too",
             HARMLESS: "so the rotation does without the exemption",
-        }.get(verdict, "which is not settled")
+        }.get(verdict, "which is more than nothing, not surely more than the margin" if real(last["saved_low"]) > 0
+              else "which is not settled")  # fmt: skip
         said.append(
             f"A rotation takes {visible(row['scheme'])} from {number(row['before_nats'])} to "
             f"{number(row['after_nats'])} "
@@ -210,17 +224,43 @@ def _guilty(q: Quantisation) -> list[str]:
     meeting = run[~(run["nats_low"] > goal)]
     last = meeting.iloc[0] if len(meeting) else run.iloc[-1]
     worst = rows[(rows["left_out"] > 0) & (rows["left_out"] <= max(1, int(last["left_out"])))]
-    names = [f"{visible(r['site'])} of layer {int(r['layer'])}" for _, r in worst.iterrows()]
+    names = [_named(q, r) for _, r in worst.iterrows()]
     n = int(last["left_out"])
-    met = not real(last["nats_low"]) > goal
     end = f"with {'it' if n == 1 else f'these {n}'} in full precision the loss is {_loss(last)}"
-    more = "" if met else f", still beyond the goal of {number(goal)} nats"
+    stop = ", where its interval reaches down to" if not real(last["nats_low"]) > goal else ", still beyond"
+    errors = listed([percent(x, 2) for x in worst["local_rest"].iloc[:3]])
     return [
         f"Guilty in {visible(last['scheme'])}, by the error that each makes alone: {listed(names, MOST_GUILTY)} "
-        f"(errors {listed([percent(x, 2) for x in worst['local_rest'].iloc[:3]])} of the hidden state of other "
-        f"tokens); {end}, "
-        f"from {_loss(run.iloc[0])}{more}."
+        f"(errors {errors} of the hidden state of other tokens); {end}, from {_loss(run.iloc[0])}{stop} the goal of "
+        f"{number(goal)} nats.{_why(q, worst.iloc[0])}"
     ]
+
+
+def _site_row(q: Quantisation, row: pd.Series) -> pd.Series | None:
+    """The row of a guilty site in the table of all."""
+    sites = q.quantised_sites
+    mine = sites[(sites["scheme"] == row["scheme"]) & (sites["layer"] == row["layer"]) & (sites["site"] == row["site"])]
+    return mine.iloc[0] if len(mine) else None
+
+
+def _named(q: Quantisation, row: pd.Series) -> str:
+    """'mlp_act of layer 12 (model.layers.11.mlp.down_proj)'."""
+    found = _site_row(q, row)
+    modules = [] if found is None else str(found["modules"] or "").split(", ")
+    where = f" ({visible(modules[0])}{' and others' if len(modules) > 1 else ''})" if modules and modules[0] else ""
+    return f"{visible(row['site'])} of layer {int(row['layer'])}{where}"
+
+
+def _why(q: Quantisation, row: pd.Series) -> str:
+    """What happens at the worst site: its greatest value against that of other tokens, and what rounds to nothing."""
+    found = _site_row(q, row)
+    if found is None or math.isnan(real(found["zeroed_rate"])):
+        return ""
+    amax, rest = real(found["amax"]), real(found["amax_rest"])
+    against = f"its greatest input is {number(amax)}, of other tokens {number(rest)}, so that " if amax > rest else ""
+    return (
+        f" At the first of them {against}{percent(found['zeroed_rate'], 2)} of the entries of other tokens round to 0."
+    )
 
 
 def _advice(q: Quantisation, rows: pd.DataFrame, margin: float) -> list[str]:
@@ -238,19 +278,20 @@ def _advice(q: Quantisation, rows: pd.DataFrame, margin: float) -> list[str]:
                 continue
             effort = max(1, int(row["effort"]) + (row["sharing"] != worst["sharing"]))  # another kernel is one as well
             ways.append((RANK.get(str(row["verdict"]), 1), -gain / effort, row))
-        best = [f"{visible(r['scheme'])}, {_loss(r)}, {r['verdict']}" for _, _, r in sorted(ways, key=lambda w: w[:2])]
-        if best:
-            said.append(
-                f"What to do about {visible(rounded)} ({visible(worst['scheme'])} loses "
-                f"{number(worst['delta_nats'])}), what "
-                f"is harmless first, what is harmful last, then by gain for the effort: "
-                f"{'; '.join(best[:MOST_ADVICE])}."
-            )
-        else:
-            said.append(
-                f"Nothing that was tried helps {visible(rounded)}: {visible(worst['scheme'])} loses {_loss(worst)}."
-            )
-    return said
+        best = [_way(r) for _, _, r in sorted(ways, key=lambda w: w[:2])]
+        loses = f"{visible(worst['scheme'])} loses {number(worst['delta_nats'])} nats"
+        what = visible(rounded)
+        order = "the harmless first, the harmful last, then by gain for the effort"
+        helps = f"What to do about {what} ({loses}), {order}: {'; '.join(best[:MOST_ADVICE])}."
+        idle = "Nothing that was tried helps" if len(mine) > len(plain) else "No remedy was tried for"
+        said.append(helps if best else f"{idle} {what}: {loses}.")
+    run = rows[rows["formats"].str.contains("weights", regex=False)]
+    best = [_way(r) for _, r in run.sort_values("delta_nats").iterrows()]
+    return said + ([f"With weights quantised, as libraries run them: {'; '.join(best[:MOST_ADVICE])}."] if best else [])
+
+
+def _way(row: pd.Series) -> str:
+    return f"{visible(row['scheme'])} {_loss(row)}, {row['verdict']}"
 
 
 # ------------------------------------------------------------------------------------------ figures
