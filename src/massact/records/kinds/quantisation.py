@@ -141,18 +141,18 @@ class Quantisation(Result):
 
     def save(self, directory: str | Path) -> Path:
         """Write its files into a directory, and what other libraries run into `export` there; see `Result.save`."""
-        stale = _exported(Path(directory)) - set(self.info.exports)
-        saved, folder = super().save(directory), Path(directory) / EXPORT
+        path, folder = Path(directory), Path(directory) / EXPORT
+        stale = _exported(path) - set(self.info.exports)
         try:
             for name in stale:  # of the run that this one takes the place of
                 (folder / name).unlink(missing_ok=True)
-            if self.info.exports:
+            if self.info.exports and path.is_dir():
                 folder.mkdir(exist_ok=True)
-            for name, text in self.info.exports.items():
-                write_atomic(folder / name, partial(_write, text))
+                for name, text in self.info.exports.items():
+                    write_atomic(folder / name, partial(_write, text))
         except OSError as error:
             raise UserError(f"{folder} cannot be written.", error.strerror or str(error)) from None
-        return saved
+        return super().save(directory)  # the record last
 
 
 def _exported(directory: Path) -> set[str]:
