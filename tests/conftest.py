@@ -32,6 +32,7 @@ LONGEST = ("labs/test_lab", "real/test_smollm2", "cli/test_output", "cli/test_cl
 def pytest_configure(config: pytest.Config) -> None:
     """`-m real` chooses the tests on real models and data: `make test-real`."""
     config.addinivalue_line("markers", "real: needs a real model, text or picture; by its fixtures or name")
+    config.addinivalue_line("markers", "minutes: takes minutes on a real model: in `make test-real` alone")
     config.addinivalue_line("markers", "rendered: of the command line, and its figures are rendered")
 
 
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("real")
     first = {f"tests/{name}.py": n for n, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(item.nodeid.partition("::")[0], len(first)))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what takes minutes, where not all tests on real models were asked for."""
+    if item.get_closest_marker("minutes") and not os.environ.get("MASSACT_TEST_REAL"):
+        pytest.skip("takes minutes: make test-real (see tests/SKIPS.md)")
 
 
 def pytest_collection_finish() -> None:

@@ -22,6 +22,7 @@ from massact.prefixes.search import Bench, Judge
 from massact.prefixes.starts import Texts, rows_of, together
 from massact.prefixes.ways import Way, compare
 
+pytestmark = pytest.mark.minutes
 WORDS = (
     "The river rises in the hills above the town and runs for forty miles before it meets the sea at a small harbour.",
     "In the spring of that year the council met twice, and neither meeting came to any decision about the old bridge.",

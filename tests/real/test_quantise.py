@@ -17,6 +17,7 @@ from massact.quantisation import quantise
 from massact.records.kinds.quantisation import Quantisation
 from massact.records.verdicts import HARMFUL
 
+pytestmark = pytest.mark.minutes
 SCHEMES = ("int8-tensor", "int8-tensor+exempt", "int8-tensor+hadamard", "int8-tensor+hadamard+exempt", "int8-token",
            "int8-token+exempt")  # fmt: skip
 ONSET = 12  # 1-based

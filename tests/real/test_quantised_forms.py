@@ -15,6 +15,7 @@ from massact.reports.kinds.comparison.survival import pairs
 from tests.quantised import preset, quantise_compressed, save_compressed
 
 pytest.importorskip("compressed_tensors")
+pytestmark = pytest.mark.minutes
 TEXT = "The river rose in the night. By morning the bridge was gone, and the town, cut in two, began to argue. " * 8
 
 
