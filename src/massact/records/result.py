@@ -99,7 +99,10 @@ class Result:
             except OSError as error:
                 raise UserError(f"{path} cannot be written.", error.strerror or str(error)) from None
         elif not path.is_dir():
-            raise UserError(f"{path} is no run directory.", do="Save the scan there first: scan.save(directory)")
+            raise UserError(
+                f"{path} cannot be written: it is no run directory.",
+                do="Save the scan there first: scan.save(directory)",
+            )
         arrays, tables = {file: getattr(self, name) for name, (file, _) in self.ARRAYS.items()}, self.tables()
         saved = save_beside(path, self.FILE, self.info, tables, arrays)
         for name in self.SOME - set(tables):  # of an earlier one of its kind: what speaks of this must be of this
