@@ -65,12 +65,7 @@ def fold(model: Any, corpus: Any, scan: ScanResult, *, progress: Progress | None
     """
     config, began = FoldConfig.of(options), time.perf_counter()
     loaded, ready = scanned_inputs(model, corpus, scan)
-    check_massive(scan)
-    check_foldable(with_attention(loaded), ready)
-    if isinstance(config.prefix, tuple):
-        check_ids(config.prefix, loaded)
-    job = _Job(loaded, ready, scan, config, progress or (lambda *_: None))
-    result = job.run()
+    result = _checked(loaded, ready, scan, config, progress).run()
     result.info.wall_s = time.perf_counter() - began
     return result
 
@@ -86,16 +81,20 @@ def folded_of(
     Raises:
         UserError, ProofError, WorkError: as `fold`.
     """
-    config = FoldConfig.of(options)
-    check_massive(scan)
-    check_foldable(with_attention(model), corpus)
-    if isinstance(config.prefix, tuple):
-        check_ids(config.prefix, model)
-    job = _Job(model, corpus, scan, config, progress or (lambda *_: None))
+    job = _checked(model, corpus, scan, FoldConfig.of(options), progress)
     parts = job.parts()
     _, folded = job.search(parts)
     prove_equal(model, folded, [row for text in parts[::-1] for row in text.rows()])
     return folded, job.text(folded.n)
+
+
+def _checked(model: Model, corpus: Corpus, scan: ScanResult, config: FoldConfig, progress: Progress | None) -> _Job:
+    """One fold, of what can be folded."""
+    check_massive(scan)
+    check_foldable(with_attention(model), corpus)
+    if isinstance(config.prefix, tuple):
+        check_ids(config.prefix, model)
+    return _Job(model, corpus, scan, config, progress or (lambda *_: None))
 
 
 @dataclass

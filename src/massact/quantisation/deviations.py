@@ -21,7 +21,7 @@ from massact.corpora import Batch, Corpus
 from massact.models import Model
 from massact.quantisation.linears import point_of, primary
 from massact.quantisation.massive_tokens import MassiveTokens
-from massact.quantisation.roundings import Prepared, cache_edit, rounding_at, site_edit
+from massact.quantisation.roundings import Prepared, cache_edit, site_edit
 from massact.quantisation.schemes import Scheme
 from massact.records.sites import Site
 from massact.stats.protocol import PerSequence, Where
@@ -115,7 +115,7 @@ class Propagated:
 
     def probes(self, model: Model, edit: str | None) -> list[Probe]:
         """What has to be seen of a pass: without an edit, or under one."""
-        sites = [s for s in model.anatomy.sites() if s.stack == self.stack and s.point == "resid_post" and s.layer]
+        sites = _ends(model, self.stack)
         if edit is None:
             return [Probe(CLEAN, str(s), Kept) for s in sites]
         return [Probe(OFF, str(s), partial(Off, self._clean[s], self.massive)) for s in sites if s in self._clean]
@@ -181,13 +181,17 @@ def _clean(ready: Prepared, batch: Batch) -> dict[int, Tensor]:
 
         return apply
 
-    _run(ready.model, batch, Together(CLEAN, tuple(Edit(CLEAN, str(s), keep(s.layer)) for s in _ends(ready))))
+    _run(
+        ready.model,
+        batch,
+        Together(CLEAN, tuple(Edit(CLEAN, str(s), keep(s.layer)) for s in _ends(ready.model, ready.stack))),
+    )
     return kept
 
 
-def _ends(ready: Prepared) -> list[Site]:
-    return [s for s in ready.model.anatomy.sites()
-            if s.stack == ready.stack and s.point == "resid_post" and s.layer]  # fmt: skip
+def _ends(model: Model, stack: str) -> list[Site]:
+    """Where the blocks of a stack end."""
+    return [s for s in model.anatomy.sites() if s.stack == stack and s.point == "resid_post" and s.layer]
 
 
 def _reset(ready: Prepared, scheme: Scheme, target: str, batch: Batch, state: tuple[Any, Any]) -> Together | None:
@@ -211,14 +215,14 @@ def _reset(ready: Prepared, scheme: Scheme, target: str, batch: Batch, state: tu
     if not parts:
         return None
     ends = [Edit(scheme.name, str(s), _put_back(ready, scheme.name, target, clean[s.layer], at.get(s.layer, []), found))
-            for s in _ends(ready)]  # fmt: skip
+            for s in _ends(ready.model, ready.stack)]  # fmt: skip
     return Together(scheme.name, (*parts, *ends))
 
 
 def _counted(ready: Prepared, scheme: Scheme, site: Site, found: dict[tuple[str, Site], Local]) -> Edit | None:
     """The edit of a site, which also counts what became 0."""
     edit = site_edit(ready, scheme, site)
-    if edit is None or rounding_at(ready, scheme, site) is None:
+    if edit is None:
         return None
 
     def apply(h: Tensor, batch: Batch) -> Tensor:

@@ -341,7 +341,8 @@ def check_scheme(ready: Prepared, scheme: Scheme) -> None:
                 part.form.check(widths[part.target == "v"], f"a head of {part.target} of {call}")
         if part.target == "weights":
             for name in ready.linears.modules:
-                part.form.check(_rows(ready.model.module.get_submodule(name)).shape[1], f"the weight of {name}")
+                module = ready.model.module.get_submodule(name)
+                part.form.check(module.weight.shape[int(by_rows(module))], f"the weight of {name}")
         for site, width in ready.linears.widths.items():
             if point_of(site) == part.target:
                 part.form.check(width, str(site))

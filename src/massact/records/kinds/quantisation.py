@@ -11,13 +11,14 @@ import pandas as pd
 
 from massact.records.disk import write_atomic
 from massact.records.errors import UserError
+from massact.records.kinds.intervention import TABLES as EFFECTS
 from massact.records.result import Result, table
 from massact.records.sidecars import Sidecar
 from massact.records.tables import Columns
-from massact.records.verdicts import NOT_JUDGED, VERDICTS
 
 EXPORT = "export"  # folder of a run with what other libraries run
 _SCHEME = "as --schemes names it"
+_JUDGED = ("ci_low", "ci_high", "verdict", "n_needed", "delta_nats", "nats_low", "nats_high")  # as of every effect
 TABLES: dict[str, Columns] = {
     "quantised": {
         "scheme": ("string", _SCHEME),
@@ -35,13 +36,7 @@ TABLES: dict[str, Columns] = {
         "baseline": ("float64", "in full precision"),
         "quantised": ("float64", "under the scheme"),
         "delta": ("float64", "quantised - baseline"),
-        "ci_low": ("float64", "of the difference: 95 % interval over sequences, see docs/statistics.md"),
-        "ci_high": ("float64", "its upper end"),
-        "verdict": ("string", f"{', '.join(VERDICTS)}; {NOT_JUDGED}: neither a loss nor a share of right answers"),
-        "n_needed": ("float64", "sequences that would settle the verdict, were they like these; inf: no number would"),
-        "delta_nats": ("float64", "of losses: change of the log-perplexity, paired"),
-        "nats_low": ("float64", "its 95 % interval"),
-        "nats_high": ("float64", "its upper end"),
+        **{name: EFFECTS["effects"][name] for name in _JUDGED},
         "n_elements": ("int64", "elements that rounding changed"),
         "n_sequences": ("int64", "sequences evaluated"),
         "n_targets": ("float64", "predictions of the same tokens; NaN: not of predictions"),
