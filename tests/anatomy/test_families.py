@@ -14,6 +14,7 @@ from massact.trace import tapped, tensors_in
 from tests.families import FAMILIES, N_LAYERS, STACKS, build
 
 MOE = {"mixtral", "qwen3_moe", "qwen3_next", "gpt_oss", "deepseek_v3"}
+MIXERS = {"lfm2": "conv", "qwen3_next": "linear_attn"}  # of all layers but the second
 PARALLEL = {"cohere", "phi", "gpt_neox", "falcon", "falcon_new", "gptj"}
 POST_NORM = {"bert", "roberta", "distilbert", "electra", "albert", "opt_post_norm", "bart", "longformer", "wav2vec2"}
 
@@ -31,11 +32,12 @@ def test_family_is_proved(name: str) -> None:
     for stack in stacks:
         assert stack.post_norm == (name in POST_NORM)
         for block in stack.blocks:
-            expected = {"resid_pre", "attn_in", "attn_out", "mlp_in", "mlp_out", "resid_post"}
+            kind = MIXERS[name] if name in MIXERS and block.layer != 2 else "attn"
+            expected = {"resid_pre", f"{kind}_in", f"{kind}_out", "mlp_in", "mlp_out", "resid_post"}
             expected |= set() if name in PARALLEL else {"resid_mid"}
             first_dense = name == "deepseek_v3" and block.layer == 1  # its first layers are not experts
             expected |= set() if name in MOE and not first_dense else {"mlp_act"}
-            hidden = (name in ("lfm2", "qwen3_next") and block.layer != 2) or name == "swin"
+            hidden = kind != "attn" or name == "swin"
             expected |= set() if hidden else {"o_in"}  # see test_projections
             expected |= {"resid_mid_prenorm", "resid_post_prenorm"} if name in POST_NORM else set()
             if stack.name == "decoder" and name in ("t5", "longt5", "bart", "whisper"):

@@ -212,7 +212,7 @@ class Recurrence(nn.Module):
 
 def test_recurrence_is_token_mixing() -> None:
     places = load(Own([Recurrence() for _ in range(2)]), inputs=SIGNAL).anatomy.stacks[0].blocks[0].places
-    assert places["attn_out"].module == "blocks.0.out" and "mlp_out" not in places
+    assert places["ssm_out"].module == "blocks.0.out" and "mlp_out" not in places
 
 
 def lone_mean(x: torch.Tensor) -> torch.Tensor:
@@ -227,17 +227,17 @@ def norms_before(x: torch.Tensor) -> torch.Tensor:
     return x.norm(dim=-1, keepdim=True).cumsum(1).expand_as(x)
 
 
-MIXERS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], bool]] = {
-    "nothing": (lambda x: 0 * x, False),
-    "itself": (lambda x: x.roll(3, -1), False),
-    "1 % of the mean": (lambda x: 0.01 * lone_mean(x), True),
-    "a part in 10,000 of the mean": (lambda x: 1e-4 * lone_mean(x), True),
-    "running sum": (lambda x: 0.01 * x.cumsum(1), True),
-    "what comes behind": (lambda x: 0.01 * x.flip(1).cumsum(1).flip(1), True),
-    "the first token only": (lambda x: 0.01 * x[:, :1].expand_as(x), True),
-    "the last token only": (lambda x: 0.01 * x[:, -1:].expand_as(x), True),
-    "two positions before": (lambda x: 0.01 * two_behind(x), True),
-    "norms of tokens": (lambda x: 0.01 * norms_before(x), True),
+MIXERS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "nothing": (lambda x: 0 * x, "mlp"),
+    "itself": (lambda x: x.roll(3, -1), "mlp"),
+    "1 % of the mean": (lambda x: 0.01 * lone_mean(x), "mixer"),
+    "a part in 10,000 of the mean": (lambda x: 1e-4 * lone_mean(x), "mixer"),
+    "running sum": (lambda x: 0.01 * x.cumsum(1), "ssm"),
+    "what comes behind": (lambda x: 0.01 * x.flip(1).cumsum(1).flip(1), "ssm"),
+    "the first token only": (lambda x: 0.01 * x[:, :1].expand_as(x), "mixer"),
+    "the last token only": (lambda x: 0.01 * x[:, -1:].expand_as(x), "mixer"),
+    "two positions before": (lambda x: 0.01 * two_behind(x), "conv"),
+    "norms of tokens": (lambda x: 0.01 * norms_before(x), "ssm"),
 }
 
 
@@ -255,14 +255,16 @@ class Mixer(nn.Module):
 @pytest.mark.parametrize("name", MIXERS)
 def test_any_mixing_is_token_mixing_in_its_own_block(name: str, where: int, dtype: torch.dtype) -> None:
     """One block of three mixes tokens in what looks like an MLP; the others, of the same class, do not."""
-    mix, mixes = MIXERS[name]
+    mix, kind = MIXERS[name]
     torch.manual_seed(0)
     blocks = [Block() for _ in range(3)]
     for i, block in enumerate(blocks):
         block.mlp = Mixer(mix if i == where else MIXERS["nothing"][0])
     read = load(Own(blocks).to(dtype), inputs={"signal": torch.randn(2, 13, 5)}).anatomy.stacks[0].blocks
-    kinds = ["attn_out_2" if mixes and i == where else "mlp_out" for i in range(3)]
+    kinds = [f"{kind}_out" if i == where else "mlp_out" for i in range(3)]
     assert [next(n for n, p in b.places.items() if p.module.endswith("mlp") and "_out" in n) for b in read] == kinds
+    names = {"mlp": "attention", "mixer": "attention+other"}
+    assert [b.mixer for b in read] == [names.get(k := n[:-4], f"attention+{k}") for n in kinds]
 
 
 @pytest.mark.parametrize("norm_first", [True, False])

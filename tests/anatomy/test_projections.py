@@ -102,7 +102,7 @@ class Projected(Attention):
         return self.norm(y)  # nothing projects
 
 
-PLACES = {"gate": "attn.proj", "norm behind": "attn.proj", "low rank": "attn.proj", "no softmax": "attn.proj",
+PLACES = {"gate": "attn.proj", "norm behind": "attn.proj", "low rank": "attn.proj",
           "one module": None, "two": None, "none": None}  # fmt: skip
 
 
@@ -117,6 +117,14 @@ def test_only_what_reads_the_heads_is_called_so(how: str) -> None:
             assert "o_in" not in block.places and "projections" in block.unavailable["o_in"]
         else:
             assert block.places["o_in"].module == f"{block.module}.{PLACES[how]}"
+
+
+def test_attention_without_a_softmax_is_linear() -> None:
+    blocks = [Block(), Block()]
+    blocks[1].attn = Projected("no softmax")
+    one, two = load(Own(blocks).eval(), inputs=SIGNAL).anatomy.stacks[0].blocks
+    assert (one.mixer, two.mixer) == ("attention", "linear_attn")
+    assert two.places["linear_attn_out"].module == "blocks.1.attn" and "linear attention" in two.unavailable["o_in"]
 
 
 def test_a_scale_or_dropout_behind_it_and_sublayers_in_parallel() -> None:

@@ -57,10 +57,10 @@ def test_a_mixer_reads_the_stream_that_it_reads() -> None:
     for handle in handles:
         handle.remove()
     corpus = ma.corpus({"signal": signal})
-    seen = measure(model, corpus, [Probe("reads", "*.attn_in", Keep)])
+    seen = measure(model, corpus, [Probe("reads", "*.ssm_in", Keep)])
     assert len(seen.sites("reads")) == 3
     for layer, want in enumerate(read, 1):
-        found = seen.result("reads", Site("", layer, "attn_in")).values
+        found = seen.result("reads", Site("", layer, "ssm_in")).values
         assert all(torch.equal(torch.as_tensor(x), y) for x, y in zip(found, want, strict=True))
 
 

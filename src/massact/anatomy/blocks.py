@@ -16,11 +16,13 @@ from typing import Any
 
 from torch import nn
 
+from massact.anatomy.mixers import WORDS, mixer_of, mixing_of
 from massact.anatomy.projections import attention_projection, down_projection
 from massact.records.anatomy import Block, Place, Sum
 from massact.records.errors import ProofError
 from massact.trace.watch import Call, Key, Node, Watch
 
+NO_SUBLAYER = "the block has no such sublayer"
 _MATMULS = {"mm": 0, "bmm": 0, "matmul": 0, "addmm": 1, "baddbmm": 1, "addbmm": 1, "linear": 0}
 
 
@@ -338,7 +340,7 @@ def read_block(
     call: Call,
     layer: int,
     params: dict[int, str],
-    mixing: Mapping[tuple[str, int], bool] | None = None,
+    mixing: Mapping[tuple[str, int], int] | None = None,
     ends: Ends | None = None,
 ) -> Block:
     """The anatomy of one block call.
@@ -348,8 +350,8 @@ def read_block(
         call: of the block.
         layer: its number, from 1.
         params: names of the model's parameters, by identity.
-        mixing: what an experiment said about writes (module, call): whether they mix tokens. Goes before
-            what the dataflow says.
+        mixing: what an experiment said about writes (module, call): how many tokens away they carry something, 0 where
+            they mix none. Goes before what the dataflow says.
         ends: what runs on from block to block; None where it does not matter.
 
     Raises:
@@ -362,11 +364,12 @@ def read_block(
     unavailable: dict[str, str] = {}
     start, last, i = "resid_pre", "resid_pre", 1
     pending: list[str] = []
+    mixers: list[str] = []
     before = values[0]
     while i < len(values):
         value = values[i]
-        names = _place_writes(reader, values, i, before, places, unavailable, mixing or {})
-        pending += names
+        names, kinds = _place_writes(reader, values, i, before, places, unavailable, mixing or {})
+        pending, mixers = pending + names, mixers + kinds
         final_add = i == len(values) - 1 or (i == len(values) - 2 and values[-1].made_by == "norm")
         point = "resid_post" if final_add else "resid_cross" if names[-1].startswith("cross") else "resid_mid"
         normed = i + 1 < len(values) and values[i + 1].made_by == "norm"
@@ -394,8 +397,10 @@ def read_block(
         unavailable.setdefault("resid_mid", "attention and MLP run in parallel, or the block has only one of them")
     for point, projected in (("attn_out", "o_in"), ("mlp_out", "mlp_act")):
         if point not in places:
-            unavailable[point] = unavailable[projected] = "the block has no such sublayer"
-    return Block(layer, call.name, call.number, places, tuple(sums), unavailable)
+            others = [WORDS[kind] for kind in mixers if kind != "attn"] if point == "attn_out" else []
+            unavailable[point] = f"tokens are mixed by {' and '.join(others)}" if others else NO_SUBLAYER
+            unavailable.setdefault(projected, unavailable[point])
+    return Block(layer, call.name, call.number, places, tuple(sums), unavailable, mixer=mixer_of(mixers))
 
 
 def _place_writes(
@@ -405,37 +410,30 @@ def _place_writes(
     before: _Value,
     places: dict[str, Place],
     unavailable: dict[str, str],
-    mixing: Mapping[tuple[str, int], bool],
-) -> list[str]:
-    """Name and place the write(s) of one addition, with what they read; gives their names."""
-    names = []
+    mixing: Mapping[tuple[str, int], int],
+) -> tuple[list[str], list[str]]:
+    """Name and place the write(s) of one addition, with what they read; gives their names, and what mixes tokens."""
+    names: list[str] = []
+    mixers: list[str] = []
     write = values[i].write
     assert write is not None  # two norms never follow each other, see `stream`
     for key, place in reader.places_of_write(write, values[i].factor):
         cone = reader.cone(key, {v.key for v in values})
-        kind = _kind(reader, cone, mixing.get((place.module, place.call)))
-        name = _fresh(f"{kind}_out", places)
+        mixed = mixing_of(reader, key, {v.key for v in values}, mixing.get((place.module, place.call)))
+        mixers += mixed.all
+        name = _fresh(f"{mixed.kind}_out", places)
         places[name] = place
         names.append(name)
         source = reader.sublayer_input(cone, reader.read_by(cone, values, before))
         if source is not None:
             places[name.replace("_out", "_in")] = source
-        if kind == "mlp":
+        if mixed.kind == "mlp":
             read, why = down_projection(reader, place)
             _add_projection(read, name.replace("_out", "_act"), places, unavailable, why)
-        else:
+        elif mixed.kind in ("attn", "cross_attn"):
             read, why = attention_projection(reader, place, {v.key for v in values})
             _add_projection(read, name.replace("attn_out", "o_in"), places, unavailable, why)
-    return names
-
-
-def _kind(reader: BlockReader, cone: set[Key], mixes: bool | None) -> str:
-    """What makes a write; `mixes` is what the experiment said, None where there was none."""
-    attends = reader.mixes_tokens(cone)
-    if attends and mixes is not True and reader.crosses(cone, other_length=mixes is None):
-        return "cross_attn"
-    # An attention kernel is one even where nothing comes of it yet (values or weights that start at zero).
-    return "attn" if (attends if mixes is None else mixes or reader.calls_attention(cone)) else "mlp"
+    return names, mixers
 
 
 def _fresh(name: str, taken: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from massact.anatomy.roles import mixing_writes
 from massact.anatomy.stacks import NO_BLOCKS, Listed, find_stacks, layer_counts, lists_inside, no_stack, stack_names
 from massact.records.anatomy import Anatomy, Block, Place, Stack
 from massact.records.errors import MassactError, ProofError, UserError, class_and_line
+from massact.records.sites import mixes
 from massact.trace.watch import Call, Watch
 
 
@@ -119,20 +120,20 @@ def _read_stack(watch: Watch, calls: list[Call], params: dict[int, str], run: Ca
 
     ends = ends_of(watch, calls)
 
-    def all_read(mixing: dict[tuple[str, int], bool] | None = None) -> list[Block]:
+    def all_read(mixing: dict[tuple[str, int], int] | None = None) -> list[Block]:
         return [read_block(watch, call, i + 1, params, mixing, ends[i]) for i, call in enumerate(calls)]
 
     read = all_read()
     mixing = mixing_writes(watch.root, read, run, same)
-    told = {(p.module, p.call): n.startswith("attn") for b in read for n, p in b.places.items() if "_out" in n}
-    if any(told[write] != mixes for write, mixes in mixing.items()):
+    told = {(p.module, p.call): n for b in read for n, p in b.places.items() if "_out" in n}
+    if any(mixes(told[write]) != bool(reach) or (reach and "attn" not in told[write]) for write, reach in mixing.items()):
         read = all_read(mixing)
     return read
 
 
 def _is_stage(block: Block) -> bool:
     """Whether a block attends and feeds forward more than once: a stage of a pyramid, which holds blocks."""
-    return {"attn_out_2", "mlp_out_2"} <= set(block.places)
+    return "mlp_out_2" in block.places and any(mixes(point) and point.endswith("_2") for point in block.places)
 
 
 def _hold_blocks(watch: Watch, lists: list[Listed], params: dict[int, str]) -> bool:
@@ -142,7 +143,7 @@ def _hold_blocks(watch: Watch, lists: list[Listed], params: dict[int, str]) -> b
             read = [read_block(watch, call, i + 1, params) for i, call in enumerate(calls)]
         except ProofError:
             continue
-        if all({"attn_out", "mlp_out"} <= set(block.places) for block in read):
+        if all("mlp_out" in block.places and any(map(mixes, block.places)) for block in read):
             return True
     return False
 

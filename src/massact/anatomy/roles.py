@@ -32,7 +32,7 @@ class _Trial:
     read: Tensor
     write: Tensor
     coarse: bool  # quantised as it runs, with one step for all tokens
-    tokens: bool = False
+    reach: int = 0
     sequences: bool = False
     broken: bool = False
     seen: list[Tensor] = field(default_factory=list)
@@ -70,11 +70,21 @@ class _Trial:
         if not self.coarse and eps >= 1e-6:  # a coarse dtype hides a small change of each; rounding hits few of them
             changed_BT |= (change > 0).double().mean(-1) > 0.05
         mixed = turn_BT.any(1, keepdim=True)
-        self.tokens |= bool((changed_BT & mixed & ~turn_BT).any())
+        if bool((changed_BT & mixed & ~turn_BT).any()):
+            # How far is a matter of bits: what is carried far may have decayed below what rounding explains elsewhere.
+            felt_BT = (change.amax(-1) > 0) & ~turn_BT
+            self.reach = max(self.reach, 1, *(_distance(a, b) for a, b in zip(turn_BT, felt_BT, strict=True)))
         self.sequences |= bool((changed_BT & ~mixed).any())
 
 
-def mixing_writes(model: nn.Module, blocks: Iterable[Block], run: Callable[[], Any], same: Same) -> dict[Write, bool]:
+def _distance(turn_T: Tensor, felt_T: Tensor) -> int:
+    """How far from the one token that was turned the farthest lies that changed; 0 where several were turned."""
+    if int(turn_T.sum()) != 1 or not bool(felt_T.any()):
+        return 0
+    return int((felt_T.nonzero() - turn_T.nonzero()).abs().max())
+
+
+def mixing_writes(model: nn.Module, blocks: Iterable[Block], run: Callable[[], Any], same: Same) -> dict[Write, int]:
     """Find out by experiment which writes carry something from one token to another.
 
     One forward pass as it is, then a few in each of which every sublayer reads some tokens turned round, and what it
@@ -87,7 +97,8 @@ def mixing_writes(model: nn.Module, blocks: Iterable[Block], run: Callable[[], A
         same: every argument of the same call that is the tensor at a place (query, key and value, say).
 
     Returns:
-        For the writes where the experiment could be made: whether they mix tokens.
+        For the writes where the experiment could be made: how many tokens away what they read is felt; 0 where they
+        mix no tokens. Told by turning the first token alone, and the last one.
 
     Raises:
         ProofError: a write mixes sequences of the batch and not tokens, so the first axis is that of tokens.
@@ -101,12 +112,12 @@ def mixing_writes(model: nn.Module, blocks: Iterable[Block], run: Callable[[], A
                 for trial in mine:
                     _tried(model, run, same, [trial], turn_BT)
             for trial in mine:
-                if trial.sequences and not trial.tokens:
+                if trial.sequences and not trial.reach:
                     raise _first_axis(trial)
     return {
-        (t.place.module, t.place.call): t.tokens
+        (t.place.module, t.place.call): t.reach
         for t in trials
-        if t.tokens or (not t.broken and t.stream_BTD.shape[1] > 1)
+        if t.reach or (not t.broken and t.stream_BTD.shape[1] > 1)
     }
 
 
@@ -161,7 +172,8 @@ def _quantised(block: nn.Module) -> bool:
 def _turns(stream_BTD: Tensor) -> Iterator[Tensor]:
     """Which tokens to turn (B, T), in each pass: of any two tokens each is turned once while the other is not.
 
-    First every second token of the first sequence only, so that the others tell whether sequences are mixed.
+    First every second token of the first sequence only, so that the others tell whether sequences are mixed. At last
+    the first token alone, and the last one, which tell how far something is carried.
     """
     n_sequences, n_tokens = stream_BTD.shape[:2]
     pos_T = torch.arange(n_tokens, device=stream_BTD.device)
@@ -174,6 +186,8 @@ def _turns(stream_BTD: Tensor) -> Iterator[Tensor]:
             yield torch.stack([on_T if i % 2 == 0 else ~on_T for i in range(n_sequences)])
         else:
             yield from (on_T[None], ~on_T[None])
+    for pos in {0, n_tokens - 1} if n_tokens > 2 else ():
+        yield (pos_T == pos)[None].expand(n_sequences, -1)
 
 
 def _tried(model: nn.Module, run: Callable[[], Any], same: Same, trials: Sequence[_Trial], turn_BT: Tensor) -> bool:

@@ -89,6 +89,7 @@ class Block:
         between: sites of this block that are added to the stream on its way from the block before:
             resid_post of that one + these = resid_pre of this one. With none the two are equal, bit by bit,
         changed: unless this says what else happens to the stream on that way.
+        mixer: what mixes tokens in it: attention, ssm, linear_attn, conv, other, several with "+", or none.
     """
 
     layer: int
@@ -99,6 +100,7 @@ class Block:
     unavailable: dict[str, str] = field(default_factory=dict)
     between: tuple[str, ...] = ()
     changed: str = ""
+    mixer: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,14 @@ POINTS: dict[str, str] = {
     "attn_in": "input of attention, after its norm where there is one before it (B, T, D)",
     "o_in": "input of attention's output projection W_O, all heads side by side (B, T, H*F)",
     "attn_out": "what attention adds to the residual stream (B, T, D)",
+    "ssm_in": "input of a state-space scan, after its norm where there is one before it (B, T, D)",
+    "ssm_out": "what a state-space scan (a recurrence) adds to the residual stream (B, T, D)",
+    "linear_attn_in": "the same of linear attention (a delta rule, ...) (B, T, D)",
+    "linear_attn_out": "what linear attention adds to the residual stream (B, T, D)",
+    "conv_in": "the same of a convolution along the tokens, with no other mixing of them (B, T, D)",
+    "conv_out": "what such a convolution adds to the residual stream (B, T, D)",
+    "mixer_in": "the same of what mixes tokens in a way that massact cannot name (B, T, D)",
+    "mixer_out": "what it adds to the residual stream (B, T, D)",
     "resid_mid": "residual stream between attention and MLP (B, T, D)",
     "resid_mid_prenorm": "post-LN blocks: the sum before the norm that makes resid_mid (B, T, D)",
     "cross_attn_in": "input (queries) of cross-attention, after its norm (B, T, D)",
@@ -29,6 +37,14 @@ POINTS: dict[str, str] = {
     "cross_attention": "the same of cross-attention, whose keys are another sequence",
     "logits": "output of the language-model head (B, T, V)",
 }
+
+# What mixes tokens: the first part of its sites -> its name in tables.
+MIXERS = {"attn": "attention", "ssm": "ssm", "linear_attn": "linear_attn", "conv": "conv", "mixer": "other"}
+
+
+def mixes(point: str) -> bool:
+    """Whether a point is what a mixer of tokens adds to the residual stream (cross-attention apart)."""
+    return point.partition("_out")[0] in MIXERS and "_out" in point
 
 
 @dataclass(frozen=True, order=True)

@@ -131,6 +131,7 @@ class Watch(TorchDispatchMode):
         self.root = root
         self.calls: list[Call] = []
         self.made: dict[Key, Node] = {}
+        self._parts: dict[int, Tensor] = {}  # identity of a view -> what it shows a part of
         self._alias: dict[Key, Key] = {}
         self._writes: dict[int, int] = defaultdict(int)
         self._alive: list[Tensor] = []  # an identity is only unique while its tensor lives
@@ -172,8 +173,20 @@ class Watch(TorchDispatchMode):
                 factor = kwargs.get("alpha", 1.0) if op in ("add", "sub") else 1.0
                 factor = float(factor) * (-1.0 if op == "sub" else 1.0)
                 self.made[key] = Node(op, keys, tuple(tuple(t.shape) for t in given), shown, factor)
+            self._write_through(tensor, key)
+            if op in ("slice", "select") and given:
+                self._parts[id(tensor)] = given[0]
         self._alive.extend(given)
         return out
+
+    def _write_through(self, view: Tensor, key: Key) -> None:
+        """What is written into a part of a tensor (a scan that fills its output token by token) is written into it."""
+        while key[1] > 0 and id(view) in self._parts:
+            whole = self._parts[id(view)]
+            old, self._writes[id(whole)] = self.key(whole), self._writes[id(whole)] + 1
+            shapes = (tuple(whole.shape), tuple(view.shape))
+            view, key, source = whole, self.key(whole), key
+            self.made[key] = Node("select_scatter", (old, source), shapes, (old, source))
 
     # ---- modules
     def _seen(self, value: Any) -> list[Seen]:
