@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from massact.classics.works import Classic, Ground, Outcome, row
+from massact.records.sites import MIXERS
 from massact.stats import HiddenStats
 from massact.trace import Probe, measure
 
-WRITES = ("attn_out", "mlp_out")
+WRITES = (*(f"{kind}_out" for kind in MIXERS), "mlp_out")
 
 
 def _norm_growth(ground: Ground) -> Outcome:

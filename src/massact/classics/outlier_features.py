@@ -28,7 +28,8 @@ from massact.stats.hits import SLACK, CountResult, HitShares
 from massact.trace import Edit, Probe, measure
 from massact.trace.edits import Together
 
-INPUTS = ("attn_in", "cross_attn_in", "mlp_in")
+MIXED = ("ssm_in", "linear_attn_in", "conv_in", "mixer_in")  # what other mixers of tokens read
+INPUTS = ("attn_in", *MIXED, "cross_attn_in", "mlp_in")
 STREAM = ("resid_pre", "resid_mid", "resid_cross", "resid_post")
 TOLD = ("perplexity", "top1_probability", "kl", "top1_agreement")
 
@@ -145,7 +146,7 @@ def _say_what_lacks(ground: Ground, stack: Stack, inputs: Iterable[Site], outcom
     lacking: dict[tuple[str, str], list[str]] = {}
     for layer in (b.layer for b in stack.blocks):
         for point, write in (("attn_in", "attn_out"), ("mlp_in", "mlp_out")):
-            if (layer, point) not in seen:
+            if (layer, point) not in seen and not (point == "attn_in" and any((layer, p) in seen for p in MIXED)):
                 why = reasons.get((layer, point)) or reasons.get((layer, write)) or "the block offers none"
                 lacking.setdefault((point, why), []).append(str(layer))
     for (point, why), layers in lacking.items():

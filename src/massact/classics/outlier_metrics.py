@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from massact.classics.works import Classic, Ground, Outcome, row
-from massact.records.sites import Site
+from massact.records.sites import MIXERS, Site
 from massact.stats import HiddenStats
 from massact.stats.hits import CountResult, TailCounts
 from massact.trace import Probe, measure
 
 SIGMAS = 6.0
-POINTS = ("attn_out", "mlp_out", "resid_mid")  # and the hidden state of the scan
+POINTS = (*(f"{kind}_out" for kind in MIXERS), "mlp_out", "resid_mid")  # and the hidden state of the scan
 N_DIMS = 10  # that are named, of those with outliers
 
 

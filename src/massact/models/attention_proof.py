@@ -54,7 +54,7 @@ def with_attention(model: Model) -> Model:
             mine = [e for e in events if e.block is block]
             if not mine:
                 site = Site(stack.name, block.layer, "attention")
-                unavailable[site] = refused or "no attention call was seen in it (a convolution, a recurrence, ...)"
+                unavailable[site] = refused or block.unavailable.get("attn_out") or "no attention call was seen in it"
             for event in mine:
                 made = _place(event)
                 cross = isinstance(made, AttentionPlace) and made.cross

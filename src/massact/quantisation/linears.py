@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from massact.anatomy.discovery import run_example
 from massact.models import Model
-from massact.quantisation.schemes import SITES
+from massact.quantisation.schemes import OTHERS, SITES
 from massact.records.anatomy import Block, Place
 from massact.records.errors import UserError
 from massact.records.sites import READER, Site
@@ -186,7 +186,8 @@ def _missing(model: Model, stack: str) -> dict[str, tuple[tuple[int, ...], str]]
     found: dict[str, tuple[list[int], str]] = {}
     for block in model.anatomy.stack(stack).blocks:
         for point in SITES:
-            if point not in block.places:
+            stands_in = any(other in block.places for other in OTHERS) and point == "attn_in"
+            if point not in block.places and point not in OTHERS and not stands_in:
                 why = block.unavailable.get(point, "the block has no such sublayer")
                 found.setdefault(point, ([], why))[0].append(block.layer)
     return {point: (tuple(layers), why) for point, (layers, why) in found.items()}

@@ -14,16 +14,17 @@ from typing import Any
 from massact.quantisation.number_formats import MICROSCALED, SHARINGS, Format, of_arguments, preset
 from massact.records.errors import UserError, near
 
-SITES = ("attn_in", "o_in", "mlp_in", "mlp_act")  # what the Linear modules of a block read
+OTHERS = ("ssm_in", "linear_attn_in", "conv_in", "mixer_in")  # of blocks that mix tokens otherwise than by attention
+SITES = ("attn_in", *OTHERS, "o_in", "mlp_in", "mlp_act")  # what the Linear modules of a block read
 CACHED = ("k", "v")
-SMOOTHED = ("attn_in", "mlp_in")  # where SmoothQuant can put its scales into the norm before
+SMOOTHED = ("attn_in", *OTHERS, "mlp_in")  # where SmoothQuant can put its scales into the norm before
 TARGETS = {"act": SITES, "kv": CACHED, "weights": ("weights",)} | {s: (s,) for s in (*SITES, *CACHED)}
 STRENGTH = 0.5  # of SmoothQuant, as published
 
 REMEDIES = {
     "exempt": "massive tokens pass as they are and are left out of every scale (a cached prefix, IntactKV)",
     "hadamard": "rotated by a random Hadamard matrix before, and back behind (QuaRot, SpinQuant)",
-    "smooth": "SmoothQuant at attn_in and mlp_in, smooth=0.8 with another strength",
+    "smooth": "SmoothQuant at attn_in and mlp_in (ssm_in, ...), smooth=0.8 with another strength",
     "smooth-all": "the same at all sites of activations",
     "insert": "massive tokens are one constant vector for each cluster, kept as it is (clamp and insert)",
     "slots": "on the model with its massive activation folded into slots (see fold), against its own loss",
@@ -48,7 +49,7 @@ class Part:
     """What is quantised, and how.
 
     Args:
-        target: attn_in, o_in, mlp_in, mlp_act, k, v, or weights.
+        target: one of `SITES`, k, v, or weights.
         form: the number format.
     """
 

@@ -208,7 +208,7 @@ def _others(q: Quantisation) -> list[str]:
 REMEDY = {
     "insert": "Massive tokens as one constant vector",
     "slots": "Massive activation folded into slots",
-    "smooth": "SmoothQuant at attn_in and mlp_in",
+    "smooth": "SmoothQuant at attn_in and mlp_in (ssm_in, ...)",
     "smooth-all": "SmoothQuant at all sites",
     "super": "Super weights spared",
 }
