@@ -18,7 +18,9 @@ def test_a_name_says_targets_formats_and_remedies() -> None:
     assert scheme("kv:int4-token").told(scales=False) == "keys and values: int4"
     three = scheme("weights:int4-group64/act:int8-token+smooth=0.8")
     assert three.weights == Format("int", 4, "group", 64) and three.smooth == 0.8
-    assert {*SITES} - {*three.smooth_sites} == {"o_in", "mlp_act"} and scheme("int8-tensor+smooth-all").smooth_sites == SITES
+    assert {*SITES} - {*three.smooth_sites} == {"o_in", "mlp_act"} and scheme(
+        "int8-tensor+smooth-all"
+    ).smooth_sites == SITES
     assert scheme("weights:int8-channel").told() == "weights: int8 by row"
     assert scheme("mlp_act:fp8-none").form("mlp_act") == Format("fp8", sharing="none")
     assert scheme("int8-static").parts == scheme("int8-tensor-static").parts

@@ -126,7 +126,9 @@ def _read_stack(watch: Watch, calls: list[Call], params: dict[int, str], run: Ca
     read = all_read()
     mixing = mixing_writes(watch.root, read, run, same)
     told = {(p.module, p.call): n for b in read for n, p in b.places.items() if "_out" in n}
-    if any(mixes(told[write]) != bool(reach) or (reach and "attn" not in told[write]) for write, reach in mixing.items()):
+    if any(
+        mixes(told[write]) != bool(reach) or (reach and "attn" not in told[write]) for write, reach in mixing.items()
+    ):
         read = all_read(mixing)
     return read
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-
 from massact.records.sites import MIXERS
 from massact.trace.watch import Key
 
@@ -62,7 +61,7 @@ class Mixing:
     """What mixes the tokens of one write.
 
     Args:
-        kind: of the site: "attn", "ssm", "linear_attn", "conv", "mixer" (something else), "cross_attn", "mlp" (nothing).
+        kind: of the site: one of `MIXERS`, "cross_attn", or "mlp" where no tokens are mixed.
         all: kinds that take part in it: attention whose result a state-space scan reads is two of them.
     """
 
@@ -290,4 +289,3 @@ class _Flow:
             )
             for k, node in self.nodes.items()
         )  # fmt: skip
-

@@ -30,7 +30,9 @@ class QuantiseConfig(Options):
     VERB: ClassVar[str] = "quantise"
 
     schemes: Names = option((), SCHEMES)
-    sites: Names = option((), "Only these sites of activations, with commas: attn_in,o_in,mlp_in,mlp_act (ssm_in, linear_attn_in, ...).")
+    sites: Names = option(
+        (), "Only these sites of activations, with commas: attn_in,o_in,mlp_in,mlp_act (ssm_in, linear_attn_in, ...)."
+    )
     stack: str | None = option(None, "Of several stacks, which; nothing: that of the largest cluster.", shown=False)
     guilty: str | None = option(
         None, "Scheme whose guilty sites are looked for; nothing: of those by tensor the worst; none: no curve."
