@@ -118,7 +118,7 @@ TABLES: dict[str, Columns] = {
         **_LAYER,
         "dim": ("int64", "coordinate"),
         "position_class": ("string", "start, delimiter, padding or other"),
-        "submodule": ("string", "embedding, attn_out (ssm_out, ...), mlp_out, ..., between_out; norm, between: what changes it"),
+        "submodule": ("string", "embedding, attn_out, ssm_out, mlp_out, ...; between_out; norm, between: changes"),
         "module": ("string", "dotted path of what writes"),
         "write": ("float64", "what it adds, signed mean over the tokens of the coordinate"),
         "write_std": ("float64", "standard deviation over these tokens"),

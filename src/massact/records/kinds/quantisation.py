@@ -56,8 +56,8 @@ TABLES: dict[str, Columns] = {
         "scheme": ("string", _SCHEME),
         "stack": ("string", "name of the stack"),
         "layer": ("int64", "block"),
-        "site": ("string", "what is quantised there: attn_in (ssm_in, linear_attn_in, conv_in, mixer_in where tokens are "
-                 "mixed so), o_in, mlp_in, mlp_act, k, v; weights: nothing but these"),
+        "site": ("string", "what is quantised there: attn_in (ssm_in, linear_attn_in, conv_in, mixer_in where tokens "
+                 "are mixed so), o_in, mlp_in, mlp_act, k, v; weights: nothing but these"),
         "modules": ("string", "dotted names of the matrices that read it; empty: keys and values"),
         "local_massive": ("float64", "error of massive tokens at the end of the block, this site alone quantised; NaN: "
                           "there are none"),
