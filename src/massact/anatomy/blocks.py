@@ -1,338 +1,24 @@
-"""Read one block out of a watched forward pass: its residual stream, what is written to it, and where.
+"""The sites and equations of one block: its residual stream, what is written to it, and where each is seen.
 
-A block is a module that takes a residual stream and gives one back. Walking backwards from what it gives,
-every addition that leads to what it took is a write; every norm on the way makes the block post-LN. A write
-is attention if it mixes tokens (a product contracted over token positions), an MLP if it does not.
+A write is attention if it mixes tokens (a product contracted over token positions), an MLP if it does not.
 """
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
-from torch import nn
-
-from massact.anatomy.mixers import WORDS, mixer_of, mixing_of
+from massact.anatomy.block_reader import BlockReader, Ends, Value
+from massact.anatomy.mixers import WORDS, Mixing, mixer_of, mixing_of
 from massact.anatomy.projections import attention_projection, down_projection
-from massact.records.anatomy import Block, Place, Sum
+from massact.records.anatomy import Block, Change, Place, Sum
 from massact.records.errors import ProofError
-from massact.trace.watch import Call, Key, Node, Watch
+from massact.trace.watch import Call, Key, Watch
 
 NO_SUBLAYER = "the block has no such sublayer"
-_MATMULS = {"mm": 0, "bmm": 0, "matmul": 0, "addmm": 1, "baddbmm": 1, "addbmm": 1, "linear": 0}
-
-
-@dataclass(frozen=True)
-class _Value:
-    """One value of the residual stream inside a block, and how it came about."""
-
-    key: Key
-    made_by: str  # "start" | "add" | "norm"
-    write: Key | None = None
-    factor: float = 1.0  # of the write
-
-
-@dataclass(frozen=True)
-class Ends:
-    """Which tensors at the borders of a block belong to the stream that runs on from block to block.
-
-    Args:
-        taken: inputs that are made from what the block before gives.
-        given: outputs that what the next block takes is made from.
-        same: those of both that are handed on as they are.
-    """
-
-    taken: frozenset[Key] = frozenset()
-    given: frozenset[Key] = frozenset()
-    same: frozenset[Key] = frozenset()
-
-
-class BlockReader:
-    """Reads one block call out of a watched forward pass."""
-
-    def __init__(self, watch: Watch, call: Call, params: dict[int, str], ends: Ends | None = None) -> None:
-        self._look(watch, call, params, [c for c in watch.calls if c.inside(call)])
-        pairs = self._pairs(ends or Ends())
-        for self.start, self.end in [*pairs, pairs[0]]:  # the last one is for the refusal, where none leads
-            self.numel = math.prod(self.start.shape)
-            self.n_tokens = self.start.shape[-2]
-            self._leads: dict[Key, bool] = {}
-            if self._leads_to_start(self.canon(self.end.key)):
-                break
-
-    def _look(self, watch: Watch, call: Call, params: dict[int, str], inner: list[Call]) -> None:
-        """Note which of some module calls gave which tensor."""
-        self.watch, self.call, self.params, self.inner = watch, call, params, inner
-        self.makers: dict[Key, list[tuple[Call, Any]]] = defaultdict(list)
-        for made in inner:
-            for seen in made.outputs:
-                self.makers[self.canon(seen.key)].append((made, seen))
-
-    def canon(self, key: Key) -> Key:
-        return self.watch.canon(key)
-
-    def fail(self, why: str) -> ProofError:
-        return ProofError(
-            f"Block {self.call.name!r} ({type(self.call.module).__name__}) is not understood.",
-            why,
-            "massact needs every write to the residual stream to be the output of a module inside the block: "
-            "wrap it in a module (nn.Identity will do), or give other blocks with blocks='path'."
-            + (" The block has hooks of its own, which may change it: remove them." if self._hooked() else ""),
-        )
-
-    def _hooked(self) -> bool:
-        """Whether someone else's hooks are on the block (those of `watch` are gone by now)."""
-        return bool(self.call.module._forward_hooks or self.call.module._forward_pre_hooks)
-
-    def _pairs(self, ends: Ends) -> list[tuple[Any, Any]]:
-        """What may be the block's input and output on the residual stream: pairs of tensors of one shape."""
-        alike = [(a, b) for a in self.call.inputs for b in self.call.outputs if a.shape == b.shape]
-        pairs = next((p for rank in (3, 2) if (p := [(a, b) for a, b in alike if len(a.shape) == rank])), None)
-        if not pairs:
-            raise self.fail("No input and output of it have the same (batch, tokens, width) shape.")
-        for i, known in enumerate((ends.taken, ends.given)):
-            # Where none of them goes on, the proof of what lies between the blocks says so.
-            pairs = [p for p in pairs if self.canon(p[i].key) in known] or pairs
-        # First what is handed from block to block as it is, then what something is made from on the way.
-        return sorted(pairs, key=lambda p: sum(self.canon(s.key) not in ends.same for s in p))
-
-    # ---- the residual path, walked backwards
-    def _addends(self, key: Key) -> tuple[Key, Key] | None:
-        """The two tensors that this one is a sum or a difference of."""
-        node = self.watch.made.get(key)
-        if node is None or node.op not in ("add", "sub") or len(node.inputs) != 2:
-            return None
-        if not all(math.prod(s) == self.numel for s in node.shapes):
-            return None
-        return self.canon(node.inputs[0]), self.canon(node.inputs[1])
-
-    def norm_input(self, key: Key) -> Key | None:
-        """The input of the norm module whose output this is."""
-        for inner, _ in self.makers.get(key, ()):
-            if _is_norm(inner.module, self.start.shape[-1]) and inner.inputs:
-                source = self.canon(inner.inputs[0].key)
-                if source != key:
-                    return source
-        return None
-
-    def _leads_to_start(self, key: Key) -> bool:
-        if key == self.canon(self.start.key):
-            return True
-        if key not in self._leads:
-            self._leads[key] = False  # cycles cannot happen; this only bounds the recursion
-            pair = self._addends(key)
-            sources = pair if pair else tuple(k for k in (self.norm_input(key),) if k)
-            self._leads[key] = any(self._leads_to_start(s) for s in sources)
-        return self._leads[key]
-
-    def stream(self) -> list[_Value]:
-        """The values of the residual stream from the block's input to its output."""
-        values: list[_Value] = []
-        key, start = self.canon(self.end.key), self.canon(self.start.key)
-        while key != start:
-            pair = self._addends(key)
-            if pair is not None:
-                through = [k for k in pair if self._leads_to_start(k)]
-                factor = self.watch.made[key].factor
-                if len(through) == 1 and pair[0] != pair[1] and (factor == 1.0 or through[0] == pair[0]):
-                    first = through[0] == pair[0]
-                    values.append(_Value(key, "add", pair[first], factor if first else 1.0))
-                    key = through[0]
-                    continue
-            source = self.norm_input(key)
-            if source is None or not self._leads_to_start(source):
-                raise self.fail(
-                    "Walking back from its output, the residual stream cannot be followed to its input"
-                    f"{self._obstacle(key)} (after {len(values)} step(s) back)."
-                )
-            if values and values[-1].made_by == "norm":
-                raise self.fail("It normalises the residual stream twice in a row.")
-            values.append(_Value(key, "norm"))
-            key = source
-        if not any(v.made_by == "add" for v in values):
-            raise self.fail("Nothing is added to its input: it has no residual stream.")
-        if values[-1].made_by == "norm":
-            raise self.fail("It normalises the residual stream before it adds anything to it.")
-        return [_Value(start, "start"), *reversed(values)]
-
-    def _obstacle(self, key: Key) -> str:
-        """What stands in the way of the residual stream at a value, in words."""
-        pair = self._addends(key)
-        ops = sorted({self.watch.made[k].op for k in pair or (key,) if k in self.watch.made})
-        if pair and all(self._leads_to_start(k) for k in pair):
-            return ": both terms of a sum are the stream itself"
-        scaled = (
-            " (massact does not follow a stream that is itself scaled)" if {"mul", "div", "addcmul"} & {*ops} else ""
-        )
-        if pair:
-            return f": no term of a sum is the stream, they come from {' and '.join(map(repr, ops))}{scaled}"
-        return f": {ops[0]!r} stands in the way{scaled}" if ops else ""
-
-    # ---- where a tensor can be seen
-    def _outermost(self, key: Key, skip: Call | None = None) -> tuple[Call, Any] | None:
-        made = [m for m in self.makers.get(key, ()) if m[0] is not skip]
-        return min(made, key=lambda m: m[0].depth) if made else None
-
-    def place_of_value(self, value: _Value) -> Place | None:
-        """A place where this value of the residual stream passes the border of some module call."""
-        if value.key == self.canon(self.start.key):
-            return Place(self.call.name, "in", self.start.path, self.call.number)
-        if value.key == self.canon(self.end.key):
-            return Place(self.call.name, "out", self.end.path, self.call.number)
-        made = self._outermost(value.key)
-        if made is not None:
-            return Place(made[0].name, "out", made[1].path, made[0].number)
-        for inner in self.inner:
-            for seen in inner.inputs:
-                if self.canon(seen.key) == value.key:
-                    return Place(inner.name, "in", seen.path, inner.number)
-        return None
-
-    def places_of_write(self, key: Key, scale: float | str = 1.0) -> list[tuple[Key, Place]]:
-        """The module output(s) that make up one write, taken apart where a sum of several is added at once."""
-        made = self._outermost(key)
-        if made is not None:
-            return [(key, Place(made[0].name, "out", made[1].path, made[0].number, scale))]
-        node = self.watch.made.get(key)
-        factor, source = self.factor_of(node)
-        if source is not None:
-            both = factor
-            if scale != 1.0:
-                if isinstance(scale, str) or isinstance(factor, str):
-                    raise self.fail(f"What it adds is scaled twice ({factor} and {scale}): massact can undo one scale.")
-                both = scale * factor
-            return [(key, place) for _, place in self.places_of_write(source, both)]
-        pair = self._addends(key)
-        if pair is not None and node is not None and (not isinstance(scale, str) or node.factor == 1.0):
-            second = scale if isinstance(scale, str) else scale * node.factor
-            return self.places_of_write(pair[0], scale) + self.places_of_write(pair[1], second)
-        raise self.fail(
-            "What it adds to the residual stream is not the output of any module inside it"
-            + (f" (it comes from {node.op!r})." if node else ".")
-        )
-
-    def factor_of(self, node: Node | None) -> tuple[float | str, Key | None]:
-        """A constant or a parameter times a tensor: the factor, and the tensor; None where it is something else."""
-        if node is None or node.op not in ("mul", "div", "neg"):
-            return 1.0, None
-        if len(node.inputs) == 1:
-            scalars = [a for a in node.args if isinstance(a, (int, float))]
-            if node.op == "neg":
-                scalars = [-1.0]
-            if not scalars or scalars[0] == 0:
-                return 1.0, None
-            factor = 1.0 / scalars[0] if node.op == "div" else float(scalars[0])
-            return factor, self.canon(node.inputs[0])
-        if node.op == "div":
-            return 1.0, None
-        for i, key in enumerate(node.inputs):
-            if self.canon(key)[0] in self.params:
-                return self.params[self.canon(key)[0]], self.canon(node.inputs[1 - i])
-        return 1.0, None
-
-    # ---- what a write is made from
-    def cone(self, key: Key, stop: set[Key]) -> set[Key]:
-        """Everything that `key` was computed from, back to the residual stream and the block's other inputs."""
-        seen: set[Key] = set()
-        stop = stop | {self.canon(s.key) for s in self.call.inputs}
-        todo = [key]
-        while todo:
-            k = self.canon(todo.pop())
-            if k in seen:
-                continue
-            seen.add(k)
-            if k in stop and k != self.canon(key):
-                continue
-            if k in self.watch.made:
-                todo.extend(self.watch.made[k].inputs)
-        return seen
-
-    def calls_attention(self, cone: set[Key]) -> bool:
-        ops = (self.watch.made[key].op for key in cone if key in self.watch.made)
-        return any("attention" in op or op.startswith("scaled_dot_product") for op in ops)
-
-    def attends(self, cone: set[Key]) -> bool:
-        """Whether a softmax, an attention kernel, or a product of two activations contracted over tokens is in it."""
-        if self.calls_attention(cone):
-            return True
-        nodes = [self.watch.made[key] for key in cone if key in self.watch.made]
-        return any("softmax" in n.op or (n.op == "bmm" and n.shapes[0][-1] in self._token_counts) for n in nodes)
-
-    def mixes_tokens(self, cone: set[Key]) -> bool:
-        """Whether the dataflow shows an attention, a convolution, or a product contracted over tokens."""
-        if self.calls_attention(cone):
-            return True
-        for key in cone:
-            node = self.watch.made.get(key)
-            if node is None:
-                continue
-            if node.op.startswith("convolution"):
-                return True
-            if node.op in _MATMULS and len(node.shapes) > _MATMULS[node.op]:
-                if node.shapes[_MATMULS[node.op]][-1] in self._token_counts:
-                    return True
-        return False
-
-    def _other_sequences(self, other_length: bool = True) -> list[Any]:
-        """Inputs that are states of another sequence: (batch, other tokens, width)."""
-        return [
-            s
-            for s in self.call.inputs
-            if len(s.shape) == 3
-            and s.shape[0] == self.start.shape[0]
-            and s.shape[1] != 1
-            and self.canon(s.key) != self.canon(self.start.key)
-            and (s.shape[1] != self.n_tokens or (not other_length and s.shape == self.start.shape))
-        ]
-
-    @cached_property
-    def _token_counts(self) -> set[int]:
-        return {self.n_tokens} | {s.shape[1] for s in self._other_sequences()}
-
-    def crosses(self, cone: set[Key], other_length: bool = True) -> bool:
-        """Whether the write reads another sequence (the encoder's) besides the residual stream.
-
-        Args:
-            cone: what the write is made from.
-            other_length: count sequences of another length only: one of the same length may be positions.
-        """
-        return any(self.canon(s.key) in cone for s in self._other_sequences(other_length))
-
-    def read_by(self, cone: set[Key], values: list[_Value], before: _Value) -> _Value:
-        """What a sublayer reads: a value of the stream, else another stream that the block takes (reversible ones)."""
-        for value in values:
-            if value.key in cone:
-                return value
-        for seen in self.call.inputs:
-            if seen.shape == self.start.shape and self.canon(seen.key) in cone:
-                return _Value(self.canon(seen.key), "start")
-        return before  # a kernel that nobody can look into
-
-    def sublayer_input(self, cone: set[Key], before: _Value) -> Place | None:
-        """Where the sublayer reads what it is given: behind its norm, or the tensor itself."""
-        for inner in self.inner:
-            if _is_norm(inner.module, self.start.shape[-1]) and inner.inputs and inner.outputs:
-                reads = self.canon(inner.inputs[0].key)
-                if (
-                    reads == before.key
-                    and self.canon(inner.outputs[0].key) in cone
-                    and reads != self.canon(inner.outputs[0].key)
-                ):
-                    return Place(inner.name, "out", inner.outputs[0].path, inner.number)
-        return self.place_of_value(before)
-
-
-def _is_norm(module: nn.Module, width: int) -> bool:
-    """A module that rescales each token: only vectors for parameters, at most a few of the stream's width."""
-    params = list(module.parameters())
-    if any(p.ndim > 1 for p in params) or sum(p.numel() for p in params) > 4 * width:
-        return False
-    named = any(word in type(module).__name__.lower() for word in ("norm", "dyt", "dynamictanh"))
-    return named or any(p.numel() == width for p in params)
+Reaches = Mapping[tuple[str, int], int]  # write (module, call) -> how many tokens away what it reads is felt
+Tell = Callable[[Key, Place, set[Key]], Mixing]  # of a write, its place, and what ends the way back from it
 
 
 def read_block(
@@ -340,7 +26,7 @@ def read_block(
     call: Call,
     layer: int,
     params: dict[int, str],
-    mixing: Mapping[tuple[str, int], int] | None = None,
+    mixing: Reaches | None = None,
     ends: Ends | None = None,
 ) -> Block:
     """The anatomy of one block call.
@@ -358,95 +44,142 @@ def read_block(
         ProofError: the residual stream cannot be followed through it.
     """
     reader = BlockReader(watch, call, params, ends)
-    values = reader.stream()
-    places: dict[str, Place] = {"resid_pre": Place(call.name, "in", reader.start.path, call.number)}
-    sums: list[Sum] = []
-    unavailable: dict[str, str] = {}
-    start, last, i = "resid_pre", "resid_pre", 1
-    pending: list[str] = []
-    mixers: list[str] = []
+    tell = partial(mixing_at, reader, mixing or {})
+    try:
+        return read_values(reader, reader.stream(), layer, tell)
+    except ProofError as refused:
+        return read_values(reader, reader.scaled_stream(refused), layer, tell)
+
+
+def mixing_at(reader: BlockReader, mixing: Reaches, key: Key, place: Place, stop: set[Key]) -> Mixing:
+    """What mixes the tokens of the write at a place; `mixing` is what an experiment said, see `read_block`."""
+    return mixing_of(reader, key, stop, mixing.get((place.module, place.call)))
+
+
+@dataclass
+class Reading:
+    """What is read of a block so far."""
+
+    places: dict[str, Place]
+    sums: list[Sum] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    mixers: list[str] = field(default_factory=list)
+
+    def put(self, point: str, place: Place) -> str:
+        """Note a place under a name that is free: `point`, or `point_2`, ... where there are several of a kind."""
+        name = self.fresh(point)
+        self.places[name] = place
+        return name
+
+    def fresh(self, point: str) -> str:
+        return next(n for n in (point, *(f"{point}_{i}" for i in range(2, 99))) if n not in self.places)
+
+    def block(self, layer: int, call: Call) -> Block:
+        """The record of it."""
+        sums, changes = tuple(self.sums), tuple(self.changes)
+        mixer = mixer_of(self.mixers)
+        return Block(layer, call.name, call.number, self.places, sums, self.unavailable, changes=changes, mixer=mixer)
+
+
+def read_values(reader: BlockReader, values: list[Value], layer: int, tell: Tell, how: str = "scale") -> Block:
+    """The sites and equations of a block along the values of its stream.
+
+    Args:
+        reader, values: of the block.
+        layer: its number.
+        tell: what mixes the tokens of a write.
+        how: what is done to a stream that does not go into a sum as it is.
+
+    Raises:
+        ProofError: the last of them is not what the block gives, or a write passes no module.
+    """
+    call, first = reader.call, reader.place_of_value(values[0])
+    assert first is not None  # what the block takes
+    found = Reading({"resid_pre": first})
+    start, pending, normed_point = "resid_pre", list[str](), ""
     before = values[0]
-    while i < len(values):
-        value = values[i]
-        names, kinds = _place_writes(reader, values, i, before, places, unavailable, mixing or {})
-        pending, mixers = pending + names, mixers + kinds
-        final_add = i == len(values) - 1 or (i == len(values) - 2 and values[-1].made_by == "norm")
-        point = "resid_post" if final_add else "resid_cross" if names[-1].startswith("cross") else "resid_mid"
-        normed = i + 1 < len(values) and values[i + 1].made_by == "norm"
-        # A block with more than two sublayers has several middles: resid_mid, resid_mid_2, ...
-        end, point = _fresh(f"{point}_prenorm" if normed else point, places), _fresh(point, places)
+    for i, value in enumerate(values[1:], 1):
         place = reader.place_of_value(value)
+        if value.made_by == "norm":
+            assert place is not None  # the output of a norm module
+            once = i + 1 == len(values) or values[i + 1].made_by != "norm"
+            point = found.fresh(normed_point if once and normed_point else "resid_normed")
+            found.places[point] = place
+            found.changes.append(Change(start, point, "norm"))
+            start, before = point, value
+            continue
+        names = place_writes(reader, [*values[: i + 1]], reader.writes_of(value), found, tell, before)
+        pending += names
+        if value.kept is not None:
+            found.changes.append(Change(start, kept := found.put("resid_scaled", value.kept), how))
+            start = kept
+        normed = i + 1 < len(values) and values[i + 1].made_by == "norm"
+        crosses = names[-1:] and names[-1].startswith("cross")
+        last = all(v.made_by == "norm" for v in values[i + 1 :])
+        normed_point = point = "resid_post" if last else "resid_cross" if crosses else "resid_mid"
+        # A block with more than two sublayers has several middles: resid_mid, resid_mid_2, ...
+        end = found.fresh(f"{point}_prenorm" if normed else point)
         if place is not None:
-            places[end] = place
-            sums.append(Sum(start, tuple(pending), end))
+            found.places[end] = place
+            found.sums.append(Sum(start, tuple(pending), end))
             start, pending = end, []
         else:
-            unavailable[end] = "the sum passes no module of its own (attention and MLP run in parallel)"
+            found.unavailable[end] = "the sum passes no module of its own (attention and MLP run in parallel)"
         before = value
-        if normed:
-            after = values[i + 1]
-            place = reader.place_of_value(after)
-            assert place is not None  # the output of a norm module
-            places[point] = place
-            start, before, i = point, after, i + 1
-        last = point
-        i += 1
-    if last != "resid_post" or pending:
+    if start != "resid_post" or pending:
         raise reader.fail("The last sum of it is not what it gives back.")
-    if "resid_mid" not in places:
-        unavailable.setdefault("resid_mid", "attention and MLP run in parallel, or the block has only one of them")
+    if "resid_mid" not in found.places:
+        found.unavailable.setdefault(
+            "resid_mid", "attention and MLP run in parallel, or the block has only one of them"
+        )
+    note_missing(found)
+    return found.block(layer, call)
+
+
+def note_missing(found: Reading) -> None:
+    """Say which sublayers a block does not have."""
     for point, projected in (("attn_out", "o_in"), ("mlp_out", "mlp_act")):
-        if point not in places:
-            others = [WORDS[kind] for kind in mixers if kind != "attn"] if point == "attn_out" else []
-            unavailable[point] = f"tokens are mixed by {' and '.join(others)}" if others else NO_SUBLAYER
-            unavailable.setdefault(projected, unavailable[point])
-    return Block(layer, call.name, call.number, places, tuple(sums), unavailable, mixer=mixer_of(mixers))
+        if point not in found.places:
+            others = [WORDS[kind] for kind in found.mixers if kind != "attn"] if point == "attn_out" else []
+            found.unavailable[point] = f"tokens are mixed by {' and '.join(others)}" if others else NO_SUBLAYER
+            found.unavailable.setdefault(projected, found.unavailable[point])
 
 
-def _place_writes(
+def place_writes(
     reader: BlockReader,
-    values: list[_Value],
-    i: int,
-    before: _Value,
-    places: dict[str, Place],
-    unavailable: dict[str, str],
-    mixing: Mapping[tuple[str, int], int],
-) -> tuple[list[str], list[str]]:
-    """Name and place the write(s) of one addition, with what they read; gives their names, and what mixes tokens."""
-    names: list[str] = []
-    mixers: list[str] = []
-    write = values[i].write
-    assert write is not None  # two norms never follow each other, see `stream`
-    for key, place in reader.places_of_write(write, values[i].factor):
+    values: list[Value],
+    writes: Iterable[tuple[Key, Place]],
+    found: Reading,
+    tell: Tell,
+    before: Value,
+) -> list[str]:
+    """Name and place what is added to the stream at once, with what it reads; gives the names."""
+    names = []
+    for key, place in writes:
+        if place.formula is not None and place.formula.write is None:
+            names.append(found.put("bias_out", place))
+            continue
         cone = reader.cone(key, {v.key for v in values})
-        mixed = mixing_of(reader, key, {v.key for v in values}, mixing.get((place.module, place.call)))
-        mixers += mixed.all
-        name = _fresh(f"{mixed.kind}_out", places)
-        places[name] = place
+        mixed = tell(key, place, {v.key for v in values})
+        found.mixers += mixed.all
+        name = found.put(f"{mixed.kind}_out", place)
         names.append(name)
         source = reader.sublayer_input(cone, reader.read_by(cone, values, before))
         if source is not None:
-            places[name.replace("_out", "_in")] = source
+            found.places[name.replace("_out", "_in")] = source
         if mixed.kind == "mlp":
             read, why = down_projection(reader, place)
-            _add_projection(read, name.replace("_out", "_act"), places, unavailable, why)
+            _add_projection(read, name.replace("_out", "_act"), found, why)
         elif mixed.kind in ("attn", "cross_attn"):
             read, why = attention_projection(reader, place, {v.key for v in values})
-            _add_projection(read, name.replace("attn_out", "o_in"), places, unavailable, why)
-    return names, mixers
+            _add_projection(read, name.replace("attn_out", "o_in"), found, why)
+    return names
 
 
-def _fresh(name: str, taken: Iterable[str]) -> str:
-    """`name`, or `name_2`, `name_3` where a block has several sublayers of one kind."""
-    taken = set(taken)
-    return next(n for n in (name, *(f"{name}_{i}" for i in range(2, 99))) if n not in taken)
-
-
-def _add_projection(
-    place: Place | None, name: str, places: dict[str, Place], unavailable: dict[str, str], why: str
-) -> None:
+def _add_projection(place: Place | None, name: str, found: Reading, why: str) -> None:
     """The site that a last projection reads, or why there is none."""
     if place is None:
-        unavailable[name] = why
+        found.unavailable[name] = why
     else:
-        places[name] = place
+        found.places[name] = place

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,17 @@ from torch import Tensor, nn
 from massact.anatomy.blocks import read_block
 from massact.anatomy.passage import after_last, ends_of, has_skips, joined, other_streams
 from massact.anatomy.roles import mixing_writes
-from massact.anatomy.stacks import NO_BLOCKS, Listed, find_stacks, layer_counts, lists_inside, no_stack, stack_names
+from massact.anatomy.several_streams import read_streams
+from massact.anatomy.stacks import (
+    NO_BLOCKS,
+    Listed,
+    find_stacks,
+    is_of_several,
+    layer_counts,
+    lists_inside,
+    no_stack,
+    stack_names,
+)
 from massact.records.anatomy import Anatomy, Block, Place, Stack
 from massact.records.errors import MassactError, ProofError, UserError, class_and_line
 from massact.records.sites import mixes
@@ -47,13 +58,20 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
     counts = layer_counts(getattr(model, "config", None))
     candidates = find_stacks(watch, blocks, counts)
     params = {id(p): name for name, p in model.named_parameters()}
-    stacks: list[tuple[str, list[Block], list[Call]]] = []
+    found: list[tuple[str, Callable[[str], list[Stack]]]] = []
     refused: list[ProofError] = []
     left_out: list[str] = []
+
+    def run() -> Any:
+        return model(**inputs)
+
     while candidates:
         path, calls = candidates.pop(0)
+        if is_of_several(calls):
+            found.append((path, _several(watch, path, calls, params, run)))
+            continue
         try:
-            read = _read_stack(watch, calls, params, lambda: model(**inputs))
+            read = _read_stack(watch, calls, params, run)
         except ProofError as error:
             # A list of the length that the configuration names is a stack: not reading it is a refusal.
             if blocks is not None or len(calls) in counts:
@@ -66,28 +84,33 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
             candidates = inside + candidates
             continue
         _check_few(read)
-        stacks.append((path, joined(watch, calls, read, params), calls))
-    if not stacks:
+        found.append((path, partial(_one, watch, path, calls, joined(watch, calls, read, params), params)))
+    if not found:
         if refused:
             raise refused[0]
         raise no_stack(watch)
-    names = stack_names([path for path, _, _ in stacks])
-    return Anatomy(
-        tuple(
-            Stack(
-                n,
-                path,
-                tuple(read),
-                _width(watch, calls[0]),
-                after_last(watch, calls[-1], read[-1], params),
-                has_skips(watch, calls),
-                other_streams(watch, calls, read),
-            )
-            for n, (path, read, calls) in zip(names, stacks, strict=True)
-        ),
-        _logits_place(watch),
-        tuple(left_out),
-    )
+    names = stack_names([path for path, _ in found])
+    stacks = tuple(stack for name, (_, made) in zip(names, found, strict=True) for stack in made(name))
+    return Anatomy(stacks, _logits_place(watch), tuple(left_out))
+
+
+def _one(
+    watch: Watch, path: str, calls: list[Call], read: list[Block], params: dict[int, str], name: str
+) -> list[Stack]:
+    """The stack of a list of blocks."""
+    after, skips = after_last(watch, calls[-1], read[-1], params), has_skips(watch, calls)
+    others = other_streams(watch, calls, read)
+    return [Stack(name, path, tuple(read), _width(watch, calls[0]), after, skips, others)]
+
+
+def _several(
+    watch: Watch, path: str, calls: list[Call], params: dict[int, str], run: Callable[[], Any]
+) -> Callable[[str], list[Stack]]:
+    """The stacks of a list of blocks that hand on several streams."""
+    several = read_streams(watch, calls, params, path)
+    read = several.collapsed({})
+    mixing = mixing_writes(watch.root, read, run, lambda place: [place])
+    return lambda name: several.stacks(name, mixing)
 
 
 def run_example(model: nn.Module, inputs: dict[str, Any]) -> Any:
@@ -152,7 +175,7 @@ def _hold_blocks(watch: Watch, lists: list[Listed], params: dict[int, str]) -> b
 
 def _check_few(blocks: list[Block]) -> None:
     for block in blocks:
-        many = next((name for name in block.places if name.endswith("_4")), None)
+        many = next((name for name in block.places if "_out" in name and name.endswith("_4")), None)
         if many is not None:
             raise ProofError(
                 f"Block {block.module!r} is not understood.",

@@ -13,6 +13,7 @@ from massact.records.errors import ProofError
 from massact.records.sites import Site
 
 COARSE = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+_ROUND = ("mul", "div", "add", "sub", "mm", "sum")
 ROWS = 64  # tokens looked at together: few enough to stay in the cache of a CPU
 
 
@@ -53,8 +54,11 @@ class Equation:
         return (*self.terms, self.end)
 
     def allowed(self, tolerance: float) -> float:
-        """What may be missed of the terms: nothing where nothing was computed."""
-        return tolerance if len(self.terms) > 1 else 0.0
+        """What may be missed of the terms: nothing where nothing was computed, more where factors round as well."""
+        places = [self.block.places.get(site.point) for site in self.terms]
+        formulas = [p.formula for p in places if p is not None and p.formula is not None]
+        roundings = sum(any(word in op.name for word in _ROUND) for f in formulas for op in f.ops)
+        return tolerance * (1 + roundings / 4) if len(self.terms) > 1 or formulas else 0.0
 
     def __str__(self) -> str:
         """As it stands in a record: `model.layers.3: resid_pre + attn_out = resid_mid`."""

@@ -24,7 +24,7 @@ from massact.records.sites import MIXERS
 from massact.trace.watch import Key
 
 if TYPE_CHECKING:
-    from massact.anatomy.blocks import BlockReader
+    from massact.anatomy.block_reader import BlockReader
 
 WORDS = {
     "attn": "attention whose result another mixer reads",

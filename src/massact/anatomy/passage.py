@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from massact.anatomy.blocks import BlockReader, Ends
+from massact.anatomy.block_reader import BlockReader, Ends
 from massact.records.anatomy import Block
 from massact.records.errors import ProofError
 from massact.trace.watch import Call, Key, Seen, Watch

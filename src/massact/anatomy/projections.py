@@ -11,7 +11,7 @@ from massact.records.anatomy import Place
 from massact.trace.watch import Key
 
 if TYPE_CHECKING:
-    from massact.anatomy.blocks import BlockReader
+    from massact.anatomy.block_reader import BlockReader
 
 _NO_DOWN = "the MLP has no single output projection module (a mixture of experts, for example)"
 _NOT_ATTENTION = "what mixes tokens here is no attention over keys (a convolution, a recurrence, ...)"

@@ -28,7 +28,7 @@ def find_stacks(watch: Watch, blocks: Iterable[str] | None, counts: set[int]) ->
         counts: numbers of layers that the configuration names; {} when unknown.
     """
     if blocks is not None:
-        lists = _lists(watch)
+        lists = _lists(watch, 4) | _lists(watch)
         return [_given(watch, path, lists) for path in dict.fromkeys(blocks)]
     outer = lists_inside(watch)
     named = [(p, calls) for p, calls in outer if len(calls) in counts]
@@ -36,7 +36,13 @@ def find_stacks(watch: Watch, blocks: Iterable[str] | None, counts: set[int]) ->
     # width) tensors, so that only lists of a length that the configuration names are taken for such a tower.
     rows = [(p, calls) for p, calls in lists_inside(watch, rank=2) if len(calls) in counts]
     apart = [(p, c) for p, c in rows if not any(p == q or _below(p, q) or _below(q, p) for q, _ in outer)]
-    return sorted([*(named or outer), *apart], key=lambda item: watch.calls.index(item[1][0]))
+    # Of rank 4 are blocks of several streams, and images that keep rows and columns apart.
+    several = [(p, c) for p, c in lists_inside(watch, rank=4) if len(c) in counts]
+    several = [(p, c) for p, c in several if not any(p == q or _below(p, q) for q, _ in named)]
+    outer, named = ([(p, c) for p, c in of if not any(_below(p, q) for q, _ in several)] for of in (outer, named))
+    return sorted(
+        [*(named or ([] if several else outer)), *apart, *several], key=lambda item: watch.calls.index(item[1][0])
+    )
 
 
 def _below(path: str, above: str) -> bool:
@@ -65,6 +71,11 @@ def lists_inside(watch: Watch, path: str | None = None, rank: int = 3) -> list[L
     }
     outer = {p: calls for p, calls in found.items() if not any(_below(p, q) for q in found)}
     return sorted(outer.items(), key=lambda item: watch.calls.index(item[1][0]))
+
+
+def is_of_several(calls: list[Call]) -> bool:
+    """Whether blocks hand on several streams at once: tensors of four axes, and none of three."""
+    return not any(_maps_stream(call, 3) or _maps_stream(call, 2) for call in calls)
 
 
 def _maps_stream(call: Call, rank: int) -> bool:

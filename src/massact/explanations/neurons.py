@@ -38,6 +38,7 @@ class _StepUp:
     """One MLP that steps a coordinate up."""
 
     coordinate: Coordinate
+    stack: str  # that has what the MLP reads: another one than the coordinate's where there are several streams
     block: Block
     write: str  # mlp_out, mlp_out_2, ...
 
@@ -46,18 +47,18 @@ class _StepUp:
         return self.coordinate.tokens[:MOST_TOKENS]
 
     def site(self, point: str) -> Site:
-        return Site(self.coordinate.stack, self.block.layer, self.write.replace("_out", point))
+        return Site(self.stack, self.block.layer, self.write.replace("_out", point))
 
 
 def neurons_table(
     model: Model, corpus: Corpus, coordinates: Sequence[Coordinate], writers: pd.DataFrame
 ) -> tuple[pd.DataFrame, list[str]]:
     """The neurons (or experts) behind every step up by an MLP, and notes on those that cannot be seen."""
-    steps = [
-        _StepUp(c, model.anatomy.stack(c.stack).blocks[int(row.layer) - 1], str(row.submodule))
-        for c in coordinates
-        for row in _ups(writers, c).itertuples()
-    ]
+    steps = []
+    for c in coordinates:
+        stack = model.anatomy.stack(model.anatomy.together(c.stack)[0])
+        for row in _ups(writers, c).itertuples():
+            steps.append(_StepUp(c, stack.name, stack.blocks[int(row.layer) - 1], str(row.submodule)))
     rows: list[dict[str, object]] = []
     notes: list[str] = []
     routed: dict[tuple[str, int], _Routed] = {}  # a sequence is run once, whatever coordinates it has

@@ -1,7 +1,7 @@
 """Who writes a massive activation: exact accounting over the residual stream, then over the neurons of the writer.
 
 value after block L = embedding + sum of every write, those between blocks included (+ what a norm changes in post-LN
-blocks, and what else changes the stream between blocks), entry by entry.
+blocks, what a scale or the mixing with other streams changes, and what else happens between blocks), entry by entry.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from massact.records.anatomy import Block, Place, Stack
+from massact.records.anatomy import Block, Stack
 from massact.records.clusters import KEYS, passing
 from massact.records.sites import Site
 from massact.records.tables import frame
@@ -83,7 +83,7 @@ def write_probes(stack: Stack, coordinates: Sequence[Coordinate]) -> list[Probe]
     dims, chosen = sorted({c.dim for c in coordinates}), chosen_tokens(coordinates)
     points = {name for block in stack.blocks for s in block.sums for name in (s.start, *s.writes, s.end)}
     points |= {name for block in stack.blocks for name in block.between}
-    points |= {name.removesuffix("_prenorm") for name in points}
+    points |= {name for block in stack.blocks for change in block.changes for name in (change.start, change.end)}
     head = f"{stack.name}/" if stack.name else ""
     return [Probe("writes", f"{head}[0-9]*.{point}", lambda: Gather(chosen, dims)) for point in sorted(points)]
 
@@ -108,13 +108,17 @@ def steps_of(block: Block) -> list[Step]:
     ]
     if block.changed:
         steps.append(Step(block.layer, "between", block.module, "resid_post", "resid_pre", "", 1))
-    for s in block.sums:
-        for name in s.writes:
-            steps.append(Step(block.layer, name, block.places[name].module, s.start, s.end, name))
-        if s.end.endswith("_prenorm"):
-            after = s.end.removesuffix("_prenorm")
-            place: Place = block.places[after]
-            steps.append(Step(block.layer, "norm", place.module, s.end, after, ""))
+    point, changes, sums = "resid_pre", {c.start: c for c in block.changes}, {s.start: s for s in block.sums}
+    while point in changes or point in sums:
+        if point in changes:
+            change = changes[point]
+            steps.append(Step(block.layer, change.how, block.places[change.end].module, point, change.end, ""))
+            point = change.end
+            continue
+        end = sums[point].end
+        for name in sums[point].writes:
+            steps.append(Step(block.layer, name, block.places[name].module, point, end, name))
+        point = end
     return steps
 
 
@@ -139,6 +143,12 @@ def writers_table(
     notes: list[str] = []
     kept: dict[Site, Values] = {site: measured.result("writes", site) for site in measured.sites("writes")}
     for c in coordinates:
+        if stacks[c.stack].streams:
+            reads = ", ".join(stacks[c.stack].streams)
+            notes.append(
+                f"Nothing is added to stack {c.stack!r}, which is read from {reads}: their writers stand there."
+            )
+            continue
         dims = sorted({k.dim for k in coordinates if k.stack == c.stack})
         mine, missed, refused = _account(stacks[c.stack], c, dims.index(c.dim), kept, tolerance)
         if refused:
@@ -146,7 +156,7 @@ def writers_table(
             continue
         rows += mine
         closure[c.stack] = max(closure.get(c.stack, 0.0), missed)
-    return frame("writers", rows), closure, notes
+    return frame("writers", rows), closure, list(dict.fromkeys(notes))
 
 
 def _account(

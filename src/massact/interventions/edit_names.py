@@ -174,7 +174,11 @@ def _of_massive(make: Callable[..., Edit]) -> Callable[[str, Any, Setting], AnyE
 
     def at_layers(name: str, value: Any, setting: Setting) -> AnyEdit:
         made = tuple(make(target) if value is None else make(target, value) for target in setting.targets)
-        return made[0] if len(made) == 1 else Together(f"{name}, {len(made)} layers", made)
+        if len(made) == 1:
+            return made[0]
+        # One layer of several streams is still one layer.
+        n = len({target.site.layer for target in setting.targets})
+        return Together(f"{name}, {n} layers" if n > 1 else name, made)
 
     return at_layers
 

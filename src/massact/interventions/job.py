@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -102,7 +102,7 @@ def intervene(
                 f"{what} has {len(given)} entries for {text.n_sequences} sequences.", do="Give one for each sequence."
             )
     half = ready.n_sequences // 2 if other is None and config.hold_out and ready.n_sequences >= LEAST_HELD_OUT else 0
-    chosen = _chosen(scan, config)
+    chosen = _in_all_streams(_chosen(scan, config), scan, loaded, config)
     targets = tuple(_told_delimiters(t, loaded, (ready, text)) for t in _targets(chosen, half, ready.n_sequences))
     here = chosen[chosen.sequence >= half] if other is None else None
     here = None if here is None else here.assign(sequence=here.sequence - half)
@@ -116,6 +116,7 @@ def intervene(
     # Another text, or a run of an older version: does what the edits rely on hold at its length?
     at_length = None if proved_at(scan, text) else prove_at_length(loaded, text, [targets[0].site.stack])
     loaded = with_attention(loaded)
+    attends = loaded.anatomy.together(targets[0].site.stack)[0]
     setting = Setting(loaded, targets, ready.head(half) if half else ready, config.seed)
     named = [edit_named(name, setting) for name in config.sets]
     others, passed_over = _others(scan, config, setting, half, (ready, text))
@@ -124,7 +125,7 @@ def intervene(
     paired = evaluate(
         loaded, held_out, edits, batch_size=config.batch_size, progress=progress,
         labels=None if classes is None else torch.tensor(classes[half:]),
-        sinks=Sinks(targets[0], config.all_keys) if config.sinks else None,
+        sinks=Sinks(targets[0], config.all_keys, stack=attends) if config.sinks else None,
     )  # fmt: skip
     columns = {column: np.array([str(x) for x in list(values)[half:]]) for column, values in (groups or {}).items()}
     info = _info(config, scan, (ready, text, half), targets)
@@ -138,7 +139,7 @@ def intervene(
     if here is not None and len(targets) == 1:
         info.notes += _told(edits[: len(config.sets)], paired, targets[0], here)
     if config.sinks:
-        info.notes += loaded.anatomy.unseen_attention([targets[0].site.stack])
+        info.notes += loaded.anatomy.unseen_attention([attends])
         if wrote := [e.name for e in edits if unseen_attention(loaded, e)]:
             info.notes.append(f"Who attends to what is not given under {', '.join(wrote)}: an edit of what attention "
                               "gives is made behind its softmax.")  # fmt: skip
@@ -173,6 +174,19 @@ def _chosen(scan: ScanResult, config: InterveneConfig) -> pd.DataFrame:
     return pd.concat([meant(scan.findings, one, config.stack, clusters) for one in layers])
 
 
+def _in_all_streams(chosen: pd.DataFrame, scan: ScanResult, model: Model, config: InterveneConfig) -> pd.DataFrame:
+    """The same dims and classes of tokens in every stream, where there are several: one of them alone is no ablation.
+
+    What is read of the streams follows them; it is edited as well, and comes first.
+    """
+    together = model.anatomy.together(str(chosen["stack"].iloc[0]))
+    if len(together) == 1 or config.stack is not None:
+        return chosen
+    keys = ["layer", "site", "dim", "position_class"]
+    mine = scan.findings[scan.findings["stack"].isin(together)]
+    return mine[mine.set_index(keys).index.isin(chosen.set_index(keys).index)]
+
+
 def _targets(chosen: pd.DataFrame, half: int, n: int) -> tuple[Massive, ...]:
     """What is edited at every layer, the first layer first; cuts and values are of the sequences before `half`.
 
@@ -189,7 +203,7 @@ def _targets(chosen: pd.DataFrame, half: int, n: int) -> tuple[Massive, ...]:
             f"Cuts and means are of sequences 0 to {half - 1}, which have none.",
             "Use --no-hold-out, or more sequences.",
         )
-    return tuple(target_of(rows) for _, rows in findings.groupby("layer"))
+    return tuple(target_of(rows) for _, rows in findings.groupby(["layer", "stack"]))
 
 
 def _keys(targets: Sequence[Massive]) -> str:
@@ -226,9 +240,9 @@ def _left(scan: ScanResult, at: Site, edited: str) -> pd.DataFrame:
     return mine[~_edited_as(mine).isin(edited.split(", "))]
 
 
-def _elsewhere(scan: ScanResult, at: Site) -> list[str]:
+def _elsewhere(scan: ScanResult, edited: Collection[str]) -> list[str]:
     """That other stacks have clusters that pass, which are not edited: one edit is of one stack."""
-    having = _without_humps(scan.clusters[scan.clusters["stack"] != at.stack])
+    having = _without_humps(scan.clusters[~scan.clusters["stack"].isin(edited)])
     return [f"Not edited: {name}, whose {', '.join(keys_of(mine).iloc[:MOST_TOLD])} pass. --stack {name} edits it."
             for name, mine in having.groupby("stack", sort=False)]  # fmt: skip
 
@@ -239,7 +253,8 @@ def _others(
     """The same edits of every other cluster, at its own onset, with its layer and name; and what is not edited."""
     at, n = setting.targets[0].site, texts[0].n_sequences
     left = _left(scan, at, _keys(setting.targets))
-    elsewhere = _elsewhere(scan, at) if config.stack is None and config.cluster in (None, EACH) else []
+    edited = {t.site.stack for t in setting.targets}
+    elsewhere = _elsewhere(scan, edited) if config.stack is None and config.cluster in (None, EACH) else []
     if config.cluster != EACH or not len(left):
         if not len(left) or config.layer != "onset" or config.cluster is not None:
             return [], elsewhere
@@ -308,7 +323,8 @@ def _info(
         target=jsonable(
             {"site": str(target.site), "dims": target.dims, "cuts": target.cuts, "means": target.means,
              "clusters": _labels(scan, targets)}
-            | ({"layers": [t.site.layer for t in targets]} if len(targets) > 1 else {})
+            | ({"layers": layers} if len(layers := sorted({t.site.layer for t in targets})) > 1 else {})
+            | ({"stacks": stacks} if len(stacks := list(dict.fromkeys(t.site.stack for t in targets))) > 1 else {})
         ),
         estimated_on=f"sequences 0 to {(half or n) - 1}" + (f" of {ready.name}" if elsewhere else ""),
         evaluated_on=f"sequences {half} to {text.n_sequences - 1}{elsewhere}",

@@ -18,7 +18,7 @@ class Reach:
     """Which part of a stack lies behind an edit.
 
     Args:
-        stack: its name.
+        stack: its name; of several streams that of the stack that reads them.
         before: the blocks 1..before give what they give without the edit.
         attends: the first layer whose attention call may be another one.
     """
@@ -60,12 +60,13 @@ def _first(places: Sequence[Reach]) -> Reach | None:
 
 def _reach(stack: Stack, site: Site) -> Reach:
     """What an edit at one site reaches."""
+    name = stack.stream_of or stack.name
     if site.layer < 1:
-        return Reach(stack.name, 0, 1)
+        return Reach(name, 0, 1)
     if site.point == "resid_post":
-        return Reach(stack.name, site.layer, site.layer + 1)
+        return Reach(name, site.layer, site.layer + 1)
     before = 0 if _shares_parts(stack, site.layer - 1) else site.layer - 1
-    return Reach(stack.name, before, site.layer + _behind_attention(stack.blocks[site.layer - 1], site.point))
+    return Reach(name, before, site.layer + _behind_attention(stack.blocks[site.layer - 1], site.point))
 
 
 def _shares_parts(stack: Stack, layer: int) -> bool:

@@ -46,16 +46,18 @@ class Sinks:
         target: the massive activations; their tokens are looked for in the unedited run. None: the first token only.
         all_keys: also alpha, sink rate and entropy: one more call of the attention kernel.
         eps: a head has a sink if alpha_first exceeds this (Gu 2025: 0.3).
+        stack: that has the attention; None: that of the target.
     """
 
     target: Massive | None = None
     all_keys: bool = True
     eps: float = SINK
+    stack: str | None = None
 
     def finds(self, site: Site) -> bool:
         """Whether the tokens with massive activations are known there."""
         at = None if self.target is None else self.target.site
-        return at is not None and at.stack == site.stack and at.layer < site.layer
+        return at is not None and (self.stack or at.stack) == site.stack and at.layer < site.layer
 
 
 @dataclass

@@ -8,9 +8,61 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from massact.records.errors import UserError, near
 from massact.records.sites import POINTS, READER, Site, ranges
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation of a `Formula`.
+
+    Args:
+        name: such as "aten.mul.Tensor".
+        args, kwargs: its arguments, nested tuples for lists; `Ref` for a tensor.
+        index: which of its results is meant; None where it gives one.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    index: int | None = None
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The value number `of` of a `Formula`: first its leaves, then what its operations give."""
+
+    of: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """A length among the arguments of an `Op` that changes with the input: of the axes "B", "T", or both ("BT")."""
+
+    axes: str
+
+
+@dataclass(frozen=True)
+class Formula:
+    """How a tensor that no module gives is made of tensors that can be seen, by the operations of the model itself.
+
+    It is one term of the stream's equation: a leaf of the stream, or a write, times what it is scaled or mixed with.
+
+    Args:
+        leaves: places, and names of parameters or buffers.
+        ops: in order; the last one gives the term.
+        sizes: which leaf has the batch and the tokens, and on which of its axes.
+        write: the leaf that a module adds; None for a term of the stream itself.
+        words: what the term is times, as a reader would write it.
+    """
+
+    leaves: tuple[Place | str, ...]
+    ops: tuple[Op, ...]
+    sizes: tuple[int, int, int]
+    write: int | None
+    words: str
 
 
 @dataclass(frozen=True)
@@ -24,6 +76,8 @@ class Place:
         call: which call of that module in one forward pass (only shared modules have more than one).
         scale: factor between this tensor and the site (Granite-like residual multipliers), or the name
             of the parameter that multiplies it (a layer scale written inline).
+        part: (axis, number) of one of several streams in that tensor.
+        formula: how the site is made from this tensor and others of the pass, where a factor does not say it.
     """
 
     module: str
@@ -31,11 +85,15 @@ class Place:
     path: tuple[int | str, ...] = ()
     call: int = 0
     scale: float | str = 1.0
+    part: tuple[int, int] | None = None
+    formula: Formula | None = None
 
     def __str__(self) -> str:
         inside = "".join(f"[{step!r}]" for step in self.path)
+        inside += f" stream {self.part[1]}" if self.part else ""
         nth = f" (call {self.call})" if self.call else ""
         factor = f" * {self.scale}" if self.scale != 1.0 else ""
+        factor += f" * {self.formula.words}" if self.formula is not None else ""
         return f"{self.module or 'model'} {self.side}put{inside}{nth}{factor}"
 
 
@@ -82,6 +140,20 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What happens to the stream where nothing is added to it, from one point to the next.
+
+    Args:
+        start, end: points of the block.
+        how: "norm", "scale" (times constants, parameters or what the model computes) or "mix" (with other streams).
+    """
+
+    start: str
+    end: str
+    how: str
+
+
+@dataclass(frozen=True)
 class Block:
     """One block: its module, the place of every point, and the equations that must hold.
 
@@ -90,6 +162,7 @@ class Block:
             resid_post of that one + these = resid_pre of this one. With none the two are equal, bit by bit,
         changed: unless this says what else happens to the stream on that way.
         mixer: what mixes tokens in it: attention, ssm, linear_attn, conv, other, several with "+", or none.
+        changes: norms, scales and mixings of the stream inside the block.
     """
 
     layer: int
@@ -101,6 +174,7 @@ class Block:
     between: tuple[str, ...] = ()
     changed: str = ""
     mixer: str = ""
+    changes: tuple[Change, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -116,6 +190,9 @@ class Stack:
         skips: whether what a block gives is read by more than the next one (U-Net), so that no block can be left out
             when only the last of them is known.
         others: tensors of the stream's shape that blocks hand on besides it (reversible blocks); they are not measured.
+        streams: names of the stacks that hold the streams which this one is read from (hyper-connections): its hidden
+            states are what each block reads of them together, and nothing is added to these.
+        stream_of: name of the stack that reads this stream, of one of several.
     """
 
     name: str
@@ -125,6 +202,8 @@ class Stack:
     after: str = ""
     skips: bool = False
     others: int = 0
+    streams: tuple[str, ...] = ()
+    stream_of: str | None = None
 
     @property
     def n_layers(self) -> int:
@@ -189,6 +268,14 @@ class Anatomy:
             if stack.name == name:
                 return stack
         raise UserError(f"The model has no stack {name!r}.", do=near(name, [s.name for s in self.stacks]))
+
+    def together(self, name: str) -> tuple[str, ...]:
+        """The stacks that hold one hidden state: of several streams all of them and what is read of them, else the one.
+
+        The first is the one that has the sublayers.
+        """
+        stack = self.stack(self.stack(name).stream_of or name)
+        return stack.name, *stack.streams
 
     def sites(self) -> dict[Site, Place]:
         """Every site that can be seen, with its place. Layer 0 is the input of the first block."""

@@ -13,9 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from massact.records.anatomy import Place
+from massact.records.errors import WorkError
+from massact.trace.formulas import Gathered
 from massact.trace.watch import follow, replaced
 
 RECORDERS = "transformers.utils.output_capturing"
@@ -33,6 +36,7 @@ class Taps:
 
     def __init__(self, n: int, stop: bool = False, until: Callable[[], bool] = lambda: True) -> None:
         self.fired, self._earlier = [0] * n, [False] * n
+        self.gathered: list[Gathered] = []
         self.stop, self.until = stop, until
         self.calls: dict[str, int] = defaultdict(int)  # of every border, since `begin`
 
@@ -47,6 +51,8 @@ class Taps:
     def begin(self) -> None:
         """To be called before every forward pass."""
         self.calls.clear()
+        for one in self.gathered:
+            one.begin()
         self._earlier = self.ever()
         self.fired = [0] * len(self.fired)
 
@@ -62,14 +68,53 @@ class _Tap:
     see: Tap
     scale: Any
 
-    def __call__(self, value: Any) -> tuple[bool, Any]:
+    def __call__(self, value: Any, state: Taps) -> tuple[bool, Any]:
         """Whether the value was replaced, and the value."""
         tensor = follow(value, self.place.path)
-        seen = tensor if self.scale is None else tensor * self.scale
+        part = tensor if self.place.part is None else tensor.select(*self.place.part)
+        seen = part if self.scale is None else part * self.scale
+        state.hit(self.index)
         new = self.see(seen)
         if new is None:
             return False, value
-        return True, replaced(value, self.place.path, new if self.scale is None else new / self.scale)
+        new = new if self.scale is None else new / self.scale
+        if self.place.part is not None:
+            new = torch.select_scatter(tensor, new, *self.place.part)
+        return True, replaced(value, self.place.path, new)
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """One leaf of a term that is made of several tensors; the last of them to be seen makes the term fire.
+
+    Only where that is the write itself can the term be edited: what is added then changes by what the edit adds to it.
+    """
+
+    tap: _Tap
+    gathered: Gathered
+    number: int
+    place: Place
+
+    def __call__(self, value: Any, state: Taps) -> tuple[bool, Any]:
+        tensor = follow(value, self.place.path)
+        term = self.gathered.add(self.number, tensor)
+        if term is None:
+            return False, value
+        state.hit(self.tap.index)
+        new = self.tap.see(term)
+        if new is None:
+            return False, value
+        formula = self.gathered.formula
+        change = self.gathered.inverse(self.number, new - term) if self.number == formula.write else None
+        if change is None:
+            raise WorkError(
+                f"The site at {self.tap.place} cannot be edited.",
+                f"It is a term of a sum that is made of several tensors (times {formula.words}), and no change of the "
+                "write alone makes it what the edit wants.",
+                "Edit the residual stream (resid_pre, resid_mid, resid_post), or the write in the stack that reads the "
+                "streams.",
+            )
+        return True, replaced(value, self.place.path, tensor + change)
 
 
 @contextmanager
@@ -88,15 +133,20 @@ def tapped(
         stop: end a forward pass by raising `AllSeen` once every tap has fired,
         until: and this is true.
     """
-    by_border: dict[tuple[str, str], list[_Tap]] = defaultdict(list)
+    by_border: dict[tuple[str, str], list[_Tap | _Leaf]] = defaultdict(list)
     params = dict(root.named_parameters())
     all_taps = list(taps)
     state = Taps(len(all_taps), stop, until)
     for i, (place, see) in enumerate(all_taps):
         scale = params[place.scale] if isinstance(place.scale, str) else place.scale
-        by_border[place.module, place.side].append(
-            _Tap(i, place, see, None if isinstance(scale, float) and scale == 1.0 else scale)
-        )
+        tap = _Tap(i, place, see, None if isinstance(scale, float) and scale == 1.0 else scale)
+        if place.formula is None:
+            by_border[place.module, place.side].append(tap)
+            continue
+        gathered = Gathered(place.formula, root)
+        state.gathered.append(gathered)
+        for number, leaf in gathered.places:
+            by_border[leaf.module, leaf.side].append(_Leaf(tap, gathered, number, leaf))
     modules = dict(root.named_modules())
     handles = []
     try:
@@ -118,15 +168,14 @@ def _recorders_last(module: nn.Module) -> None:
         hooks.move_to_end(key)
 
 
-def _install(module: nn.Module, name: str, side: str, taps: list[_Tap], state: Taps) -> Any:
+def _install(module: nn.Module, name: str, side: str, taps: list[_Tap | _Leaf], state: Taps) -> Any:
     border = f"{side}:{name}"
 
-    def run(value: Any, mine: list[_Tap]) -> tuple[bool, Any]:
+    def run(value: Any, mine: list[_Tap | _Leaf]) -> tuple[bool, Any]:
         call, changed = state.calls[border], False
         for tap in mine:
             if tap.place.call == call:
-                state.hit(tap.index)
-                new, value = tap(value)
+                new, value = tap(value, state)
                 changed = changed or new
         return changed, value
 

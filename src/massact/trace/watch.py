@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 Key = tuple[int, int]  # (identity of a tensor, how often it was written in place)
 
@@ -43,12 +43,51 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Ref:
+    """A tensor among the arguments of a `Step`."""
+
+    key: Key
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation as it ran, so that it can run again on other tensors.
+
+    Args:
+        func: the operation; one that writes in place, as the one that gives a new tensor.
+        args, kwargs: its arguments, tensors as `Ref`.
+        index: which of its results this is; None where it gives one tensor.
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    index: int | None = None
+
+    @property
+    def op(self) -> str:
+        return self.func._schema.name.split("::")[1]
+
+    def reads(self) -> list[Key]:
+        return [leaf.key for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Ref)]
+
+
+@dataclass(frozen=True)
 class Seen:
     """One tensor at the border of a module call: `path` leads to it inside the arguments or the output."""
 
     path: tuple[int | str, ...]
     key: Key
     shape: tuple[int, ...]
+
+
+def _functional(func: Any) -> Any:
+    """The same operation with a result of its own, of one that writes in place."""
+    name = func._schema.name.split("::")[1]
+    if not name.endswith("_") or not func._schema.name.startswith("aten::"):
+        return func
+    packet = getattr(torch.ops.aten, name[:-1], None)
+    return getattr(packet, func._overloadname, func) if packet is not None else func
 
 
 @dataclass
@@ -131,7 +170,9 @@ class Watch(TorchDispatchMode):
         self.root = root
         self.calls: list[Call] = []
         self.made: dict[Key, Node] = {}
-        self._parts: dict[int, Tensor] = {}  # identity of a view -> what it shows a part of
+        self.steps: dict[Key, Step] = {}  # of every tensor, views and copies included
+        self._shapes: dict[Key, tuple[int, ...]] = {}
+        self._parts: dict[int, tuple[Tensor, Step]] = {}  # identity of a view -> what it shows a part of, and how
         self._alias: dict[Key, Key] = {}
         self._writes: dict[int, int] = defaultdict(int)
         self._alive: list[Tensor] = []  # an identity is only unique while its tensor lives
@@ -141,6 +182,9 @@ class Watch(TorchDispatchMode):
     # ---- tensors
     def key(self, tensor: Tensor) -> Key:
         return (id(tensor), self._writes[id(tensor)])
+
+    def shape(self, key: Key) -> tuple[int, ...]:
+        return self._shapes[key]
 
     def canon(self, key: Key) -> Key:
         """The key of the tensor that first held these values."""
@@ -152,7 +196,9 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         keys = tuple(self.key(t) for t in given)
+        self._shapes.update((k, tuple(t.shape)) for k, t in zip(keys, given, strict=True))
         shown = tuple(self.key(a) if isinstance(a, Tensor) else a for a in args)
+        refs = tree_map(lambda a: Ref(self.key(a)) if isinstance(a, Tensor) else a, (args, kwargs))
         out = func(*args, **kwargs)
         for spec, value in zip(func._schema.arguments, args, strict=False):
             if spec.alias_info is not None and spec.alias_info.is_write and isinstance(value, Tensor):
@@ -167,6 +213,7 @@ class Watch(TorchDispatchMode):
             key = self.key(tensor)
             if key in keys:
                 continue
+            self._note_step(key, tensor, func, refs, out)
             if op in _SAME_VALUES and given and tensor.numel() == given[0].numel():
                 self._alias[key] = keys[0]
             else:
@@ -175,24 +222,34 @@ class Watch(TorchDispatchMode):
                 self.made[key] = Node(op, keys, tuple(tuple(t.shape) for t in given), shown, factor)
             self._write_through(tensor, key)
             if op in ("slice", "select") and given:
-                self._parts[id(tensor)] = given[0]
+                self._parts[id(tensor)] = given[0], self.steps[key]
         self._alive.extend(given)
         return out
+
+    def _note_step(self, key: Key, tensor: Tensor, func: Any, refs: Any, out: Any) -> None:
+        """Note how a tensor was made."""
+        index = next((i for i, x in enumerate(out) if x is tensor), None) if isinstance(out, (tuple, list)) else None
+        self.steps[key] = Step(_functional(func), refs[0], refs[1], index)
+        self._shapes[key] = tuple(tensor.shape)
 
     def _write_through(self, view: Tensor, key: Key) -> None:
         """What is written into a part of a tensor (a scan that fills its output token by token) is written into it."""
         while key[1] > 0 and id(view) in self._parts:
-            whole = self._parts[id(view)]
+            whole, shown = self._parts[id(view)]
             old, self._writes[id(whole)] = self.key(whole), self._writes[id(whole)] + 1
             shapes = (tuple(whole.shape), tuple(view.shape))
             view, key, source = whole, self.key(whole), key
             self.made[key] = Node("select_scatter", (old, source), shapes, (old, source))
+            put = getattr(torch.ops.aten, f"{shown.op}_scatter").default
+            self.steps[key] = Step(put, (Ref(old), Ref(source), *shown.args[1:]), shown.kwargs)
+            self._shapes[key] = tuple(whole.shape)
 
     # ---- modules
     def _seen(self, value: Any) -> list[Seen]:
         found = []
         for path, tensor in tensors_in(value):
             self._alive.append(tensor)
+            self._shapes[self.key(tensor)] = tuple(tensor.shape)
             found.append(Seen(path, self.key(tensor), tuple(tensor.shape)))
         return found
 
