@@ -111,7 +111,19 @@ N_LAYERS = {"t5": [3, 2], "bart": [3, 2], "whisper": [3, 2], "vit_mae": [3, 2], 
 
 def build(name: str, seed: int = 0) -> nn.Module:
     """A tiny random model of one family, in evaluation mode, fp32."""
-    config_name, args, model_name = FAMILIES[name]
+    return build_as(*FAMILIES[name], seed=seed)
+
+
+def build_as(config_name: str, args: dict[str, Any], model_name: str, seed: int = 0, moved: bool = False) -> nn.Module:
+    """The same of a configuration and a model class of transformers.
+
+    Args:
+        moved: parameters and buffers that all start at one value (gates, scales) are moved away from it.
+    """
     torch.manual_seed(seed)
-    config = getattr(transformers, config_name)(**args)
-    return getattr(transformers, model_name)(config).eval()
+    model = getattr(transformers, model_name)(getattr(transformers, config_name)(**args)).eval()
+    if moved:
+        for x in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point() and b.ndim < 2)):
+            if x.numel() and bool((x == x.flatten()[0]).all()):
+                x.data.add_(0.3 * torch.rand_like(x))
+    return model

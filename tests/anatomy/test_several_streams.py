@@ -1,0 +1,134 @@
+"""Blocks that carry several streams: each one is a stack, and what they read of them together is one more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import massact as ma
+from massact.models import load
+from massact.records.errors import ProofError
+from massact.stats import Keep
+from massact.trace import Probe, measure
+from tests.anatomy.test_scaled_streams import planted
+from tests.families import G, build_as
+
+LATENT = dict(q_lora_rank=16, qk_rope_head_dim=8, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=24,
+              index_head_dim=16, index_n_heads=2, index_topk=4, pad_token_id=0, bos_token_id=1,
+              eos_token_id=2)  # fmt: skip
+
+# name -> (configuration class, its arguments, model class, streams, what is done to a stream before a sum)
+SEVERAL: dict[str, tuple[str, dict[str, Any], str, int, set[str]]] = {
+    "deepseek_v4": ("DeepseekV4Config", G | LATENT | dict(
+        num_key_value_heads=1, head_dim=16, o_lora_rank=8, o_groups=2, num_local_experts=4, sliding_window=8),
+        "DeepseekV4ForCausalLM", 4, {"mix"}),
+    "hy_v4": ("HYV4Config", G | LATENT | dict(
+        kv_lora_rank=16, qk_nope_head_dim=16, v_head_dim=16, num_experts=4, num_key_value_heads=4),
+        "HYV4ForCausalLM", 4, set()),
+    "gemma3n": ("Gemma3nTextConfig", G | dict(
+        head_dim=16, hidden_size_per_layer_input=8, vocab_size_per_layer_input=99, sliding_window=8,
+        num_kv_shared_layers=0, laurel_rank=4, activation_sparsity_pattern=[0.0] * 3,
+        layer_types=["sliding_attention", "full_attention", "full_attention"]), "Gemma3nForCausalLM", 4, {"mix"}),
+}  # fmt: skip
+
+
+def streams(name: str) -> nn.Module:
+    config, args, model, _, _ = SEVERAL[name]
+    return build_as(config, args, model, moved=True)
+
+
+def with_planted(module: nn.Module) -> nn.Module:
+    """Something large in what the second block's attention gives for the first token."""
+
+    name = "post_attention_layernorm" if type(module).__name__.startswith("Gemma") else "self_attn"
+    getattr(module.model.layers[1], name).register_forward_hook(planted)
+    return module
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_streams_are_stacks(name: str) -> None:
+    *_, n, how = SEVERAL[name]
+    model = load(streams(name))
+    names = [stack.name for stack in model.anatomy.stacks]
+    assert names == [*(f"stream_{k}" for k in range(n)), "collapsed"]
+    read = model.anatomy.stack("collapsed")
+    assert read.streams == tuple(names[:-1]) and not any(block.sums for block in read.blocks)
+    for stack in model.anatomy.stacks[:-1]:
+        assert {change.how for block in stack.blocks for change in block.changes} == how
+        assert all(block.sums[-1].end == "resid_post" for block in stack.blocks)
+    assert {"attn_in", "attn_out", "mlp_out"} <= {p.rstrip("_23") for p in read.blocks[0].places}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_a_planted_activation_is_found_in_every_stream_that_it_is_written_to(name: str) -> None:
+    model = load(with_planted(streams(name)))
+    corpus = ma.corpus(torch.randint(3, 99, (4, 24), generator=torch.Generator().manual_seed(0)))
+    scan = ma.scan(model, corpus, null=False)
+    massive = scan.findings[scan.findings["layer"] == 2]
+    assert set(massive["dim"]) == {5} and set(massive["pos"]) == {0}
+    assert {"stream_0", "stream_1", "stream_2", "stream_3"} <= set(massive["stack"])
+    why = ma.explain(model, corpus, scan)
+    ups = why.writers[(why.writers["role"] == "up") & ~why.writers["submodule"].isin(["mix", "scale"])]
+    assert set(ups["layer"]) == {2} and all(ups["submodule"].str.startswith("attn_out"))
+    assert set(why.heads["stack"]) <= {"collapsed"}
+    table = ma.intervene(model, corpus, scan, sets=["zero"]).effects
+    assert table["n_elements"].min() >= 4 * scan.info.corpus["n_sequences"] / 2  # of half of the sequences, 4 streams
+
+
+def test_streams_against_a_sum_by_hand() -> None:
+    """Hyper-connections written out with what the pass computes of them, on another length."""
+    module = streams("deepseek_v4")
+    model = load(module)
+    ids = torch.randint(3, 99, (2, 19), generator=torch.Generator().manual_seed(1))
+    layer, kept = module.model.layers[1], {}
+
+    def keep(name: str) -> Any:
+        return lambda m, args, out: kept.__setitem__(name, (args, out))
+
+    handles = [getattr(layer, n).register_forward_hook(keep(n)) for n in ("attn_hc", "self_attn", "ffn_hc", "mlp")]
+    with torch.no_grad():
+        module(ids)
+    for handle in handles:
+        handle.remove()
+    (h,), (post, comb, _) = kept["attn_hc"]
+    attn = kept["self_attn"][1][0]
+    mixed = torch.einsum("btjk,btjd->btkd", comb, h)
+    added = post[..., None] * attn[:, :, None]
+    sites = [f"stream_{k}/2.{p}" for k in range(4) for p in ("resid_pre", "resid_scaled", "attn_out", "resid_mid")]
+    measured = measure(model, ma.corpus(ids), [Probe(s, s, Keep) for s in sites], batch_size=2)
+    for k in range(4):
+        wanted = (h[:, :, k], mixed[:, :, k], added[:, :, k], (mixed + added)[:, :, k])
+        for site, b in zip(sites[4 * k : 4 * k + 4], wanted, strict=True):
+            a = torch.from_numpy(np.stack(measured.result(site, measured.sites(site)[0]).values))
+            assert torch.allclose(a, b, rtol=1e-5, atol=1e-6), site
+
+
+class Images(nn.Module):
+    """Blocks of four axes that are no streams: rows and columns of an image."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(16), nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.linear(self.norm(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.blocks = nn.Linear(5, 16), nn.ModuleList(self.Block() for _ in range(2))
+
+    def forward(self, signal: Tensor) -> Tensor:
+        x = self.enter(signal)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_rows_and_columns_are_no_streams() -> None:
+    with pytest.raises(ProofError, match="columns"):
+        load(Images(), inputs={"signal": torch.randn(2, 7, 9, 5)}, blocks="blocks")
