@@ -76,7 +76,10 @@ def test_todays_scan_equals_the_golden_run() -> None:
     """A change of any number or column needs a new schema version, or an explanation."""
     golden, today = ma.open_run(FOLDER), golden_scan()
     for table in ScanResult.TABLES:
-        pd.testing.assert_frame_equal(getattr(today, table), getattr(golden, table), rtol=1e-5, atol=1e-8)
+        new = [c for c in ("mixer",) if table == "layers"]  # known since, not in the files: opened as empty
+        assert not new or set(golden.layers["mixer"]) == {""} and set(today.layers["mixer"]) == {"", "none"}
+        mine, old = (getattr(run, table).drop(columns=new) for run in (today, golden))
+        pd.testing.assert_frame_equal(mine, old, rtol=1e-5, atol=1e-8)
         assert list(getattr(golden, table).columns) == list(columns_of(table))
     np.testing.assert_allclose(today.portrait["magnitude"], golden.portrait["magnitude"], rtol=1e-5, atol=1e-7)
     assert today.info.answer["stacks"][0]["dims"] == golden.info.answer["stacks"][0]["dims"]

@@ -42,6 +42,7 @@ def layers_rows(
             "site": "resid_post",
             "layer": layer,
             "module": f"{stack or 'model'}.layers.{layer - 1}" if layer else "input of layers.0",
+            "mixer": "attention" if layer else "",
             "top1": top,
             "top2": top * 0.59,
             "top3": top * 0.306,

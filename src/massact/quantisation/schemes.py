@@ -130,6 +130,9 @@ class Scheme:
             shared = part.form.shared("row" if part.target == "weights" else "token") if scales else ""
             said.setdefault(part.form.name + shared, []).append(part.target)
         named = {SITES: "activations", CACHED: "keys and values"}
+        for form, targets in said.items():
+            if {*SITES} < {*targets}:  # all sites of activations, whatever the blocks mix tokens by
+                said[form] = [target for target in targets if target not in OTHERS]
         return "; ".join(f"{named.get(tuple(targets), ', '.join(targets))}: {form}" for form, targets in said.items())
 
     def plain(self) -> Scheme:

@@ -24,6 +24,7 @@ _DECLARED: dict[str, Columns] = {}
 # Columns that older runs do not have, with what stands there when they are opened: not known, never made up.
 ADDED_LATER = {
     "modality": "",
+    "mixer": "",
     **dict.fromkeys(("mass_first_uniform", "mass_findings_uniform", "mass_random_uniform"), math.nan),
     **dict.fromkeys(("concentration_uniform", "concentration_first_uniform"), math.nan),
     **dict.fromkeys(("n_targets", "found_tokens", "random_tokens", "other_tokens"), math.nan),

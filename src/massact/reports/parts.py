@@ -142,7 +142,7 @@ def table_of(
         shown_first: not folded.
 
     Returns:
-        None without rows. Columns without any value are left out and named in a note; a stack, site or modality
+        None without rows. Columns without any value are left out and named in a note; a stack, site, mixer or modality
         that is the same everywhere is left out.
     """
     if not len(rows):
@@ -151,7 +151,7 @@ def table_of(
     for column in columns or declared:
         dtype, meaning = declared[column]
         values = few[column].tolist()
-        if column in ("stack", "site", "modality") and rows[column].fillna("").nunique() == 1:
+        if column in ("stack", "site", "modality", "mixer") and rows[column].fillna("").nunique() == 1:
             continue
         if dtype == "float64" and rows[column].isna().all():
             missing.append(column)

@@ -74,6 +74,7 @@ def _layer_row(site: Site, r: HiddenResult, module: str) -> dict[str, object]:
     greatest = _max(r.max)
     row = {
         "stack": site.stack, "site": site.point, "layer": site.layer, "module": module,
+        "mixer": "",
         **{f"top{k + 1}": _mean(magnitude[:, k]) if magnitude.shape[1] > k else np.nan for k in range(3)},
         "median": _mean(r.median), "ratio": _mean(ratio), "ratio_max": _max(ratio), "max": greatest,
         "mean": _mean(r.mean), "mean_abs": _mean(r.mean_abs), "std": _mean(r.std), "rms": _mean(r.rms),

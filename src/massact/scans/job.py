@@ -40,6 +40,7 @@ from massact.scans.length_proof import AtLength, prove_at_length, skipped_at
 from massact.scans.padding import padding_notes
 from massact.scans.prompt import portrait, prompt_corpus, ranks_table
 from massact.scans.resumption import Saved
+from massact.scans.rises import rises_table, with_mixers
 from massact.scans.thumbnails import add_pictures
 from massact.stats import HiddenResult, HiddenStats, TokenMax, TokenMaxResult
 from massact.trace import Measurements, Probe, measure, plan
@@ -216,7 +217,7 @@ class _Job:
         texts = self.texts(self.corpus, seen)
         found = findings_table(rows, self.rule, texts)
         coordinates = coordinates_table(found, self.corpus.n_sequences)
-        layers = self.extra.added(_count(seen.layers, found), measured)
+        layers = self.extra.added(with_mixers(_count(seen.layers, found), self.model.anatomy), measured)
         near_rows = self.rule.near_misses(seen, self.thresholds)
         near = findings_table(near_rows, self.rule, texts)
         clusters = scanned_clusters(found, near, seen, self.corpus.n_sequences)
@@ -228,6 +229,7 @@ class _Job:
         info.notes += notes_on_positions(self.model, self.corpus, seen.norms.groupby("stack").pos.max())
         result = ScanResult(info, layers, found, near, coordinates, clusters, seen.dims)
         result.criteria = criteria_table(*every_token(seen, done.hidden, done.spikes), self.rule, self.thresholds)
+        result.rises = rises_table(layers, seen.dims, clusters)
         if self.layout is not None:
             try:
                 add_pictures(result, scanned_maps(measured, self.layout), self.corpus, self.config.pictures)

@@ -24,6 +24,11 @@ TABLES: dict[str, Columns] = {
         "site": ("string", "point of the hidden state: resid_post, or resid_post_prenorm in post-LN models"),
         "layer": ("int64", "1..L after block l; 0 the embedding output"),
         "module": ("string", "dotted path of the block"),
+        "mixer": (
+            "string",
+            "what mixes tokens in the block: attention, ssm, linear_attn, conv, other, several with "
+            "+, or none; empty: the embedding output, an older run",
+        ),
         "top1": ("float64", "greatest |h|, mean over sequences"),
         "top2": ("float64", "second greatest |h|, mean over sequences"),
         "top3": ("float64", "third greatest |h|, mean over sequences"),
@@ -131,6 +136,26 @@ CRITERIA: dict[str, Columns] = {
         "greatest_layer": ("int64", "where that is; -1 for other rules"),
     },
 }
+RISES: dict[str, Columns] = {
+    "rises": {
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
+        "dim": ("int64", "coordinate of a cluster"),
+        "layer": ("int64", "where its greatest |h| rises by a quarter of what it is anywhere, or more"),
+        "mixer": ("string", "what mixes tokens in that block"),
+        "before": ("float64", "greatest |h| of the dim at the layer before"),
+        "value": ("float64", "at this layer"),
+        "next_mixer": ("string", "what mixes tokens in the next block; empty behind the last one"),
+        "next_attention": ("int64", "next layer with attention; -1 for none"),
+        "kept": ("float64", "greatest |h| of the dim as that layer reads it, over value; NaN where there is none"),
+        "next_rise": ("int64", "next layer where it rises; -1 for none"),
+        "kept_between": (
+            "float64",
+            "least of its greatest |h| from here to the layer before the next rise (else to the "
+            "last layer), over value: 1 where all of it is kept",
+        ),
+    },
+}
 _LAYER = {"stack": ("string", "name of the stack"), "layer": ("int64", "layer; 0 is the embedding output")}
 PATCHES: dict[str, Columns] = {
     "patch_norms": {
@@ -161,6 +186,7 @@ class ScanResult(Result):
         layers, findings, near_misses, coordinates, clusters, dims, ranks: tables, see `TABLES`.
         portrait: |h| of one prompt for the 3-D figure: "magnitude" (P, T, D), "layers" (P,), "tokens" (T,).
         criteria: table: what every published rule says; empty in runs of older versions.
+        rises: table, of models whose layers mix tokens in several ways: where clusters rise, what is kept of them.
         patch_norms, patch_cosines: tables, of image models only.
         images: of image models, what their patches are and how large: "massive_share" (Y, X), share of the
             "n_images" with a finding on that patch; of the first K images "massive" (K, Y, X), "norms" (K, L, Y, X) at
@@ -172,8 +198,8 @@ class ScanResult(Result):
     VERB: ClassVar[str] = "scan"
     FILE: ClassVar[str] = "run.json"
     INFO: ClassVar[type[Any]] = RunInfo
-    TABLES: ClassVar = TABLES | CRITERIA | PATCHES
-    SOME: ClassVar[frozenset[str]] = frozenset({*PATCHES, *CRITERIA, "clusters"})
+    TABLES: ClassVar = TABLES | CRITERIA | RISES | PATCHES
+    SOME: ClassVar[frozenset[str]] = frozenset({*PATCHES, *CRITERIA, *RISES, "clusters"})
     UNTOLD: ClassVar[frozenset[str]] = frozenset({"dims", "patch_norms"})
     ARRAYS: ClassVar = {"portrait": ("portrait.npz", PORTRAIT), "images": ("images.npz", IMAGES)}
     ALONE: ClassVar[bool] = True
@@ -190,6 +216,7 @@ class ScanResult(Result):
     ranks: pd.DataFrame = table("ranks")
     portrait: dict[str, np.ndarray] = field(default_factory=dict)
     criteria: pd.DataFrame = table("criteria")
+    rises: pd.DataFrame = table("rises")
     patch_norms: pd.DataFrame = table("patch_norms")
     patch_cosines: pd.DataFrame = table("patch_cosines")
     images: dict[str, np.ndarray] = field(default_factory=dict)

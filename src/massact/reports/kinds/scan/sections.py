@@ -7,6 +7,7 @@ from massact.records.kinds.trajectory import Trajectory
 from massact.reports.kinds.scan import census, cluster_curves, curves
 from massact.reports.kinds.scan.curves import titled
 from massact.reports.kinds.scan.portrait import portrait as scenes_of
+from massact.reports.kinds.scan.rises import mixed_ways
 from massact.reports.kinds.scan.views import StackView, rule_of, views
 from massact.reports.parts import Facts, Part, Section, Table, Words, parts_of, said_where_empty, table_of
 from massact.reports.spelling import listed, number, visible
@@ -35,7 +36,9 @@ def layers(scan: ScanResult) -> Section | None:
     stacks, rule = curves.measured(scan), rule_of(scan)
     parts: list[Part | None] = [curves.magnitudes(view, rule) for view in stacks]
     parts += [curves.headroom(scan), *map(curves.norms, stacks)]
-    parts += [table_of("layers", scan.layers, "Largest and median |h| of each layer", MAIN, 600, shown_first=True),
+    main = (*MAIN[:3], *("mixer",) * mixed_ways(scan.layers), *MAIN[3:])
+    parts += [table_of("layers", scan.layers, "Largest and median |h| of each layer", main, 600, shown_first=True),
+              table_of("rises", scan.rises, "Where clusters rise, and what is left of them at the next attention"),
               table_of("layers", scan.layers, "All statistics of every layer", most=600)]  # fmt: skip
     return Section("layers", "Layers", parts_of(*parts))
 

@@ -10,6 +10,7 @@ import pandas as pd
 from massact.records.clusters import HUMP, OUTLIER
 from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.scan.criteria import small
+from massact.reports.kinds.scan.rises import mixed_ways, rises
 from massact.reports.kinds.scan.sections import ranks_of
 from massact.reports.kinds.scan.views import Rule, StackView, rule_of, views
 from massact.reports.parts import Section, Table, grid, narrow, parts_of
@@ -33,7 +34,14 @@ def brief(scan: ScanResult) -> list[Section]:
         of += f" {quoted(''.join(map(str, tokens)), 40)}"
     rule, made = rule_of(scan), []
     for view in views(scan):
-        tables = (_layers(view), _clusters(view, rule), *_ranks(view, of), _near_misses(view, rule), small(scan, view))
+        tables = (
+            _layers(view),
+            _clusters(view, rule),
+            rises(view, scan.rises),
+            *_ranks(view, of),
+            _near_misses(view, rule),
+            small(scan, view),
+        )
         made.append(Section("stack", view.label, parts_of(*tables)))
     return made
 
@@ -41,20 +49,34 @@ def brief(scan: ScanResult) -> list[Section]:
 def _layers(view: StackView) -> Table | None:
     """Fig. 4 of Sun 2024 in numbers."""
     rows, looks, previous = [], [], -1
+    mixed = ("mixer",) * mixed_ways(view.layers)
     for i in kept_rows(view):
         if i > previous + 1:
             between = int(view.layers["n_findings"][previous + 1 : i].sum())
-            rows.append(["", "...", *[""] * 6, f"{between:,}"])
+            rows.append(["", "...", *[""] * len(mixed), *[""] * 6, f"{between:,}"])
             looks.append("dim")
         row, previous = view.layers.iloc[i], i
         values = [cell(row[c]) for c in ("top1", "top2", "top3", "median", "ratio", "headroom_fp16")]
         mark = _mark(int(row["layer"]), view.span, view.peak_layer)
-        rows.append([mark, str(row["layer"]), *values, f"{int(row['n_findings']):,}"])
+        rows.append(
+            [mark, str(row["layer"]), *(visible(row[c]) for c in mixed), *values, f"{int(row['n_findings']):,}"]
+        )
         overflows = row["headroom_fp16"] < 1 or row["nonfinite"] > 0
         looks.append("red" if overflows else "" if row["n_findings"] else "dim")
     mean, of = (f", mean over {view.n_sequences:,} sequences", " of all") if view.n_sequences > 1 else ("", "")
     columns = f"ratio: top 1 / median; fp16 headroom: 65,504 / the largest |h|{of}"
-    heads = ("<", "layer", "top 1", "top 2", "top 3", "median", "ratio", "fp16\nheadroom", "findings")
+    heads = (
+        "<",
+        "layer",
+        *(f"<{c}" for c in mixed),
+        "top 1",
+        "top 2",
+        "top 3",
+        "median",
+        "ratio",
+        "fp16\nheadroom",
+        "findings",
+    )
     return grid(f"Largest and median |h| of each layer{mean} ({columns})", heads, rows, looks)
 
 

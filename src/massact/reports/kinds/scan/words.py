@@ -14,6 +14,7 @@ from massact.records.clusters import MASSIVE, OUTLIER, passing
 from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.scan.cluster_words import CLASSES, clusters_in_words
 from massact.reports.kinds.scan.criteria import disagreement
+from massact.reports.kinds.scan.rises import mixers_in_words
 from massact.reports.kinds.scan.views import FORMATS, Rule, StackView, answer_of, rule_of, views
 from massact.reports.spelling import (
     counted,
@@ -50,6 +51,7 @@ def answer_in_words(result: ScanResult) -> list[str]:
             sentences += _near_misses(view)
         elif not view.n_findings:
             sentences += clusters_in_words(view, rule)
+        sentences += mixers_in_words(view, result.rises)
         sentences += [s for s in (_range(view), _nonfinite(view)) if s]
         if view.site == "resid_post":
             sentences += disagreement(result.criteria[result.criteria["stack"].fillna("") == view.stack])
