@@ -80,7 +80,9 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
             left_out.append(f"{path} was left out. {error.what} {error.why}")
             continue
         inside = lists_inside(watch, path) if blocks is None else []
-        if inside and (any(map(_is_stage, read)) or _hold_blocks(watch, inside, params)):
+        if inside and (
+            (any(map(_is_stage, read)) and _add(watch, inside, params)) or _hold_blocks(watch, inside, params)
+        ):
             candidates = inside + candidates
             continue
         _check_few(read)
@@ -159,6 +161,18 @@ def _read_stack(watch: Watch, calls: list[Call], params: dict[int, str], run: Ca
 def _is_stage(block: Block) -> bool:
     """Whether a block attends and feeds forward more than once: a stage of a pyramid, which holds blocks."""
     return "mlp_out_2" in block.places and any(mixes(point) and point.endswith("_2") for point in block.places)
+
+
+def _add(watch: Watch, lists: list[Listed], params: dict[int, str]) -> bool:
+    """Whether the children of some of these lists add to a stream: sublayers that stand in a list only write to it."""
+    for _, calls in lists:
+        try:
+            for i, call in enumerate(calls):
+                read_block(watch, call, i + 1, params)
+            return True
+        except ProofError:
+            continue
+    return False
 
 
 def _hold_blocks(watch: Watch, lists: list[Listed], params: dict[int, str]) -> bool:

@@ -10,34 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from massact.anatomy.arguments import N_ROWS, first, frames, holders, packed_pixels, required, value_of
 from massact.corpora.modalities import token_types
 from massact.records.errors import UserError
 
 N_TOKENS = 13  # a prime that is no usual width, so that a product over tokens is told from one over features
 
 
-def _holders(config: Any) -> list[Any]:
-    """A configuration and its sub-configurations."""
-    return [config, *(getattr(config, k, None) for k in getattr(config, "sub_configs", {}))]
-
-
-def _first(config: Any, *names: str) -> Any:
-    for holder in _holders(config):
-        for name in names:
-            value = getattr(holder, name, None)
-            if value is not None:
-                return value
-    return None
-
-
 def _ids(config: Any, n_tokens: int, generator: torch.Generator) -> Tensor:
-    size = int(_first(config, "vocab_size") or 0)
+    size = int(first(config, "vocab_size") or 0)
     if size < 2:
         raise UserError("The model's vocabulary size is unknown.", do="Give inputs={...} to load().")
     # Padding would be masked, and a placeholder for an image asks for that image.
     special = {
         value
-        for holder in _holders(config)
+        for holder in holders(config)
         for name, value in getattr(holder, "__dict__", {}).items()
         if name.endswith(("_token_id", "_token_index")) and isinstance(value, int)
     }
@@ -46,9 +33,9 @@ def _ids(config: Any, n_tokens: int, generator: torch.Generator) -> Tensor:
 
 
 def _pixels(config: Any, generator: torch.Generator) -> Tensor:
-    size = _first(config, "image_size") or 224
+    size = first(config, "image_size") or 224
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    return torch.rand(2, int(_first(config, "num_channels") or 3), height, width, generator=generator)
+    return torch.rand(2, int(first(config, "num_channels") or 3), height, width, generator=generator)
 
 
 def _rand(cfg: dict[str, Any], seed: int) -> Tensor:
@@ -94,12 +81,20 @@ def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     accepted = inspect.signature(model.forward).parameters
     main = model.main_input_name
+    if not isinstance(main, str):  # several, the first of which it is about
+        main = main[0]
+    needed = required(model.forward)
+    grid = next((n for n in needed if n.endswith("grid_thw")), None)
     given: dict[str, Any] = {}
-    if "pixel_values" in accepted and (main == "pixel_values" or "vision_config" in getattr(config, "sub_configs", {})):
+    if grid is not None and hasattr(config, "patch_size"):  # a tower that takes patches of any number of images
+        given[needed[0]], given[grid] = packed_pixels(config, generator)
+    elif "pixel_values" in accepted and (
+        "pixel_values" in needed or main == "pixel_values" or "vision_config" in getattr(config, "sub_configs", {})
+    ):
         given["pixel_values"] = _pixels(config, generator) if cfg is None else _rand(cfg, seed)
     if main == "input_features":
-        frames = 2 * int(_first(config, "max_source_positions") or 1500)
-        given["input_features"] = torch.randn(2, int(_first(config, "num_mel_bins") or 80), frames, generator=generator)
+        frames = 2 * int(first(config, "max_source_positions") or 1500)
+        given["input_features"] = torch.randn(2, int(first(config, "num_mel_bins") or 80), frames, generator=generator)
     if main == "input_values":
         given["input_values"] = _sound(config, generator)
     wrapped = any(p.kind is p.VAR_POSITIONAL for p in accepted.values())  # forward(*args, **kwargs) around a model
@@ -107,8 +102,16 @@ def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
         given["input_ids"] = _ids(config, _room(config, N_TOKENS), generator)
     if "decoder_input_ids" in accepted:
         given["decoder_input_ids"] = _ids(config, _room(config, N_TOKENS - 2), generator)
-    if not given:
-        needed = [n for n, p in accepted.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    for name in needed:
+        if name not in given:
+            value = (
+                _ids(config, N_TOKENS, generator)
+                if name.endswith("input_ids")
+                else value_of(name, config, given, generator)
+            )
+            given |= {} if value is None else {name: value}
+    if not given or not set(needed) <= set(given):
+        needed = [n for n in needed if n not in given]
         raise UserError(
             f"massact does not know how to make {' and '.join(needed or [main])} for {type(model).__name__}.",
             "Its configuration does not say what it takes.",
@@ -120,7 +123,7 @@ def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
 def placeholders_of(config: Any) -> dict[int, str]:
     """Token ids that stand for something else than text, by the names of a configuration: id -> image, video, audio."""
     found: dict[int, str] = {}
-    for holder in _holders(config):
+    for holder in holders(config):
         for kind in ("image", "video", "audio"):
             for name in (f"{kind}_token_id", f"{kind}_token_index"):
                 value = getattr(holder, name, None)
@@ -144,7 +147,8 @@ def mixed_example(model: nn.Module, seed: int = 0) -> dict[str, Any] | None:
     generator = torch.Generator().manual_seed(seed)
     given: dict[str, Any] = {"pixel_values": _pixels(config, generator)}
     if "image_grid_thw" in accepted:
-        given = _packed_pixels(config.vision_config, generator)
+        pixels, grid = packed_pixels(config.vision_config, generator)
+        given = {"pixel_values": pixels, "image_grid_thw": grid}
     device = next(model.parameters()).device
     try:
         with torch.inference_mode():
@@ -163,16 +167,6 @@ def mixed_example(model: nn.Module, seed: int = 0) -> dict[str, Any] | None:
     return given | fixed_arguments(model)
 
 
-def _packed_pixels(vision: Any, generator: torch.Generator) -> dict[str, Any]:
-    """One image as rows of patches: (patches, values of a patch), and its grid of patches (frames, rows, columns)."""
-    merge = int(getattr(vision, "spatial_merge_size", 1))
-    channels = int(getattr(vision, "in_channels", None) or getattr(vision, "in_chans", None) or 3)
-    grid = (1, merge, 7 * merge)
-    values = channels * int(getattr(vision, "temporal_patch_size", 1)) * int(vision.patch_size) ** 2
-    pixels = torch.randn(math.prod(grid), values, generator=generator)
-    return {"pixel_values": pixels, "image_grid_thw": torch.tensor([grid])}
-
-
 def _prime_from(n: int) -> int:
     """The least prime from n on: a number of tokens that is no usual width."""
     return next(k for k in range(max(n, 2), 2 * n + 3) if all(k % d for d in range(2, math.isqrt(k) + 1)))
@@ -180,16 +174,17 @@ def _prime_from(n: int) -> int:
 
 def _room(config: Any, n_tokens: int) -> int:
     """Tokens of the example: fewer in a context too short for them; some tables keep two places for padding."""
-    places = _first(config, "max_position_embeddings", "n_positions", "n_ctx")
-    return n_tokens if not isinstance(places, int) or places >= n_tokens + 2 else max(2, places - 2)
+    places = first(config, "max_position_embeddings", "n_positions", "n_ctx")
+    short = isinstance(places, int) and 0 < places < n_tokens + 2  # some say -1 for any length
+    return max(2, places - 2) if short else n_tokens
 
 
 def _sound(config: Any, generator: torch.Generator) -> Tensor:
     """A spectrogram where the configuration gives its size, else a wave long enough for a few tokens."""
-    frames, bins = _first(config, "max_length"), _first(config, "num_mel_bins")
-    if frames and bins and _first(config, "conv_stride") is None:
+    frames, bins = first(config, "max_length"), first(config, "num_mel_bins")
+    if frames and bins and first(config, "conv_stride") is None:
         return torch.randn(2, int(frames), int(bins), generator=generator)
-    return torch.randn(2, N_TOKENS * math.prod(_first(config, "conv_stride") or (320,)) + 400, generator=generator)
+    return torch.randn(2, N_TOKENS * math.prod(first(config, "conv_stride") or (320,)) + 400, generator=generator)
 
 
 def example_variants(model: nn.Module, seed: int = 0) -> list[dict[str, Any]]:
@@ -205,12 +200,44 @@ def example_variants(model: nn.Module, seed: int = 0) -> list[dict[str, Any]]:
         variants = [mixed, usual] if mixed is not None else variants
         variants.append({k: v for k, v in usual.items() if k != "pixel_values"})
     elif "pixel_values" in usual:
-        frames = int(_first(model.config, "num_frames") or 2)
+        frames = int(first(model.config, "num_frames") or 2)
         pixels = usual["pixel_values"]
         variants.append(usual | {"pixel_values": pixels[:, None].expand(-1, frames, -1, -1, -1).contiguous()})
     if "input_features" in usual:
         variants.append(usual | {"input_features": usual["input_features"].transpose(1, 2)[:, :128].contiguous()})
-    return variants
+    return [*variants, *_less_usual(model, usual, seed)]
+
+
+def _less_usual(model: nn.Module, usual: dict[str, Any], seed: int) -> list[dict[str, Any]]:
+    """More to try: tokens beside pixels, frames of another width with a mask, sound beside text, tokens of several
+    codebooks, boxes of words on a page.
+    """
+    config, accepted = model.config, inspect.signature(model.forward).parameters
+    generator = torch.Generator().manual_seed(seed)
+    found: list[dict[str, Any]] = []
+    if "input_ids" in accepted and "input_ids" not in usual and first(config, "vocab_size"):
+        ids = _ids(config, _room(config, N_TOKENS), generator)
+        found.append({k: v for k, v in usual.items() if k != "decoder_input_ids"} | {"input_ids": ids})
+        found.append(usual | {"input_ids": ids})
+    sound = frames(config, generator)
+    masks = [n for n in accepted if n in ("input_features_mask", "attention_mask", "padding_mask")]
+    for name in [n for n in ("input_features", "input_values") if n in accepted and sound is not None]:
+        found.append(usual | {name: sound})
+        found += [usual | {name: sound, m: torch.ones(sound.shape[:2], dtype=torch.long)} for m in masks[:1]]
+        if name == "input_features" and "input_ids" in usual:
+            found.append(usual | {name: sound[:, None]})
+            found.append(usual | {name: sound.transpose(1, 2).contiguous()})
+    if "input_values" in usual and usual["input_values"].ndim == 2:
+        found.append(usual | {"input_values": usual["input_values"][:, None]})
+    books = first(config, "num_codebooks", "n_codebooks") or getattr(
+        getattr(config, "decoder_config", None), "num_channels", None
+    )
+    for name in [n for n in ("decoder_input_ids", "input_ids") if books and n in usual]:
+        ids = usual[name].repeat_interleave(int(books), 0)
+        found += [usual | {name: ids}, usual | {name: ids.reshape(N_ROWS, int(books), -1).transpose(1, 2).contiguous()}]
+    if "bbox" in accepted and "input_ids" in usual:
+        found.append(usual | {"bbox": value_of("bbox", config, {"input_ids": usual["input_ids"]}, generator)})
+    return found
 
 
 def fixed_arguments(model: nn.Module) -> dict[str, Any]:
@@ -227,7 +254,7 @@ def _places(model: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
     """Masked autoencoders shuffle their patches by random noise: fix it, so that two runs can be compared."""
     if "noise" not in inspect.signature(model.forward).parameters:
         return {}
-    patch = _first(model.config, "patch_size") or 16
+    patch = first(model.config, "patch_size") or 16
     if not isinstance(patch, int):
         return {}
     batch, _, height, width = given["pixel_values"].shape

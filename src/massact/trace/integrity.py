@@ -1,7 +1,8 @@
 """A model is left as it was found: its mode, its attributes, its modules and the generators of random numbers.
 
 A forward pass may change its own model: BigBird switches to full attention for good on a short input, a rotary
-embedding grows its tables, a module in training mode counts batches.
+embedding grows its tables, a module in training mode counts batches, RWKV divides its weights in evaluation mode and
+notes that it did.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def unchanged(root: nn.Module, values: bool = False) -> Iterator[None]:
     """Run a model in evaluation mode for the length of a `with`, and leave it as it was, whatever happens inside.
 
     What comes back: the mode of every module, its attributes, parameters, buffers, hooks and children, those of the
-    configurations.
+    configurations. A model that writes its own parameters in a pass keeps what it noted with them: the two belong
+    together, and as long as its note stands it does not write them again.
 
     Args:
         root: the model.
@@ -59,11 +61,14 @@ class _Kept:
         self.full: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self.empty: list[dict[Any, Any]] = []
         self.training = False  # of any module; the mode is an attribute like others
+        self.modes: list[tuple[nn.Module, bool]] = []
+        self.versions = [(p, p._version) for p in root.parameters() if not p.is_inference()]
         configs: dict[int, dict[Any, Any]] = {}
         for module in _modules(root):
             own = module.__dict__
             self.training = self.training or bool(own.get("training"))
             self.full.append((own, own.copy()))
+            self.modes.append((module, bool(own.get("training"))))
             for held in own.values():  # children, parameters, buffers, hooks, and caches of the module's own
                 if isinstance(held, dict):
                     if held:
@@ -78,6 +83,10 @@ class _Kept:
 
     def put_back(self) -> None:
         """Give every dictionary what it held, in its order, where it holds something else now."""
+        if any(p._version != version for p, version in self.versions):
+            for module, mode in self.modes:
+                module.training = mode
+            return
         if any(self.empty):
             for holder in self.empty:
                 holder.clear()

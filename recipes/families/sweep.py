@@ -1,0 +1,224 @@
+"""Try every family of transformers: is a tiny random model of it proved, refused (why), or not to be built (why)?
+
+python -m recipes.families.sweep                    # all of them, into docs/families.md
+python -m recipes.families.sweep --only bert,t5     # some, printed
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+import massact
+from massact.records.errors import ProofError, UserError
+from recipes.families.shrinking import POLICIES, awake, holders, shrunk
+
+# Of each kind the first auto class that a family has; a family may be of several kinds.
+KINDS: dict[str, tuple[str, ...]] = {
+    "causal": ("CAUSAL_LM",),
+    "masked": ("MASKED_LM",),
+    "encoder-decoder": ("SEQ_TO_SEQ_CAUSAL_LM",),
+    "vision": ("IMAGE_CLASSIFICATION", "MASKED_IMAGE_MODELING", "VIDEO_CLASSIFICATION", "OBJECT_DETECTION",
+               "SEMANTIC_SEGMENTATION", "UNIVERSAL_SEGMENTATION", "INSTANCE_SEGMENTATION", "DEPTH_ESTIMATION",
+               "KEYPOINT_DETECTION", "KEYPOINT_MATCHING", "POSE_ESTIMATION", "IMAGE_MATTING", "IMAGE_TO_IMAGE",
+               "TEXT_RECOGNITION", "TABLE_RECOGNITION", "MASK_GENERATION", "IMAGE", "BACKBONE"),
+    "speech": ("CTC", "SPEECH_SEQ_2_SEQ", "TDT", "RNNT", "AUDIO_CLASSIFICATION", "AUDIO_XVECTOR", "TEXT_TO_SPECTROGRAM",
+               "TEXT_TO_WAVEFORM"),
+    "mixed": ("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "ZERO_SHOT_IMAGE_CLASSIFICATION", "ZERO_SHOT_OBJECT_DETECTION",
+              "VISUAL_QUESTION_ANSWERING", "RETRIEVAL"),
+}  # fmt: skip
+# What cannot be guessed from the defaults of a class.
+EXTRA: dict[str, dict[str, Any]] = {
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    "lfm2_moe": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
+    "reformer causal": {"is_decoder": True},
+    "xmod": {"default_language": "en_XX"},
+    "cohere_compass_text": {"rope_parameters": {k: {"rope_type": "default", "rope_theta": 1e4}
+                                                for k in ("full_attention", "sliding_attention")}},
+    "chameleon": {"vocabulary_map": {"<image>": 5, "<racm3:break>": 6, "<eoss>": 7}},
+    "emu3": {"vocabulary_map": {"<image>": 5, "<|extra_200|>": 6}},
+}
+PATIENCE_S = 120
+_TRIES_S = 12  # other sizes are tried for so long
+_MOST_PARAMETERS = 60e6
+
+
+@dataclass
+class Row:
+    """What came of one family: `status` is proved, refused or not buildable; `why` says why not."""
+
+    family: str
+    kind: str
+    model: str
+    status: str
+    why: str = ""
+    parameters: int = 0
+    stacks: str = ""
+    policy: int = 0
+    wall_s: float = 0.0
+
+
+def classes_of(family: str) -> dict[str, type]:
+    """The model classes of a family: kind -> class; "other" with its base class where it is of no kind."""
+    config = CONFIG_MAPPING[family]
+    found: dict[str, type] = {}
+    for kind, names in KINDS.items():
+        for name in names:
+            mapping = getattr(modeling_auto, f"MODEL_FOR_{name}_MAPPING")
+            model = _model(mapping, config)
+            if model is not None and model not in found.values():
+                found[kind] = model
+            if model is not None:
+                break
+    if not found:
+        model = _model(modeling_auto.MODEL_MAPPING, config)
+        if model is not None:
+            found["other"] = model
+    return found
+
+
+def _model(mapping: Any, config: type) -> type | None:
+    model = mapping[config] if config in mapping else None
+    return model[0] if isinstance(model, tuple) else model
+
+
+def built(family: str, kind: str, model: type, policy: int, seed: int = 0) -> torch.nn.Module:
+    """A tiny random model of a family."""
+
+    def config() -> Any:
+        extra = EXTRA.get(family, {}) | EXTRA.get(f"{family} {kind}", {})
+        default = CONFIG_MAPPING[family](**extra)
+        made = type(default)(**{**extra, **shrunk(default, POLICIES[policy])})
+        wanted = getattr(model, "config_class", None)
+        parts = [c for c in holders(made) if wanted is not None and type(c) is wanted]
+        return (parts or [made])[0]
+
+    with torch.device("meta"):
+        size = sum(p.numel() for p in model(config()).parameters())
+    if size > _MOST_PARAMETERS:
+        raise ValueError(f"{size / 1e6:.0f} million parameters")
+    torch.manual_seed(seed)
+    return awake(model(config()).eval(), seed)
+
+
+def tried(family: str, kind: str, model: type) -> Row:
+    """One family of one kind: with the first policy that builds a model that runs."""
+    began, why, runs = time.time(), "", None
+    for policy in range(len(POLICIES)):
+        if time.time() - began > _TRIES_S:
+            break
+        row = Row(family, kind, model.__name__, "not buildable", policy=policy)
+        try:
+            module = built(family, kind, model, policy)
+        except Exception as error:
+            why = why or f"{type(error).__name__}: {error}"
+            continue
+        row.parameters = sum(p.numel() for p in module.parameters())
+        try:
+            loaded = massact.load(module)
+        except (ProofError, UserError) as error:
+            row.status, row.why = "refused", str(error)
+            if isinstance(error, ProofError):
+                return _done(row, began)
+            runs = runs or row
+            continue
+        except Exception as error:
+            row.status, row.why = "crash", f"{type(error).__name__}: {error}"
+            return _done(row, began)
+        row.status = "proved"
+        row.stacks = ", ".join(f"{s.path} {s.n_layers}" for s in loaded.anatomy.stacks)
+        row.why = " ".join(loaded.anatomy.left_out)
+        return _done(row, began)
+    return _done(runs or Row(family, kind, model.__name__, "not buildable", why), began)
+
+
+def _done(row: Row, began: float) -> Row:
+    row.wall_s = round(time.time() - began, 1)
+    return row
+
+
+def _child(pipe: Any, family: str, kind: str, model: type) -> None:
+    sys.stderr = sys.stdout = open(os.devnull, "w")
+    torch.set_num_threads(1)
+    pipe.send(tried(family, kind, model))
+
+
+def apart(family: str, kind: str, model: type) -> Row:
+    """`tried`, in a process of its own that is ended when it takes too long."""
+    context = multiprocessing.get_context("fork")
+    mine, its = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(its, family, kind, model))
+    process.start()
+    its.close()
+    try:
+        row = mine.recv() if mine.poll(PATIENCE_S) else None
+        why = f"it took more than {PATIENCE_S} s"
+    except EOFError:
+        row, why = None, "the process died"
+    process.kill()
+    process.join()
+    return row or Row(family, kind, model.__name__, "not buildable", why)
+
+
+def families() -> Iterator[tuple[str, str, type | None, str]]:
+    """Every family, kind and class; a family without a class of its own with the reason."""
+    seen: set[type] = set()
+    for family in sorted(CONFIG_MAPPING_NAMES):
+        try:
+            found = classes_of(family)
+        except Exception as error:
+            yield family, "other", None, f"{type(error).__name__}: {error}"
+            continue
+        if not found:
+            yield family, "part", None, "a part of another family: no auto class builds it"
+        for kind, model in found.items():
+            if model not in seen:
+                seen.add(model)
+                yield family, kind, model, ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--rows", type=Path, default=Path("rows.jsonl"))
+    parser.add_argument("--again", type=Path)
+    given = parser.parse_args()
+    only = set(given.only.split(",")) - {""}
+    if given.again:
+        done = [json.loads(line) for line in given.again.read_text().splitlines()]
+        last = {(r["family"], r["kind"]): r["status"] for r in done}
+        only = {family for (family, _), status in last.items() if status not in ("proved", "part")}
+    with given.rows.open("a") as file:
+        for family, kind, model, why in families():
+            if only and family not in only:
+                continue
+            row = (
+                Row(family, kind, "", "part" if kind == "part" else "not buildable", why)
+                if model is None
+                else apart(family, kind, model)
+            )
+            file.write(json.dumps(asdict(row)) + "\n")
+            file.flush()
+            if given.only:
+                print(
+                    f"{row.family} {row.kind} {row.model} {row.status} p{row.policy} {row.parameters} {row.wall_s}s {row.stacks}\n   {row.why[:700]}"
+                )
+
+
+if __name__ == "__main__":
+    main()
