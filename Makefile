@@ -6,7 +6,7 @@ VISION := .venv-vision
 QUANT := .venv-quant
 STAMP := $(VENV)/.installed
 
-.PHONY: demo docs test test-real test-vision test-quant lint clean
+.PHONY: demo docs families test test-real test-vision test-quant lint clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("massact needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Use: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
@@ -46,6 +46,10 @@ test-quant:
 	$(PYTHON) -m venv $(QUANT)
 	$(QUANT)/bin/python -m pip install --quiet --editable '.[dev,quant]' 'llmcompressor==0.14.0.1' torch==2.13.0
 	$(QUANT)/bin/python -m pytest tests/quantisation/test_oneshot.py
+
+# Every family of transformers, built tiny, into docs/families.md: half an hour or more on one core.
+families: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m recipes.families.sweep
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict

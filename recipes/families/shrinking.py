@@ -95,8 +95,8 @@ class Policy:
     head: bool = False
 
 
-POLICIES = (Policy(), Policy(fill=True), Policy(head=True), Policy(flat=True), Policy(image=8), Policy(image=16), Policy(heads=True),
-            Policy(mild=True), Policy(mild=True, fill=True, image=16))  # fmt: skip
+POLICIES = (Policy(), Policy(fill=True), Policy(head=True), Policy(flat=True), Policy(image=8), Policy(image=16),
+            Policy(heads=True), Policy(mild=True), Policy(mild=True, fill=True, image=16))  # fmt: skip
 
 
 def shrunk(config: PreTrainedConfig, policy: Policy = POLICIES[0]) -> dict[str, Any]:
@@ -186,7 +186,11 @@ class _Shrinking:
         given = {}
         for name, value in fields.items():
             new = self._value(name, value, fields, kept)
-            if not name.startswith("_") and name != "per_layer_config" and (new != value or isinstance(value, PreTrainedConfig)):
+            if (
+                not name.startswith("_")
+                and name != "per_layer_config"
+                and (new != value or isinstance(value, PreTrainedConfig))
+            ):
                 given[name] = new
         stages = vars(config).get("_out_indices")
         if stages and "depths" not in fields and len(layers) == 1:  # layers whose outputs a head takes

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
+import transformers
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
@@ -48,11 +50,15 @@ EXTRA: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2},
     "reformer causal": {"is_decoder": True},
     "xmod": {"default_language": "en_XX"},
-    "cohere_compass_text": {"rope_parameters": {k: {"rope_type": "default", "rope_theta": 1e4}
-                                                for k in ("full_attention", "sliding_attention")}},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            k: {"rope_type": "default", "rope_theta": 1e4} for k in ("full_attention", "sliding_attention")
+        }
+    },
     "chameleon": {"vocabulary_map": {"<image>": 5, "<racm3:break>": 6, "<eoss>": 7}},
     "emu3": {"vocabulary_map": {"<image>": 5, "<|extra_200|>": 6}},
 }
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 PATIENCE_S = 120
 _TRIES_S = 12  # other sizes are tried for so long
 _MOST_PARAMETERS = 60e6
@@ -71,6 +77,7 @@ class Row:
     stacks: str = ""
     policy: int = 0
     wall_s: float = 0.0
+    attends: bool = True
 
 
 def classes_of(family: str) -> dict[str, type]:
@@ -133,8 +140,9 @@ def tried(family: str, kind: str, model: type) -> Row:
             loaded = massact.load(module)
         except (ProofError, UserError) as error:
             row.status, row.why = "refused", str(error)
+            row = _done(row, began, module)
             if isinstance(error, ProofError):
-                return _done(row, began)
+                return row
             runs = runs or row
             continue
         except Exception as error:
@@ -144,11 +152,13 @@ def tried(family: str, kind: str, model: type) -> Row:
         row.stacks = ", ".join(f"{s.path} {s.n_layers}" for s in loaded.anatomy.stacks)
         row.why = " ".join(loaded.anatomy.left_out)
         return _done(row, began)
-    return _done(runs or Row(family, kind, model.__name__, "not buildable", why), began)
+    return runs or _done(Row(family, kind, model.__name__, "not buildable", why), began)
 
 
-def _done(row: Row, began: float) -> Row:
+def _done(row: Row, began: float, module: torch.nn.Module | None = None) -> Row:
     row.wall_s = round(time.time() - began, 1)
+    if module is not None and row.status == "refused":
+        row.attends = any("attention" in type(m).__name__.lower() for m in module.modules())
     return row
 
 
@@ -192,32 +202,85 @@ def families() -> Iterator[tuple[str, str, type | None, str]]:
                 yield family, kind, model, ""
 
 
+def table(rows: list[Row]) -> str:
+    """The page docs/families.md: what came of every family, by kind."""
+    lines = [
+        "# Families of transformers",
+        "",
+        f"Every family of `transformers.CONFIG_MAPPING` ({transformers.__version__}), built tiny, with random weights,",
+        "by `make families`, and loaded: *proved*, or *refused* with the reason. No family is named by massact. What",
+        "cannot be built (a library that is not installed, a configuration whose defaults do not build) is listed at",
+        "the end with the reason. *Without attention*: convolutions and codecs, which are no transformers.",
+        "",
+        "| kind | built | proved | refused | of these without attention | proved of those with attention |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    kinds = [*KINDS, "other"]
+    for kind in kinds:
+        n = Counter(row.status for row in rows if row.kind == kind)
+        bare = sum(row.kind == kind and row.status == "refused" and not row.attends for row in rows)
+        built_ = n["proved"] + n["refused"]
+        share = f"{100 * n['proved'] / max(built_ - bare, 1):.0f} %"
+        lines.append(f"| {kind} | {built_} | {n['proved']} | {n['refused']} | {bare} | {share} |")
+    for kind in kinds:
+        lines += ["", f"## {kind.capitalize()}", "", "| family | class | | |", "| --- | --- | --- | --- |"]
+        lines += [_line(row) for row in rows if row.kind == kind and row.status in ("proved", "refused")]
+    lines += ["", "## Not buildable", "", "| family | kind | class | why |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| {row.family} | {row.kind} | {row.model} | {_cell(row.why)} |"
+        for row in rows
+        if row.status == "not buildable"
+    ]
+    parts = ", ".join(row.family for row in rows if row.status == "part")
+    lines += ["", f"Parts of other families, which no auto class builds: {parts}."]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: Row) -> str:
+    said = row.stacks if row.status == "proved" else f"{'' if row.attends else 'Without attention. '}{_cell(row.why)}"
+    return f"| {row.family} | {row.model} | {row.status} | {said} |"
+
+
+def _cell(text: str) -> str:
+    """Two sentences at most, as a cell of a table."""
+    words = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return words if len(words) < 300 else words[:300].rpartition(" ")[0] + " ..."
+
+
 def main() -> None:
+    """Try all families, or some; write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--rows", type=Path, default=Path("rows.jsonl"))
-    parser.add_argument("--again", type=Path)
+    parser.add_argument("--only", default="", help="names of families, with commas; printed, no page")
+    parser.add_argument("--rows", type=Path, default=Path("runs/families.jsonl"), help="what was found, as it comes")
+    parser.add_argument("--again", action="store_true", help="only those that --rows has not as proved")
     given = parser.parse_args()
+    given.rows.parent.mkdir(parents=True, exist_ok=True)
+    known = _read(given.rows) if given.again else {}
+    if not given.again and not given.only:
+        given.rows.unlink(missing_ok=True)
     only = set(given.only.split(",")) - {""}
-    if given.again:
-        done = [json.loads(line) for line in given.again.read_text().splitlines()]
-        last = {(r["family"], r["kind"]): r["status"] for r in done}
-        only = {family for (family, _), status in last.items() if status not in ("proved", "part")}
     with given.rows.open("a") as file:
         for family, kind, model, why in families():
-            if only and family not in only:
+            old = known.get((family, kind))
+            if (only and family not in only) or (old is not None and old.status == "proved"):
                 continue
-            row = (
-                Row(family, kind, "", "part" if kind == "part" else "not buildable", why)
-                if model is None
-                else apart(family, kind, model)
-            )
+            if model is None:
+                row = Row(family, kind, "", "part" if kind == "part" else "not buildable", why)
+            else:
+                row = apart(family, kind, model)
             file.write(json.dumps(asdict(row)) + "\n")
             file.flush()
-            if given.only:
-                print(
-                    f"{row.family} {row.kind} {row.model} {row.status} p{row.policy} {row.parameters} {row.wall_s}s {row.stacks}\n   {row.why[:700]}"
-                )
+            if only:
+                print(f"{row.family} [{row.kind}] {row.model}: {row.status}. {row.stacks} {row.why}")
+    if not only:
+        found = sorted(_read(given.rows).values(), key=lambda row: row.family)
+        PAGE.write_text(table(found))
+
+
+def _read(path: Path) -> dict[tuple[str, str], Row]:
+    """The last row of every family and kind."""
+    rows = (Row(**json.loads(line)) for line in path.read_text().splitlines()) if path.exists() else ()
+    return {(row.family, row.kind): row for row in rows}
 
 
 if __name__ == "__main__":

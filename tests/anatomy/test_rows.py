@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -104,22 +102,20 @@ def torch_encoder() -> nn.Module:
     return nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
 
 
-@pytest.mark.parametrize(
-    ("module", "inputs"),
-    [(torch_encoder, {"src": (13, 2, D)}), (lambda: Encoder(turns=False), {"signal": (2, 13, 5)})],
-)
-def test_attention_over_the_first_axis(module: Callable[[], nn.Module], inputs: dict[str, tuple[int, ...]]) -> None:
-    with pytest.raises(ProofError, match=r"\(13, 2, 24\).*\(tokens, batch, width\)") as error:
-        ma.load(module(), inputs={k: torch.randn(*shape) for k, shape in inputs.items()})
+def test_inputs_with_tokens_first_are_refused() -> None:
+    with pytest.raises(ProofError, match=r"\(2, 13, 24\) for 13 sequences") as error:
+        ma.load(torch_encoder(), inputs={"src": torch.randn(13, 2, D)})
     assert tells([error.value.do], "batch_first=True", "transpose")
 
 
-def test_what_the_refusal_says_to_do_works() -> None:
-    """Turned inside its attention the model gives what it gave, and all is read of (batch, tokens, width)."""
-    old, new, x = Encoder(turns=False).eval(), Encoder(turns=True).eval(), torch.randn(3, 20, 5)
+@pytest.mark.parametrize("turns", [True, False])
+def test_blocks_with_tokens_first_are_turned(turns: bool) -> None:
+    """Turned inside its attention or round all of its blocks: all is read of (batch, tokens, width)."""
+    old, new, x = Encoder(turns=False).eval(), Encoder(turns=turns).eval(), torch.randn(3, 20, 5)
     new.load_state_dict(old.state_dict())
-    scan = ma.scan(ma.load(new, inputs={"signal": torch.randn(2, 13, 5)}), ma.corpus({"signal": x}), null=False,
-                   bos_contrast=False)  # fmt: skip
+    model = ma.load(new, inputs={"signal": torch.randn(2, 13, 5)})
+    assert {b.places["resid_post"].turned for b in model.anatomy.stacks[0].blocks} == {not turns}
+    scan = ma.scan(model, ma.corpus({"signal": x}), null=False, bos_contrast=False)
     with torch.no_grad():
         h = old(x)
     assert scan.layers.set_index("layer")["max"][3] == pytest.approx(float(h.abs().max()), rel=1e-5)

@@ -46,11 +46,13 @@ class Ends:
         taken: inputs that are made from what the block before gives.
         given: outputs that what the next block takes is made from.
         same: those of both that are handed on as they are.
+        turned: its tensors are (tokens, batch, width).
     """
 
     taken: frozenset[Key] = frozenset()
     given: frozenset[Key] = frozenset()
     same: frozenset[Key] = frozenset()
+    turned: bool = False
 
 
 class BlockReader:
@@ -65,10 +67,12 @@ class BlockReader:
         ranks: tuple[int, ...] = (3, 2),
     ) -> None:
         self._look(watch, call, params, [c for c in watch.calls if c.inside(call)])
-        self.pairs = pairs = self._pairs(ends or Ends(), ranks)
+        ends = ends or Ends()
+        self.tokens = 0 if ends.turned else -2  # the axis
+        self.pairs = pairs = self._pairs(ends, ranks)
         for self.start, self.end in [*pairs, pairs[0]]:  # the last one is for the refusal, where none leads
             self.numel = math.prod(self.start.shape)
-            self.n_tokens = self.start.shape[-2]
+            self.n_tokens = self.start.shape[self.tokens]
             self._leads: dict[Key, bool] = {}
             if self._leads_to_start(self.canon(self.end.key)):
                 break
@@ -340,19 +344,20 @@ class BlockReader:
 
     def _other_sequences(self, other_length: bool = True) -> list[Any]:
         """Inputs that are states of another sequence: (batch, other tokens, width)."""
+        batch, tokens = (1, 0) if self.tokens == 0 else (0, 1)
         return [
             s
             for s in self.call.inputs
             if len(s.shape) == 3
-            and s.shape[0] == self.start.shape[0]
-            and s.shape[1] != 1
+            and s.shape[batch] == self.start.shape[batch]
+            and s.shape[tokens] != 1
             and self.canon(s.key) != self.canon(self.start.key)
-            and (s.shape[1] != self.n_tokens or (not other_length and s.shape == self.start.shape))
+            and (s.shape[tokens] != self.n_tokens or (not other_length and s.shape == self.start.shape))
         ]
 
     @cached_property
     def _token_counts(self) -> set[int]:
-        return {self.n_tokens} | {s.shape[1] for s in self._other_sequences()}
+        return {self.n_tokens} | {s.shape[1 if self.tokens else 0] for s in self._other_sequences()}
 
     def crosses(self, cone: set[Key], other_length: bool = True) -> bool:
         """Whether the write reads another sequence (the encoder's) besides the residual stream.

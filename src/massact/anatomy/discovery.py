@@ -6,7 +6,7 @@ writes carry something from token to token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from massact.anatomy.blocks import read_block
 from massact.anatomy.passage import after_last, ends_of, has_skips, joined, other_streams
-from massact.anatomy.roles import mixing_writes
+from massact.anatomy.roles import TokensFirst, mixing_writes
 from massact.anatomy.several_streams import read_streams
 from massact.anatomy.stacks import (
     NO_BLOCKS,
@@ -146,16 +146,34 @@ def _read_stack(watch: Watch, calls: list[Call], params: dict[int, str], run: Ca
     ends = ends_of(watch, calls)
 
     def all_read(mixing: dict[tuple[str, int], int] | None = None) -> list[Block]:
-        return [read_block(watch, call, i + 1, params, mixing, ends[i]) for i, call in enumerate(calls)]
+        found = [read_block(watch, call, i + 1, params, mixing, ends[i]) for i, call in enumerate(calls)]
+        return [_turned(b, by_number) if e.turned else b for b, e in zip(found, ends, strict=True)]
 
     read = all_read()
-    mixing = mixing_writes(watch.root, read, run, same)
+    try:
+        mixing = mixing_writes(watch.root, read, run, same)
+    except TokensFirst:
+        ends = [replace(e, turned=True) for e in ends]
+        read = all_read()
+        mixing = mixing_writes(watch.root, read, run, same)
     told = {(p.module, p.call): n for b in read for n, p in b.places.items() if "_out" in n}
     if any(
         mixes(told[write]) != bool(reach) or (reach and "attn" not in told[write]) for write, reach in mixing.items()
     ):
         read = all_read(mixing)
     return read
+
+
+def _turned(block: Block, calls: Mapping[tuple[str, int], Call]) -> Block:
+    """The same block, whose tensors are (tokens, batch, width): sites are their transposes."""
+
+    def shape(place: Place) -> tuple[int, ...]:
+        call = calls[place.module, place.call]
+        return next(s.shape for s in (call.inputs if place.side == "in" else call.outputs) if s.path == place.path)
+
+    axes = shape(block.places["resid_pre"])[:2]
+    places = {n: replace(p, turned=p.formula is not None or shape(p)[:2] == axes) for n, p in block.places.items()}
+    return replace(block, places=places)
 
 
 def _is_stage(block: Block) -> bool:

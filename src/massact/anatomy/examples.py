@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -220,23 +220,30 @@ def _less_usual(model: nn.Module, usual: dict[str, Any], seed: int) -> list[dict
         found.append({k: v for k, v in usual.items() if k != "decoder_input_ids"} | {"input_ids": ids})
         found.append(usual | {"input_ids": ids})
     sound = frames(config, generator)
+    if sound is not None:
+        found += _sounds(accepted, usual, sound)
+    if "input_values" in usual and usual["input_values"].ndim == 2:
+        found.append(usual | {"input_values": usual["input_values"][:, None]})
+    decoder = getattr(config, "decoder_config", None)
+    n_books = int(first(config, "num_codebooks", "n_codebooks") or getattr(decoder, "num_channels", 0))
+    for name in [n for n in ("decoder_input_ids", "input_ids") if n_books and n in usual]:
+        ids = usual[name].repeat_interleave(n_books, 0)
+        found += [usual | {name: ids}, usual | {name: ids.reshape(N_ROWS, n_books, -1).transpose(1, 2).contiguous()}]
+    if "bbox" in accepted and "input_ids" in usual:
+        found.append(usual | {"bbox": value_of("bbox", config, {"input_ids": usual["input_ids"]}, generator)})
+    return found
+
+
+def _sounds(accepted: Iterable[str], usual: dict[str, Any], sound: Tensor) -> list[dict[str, Any]]:
+    """Layouts of frames of sound (rows, frames, width), alone and with a mask that hides none of them."""
+    found = []
     masks = [n for n in accepted if n in ("input_features_mask", "attention_mask", "padding_mask")]
-    for name in [n for n in ("input_features", "input_values") if n in accepted and sound is not None]:
+    for name in [n for n in ("input_features", "input_values") if n in accepted]:
         found.append(usual | {name: sound})
         found += [usual | {name: sound, m: torch.ones(sound.shape[:2], dtype=torch.long)} for m in masks[:1]]
         if name == "input_features" and "input_ids" in usual:
             found.append(usual | {name: sound[:, None]})
             found.append(usual | {name: sound.transpose(1, 2).contiguous()})
-    if "input_values" in usual and usual["input_values"].ndim == 2:
-        found.append(usual | {"input_values": usual["input_values"][:, None]})
-    books = first(config, "num_codebooks", "n_codebooks") or getattr(
-        getattr(config, "decoder_config", None), "num_channels", None
-    )
-    for name in [n for n in ("decoder_input_ids", "input_ids") if books and n in usual]:
-        ids = usual[name].repeat_interleave(int(books), 0)
-        found += [usual | {name: ids}, usual | {name: ids.reshape(N_ROWS, int(books), -1).transpose(1, 2).contiguous()}]
-    if "bbox" in accepted and "input_ids" in usual:
-        found.append(usual | {"bbox": value_of("bbox", config, {"input_ids": usual["input_ids"]}, generator)})
     return found
 
 

@@ -117,7 +117,7 @@ class _Way(BlockReader):
         self.start, self.end = ends
         self.before = before
         self.numel = math.prod(self.start.shape)
-        self.n_tokens = self.start.shape[-2]
+        self.tokens, self.n_tokens = -2, self.start.shape[-2]
         self._leads: dict[Key, bool] = {}
 
     def read(self, giver: Block, block: Block) -> Block:
@@ -153,6 +153,8 @@ class _Way(BlockReader):
             writes = []
         if not 0 < len(writes) <= _MOST:
             return replace(block, changed=f"the stream {self.words()}")
+        turned = block.places["resid_pre"].turned
+        writes = [replace(place, turned=turned) for place in writes]
         sites = {f"between_out{f'_{i}' if i > 1 else ''}": place for i, place in enumerate(writes, 1)}
         return replace(block, places={**block.places, **sites}, between=tuple(sites))
 

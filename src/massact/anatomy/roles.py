@@ -101,7 +101,7 @@ def mixing_writes(model: nn.Module, blocks: Iterable[Block], run: Callable[[], A
         mix no tokens. Told by turning the first token alone, and the last one.
 
     Raises:
-        ProofError: a write mixes sequences of the batch and not tokens, so the first axis is that of tokens.
+        TokensFirst: a write mixes sequences of the batch and not tokens, so the first axis is that of tokens.
     """
     trials = _trials(model, list(blocks), run)
     shapes = {t.stream_BTD.shape[:2] for t in trials}
@@ -121,8 +121,12 @@ def mixing_writes(model: nn.Module, blocks: Iterable[Block], run: Callable[[], A
     }
 
 
-def _first_axis(trial: _Trial) -> ProofError:
-    return ProofError(
+class TokensFirst(ProofError):
+    """A write mixes the entries of the first axis and none of the second: (tokens, batch, width)."""
+
+
+def _first_axis(trial: _Trial) -> TokensFirst:
+    return TokensFirst(
         f"{trial.name} of block {trial.block.module!r} mixes the entries of the first axis, and none of the second: "
         f"its {tuple(trial.stream_BTD.shape)} tensors are (tokens, batch, width).",
         "massact counts positions along the second axis, so every position it reported would be wrong.",

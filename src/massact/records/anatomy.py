@@ -78,6 +78,7 @@ class Place:
             of the parameter that multiplies it (a layer scale written inline).
         part: (axis, number) of one of several streams in that tensor.
         formula: how the site is made from this tensor and others of the pass, where a factor does not say it.
+        turned: the tensor is (tokens, batch, width) and the site its transpose, (batch, tokens, width).
     """
 
     module: str
@@ -87,6 +88,7 @@ class Place:
     scale: float | str = 1.0
     part: tuple[int, int] | None = None
     formula: Formula | None = None
+    turned: bool = False
 
     def __str__(self) -> str:
         inside = "".join(f"[{step!r}]" for step in self.path)
@@ -94,7 +96,8 @@ class Place:
         nth = f" (call {self.call})" if self.call else ""
         factor = f" * {self.scale}" if self.scale != 1.0 else ""
         factor += f" * {self.formula.words}" if self.formula is not None else ""
-        return f"{self.module or 'model'} {self.side}put{inside}{nth}{factor}"
+        axes = " (tokens, batch, width)" if self.turned else ""
+        return f"{self.module or 'model'} {self.side}put{inside}{nth}{factor}{axes}"
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ class _Tap:
     def __call__(self, value: Any, state: Taps) -> tuple[bool, Any]:
         """Whether the value was replaced, and the value."""
         tensor = follow(value, self.place.path)
+        tensor = tensor.transpose(0, 1) if self.place.turned else tensor
         part = tensor if self.place.part is None else tensor.select(*self.place.part)
         seen = part if self.scale is None else part * self.scale
         state.hit(self.index)
@@ -80,7 +81,7 @@ class _Tap:
         new = new if self.scale is None else new / self.scale
         if self.place.part is not None:
             new = torch.select_scatter(tensor, new, *self.place.part)
-        return True, replaced(value, self.place.path, new)
+        return True, replaced(value, self.place.path, new.transpose(0, 1).contiguous() if self.place.turned else new)
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,11 @@ class _Leaf:
         if term is None:
             return False, value
         state.hit(self.tap.index)
-        new = self.tap.see(term)
+        turned = self.tap.place.turned
+        new = self.tap.see(term.transpose(0, 1) if turned else term)
         if new is None:
             return False, value
+        new = new.transpose(0, 1) if turned else new
         formula = self.gathered.formula
         change = self.gathered.inverse(self.number, new - term) if self.number == formula.write else None
         if change is None:
