@@ -149,7 +149,7 @@ def mixed_example(model: nn.Module, seed: int = 0) -> dict[str, Any] | None:
     if "image_grid_thw" in accepted:
         pixels, grid = packed_pixels(config.vision_config, generator)
         given = {"pixel_values": pixels, "image_grid_thw": grid}
-    device = next(model.parameters()).device
+    device = device_of(model)
     try:
         with torch.inference_mode():
             features = model.get_image_features(**to_device(given, device, float_dtype(model)), return_dict=True)
@@ -281,6 +281,11 @@ def float_dtype(module: nn.Module) -> torch.dtype:
     """What a model computes in: the dtype of its first parameter that is not packed into 8 bits or fewer."""
     dtypes = (p.dtype for p in module.parameters())
     return next((d for d in dtypes if d.is_floating_point and d.itemsize > 1), torch.float32)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a model takes its inputs: the device of its first parameter that is not brought in when it is needed."""
+    return next((p.device for p in module.parameters() if not p.is_meta), torch.device("cpu"))
 
 
 def to_device(inputs: dict[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from massact.records.anatomy import Place
 from massact.trace.watch import Key
@@ -20,12 +21,38 @@ _NO_PROJECTION = (
 )
 
 
+def sizes_of(module: nn.Module) -> tuple[int, ...]:
+    """The sizes of the matrix that a module multiplies by, in the order in which it keeps them; () for none."""
+    weight, said = getattr(module, "weight", None), _said_sizes(module)
+    if isinstance(weight, torch.Tensor):
+        if weight.ndim == 2 and (not said or weight.numel() == math.prod(said)):
+            return tuple(weight.shape)
+        if said and "weight" not in {*module._parameters, *module._buffers}:
+            return said  # that of a module inside, packed, beside which an adapter runs
+    return packed_sizes(module)
+
+
+def packed_sizes(module: nn.Module) -> tuple[int, ...]:
+    """(outputs, inputs) of a module that holds codes in the place of a matrix (GPTQ, bitsandbytes, torch.ao), or ()."""
+    weight, said = getattr(module, "weight", None), _said_sizes(module)
+    codes = [t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if t.ndim > 0]
+    packed = callable(weight) or any(not t.is_floating_point() or t.itemsize == 1 for t in codes)
+    plain = isinstance(weight, torch.Tensor) and weight.is_floating_point() and weight.itemsize > 1
+    inside = any(True for child in module.children() for _ in child.parameters())
+    return said if packed and not plain and not inside else ()
+
+
+def _said_sizes(module: nn.Module) -> tuple[int, ...]:
+    said = [getattr(module, name, None) for name in ("out_features", "in_features")]
+    known = tuple(n for n in said if isinstance(n, int))
+    return known if len(known) == len(said) else ()
+
+
 def last_projection(reader: BlockReader, key: Key) -> Place | None:
     """Input of the last linear map of a write: walk back through scales and norms to a weight matrix."""
     for _ in range(8):
         for inner, _seen in reader.makers.get(key, ()):
-            weight = getattr(inner.module, "weight", None)
-            if isinstance(weight, torch.Tensor) and weight.ndim == 2 and inner.inputs:
+            if sizes_of(inner.module) and inner.inputs:
                 return Place(inner.name, "in", inner.inputs[0].path, inner.number)
         source = reader.norm_input(key)
         if source is None:

@@ -125,7 +125,13 @@ class TokensFirst(ProofError):
     """A write mixes the entries of the first axis and none of the second: (tokens, batch, width)."""
 
 
-def _first_axis(trial: _Trial) -> TokensFirst:
+def _first_axis(trial: _Trial) -> ProofError:
+    if trial.coarse:
+        return ProofError(
+            f"{trial.name} of block {trial.block.module!r} changes with the other sequences beside it.",
+            "Activations of this model are quantised with one step for the whole batch.",
+            "Quantise them with a step for each token, the weights alone, or load the model as it was before.",
+        )
     return TokensFirst(
         f"{trial.name} of block {trial.block.module!r} mixes the entries of the first axis, and none of the second: "
         f"its {tuple(trial.stream_BTD.shape)} tensors are (tokens, batch, width).",

@@ -16,9 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from massact.anatomy.projections import sizes_of
 from massact.corpora import Corpus
 from massact.explanations.writers import Coordinate
-from massact.models import Model, unpacked
+from massact.models import Model, held, matrix_of
 from massact.records.anatomy import Block, Place
 from massact.records.sites import Site
 from massact.records.tables import frame
@@ -102,18 +103,11 @@ def _activations(model: Model, corpus: Corpus, steps: Sequence[_StepUp]) -> dict
     return {site: measured.result("rows", site) for site in sites}
 
 
-def _weight_rows(module: Any, n_in: int) -> Tensor:
-    """The weight of a projection as (outputs, inputs), whichever way its class keeps it."""
-    weight = unpacked(module.weight).float()
-    kept_so = weight.shape[1] == n_in and not (weight.shape[0] == n_in and type(module).__name__ == "Conv1D")
-    return weight if kept_so else weight.T
-
-
 def _neuron_rows(model: Model, step: _StepUp, act: Mapping, reads: Mapping) -> list[dict[str, object]]:
     place: Place = step.block.places[step.write.replace("_out", "_act")]
     module = model.module.get_submodule(place.module)
     act_NF = torch.from_numpy(np.stack([act[t] for t in step.tokens])).float()
-    weight_F = _weight_rows(module, act_NF.shape[1])[step.coordinate.dim].cpu()
+    weight_F = matrix_of(module, act_NF.shape[1])[step.coordinate.dim].cpu()
     parts_F = act_NF.mean(0) * weight_F
     total, order = float(parts_F.sum()), parts_F.abs().argsort(descending=True)[:MOST_NEURONS]
     feeders = _feeders(model, step, place.module, act_NF.shape[1])
@@ -153,14 +147,18 @@ def _feeders(model: Model, step: _StepUp, last: str, n_neurons: int) -> dict[str
     width = model.anatomy.stack(step.coordinate.stack).d_model
     parent = last.rpartition(".")[0]
     found: list[tuple[str, Tensor, Tensor]] = []
+    inside = ""
     for name, module in model.module.get_submodule(parent).named_modules():
-        weight = getattr(module, "weight", None)
         full = f"{parent}.{name}"
-        if full == last or not isinstance(weight, Tensor) or weight.ndim != 2 or width not in weight.shape:
+        sizes = sizes_of(module)
+        if not name or full == last or full.startswith((f"{last}.", f"{inside}.")):
             continue
-        rows = _weight_rows(module, width).cpu()
+        if sizes not in ((n_neurons, width), (width, n_neurons), (2 * n_neurons, width), (width, 2 * n_neurons)):
+            continue
+        inside = full  # of a map with an adapter in it, the whole
+        rows = matrix_of(module, width).cpu()
         bias = getattr(module, "bias", None)
-        bias_O = torch.zeros(len(rows)) if bias is None else bias.detach().float().cpu()
+        bias_O = torch.zeros(len(rows)) if bias is None else held(module, "bias").detach().float().cpu()
         if len(rows) in (n_neurons, 2 * n_neurons):
             found.append((full, rows, bias_O))
     if len(found) == 1 and len(found[0][1]) == 2 * n_neurons:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from massact.anatomy import norms_of
-from massact.models import Model
+from massact.anatomy.projections import sizes_of
+from massact.models import Model, held, matrix_of
 from massact.records.anatomy import Stack
 from massact.records.tables import frame
 
@@ -80,8 +81,8 @@ def scored_norms(model: Model, stack: Stack) -> list[ScoredNorm]:
     for layer, path in norms_of(model.module, stack):
         norm = model.module.get_submodule(path)
         bias = getattr(norm, "bias", None)
-        scored = _scored(bias) if isinstance(bias, Tensor) else (np.full(stack.d_model, np.nan),) * 2
-        found.append(ScoredNorm(layer, path, *_scored(norm.weight), *scored))
+        scored = _scored(held(norm, "bias")) if isinstance(bias, Tensor) else (np.full(stack.d_model, np.nan),) * 2
+        found.append(ScoredNorm(layer, path, *_scored(held(norm)), *scored))
     return found
 
 
@@ -121,15 +122,14 @@ def spectrum(model: Model, stack: str, states: Mapping[str, np.ndarray]) -> dict
     if not reads_head(model, stack):
         return {"unavailable": "no unembedding reads this stack"}
     head = getattr(model.module, "get_output_embeddings", lambda: None)()
-    weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
+    if head is None or not (sizes := sizes_of(head)):
         return {"unavailable": "the model has no unembedding matrix"}
-    D = weight.shape[1]
+    D = sizes[1]
     if any(len(h) != D for h in states.values()) or not states:
         return {"unavailable": "the unembedding reads another width than that of the residual stream"}
     if D > WIDEST:
         return {"unavailable": f"the residual stream is wider than {WIDEST:,}"}
-    weight_VD = weight.detach().float()
+    weight_VD = matrix_of(head, D)
     gram_DD = (weight_VD.T @ weight_VD).double().cpu()
     _, vectors = torch.linalg.eigh(gram_DD)  # ascending
     weakest_DB = vectors[:, : max(1, round(BOTTOM * D))]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from massact.interventions.catalogue import norm_dims
-from massact.models import Model
+from massact.models import Model, held
 from massact.trace import Together, WeightEdit
 
 ZEROS = (0.0, -1.0)  # where a scale is zero: of a norm that multiplies by w, and of one that multiplies by 1 + w
@@ -45,6 +45,8 @@ def zero_of(norm: nn.Module) -> float | None:
         neither.
     """
     weight: Tensor = norm.weight
+    if weight.is_meta:  # offloaded
+        return None
     x_11D = torch.linspace(-1, 2, len(weight), dtype=weight.dtype, device=weight.device)[None, None]
     rest = {name: torch.zeros_like(p) for name, p in norm.named_parameters() if name != "weight"}
     given = []
@@ -77,7 +79,7 @@ def parameters_of(model: Model, norms: Sequence[str]) -> tuple[list[Parameter], 
         for which, at in (("weight", zero or 0.0), ("bias", 0.0)):
             p = getattr(norm, which, None)
             if isinstance(p, Tensor) and id(p) in names:
-                value_D = p.detach().double().cpu().numpy() - at
+                value_D = held(norm, which).detach().double().cpu().numpy() - at
                 found.setdefault(names[id(p)], Parameter(names[id(p)], at, value_D, which == "weight"))
     return list(found.values()), unsure
 

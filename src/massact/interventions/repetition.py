@@ -12,7 +12,7 @@ from torch import Tensor
 from massact.corpora import Corpus
 from massact.interventions.effects import Paired
 from massact.models import Model
-from massact.trace import Fired, observing
+from massact.trace import Fired, observing, unchanged
 from massact.trace.edits import AnyEdit
 
 N_GRAM = 4
@@ -45,7 +45,8 @@ def evaluate_repetition(model: Model, corpus: Corpus, edits: Sequence[AnyEdit]) 
     )  # fmt: skip
 
     def samples(edit: AnyEdit | None) -> tuple[np.ndarray, list[Fired]]:
-        with observing(model, edits=[] if edit is None else [edit]) as seen, torch.inference_mode():
+        watched = observing(model, edits=[] if edit is None else [edit])
+        with unchanged(model.module), watched as seen, torch.inference_mode():
             out = model.module.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=settings)
         return np.array([repeated(row[prompts.shape[1] :]) for row in out]), seen.edits
 

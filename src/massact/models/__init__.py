@@ -5,7 +5,10 @@ transformers are built. Must not know statistics, criteria or files of text.
 """
 
 from massact.models.attention_proof import projection_of, with_attention
-from massact.models.loading import EMBEDDED, Model, load, random_twin
+from massact.models.linear_maps import matrix_of
+from massact.models.loading import EMBEDDED, Model, load
+from massact.models.offloading import held
+from massact.models.random_twins import random_twin
 from massact.models.speech import first_ids
 from massact.models.weight_values import check_finite, unpacked, weights_hash
 
@@ -14,7 +17,9 @@ __all__ = [
     "Model",
     "check_finite",
     "first_ids",
+    "held",
     "load",
+    "matrix_of",
     "projection_of",
     "random_twin",
     "unpacked",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from massact.anatomy.discovery import run_example
+from massact.anatomy.projections import sizes_of
+from massact.models.linear_maps import linear_part
 from massact.models.loading import Model
 from massact.records.anatomy import AttentionPlace, Block, Place, Stack
 from massact.records.errors import ProofError, class_and_line
@@ -131,7 +133,7 @@ def _projections(module: nn.Module, block: str) -> list[str]:
     """Modules inside a block that hold a matrix."""
     inside = module.get_submodule(block)
     return [f"{block}.{name}" for name, m in inside.named_modules()
-            if name and isinstance(getattr(m, "weight", None), Tensor) and m.weight.ndim == 2]  # fmt: skip
+            if name and sizes_of(m)]  # fmt: skip
 
 
 def _same(event: _Event, h: Tensor) -> bool:
@@ -192,12 +194,4 @@ def projection_of(model: Model, place: AttentionPlace) -> Callable[[Tensor], Ten
     """The output projection W_O without its bias, float32 (R, H * F) -> (R, D); None where it was not found."""
     if place.projection is None:
         return None
-    module: Any = model.module.get_submodule(place.projection.module)
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
-
-    def project(x_RX: Tensor) -> Tensor:
-        x_RX = x_RX.to(dtype)
-        # Not module(x): taps on its output (a write of the residual stream) are for the model's own calls.
-        return (module.forward(x_RX) - module.forward(torch.zeros_like(x_RX[:1]))).float()
-
-    return project
+    return partial(linear_part, model.module.get_submodule(place.projection.module))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import math
 from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from massact.anatomy.projections import packed_sizes
 from massact.records.errors import UserError
 
 # Method as config.json names it -> module, package. All are in the extra `quant`.
@@ -22,6 +24,10 @@ BESIDE = ("_scale", "_zero_point", "_shape", "_g_idx")
 _BY_NAME = {"mxfp4": ("float", 4), "fp8": ("float", 8), "fbgemm_fp8": ("float", 8)}  # methods that say it by their name
 _WRITTEN = {torch.int8: ("int", 8), torch.uint8: ("uint", 8), torch.int4: ("int", 4), torch.uint4: ("uint", 4),
             torch.float8_e4m3fn: ("float", 8), torch.float8_e5m2: ("float", 8)}  # fmt: skip
+
+
+# LLM.int8: as it runs inputs are quantised too, but for outliers.
+_INT8_INPUTS = {"type": "int", "bits": 8, "strategy": "token", "group_size": None, "symmetric": True, "dynamic": True}
 
 
 def method_of(config: Any) -> str | None:
@@ -74,11 +80,50 @@ def unpack(module: nn.Module) -> None:
 def packing_record(module: nn.Module) -> dict[str, Any] | None:
     """How the weights of a module are quantised, see `massact.records.weight_types`; None where they are not."""
     method = method_of(getattr(module, "config", None))
+    others = _of_others if method is not None else _of_codes
+    method = method or _live_method(module)
     if method is None:
         return None
-    found = {"compressed-tensors": _of_compressed_tensors, "torchao": _of_torchao}.get(method, _of_others)(module)
+    found = {"compressed-tensors": _of_compressed_tensors, "torchao": _of_torchao}.get(method, others)(module)
     package = _LIBRARIES.get(method, ("", ""))[1]
     return {"method": method, "library": f"{package} {metadata.version(package)}" if package else None} | found
+
+
+def _live_method(module: nn.Module) -> str | None:
+    """What quantised the weights of a model whose configuration does not say so: the package of what holds them."""
+    for part in module.modules():
+        weight = getattr(part, "weight", None)
+        if getattr(part, "quantization_scheme", None) is not None:
+            return "compressed-tensors"
+        if isinstance(weight, Tensor) and type(weight.data) is not Tensor and hasattr(weight.data, "dequantize"):
+            return type(weight.data).__module__.partition(".")[0]
+        if packed_sizes(part):
+            return type(part).__module__.partition(".")[0]
+    return None
+
+
+def _of_codes(module: nn.Module) -> dict[str, Any]:
+    """From modules that hold codes in the place of a matrix, whatever made them: how many bits a weight has."""
+    weights, types, inputs, ignored = Counter[Any](), Counter[str](), Counter[Any](), []
+    for name, part in module.named_modules():
+        sizes = packed_sizes(part)
+        if not sizes:
+            ignored += [name] * isinstance(part, nn.Linear)
+            continue
+        held = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        codes = max(
+            (t for t in held if not t.is_floating_point() or t.itemsize == 1), key=lambda t: t.nbytes, default=None
+        )
+        bits = None if codes is None else round(8 * codes.nbytes / math.prod(sizes)) or None
+        kind = "float" if codes is not None and codes.is_floating_point() else "int"
+        format_ = f"{type(part).__module__.partition('.')[0]}.{type(part).__name__}"
+        weights[_items({"type": kind, "bits": bits, "strategy": None, "group_size": None, "format": format_})] += 1
+        types[f"{kind}{bits}"] += 1
+        if bits == 8 and format_.startswith("bitsandbytes."):
+            inputs[_items(_INT8_INPUTS)] += 1
+    known = _counted(inputs) if inputs else [] if all("4bit" in dict(w)["format"] for w in weights) else None
+    return {"weights": _counted(weights), "activations": known, "kv_cache": None, "ignored": ignored,
+            "types": dict(types), "dequantised": False}  # fmt: skip
 
 
 def _of_compressed_tensors(module: nn.Module) -> dict[str, Any]:
@@ -95,7 +140,7 @@ def _of_compressed_tensors(module: nn.Module) -> dict[str, Any]:
             types[f"{_arguments(scheme.weights)['type']}{scheme.weights.num_bits}"] += 1
         if scheme.input_activations is not None:
             inputs[_items(_arguments(scheme.input_activations))] += 1
-    said: Any = module.config.quantization_config
+    said: Any = getattr(getattr(module, "config", None), "quantization_config", None)
     settings = getattr(said, "quantization_config", None)
     if not weights:  # read with dequantize=True: plain linear maps
         groups = getattr(settings, "config_groups", {}).values()
@@ -184,9 +229,10 @@ def _of_others(module: nn.Module) -> dict[str, Any]:
     if bits is None and (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
         bits = 4 if settings.get("load_in_4bit") else 8
     size = settings.get("group_size") or settings.get("q_group_size")
-    scheme = {"type": kind, "bits": bits, "strategy": "group" if size else "channel", "group_size": size}
+    scheme = {"type": kind, "bits": bits, "strategy": "group" if size else None, "group_size": size}
+    active = [_INT8_INPUTS] if settings.get("load_in_8bit") and method_of(module.config) == "bitsandbytes" else []
     left = settings.get("modules_to_not_convert") or settings.get("llm_int8_skip_modules") or []
-    return {"weights": [scheme] if bits else [], "activations": [], "kv_cache": None, "ignored": list(left),
+    return {"weights": [scheme] if bits else [], "activations": active, "kv_cache": None, "ignored": list(left),
             "types": {}, "dequantised": bool(settings.get("dequantize", False))}  # fmt: skip
 
 

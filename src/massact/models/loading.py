@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from massact.anatomy.discovery import discover, run_example
 from massact.anatomy.examples import (
+    device_of,
     example_variants,
     fixed_arguments,
     float_dtype,
@@ -26,17 +26,21 @@ from massact.anatomy.examples import (
 from massact.anatomy.proof import Proof, prove
 from massact.anatomy.rows import proved_rows
 from massact.corpora import Prompt
+from massact.models.adapters import adapter_config, adapter_record, options_of, read_adapter
 from massact.models.checkpoint_formats import packing_record
 from massact.models.gguf_header import in_folder, is_gguf
 from massact.models.names import short_name
+from massact.models.offloading import dispatched
 from massact.models.speech import prompt_of
 from massact.models.timm_models import TIMM, read_timm
 from massact.models.weight_values import check_finite, n_parameters, vectors_hash, weights_hash
+from massact.models.wrappers import unwrapped
 from massact.records.anatomy import Anatomy, Place, Stack
 from massact.records.errors import ProofError, UserError, first_line
 from massact.records.runinfo import ModelInfo
 from massact.records.weight_types import of_gguf
 from massact.trace import unchanged
+from massact.trace.compilation import compiled_parts
 
 EMBEDDED = "embedded"
 SOUND = ("input_features", "input_values")  # what transformers calls inputs of sound
@@ -61,6 +65,8 @@ class Model:
         head: what makes logits (B, classes) of the model and inputs, where the module has no head of its own that
             should; see `massact.interventions.class_heads`.
         asked: options that it was read with.
+        around: what was put around the module, and what was done about it, a sentence each; see `unwrapped`.
+        compiled: whether torch.compile runs the module or what is around it.
     """
 
     module: nn.Module
@@ -74,10 +80,12 @@ class Model:
     processor: Any = None
     head: Any = None
     asked: dict[str, Any] = field(default_factory=dict)
+    around: list[str] = field(default_factory=list)
+    compiled: bool = False
 
     @property
     def device(self) -> torch.device:
-        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        return device_of(self.module)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -241,6 +249,7 @@ class Model:
             attention=getattr(config, "_attn_implementation", None),
             gguf=self.gguf,
             quantised=self.quantised,
+            adapters=adapter_record(self.module),
             asked={k: True for k in ("allow_pickle", "trust_remote_code") if self.asked.get(k)},
         )
 
@@ -301,23 +310,26 @@ def load(
         ProofError: the model was read but cannot be proved to be understood.
     """
     if isinstance(spec, nn.Module):
-        module, name = spec, type(spec).__name__
+        given, name = spec, ""
     else:
         where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else _device(device)
         asked = dict(options or {})
         name = in_folder(EMBEDDED if spec is None else os.fspath(spec), asked.pop("gguf_file", None))
-        module, found, known = _read(name, _dtype(dtype), revision, asked)
-        module = module.to(where).eval()
+        given, found, known = _read(name, _dtype(dtype), revision, asked)
+        given = (given if dispatched(given) else given.to(where)).eval()
         tokenizer, processor = tokenizer or found, known if processor is None else processor
+    module, around = unwrapped(given, inputs)
+    name = name or type(module).__name__
     processor = timm_cfg(module) if processor is None else processor
     check_finite(module)
     with unchanged(module, values=True):
-        anatomy, proof, arguments, example = _proved(module, blocks, inputs)
-    made = Model(module, anatomy, proof, tokenizer, name, revision, arguments, example, processor, asked=options or {})
+        anatomy, proof, arguments, example = proved(module, blocks, inputs)
+    made = Model(module, anatomy, proof, tokenizer, name, revision, arguments, example, processor, None, options or {},
+                 around, bool(compiled_parts(given)))  # fmt: skip
     return replace(made, anatomy=proved_rows(module, anatomy, example, made.reads))
 
 
-def _proved(
+def proved(
     module: nn.Module, blocks: str | Iterable[str] | None, inputs: dict[str, Any] | None
 ) -> tuple[Anatomy, Proof, dict[str, Any], dict[str, Any]]:
     """The anatomy of a module and its proof, arguments of every forward pass, and the example it was proved on."""
@@ -359,13 +371,18 @@ def _read(
         from massact.models.gguf_models import read_gguf
 
         return (*read_gguf(name, dtype, revision, options), None)
-    from massact.models.transformers_models import read_extractor, read_pretrained, read_processor
+    from massact.models.transformers_models import read_extractor, read_pretrained, read_processor, read_tokenizer
 
     folder = location_of(name)
     if revision is not None and os.path.isdir(folder):
         what = "The embedded model" if name == EMBEDDED else f"The local folder {name!r}"
         raise UserError(f"{what} has no revisions.", f"--revision {revision!r} would change nothing.",
                         "Leave it out, or give the Hub id of the model.")  # fmt: skip
+    adapter = adapter_config(folder, bool(options.get("allow_pickle")))
+    if adapter is not None:
+        whole = read_adapter(folder, adapter, lambda base, given: read_pretrained(base, dtype, None, given),
+                             options_of(options), lambda place: read_tokenizer(place, None, options))  # fmt: skip
+        return *whole, None
     module, tokenizer = read_pretrained(folder, dtype, revision, dict(options))
     if "pixel_values" in inspect.signature(module.forward).parameters:
         return module, tokenizer, read_processor(name, revision, options)
@@ -411,7 +428,7 @@ def _example(inputs: Any) -> dict[str, Any]:
 
 
 def _placer(module: nn.Module) -> Any:
-    device, dtype = next(module.parameters(), torch.zeros(())).device, float_dtype(module)
+    device, dtype = device_of(module), float_dtype(module)
     return lambda given: to_device(given, device, dtype)
 
 
@@ -458,24 +475,3 @@ def _required(part: nn.Module) -> set[str]:
 
 def _needs_decoder(part: nn.Module) -> bool:
     return bool(getattr(getattr(part, "config", None), "is_encoder_decoder", False))
-
-
-def random_twin(model: Model, seed: int = 0) -> Model | str:
-    """The same architecture with its own random initialisation: the null of every claim of "massive".
-
-    Returns:
-        The twin, or the reason why there is none.
-    """
-    config = getattr(model.module, "config", None)
-    if config is None or not hasattr(model.module, "_init_weights"):
-        return "the model is not from transformers, so it does not say how it is initialised"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = copy.deepcopy(config)
-        if hasattr(config, "quantization_config"):  # its weights are not
-            del config.quantization_config
-        twin = type(model.module)(config)
-        for change in getattr(model.module, "massact_changes", ()):  # attention variants and other changes by training
-            twin = change(twin)
-        twin = twin.to(model.device, model.dtype).eval()
-    return replace(model, module=twin, name=f"random twin of {model.name}", revision=None)

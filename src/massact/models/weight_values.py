@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from massact.anatomy.projections import packed_sizes
+from massact.models.adapters import adapter_states
 from massact.models.checkpoint_formats import BESIDE, packing_record
+from massact.models.offloading import stored
 from massact.records.errors import UserError
+from massact.trace.compilation import ORIGINAL
 
 
 def check_finite(module: nn.Module) -> None:
@@ -23,7 +28,7 @@ def check_finite(module: nn.Module) -> None:
         UserError: names the first such tensor and how many values of it are not finite.
     """
     weights = {name for name, _ in module.named_parameters()}
-    for name, tensor in module.state_dict().items():
+    for name, tensor in stored(module):
         if not isinstance(tensor, Tensor):  # the packed weights of a quantised module
             continue
         if tensor.is_meta or is_lazy(tensor):
@@ -69,13 +74,16 @@ def unpacked(weight: Tensor) -> Tensor:
 
 
 def n_parameters(module: nn.Module) -> int:
-    """How many weights a model has, packed ones included; scales are none."""
-    known = {
-        id(parameter): parameter.numel()
-        for part in module.modules()
-        for name, parameter in part.named_parameters(recurse=False)
-        if not (hasattr(part, "quantization_scheme") and name.endswith(BESIDE))
-    }
+    """How many weights a model has, packed ones by the matrix that they stand for; scales are none."""
+    known: dict[int, int] = {}
+    for part in module.modules():
+        sizes = packed_sizes(part)
+        if sizes:
+            known[id(part)] = math.prod(sizes)
+        for name, parameter in part.named_parameters(recurse=False):
+            beside = name != "bias" if sizes else hasattr(part, "quantization_scheme") and name.endswith(BESIDE)
+            if not beside:
+                known[id(parameter)] = parameter.numel()
     return sum(known.values())
 
 
@@ -85,23 +93,29 @@ def vectors_hash(module: nn.Module) -> str:
     A model and its quantised form have the same one, as long as nothing was folded into the norms.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        if parameter.ndim == 1 and not name.endswith(BESIDE):
+    vectors = {name.replace(f"{ORIGINAL}.", "") for name, p in module.named_parameters() if p.ndim == 1}
+    for name, tensor in stored(module):
+        if name in vectors and not name.endswith(BESIDE):
+            values = next(values for _, values in plain_parts(name, tensor))
             digest.update(name.encode())
-            digest.update(memoryview(parameter.detach().float().cpu().contiguous().numpy()))
+            digest.update(memoryview(values.float().cpu().contiguous().numpy()))
     return digest.hexdigest()
 
 
 def weights_hash(module: nn.Module) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, in the order of their names.
 
-    Where activations are quantised as it runs, also over how: with the same weights it is another model.
+    Where activations are quantised as it runs, also over how, and over the state of adapters: with the same weights it
+    is another model.
     """
     digest = hashlib.sha256()
     packing = packing_record(module) or {}
     if packing.get("activations") or packing.get("kv_cache"):
         digest.update(json.dumps([packing["activations"], packing["kv_cache"]]).encode())
-    for name, tensor in sorted(module.state_dict().items()):
+    states = [(name, state) for name, _, state in adapter_states(module)]
+    if states:  # with the same weights a model whose adapter is not active is another one
+        digest.update(json.dumps(states, sort_keys=True).encode())
+    for name, tensor in stored(module):
         if not isinstance(tensor, Tensor):  # the packed weights of a quantised module
             digest.update(f"{name} {tensor!r}".encode())
             continue

@@ -1,8 +1,9 @@
 """How the weights of a model are quantised, as a run records it, and in words.
 
 A record has the keys `method` (gguf, compressed-tensors, torchao, ...), `weights`, `activations` (lists of schemes,
-each with type, bits, strategy, group_size, symmetric, dynamic and n_modules), `kv_cache` (a scheme, or None), `ignored`
-(names of linear maps in full precision), `types` (tensors of each type), `dequantised` (unpacked before anything ran).
+each with type, bits, strategy, group_size, symmetric, dynamic and n_modules; None: whether these are is not known),
+`kv_cache` (a scheme, or None), `ignored` (names of linear maps in full precision), `types` (tensors of each type),
+`dequantised` (unpacked before anything ran).
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def scheme_in_words(scheme: Mapping[str, Any]) -> str:
     """int8, one scale an output channel."""
     strategy, size = scheme.get("strategy"), scheme.get("group_size")
     each = f"one scale for {size} values in a row" if size else _EACH.get(str(strategy), str(strategy))
-    return f"{scheme.get('type')}{scheme.get('bits')}, {each}"
+    kind = f"{scheme.get('type')}{scheme.get('bits')}"
+    return kind if strategy is None else f"{kind}, {each}"
 
 
 def packing_in_words(packing: Mapping[str, Any] | None) -> list[str]:
@@ -58,6 +60,8 @@ def packing_in_words(packing: Mapping[str, Any] | None) -> list[str]:
         said.append(
             f"As it runs the inputs of linear maps are quantised too ({active}): measured is the quantised model."
         )
+    elif weights and packing.get("activations", ()) is None:
+        said.append("Whether its activations are quantised as it runs is not known.")
     elif weights:
         said.append("Its activations are not quantised: measured is what the quantised weights do.")
     if isinstance(packing.get("kv_cache"), Mapping):

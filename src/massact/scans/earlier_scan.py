@@ -10,6 +10,7 @@ from massact.corpora import AnySource, Corpus, corpus_again
 from massact.corpora import corpus as make_corpus
 from massact.models import EMBEDDED, Model, load
 from massact.positions import ready_corpus
+from massact.records.adapter_states import difference
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
 from massact.scans.job import Progress, scan
@@ -52,7 +53,12 @@ def check_weights(model: Model, result: ScanResult) -> None:
     Raises:
         UserError: its weights have another hash.
     """
-    ours, theirs = model.info().weights_sha256, result.info.model.get("weights_sha256")
+    info = model.info()
+    ours, theirs = info.weights_sha256, result.info.model.get("weights_sha256")
+    other = difference(info.adapters, result.info.model.get("adapters"))
+    if ours != theirs and other:
+        raise UserError(f"The model {model.name!r} is not in the state in which it was scanned.", other,
+                        "Put its adapters into that state, or scan it as it is now.")  # fmt: skip
     if ours != theirs:
         raise UserError(
             f"The model {model.name!r} is not the one that was scanned.",

@@ -338,7 +338,7 @@ class _Job:
     def notes(self, seen: Evidence, rows: Any, near_rows: Any) -> list[str]:
         """What the tables cannot say of themselves: what could not be seen, and where a list was cut."""
         packed = [*gguf_notes(self.model.gguf), *packing_in_words(self.model.quantised)]
-        notes = [*packed, *self.model.anatomy.notes, *self.corpus.origin.source.get("notes", ())]
+        notes = [*self.model.around, *packed, *self.model.anatomy.notes, *self.corpus.origin.source.get("notes", ())]
         for site, reason in self.model.anatomy.unavailable():
             if "mlp_act" in self.rule.needs and site.point == "mlp_act":
                 notes.append(f"{site} is unavailable: {reason}.")

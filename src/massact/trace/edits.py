@@ -322,6 +322,10 @@ def change_weights(module: nn.Module, edit: WeightEdit, done: Fired) -> Iterator
     if edit.parameter not in parameters:
         raise UserError(f"The model has no parameter {edit.parameter!r}.", do=near(edit.parameter, parameters))
     weight = parameters[edit.parameter]
+    if weight.is_meta:
+        raise UserError(f"The parameter {edit.parameter!r} cannot be changed.",
+                        "It is offloaded, and brought in anew for each pass.",
+                        "Choose another one, or load the model without offloading.")  # fmt: skip
     if type(weight.data) is not Tensor or not weight.is_floating_point():
         raise UserError(f"The parameter {edit.parameter!r} cannot be changed.", "Its values are packed (quantised).",
                         "Choose another one, or load the model in full precision.")  # fmt: skip

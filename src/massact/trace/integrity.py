@@ -8,21 +8,24 @@ notes that it did.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from massact.trace.compilation import is_compiled
+
 
 @contextmanager
 def unchanged(root: nn.Module, values: bool = False) -> Iterator[None]:
     """Run a model in evaluation mode for the length of a `with`, and leave it as it was, whatever happens inside.
 
-    What comes back: the mode of every module, its attributes, parameters, buffers, hooks and children, those of the
-    configurations. A model that writes its own parameters in a pass keeps what it noted with them: the two belong
-    together, and as long as its note stands it does not write them again.
+    What torch.compile runs is run as it was written (`massact.trace.compilation`). What comes back: the mode of every
+    module, its attributes, parameters, buffers, hooks and children, those of the configurations. A model that writes
+    its own parameters in a pass keeps what it noted with them: the two belong together, and as long as its note stands
+    it does not write them again.
 
     Args:
         root: the model.
@@ -35,7 +38,8 @@ def unchanged(root: nn.Module, values: bool = False) -> Iterator[None]:
     # torch's encoder layers have a fused path for inference, which hooks turn off where they sit and a function mode
     # turns off everywhere: without it every pass rounds alike, whatever is watched.
     fast = torch.backends.mha.get_fastpath_enabled()
-    with torch.random.fork_rng(devices=devices, enabled=values):
+    as_written = torch.compiler.set_stance("force_eager") if kept.compiled else nullcontext()
+    with torch.random.fork_rng(devices=devices, enabled=values), as_written:
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             if kept.training:
@@ -63,10 +67,12 @@ class _Kept:
         self.training = False  # of any module; the mode is an attribute like others
         self.modes: list[tuple[nn.Module, bool]] = []
         self.versions = [(p, p._version) for p in root.parameters() if not p.is_inference()]
+        self.compiled = False  # any module
         configs: dict[int, dict[Any, Any]] = {}
         for module in _modules(root):
             own = module.__dict__
             self.training = self.training or bool(own.get("training"))
+            self.compiled = self.compiled or is_compiled(module)
             self.full.append((own, own.copy()))
             self.modes.append((module, bool(own.get("training"))))
             for held in own.values():  # children, parameters, buffers, hooks, and caches of the module's own

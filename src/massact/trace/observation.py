@@ -21,6 +21,7 @@ from massact.records.errors import UserError, WorkError, near
 from massact.records.sites import Site
 from massact.stats import Statistic
 from massact.trace.attention import Attending, AttentionCall, Replace, attending
+from massact.trace.compilation import originals
 from massact.trace.conformance import Checker, Shapes, check_calls
 from massact.trace.edits import (
     AddedTokens,
@@ -197,6 +198,7 @@ def observing(
     if planned.attention:  # it is seen by a function mode, which need not look at what the statistics do
         live.unseen = torch._C.DisableTorchFunction
     with ExitStack() as stack:
+        stack.enter_context(originals(model.module, getattr(model, "compiled", False)))
         changes = _change(model, edits, live, stack)
         taps = [*changes.taps, *((key[1], place, _look(live, key, place, p.rows)) for key, place, p in planned.probes)]
         if checker is not None and batch is not None and checker.begin(batch):

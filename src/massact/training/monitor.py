@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from massact.models import Model, load, with_attention
+from massact.models.wrappers import inside_torch
 from massact.records.errors import ProofError, UserError, WorkError
 from massact.records.rules import massive
 from massact.records.tables import frame
@@ -32,6 +33,7 @@ from massact.stats import Dynamics, fit_dynamics
 from massact.stats.attention_call import Attended
 from massact.stats.protocol import Where, to_numpy
 from massact.trace import Probe, Seen, observing, unchanged
+from massact.trace.compilation import compiled_parts
 
 log = logging.getLogger("massact")
 
@@ -67,20 +69,9 @@ class Alarm:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside DistributedDataParallel, DataParallel and torch.compile."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            inner = model.module
-        if inner is None:
-            return model
+    while (inner := inside_torch(model)) is not None:
         model = inner
-
-
-def compiled(model: nn.Module) -> bool:
-    """Whether a model, or a part of it, runs through torch.compile, where no hook that comes later is seen."""
-    parts = [model] if not isinstance(model, nn.parallel.DistributedDataParallel) else [model, model.module]
-    return any(hasattr(p, "_orig_mod") or getattr(p, "_compiled_call_impl", None) is not None
-               for part in parts for p in part.modules())  # fmt: skip
+    return model
 
 
 class Monitor:
@@ -124,7 +115,7 @@ class Monitor:
     ) -> None:
         if every < 1 or sequences < 1:
             raise UserError(f"every={every}, sequences={sequences}: both must be 1 or more.")
-        if probe_batch is None and compiled(model):
+        if probe_batch is None and compiled_parts(model):
             raise UserError(
                 "The monitor cannot see into a compiled model.",
                 "torch.compile does not run hooks that are installed later.",

@@ -1,0 +1,145 @@
+"""What a user put around a model: the model inside is found, shown to give the same, and what was done is said.
+
+A wrapper holds one module that has all parameters. That it passes on what it is given, and gives what it gets, is shown
+on a short input (PEFT, a class of one's own); of torch's own wrappers (DataParallel, DistributedDataParallel,
+AveragedModel, torch.compile) it is known, and running them would compile, or wait for other processes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from massact.anatomy.examples import device_of, example_variants, float_dtype, to_device
+from massact.models.adapters import adapter_notes
+from massact.models.offloading import offload_notes
+from massact.models.sharding import refuse_shards
+from massact.records.errors import UserError, class_and_line
+from massact.trace import tensors_in, unchanged
+from massact.trace.compilation import ORIGINAL, compiled_parts
+
+_NAMED = 4
+
+
+def unwrapped(module: nn.Module, inputs: dict[str, Any] | None = None) -> tuple[nn.Module, list[str]]:
+    """The model inside whatever was put around it, and what a reader of its numbers must know of that, a sentence each.
+
+    Args:
+        module: as the user brought it.
+        inputs: an example of the user's own: then only wrappers of torch itself are taken off.
+
+    Raises:
+        UserError: parts of the weights lie in other processes, or what is around a model changes what it gives.
+    """
+    refuse_shards(module)
+    compiled = [name or type(module).__name__ for name in compiled_parts(module)]
+    inside, around = module, list[str]()
+    while (held := inside_torch(inside)) is not None:
+        if ORIGINAL not in inside._modules:
+            around.append(type(inside).__name__)
+        inside = held
+    if inputs is None and not _says_inputs(inside):
+        held, names = _model_inside(inside)
+        inside, around = held, around + names
+    notes = [f"The model was wrapped in {', '.join(around)}: what is inside gives the same, and is measured."]
+    notes = notes if around else []
+    if compiled:
+        notes.append(f"torch.compile was left aside in {_few(compiled)}: measured are the original modules, whose "
+                     "numbers compiled ones repeat up to rounding.")  # fmt: skip
+    return inside, [*notes, *adapter_notes(inside), *offload_notes(inside)]
+
+
+def inside_torch(module: nn.Module) -> nn.Module | None:
+    """The module that a wrapper of torch itself holds; None where a module is no such wrapper."""
+    original = module._modules.get(ORIGINAL)
+    if original is not None:
+        return original
+    of_torch = type(module).__module__.startswith("torch.") and "_fsdp_wrapped_module" not in module._modules
+    return _held(module) if of_torch and _passes_all(module) else None
+
+
+def _held(module: nn.Module) -> nn.Module | None:
+    """The one child that holds all parameters of a module; None where others do too."""
+    holders = [child for child in module.children() if any(True for _ in child.parameters())]
+    own = any(True for _ in module.parameters(recurse=False))
+    return holders[0] if len(holders) == 1 and not own else None
+
+
+def _passes_all(module: nn.Module) -> bool:
+    """Whether the forward of a module names no argument: forward(*args, **kwargs)."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return bool(parameters) and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+
+
+def _says_inputs(module: nn.Module) -> bool:
+    """Whether a module is itself a model of transformers or timm, and no wrapper that hands on its attributes."""
+    return hasattr(type(module), "main_input_name") or "pretrained_cfg" in vars(module)
+
+
+def _model_inside(module: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The model of transformers or timm in the innermost of several shells, and the names of these.
+
+    Where there is none the module is one of the user's own.
+
+    Raises:
+        UserError: there is one, and what is around it does something of its own.
+    """
+    names, held = list[str](), module
+    while not _says_inputs(held):
+        names.append(type(held).__name__)
+        inner = _held(held)
+        if inner is None:
+            break
+        held = inner
+    why = _difference(module, held) if _says_inputs(held) else "It has weights of its own beside the model."
+    if _says_inputs(held) and not why:
+        return held, names
+    paths = _models_in(module)
+    if not paths:
+        return module, []
+    first = module.get_submodule(paths[0])
+    raise UserError(
+        f"{type(module).__name__} does something of its own around {type(first).__name__}.",
+        why,
+        f"Give load() the model inside it, get_submodule({paths[0]!r}), which is measured without what is around it; "
+        "or one short example of the whole: load(model, inputs={'name': tensor, ...}).",
+    )
+
+
+def _models_in(module: nn.Module) -> list[str]:
+    """Dotted names of the outermost models of transformers or timm inside a module."""
+    found: list[str] = []
+    for name, part in module.named_modules():
+        if name and _says_inputs(part) and not any(name.startswith(f"{outer}.") for outer in found):
+            found.append(name)
+    return found
+
+
+def _difference(wrapper: nn.Module, model: nn.Module) -> str:
+    """In what a wrapper differs from the model inside it, on a short input; "" where it gives the same, bit by bit."""
+    for example in example_variants(model):
+        given = to_device(example, device_of(model), float_dtype(model))
+        with torch.inference_mode(), unchanged(wrapper, values=True):
+            try:
+                bare = [t.clone() for _, t in tensors_in(model(**given))]
+            except Exception:  # another layout of the inputs is tried; that none of them runs is said later
+                continue
+            try:
+                whole = [t.clone() for _, t in tensors_in(wrapper(**given))]
+            except Exception as error:
+                return f"It does not take what the model inside takes ({class_and_line(error)})."
+        same = len(bare) == len(whole) and all(map(_equal, bare, whole))
+        return "" if same else "It gives something else than the model inside, on the same short input."
+    return ""
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def _few(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more:,} more modules" if more > 0 else "")
