@@ -362,8 +362,7 @@ class _Maker:
                 found[t.named[k[0]]] = None
             elif k in t.watch.steps:
                 todo += t.watch.steps[k].reads()
-        head = "a mixing by " if step.op.endswith("mm") else ""
-        return head + (" and ".join(found) or "a constant")
+        return " and ".join(found) or "a constant"
 
     def _again(self, step: Step, value: Any) -> int:
         """The operation once more, on the values that `value` gives for its tensors."""

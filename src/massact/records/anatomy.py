@@ -230,6 +230,13 @@ class Stack:
             ways.setdefault(what, []).append(f"{before.layer} and {block.layer}")
         head = f"Stack {self.name!r}, between" if self.name else "Between"
         found = [f"{head} layers {'; '.join(where)}: {what}." for what, where in ways.items()]
+        found += self._changes()
+        if self.streams:
+            found.append(
+                f"The blocks of {self.path!r} carry {len(self.streams)} streams, stacks {self.streams[0]!r} to "
+                f"{self.streams[-1]!r}. Hidden states of stack {self.name!r} are what blocks read of them together; "
+                "nothing is added to these."
+            )
         if self.others:
             measured = self.blocks[0].places["resid_post"]
             found.append(
@@ -239,6 +246,27 @@ class Stack:
         if self.after:
             found.append(f"Behind the last layer of {self.path!r} {self.after}.")
         return found
+
+
+    def _changes(self) -> list[str]:
+        """How blocks change the stream itself, one sentence for each way."""
+        layers: dict[str, list[int]] = {}
+        by: dict[str, str] = {}
+        for block in self.blocks:
+            for change in block.changes:
+                if change.end.startswith(("resid_normed", "resid_scaled")):
+                    layers.setdefault(change.how, []).append(block.layer)
+                    formula = block.places[change.end].formula
+                    by.setdefault(change.how, f", the first time by {formula.words}" if formula is not None else "")
+        head = f"Stack {self.name!r}, layers" if self.name else "Layers"
+        return [f"{head} {ranges(where)}: the stream {_CHANGES[how]}{by[how]}." for how, where in layers.items()]
+
+
+_CHANGES = {
+    "norm": "goes through a norm before anything is added to it (site resid_normed)",
+    "scale": "is scaled where something is added to it (site resid_scaled)",
+    "mix": "is mixed with other streams where something is added to it (site resid_scaled)",
+}
 
 
 @dataclass(frozen=True)
@@ -264,7 +292,8 @@ class Anatomy:
     @property
     def notes(self) -> list[str]:
         """What a reader of any number of this model must know: what was left out, what lies between blocks."""
-        return [*self.left_out, *(note for stack in self.stacks for note in stack.notes())]
+        told = [s for s in self.stacks if s.stream_of is None or s.name == self.stack(s.stream_of).streams[0]]
+        return [*self.left_out, *(note for stack in told for note in stack.notes())]
 
     def stack(self, name: str) -> Stack:
         for stack in self.stacks:
