@@ -247,7 +247,6 @@ class Stack:
             found.append(f"Behind the last layer of {self.path!r} {self.after}.")
         return found
 
-
     def _changes(self) -> list[str]:
         """How blocks change the stream itself, one sentence for each way."""
         layers: dict[str, list[int]] = {}

@@ -35,6 +35,7 @@ from massact.scans.findings import (
     with_modalities,
 )
 from massact.scans.image_maps import neighbours_probe, scanned_layout, scanned_maps
+from massact.scans.input_values import by_input_table, values_by
 from massact.scans.layer_columns import LayerColumns, layer_columns
 from massact.scans.length_proof import AtLength, prove_at_length, skipped_at
 from massact.scans.padding import padding_notes
@@ -207,6 +208,7 @@ class _Job:
         info.notes += self.extra.notes
         info.notes += [f"Stack {name!r} was not scanned: this corpus does not reach it." for name in unreached]
         self.layout = scanned_layout(self.model, self.corpus, stacks)
+        self.by = None if self.config.by is None else values_by(self.config.by, self.corpus)
         checker = AtLength(self.model, stacks)
         done = self.complete(self.model, self.corpus, stacks, saved, checker)
         seen, rows, measured = done.evidence, done.rows, done.measured
@@ -230,6 +232,8 @@ class _Job:
         result = ScanResult(info, layers, found, near, coordinates, clusters, seen.dims)
         result.criteria = criteria_table(*every_token(seen, done.hidden, done.spikes), self.rule, self.thresholds)
         result.rises = rises_table(layers, seen.dims, clusters)
+        if self.by is not None:
+            result.by_input = by_input_table(done.hidden, found, *self.by)
         if self.layout is not None:
             try:
                 add_pictures(result, scanned_maps(measured, self.layout), self.corpus, self.config.pictures)

@@ -4,6 +4,7 @@ Takes a model with its anatomy, batches, probes and edits; gives measurements. K
 how a forward pass is watched. Must not know criteria, findings, files or what a statistic computes.
 """
 
+from massact.trace.call_inputs import recorded
 from massact.trace.conformance import BATCH_FIRST, Checker
 from massact.trace.edits import (
     AddedTokens,
@@ -44,6 +45,7 @@ __all__ = [
     "measure",
     "observing",
     "plan",
+    "recorded",
     "tapped",
     "tensors_in",
     "unchanged",

@@ -45,6 +45,9 @@ class ScanConfig(Options):
     )
     pictures: bool = option(True, "Keep small pictures of the first 8 images in --out, for its figures.")
     preprocess: Preprocess = option({}, IMAGES)
+    by: str | dict[str, list[float]] | None = option(
+        None, "An input with one number for each sequence (a timestep), or a name with such numbers.", shown=False
+    )
 
     @field_validator("top_k")
     @classmethod

@@ -177,6 +177,25 @@ PATCHES: dict[str, Columns] = {
 }
 
 
+BY_INPUT: dict[str, Columns] = {
+    "by_input": {
+        "input": ("string", "what sequences are told apart by: a timestep, the share of masked tokens"),
+        "value": ("float64", "its value; the other columns are of the sequences that have it"),
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
+        "layer": ("int64", "layer; 0 is the embedding output"),
+        "top1": ("float64", "greatest |h|, mean over these sequences"),
+        "median": ("float64", "median |h|, mean over them"),
+        "ratio": ("float64", "top1 / median of each, mean over them"),
+        "max": ("float64", "greatest |h| of all of them"),
+        "n_findings": ("int64", "findings at this layer"),
+        "n_sequences": ("int64", "sequences"),
+        "share": ("float64", "of these sequences that have a finding at this layer"),
+        "dim": ("int64", "of the greatest finding; -1 where there is none"),
+    },
+}
+
+
 @dataclass(repr=False)
 class ScanResult(Result):
     """What a scan found.
@@ -188,6 +207,7 @@ class ScanResult(Result):
         criteria: table: what every published rule says; empty in runs of older versions.
         rises: table, of models whose layers mix tokens in several ways: where clusters rise, what is kept of them.
         patch_norms, patch_cosines: tables, of image models only.
+        by_input: table, where sequences were told apart by a number.
         images: of image models, what their patches are and how large: "massive_share" (Y, X), share of the
             "n_images" with a finding on that patch; of the first K images "massive" (K, Y, X), "norms" (K, L, Y, X) at
             "layers" and "pictures" (K, H, W, 3) uint8; of "stack" the positions "patches" (row by row), "registers" and
@@ -198,8 +218,8 @@ class ScanResult(Result):
     VERB: ClassVar[str] = "scan"
     FILE: ClassVar[str] = "run.json"
     INFO: ClassVar[type[Any]] = RunInfo
-    TABLES: ClassVar = TABLES | CRITERIA | RISES | PATCHES
-    SOME: ClassVar[frozenset[str]] = frozenset({*PATCHES, *CRITERIA, *RISES, "clusters"})
+    TABLES: ClassVar = TABLES | CRITERIA | RISES | PATCHES | BY_INPUT
+    SOME: ClassVar[frozenset[str]] = frozenset({*PATCHES, *CRITERIA, *RISES, *BY_INPUT, "clusters"})
     UNTOLD: ClassVar[frozenset[str]] = frozenset({"dims", "patch_norms"})
     ARRAYS: ClassVar = {"portrait": ("portrait.npz", PORTRAIT), "images": ("images.npz", IMAGES)}
     ALONE: ClassVar[bool] = True
@@ -219,6 +239,7 @@ class ScanResult(Result):
     rises: pd.DataFrame = table("rises")
     patch_norms: pd.DataFrame = table("patch_norms")
     patch_cosines: pd.DataFrame = table("patch_cosines")
+    by_input: pd.DataFrame = table("by_input")
     images: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """How a scan is read: words, sections, small tables, figures."""
 
 from massact.reports.kinds.scan import criteria, images, sections, tables
+from massact.reports.kinds.scan.by_input import by_input, draw_by_input
 from massact.reports.kinds.scan.census import draw_census
 from massact.reports.kinds.scan.cluster_curves import draw_clusters
 from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
@@ -11,7 +12,15 @@ from massact.reports.readings import Reading
 
 READING = Reading(
     words=answer_in_words,
-    sections=(sections.layers, sections.where, criteria.criteria, images.patches, sections.portrait, sections.ranks),
+    sections=(
+        sections.layers,
+        sections.where,
+        by_input,
+        criteria.criteria,
+        images.patches,
+        sections.portrait,
+        sections.ranks,
+    ),
     brief=tables.brief,
     definition=sections.definition,
     noun="",
@@ -22,6 +31,7 @@ READING = Reading(
         "census": draw_census,
         "headroom": draw_headroom,
         "norms": draw_norms,
+        "by_input": draw_by_input,
         **PATCH_FIGURES,
     },
     table="findings",

@@ -1,0 +1,64 @@
+"""A scan told apart by a number of each sequence: one curve of layers for each of its values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from massact.records.kinds.scan import ScanResult
+from massact.reports import panels
+from massact.reports.kinds.scan.curves import named
+from massact.reports.panels import Line, Panel, Sheet
+from massact.reports.parts import Section, Words, parts_of, table_of
+from massact.reports.spelling import counted, listed, number, visible
+
+MOST_CURVES = 6
+
+
+def by_input(scan: ScanResult) -> Section | None:
+    """Layers and findings for each value of what sequences are told apart by."""
+    if not len(scan.by_input):
+        return None
+    name = visible(str(scan.by_input["input"].iloc[0]))
+    said = [_said(str(stack), rows, name) for stack, rows in scan.by_input.groupby("stack", sort=False)]
+    table = table_of("by_input", scan.by_input, f"Every layer for each {name}")
+    return Section("by_input", f"By {name}", parts_of(Words(said), *_panels(scan), table))
+
+
+def _said(stack: str, rows: pd.DataFrame, name: str) -> str:
+    """Where findings are, and where |h| is largest against the median."""
+    head = f"{visible(stack)}: " if stack else ""
+    values, having = rows["value"].unique(), rows.loc[rows["n_findings"] > 0, "value"].unique()
+    best = rows.loc[rows["ratio"].idxmax()] if rows["ratio"].notna().any() else None
+    where = ""
+    if best is not None:
+        where = (
+            f" The greatest |h| is {number(best['ratio'])} times the median at {name} {number(best['value'])}, layer "
+            f"{int(best['layer'])}."
+        )
+    if not len(having):
+        return f"{head}No findings at any of {counted(len(values), name)}.{where}"
+    which = "all" if len(having) == len(values) else f"{len(having)} ({listed([number(v) for v in sorted(having)])})"
+    return f"{head}Findings at {which} of {counted(len(values), 'value')} of {name}.{where}"
+
+
+def draw_by_input(result: ScanResult) -> Sheet:
+    """The greatest |h| of every layer, a curve for each value of what sequences are told apart by."""
+    return Sheet(_panels(result), named(result)) if len(result.by_input) else panels.unmeasured()
+
+
+def _panels(result: ScanResult) -> list[Panel]:
+    made = []
+    for (stack, site), rows in result.by_input.groupby(["stack", "site"], sort=False):
+        name, values = visible(str(rows["input"].iloc[0])), np.unique(rows["value"])
+        chosen = values[np.unique(np.linspace(0, len(values) - 1, min(MOST_CURVES, len(values))).round().astype(int))]
+        lines = []
+        for value, look in zip(chosen, panels.looks(len(chosen)), strict=True):
+            mine = rows[rows["value"] == value].sort_values("layer")
+            lines.append(Line(mine["layer"].to_numpy(), mine["top1"].to_numpy(), f"{name} {number(value)}", **look))
+        left = f" {len(chosen)} of {len(values)} values are drawn." if len(chosen) < len(values) else ""
+        title = f"Greatest |h| of each layer by {name}" + (f": {visible(str(stack))}" if stack else "")
+        title += f" ({visible(str(site))})" if site != "resid_post" else ""
+        y = panels.log_axis(np.concatenate([line.y for line in lines]), "Greatest |h|")
+        made.append(Panel(title, lines, panels.layer_axis(int(rows["layer"].max())), y, f"Means over sequences.{left}"))
+    return made
