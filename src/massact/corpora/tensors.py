@@ -108,7 +108,24 @@ def _packed(parts: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def is_cache(name: str, value: Any) -> bool:
+    """Whether an input is a cache of keys and values."""
+    return name.startswith("past_key_value") or hasattr(value, "get_seq_length")
+
+
+def no_cache(name: str) -> UserError:
+    """The refusal of a cache as an input: every pass would write into it, and what is in it would not be measured."""
+    return UserError(
+        f"{name!r} is a cache of keys and values.",
+        "Every pass writes into it, and the tokens behind it are not in the input, so that no position could be told.",
+        "Give the whole text as input_ids. To look at passes that go on from a cache: `with "
+        "massact.trace.observing(model, probes):` around a loop of your own.",
+    )
+
+
 def _tensor(name: str, value: Any) -> torch.Tensor:
+    if is_cache(name, value):
+        raise no_cache(name)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         native = value.astype(value.dtype.newbyteorder("="), copy=False)
         value = torch.from_numpy(np.ascontiguousarray(native))

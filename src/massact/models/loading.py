@@ -26,6 +26,7 @@ from massact.anatomy.examples import (
 from massact.anatomy.proof import Proof, prove
 from massact.anatomy.rows import proved_rows
 from massact.corpora import Prompt
+from massact.corpora.tensors import is_cache, no_cache
 from massact.models.adapters import adapter_config, adapter_record, options_of, read_adapter
 from massact.models.checkpoint_formats import packing_record
 from massact.models.gguf_header import in_folder, is_gguf
@@ -222,7 +223,7 @@ class Model:
 
     def reaches(self, stack: Stack, inputs: Iterable[str]) -> bool:
         """Whether inputs of these names run through a stack (one tower of two needs only its own)."""
-        given = set(inputs)
+        given = set(inputs) | {name.replace("inputs_embeds", "input_ids") for name in inputs}
         needed = getattr(self._part([stack.path], given), "main_input_name", None)
         if self.reads(stack) == "pixel_values" and not any(name.startswith("pixel_values") for name in given):
             return False  # the tower of a mixed model, which reads text alone
@@ -424,6 +425,9 @@ def _example(inputs: Any) -> dict[str, Any]:
             "massact calls the model by keywords.",
             "Give load(model, inputs={'name': tensor, ...}).",
         )
+    for name, value in inputs.items():
+        if is_cache(name, value):
+            raise no_cache(name)
     return dict(inputs)
 
 

@@ -38,7 +38,7 @@ from massact.scans.image_maps import neighbours_probe, scanned_layout, scanned_m
 from massact.scans.input_values import by_input_table, values_by
 from massact.scans.layer_columns import LayerColumns, layer_columns
 from massact.scans.length_proof import AtLength, prove_at_length, skipped_at
-from massact.scans.padding import padding_notes
+from massact.scans.padding import jump_notes, padding_notes
 from massact.scans.prompt import portrait, prompt_corpus, ranks_table
 from massact.scans.resumption import Saved
 from massact.scans.rises import rises_table, with_mixers
@@ -228,6 +228,7 @@ class _Job:
         answer = Answer(len(found) > 0, answers, self.null(stacks, info), self.bos(stacks))
         info.answer = jsonable(answer.as_dict())
         info.notes += [*self.notes(seen, rows, near_rows), *padding_notes(self.model, self.corpus, stacks)]
+        info.notes += jump_notes(self.corpus)
         info.notes += notes_on_positions(self.model, self.corpus, seen.norms.groupby("stack").pos.max())
         result = ScanResult(info, layers, found, near, coordinates, clusters, seen.dims)
         result.criteria = criteria_table(*every_token(seen, done.hidden, done.spikes), self.rule, self.thresholds)

@@ -54,6 +54,22 @@ def padding_notes(model: Model, corpus: Corpus, stacks: Iterable[str]) -> list[s
     return told
 
 
+def jump_notes(corpus: Corpus) -> list[str]:
+    """A sentence where positions of the user's own do not go up by one at tokens that count."""
+    at_NT = corpus.inputs.get("position_ids")
+    if at_NT is None or at_NT.ndim != 2:
+        return []
+    jumps_NT = at_NT.diff(dim=1) != 1
+    if corpus.mask is not None and corpus.mask.shape == at_NT.shape:
+        jumps_NT &= corpus.mask[:, 1:] & corpus.mask[:, :-1]
+    n = int(jumps_NT.any(1).sum())
+    if not n:
+        return []
+    return [f"position_ids of {n:,} sequences do not go up by one everywhere: in a pass without a cache, as all of "
+            "these are, transformers takes what stands behind a jump for another text, which sees nothing of the one "
+            "before, unless there is padding beside it."]  # fmt: skip
+
+
 def _padded_row(mask_NT: torch.Tensor) -> tuple[int | None, slice]:
     """The sequence with most padding before it, else behind it, and what counts of it; holes are not looked at."""
     best, kept = (0, 0), slice(0)
