@@ -62,6 +62,11 @@ HYBRIDS: dict[str, tuple[str, dict[str, Any], str, list[str]]] = {
         num_key_value_heads=4, linear_head_dim=8, linear_num_heads=4,
         layer_types=["linear_attention", "full_attention", "linear_attention"]), "KimiLinearForCausalLM",
         ["linear_attn", "attention", "linear_attn"]),
+    "minimax": ("MiniMaxConfig", G_ | dict(
+        head_dim=16, num_local_experts=4, num_experts_per_tok=2, block_size=8,
+        layer_types=["linear_attention", "full_attention", "linear_attention"]), "MiniMaxForCausalLM",
+        ["linear_attn", "attention", "linear_attn"]),
+    "rwkv": ("RwkvConfig", RECURRENT | dict(context_length=64), "RwkvForCausalLM", ["ssm+conv"] * 3),
     "lfm2": ("Lfm2Config", G_ | dict(layer_types=["conv", "full_attention", "conv"], block_auto_adjust_ff_dim=False),
              "Lfm2ForCausalLM", ["conv", "attention", "conv"]),
     "xlstm": ("xLSTMConfig", RECURRENT | dict(num_heads=4, chunk_size=8, autocast_kernel_dtype="float32"),

@@ -26,7 +26,7 @@ def checked(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "reason"), [
     ("gemma2", "soft-capped"), ("gpt_oss", "sinks"), ("bloom", "no keys"), ("falcon", "interface"),
-    ("lfm2", "layer 1 "), ("bert", "next token"), ("t5", "encoder"), ("vit", "text"), ("clip", "2 stacks"),
+    ("lfm2", "layers 1, 3 "), ("bert", "next token"), ("t5", "encoder"), ("vit", "text"), ("clip", "2 stacks"),
 ])  # fmt: skip
 def test_the_reason_is_told(name: str, reason: str) -> None:
     with pytest.raises(UserError, match="folded") as told:

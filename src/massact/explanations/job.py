@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from massact.corpora import Corpus
@@ -24,6 +25,7 @@ from massact.explanations.concentration import (
 from massact.explanations.heat_maps import attention_maps
 from massact.explanations.neurons import neurons_table
 from massact.explanations.patch_attention import share_probes, shares_table
+from massact.explanations.states import chosen_tokens, states_table
 from massact.explanations.targets import counts, positions_of, reading_blocks, targets
 from massact.explanations.weights import norm_weights_table, spectrum
 from massact.explanations.writers import MOST_COORDINATES, Coordinate, coordinates_of, write_probes, writers_table
@@ -35,6 +37,7 @@ from massact.records.kinds.explanation import ExplainInfo, Explanation
 from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import jsonable
 from massact.records.sites import Site
+from massact.records.tables import frame
 from massact.scans import AtLength, proved_at, scanned_inputs
 from massact.scans.image_maps import massive_patches
 from massact.stats import TokenMax
@@ -149,10 +152,22 @@ class _Job:
         info.spectrum = {name: self._spectrum(name, measured) for name in self.stacks}
         info.tokens = {name: counts(self.targets[name], self.near[name]) for name in self.stacks}
         info.notes += self._notes(coordinates)
+        result.states = self._states(info)
         self.progress("maps", 0, 1)
         result.maps = attention_maps(self.model, self.corpus, self.scan, info.notes)
         self.progress("maps", 1, 1)
         return result
+
+    def _states(self, info: ExplainInfo) -> pd.DataFrame:
+        """What tokens leave in the states of mixers that are no attention."""
+        made = []
+        for name, stack in self.stacks.items():
+            findings, kept = self.scan.findings[self.scan.findings["stack"] == name], self._kept(name)
+            chosen = chosen_tokens(findings, self.texts[name], kept, self.config.seed)
+            rows, notes = states_table(self.model, self.corpus, stack, chosen, kept, partial(self.progress, "states"))
+            info.notes += notes
+            made += [rows] if len(rows) else []
+        return pd.concat(made, ignore_index=True) if made else frame("states")
 
     def measure(self, coordinates: list[Coordinate]) -> Measurements:
         """The one pass over the corpus."""

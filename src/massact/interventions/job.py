@@ -29,10 +29,10 @@ from massact.records.errors import UserError, near
 from massact.records.kinds.intervention import InterveneInfo, Intervention
 from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import jsonable
-from massact.records.sites import Site
+from massact.records.sites import Site, spanned
 from massact.records.tables import frame
 from massact.scans import prove_at_length, proved_at, scanned_corpus, scanned_inputs
-from massact.trace import Edit
+from massact.trace import AttentionEdit, Edit, KeyValueEdit
 from massact.trace.edits import AnyEdit, parts_of
 from massact.verbs.intervene import InterveneConfig
 
@@ -143,7 +143,7 @@ def intervene(
         if wrote := [e.name for e in edits if unseen_attention(loaded, e)]:
             info.notes.append(f"Who attends to what is not given under {', '.join(wrote)}: an edit of what attention "
                               "gives is made behind its softmax.")  # fmt: skip
-    info.notes += passed_over
+    info.notes += [*_of_attention_alone(loaded, targets[0].site.stack, edits), *passed_over]
     at = {e.name: (targets[0].site.layer, _keys(targets)) for e in named if _of_entries(e)}
     at |= {e.name: place for e, place in others}
     told = partial(effect_rows, stack=targets[0].site.stack, layer=targets[0].site.layer, at=at, margin=config.margin)
@@ -151,6 +151,16 @@ def intervene(
     rows += _more_rows(loaded, held_out, edits, (config, told, info.notes, progress))
     info.wall_s = time.perf_counter() - began
     return Intervention(info, frame("effects", rows))
+
+
+def _of_attention_alone(model: Model, stack: str, edits: Sequence[AnyEdit]) -> list[str]:
+    """What an edit of attention calls leaves as it is, in a model whose tokens meet elsewhere too."""
+    cut = [e.name for e in edits if any(isinstance(part, AttentionEdit | KeyValueEdit) for part in parts_of(e))]
+    others = model.anatomy.stack(stack).other_mixers()
+    if not cut or not others:
+        return []
+    where = "; ".join(f"{kinds} at {spanned(layers)}" for kinds, layers in others.items())
+    return [f"Edits of attention ({', '.join(cut)}) leave as it is what mixes tokens otherwise: {where}."]
 
 
 def _chosen(scan: ScanResult, config: InterveneConfig) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from massact.models import Model
 from massact.records.clusters import MASSIVE, passing
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
+from massact.records.sites import spanned
 from massact.variants.changes import changes_of
 from massact.variants.registry import variants
 
@@ -57,6 +58,10 @@ def check_foldable(model: Model, corpus: Corpus) -> None:
 
 def _check_attention(model: Model, title: str) -> None:
     """Refuse blocks whose tokens meet elsewhere than at keys and values that are seen."""
+    for stack in model.anatomy.stacks:
+        for kinds, layers in stack.other_mixers().items():
+            raise refused(title, f"In {spanned(layers)} tokens are mixed by {kinds} too: what the prefix leaves in a "
+                          "state is no key and no value.")  # fmt: skip
     for site, why in model.anatomy.no_attention.items():
         raise refused(title, f"In layer {site.layer} tokens meet in no attention that is seen ({why}): what the prefix "
                       "leaves there is no key and no value.")  # fmt: skip

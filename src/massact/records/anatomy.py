@@ -212,6 +212,15 @@ class Stack:
     def n_layers(self) -> int:
         return len(self.blocks)
 
+    def other_mixers(self) -> dict[str, list[int]]:
+        """What else than attention mixes tokens -> the layers in which it does."""
+        found: dict[str, list[int]] = {}
+        for block in self.blocks:
+            others = [kind for kind in block.mixer.split("+") if kind not in ("", "attention", "none")]
+            if others:
+                found.setdefault("+".join(others), []).append(block.layer)
+        return found
+
     @property
     def post_norm(self) -> bool:
         """Whether the blocks normalise after the addition (BERT), so that the sum is a site of its own."""

@@ -69,6 +69,12 @@ class Site:
         return f"{head}{self.layer}.{self.point}" if self.point != "logits" else f"{head}logits"
 
 
+def spanned(layers: Iterable[int]) -> str:
+    """'layer 3' or 'layers 1-2, 4'."""
+    numbers = set(layers)
+    return f"layer{'s' * (len(numbers) > 1)} {ranges(numbers)}"
+
+
 def ranges(values: Iterable[int]) -> str:
     """'2-30, 32' of the whole numbers in any order."""
     runs: list[list[int]] = []

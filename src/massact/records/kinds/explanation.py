@@ -160,6 +160,22 @@ TABLES: dict[str, Columns] = {
         "outlier": ("bool", "beyond in at least half of the layers (Kovaleva 2021)"),
         "finding": ("bool", "whether the scan has findings at this dim"),
     },
+    "states": {
+        **_LAYER,
+        "submodule": ("string", "the mixer, by what it adds: ssm_out, linear_attn_out, conv_out, mixer_out"),
+        "module": ("string", "dotted path of what adds it"),
+        "position_class": ("string", "start, delimiter, or other (tokens with findings)"),
+        "distance": ("int64", "d: how many tokens later"),
+        "influence": ("float64", "by how much what the mixer adds d tokens later changes when what it reads of the "
+                      "token is set to zero, over the root mean square of what it adds; mean over tokens"),
+        "influence_random": ("float64", "the same of random ordinary tokens: the null"),
+        "ratio": ("float64", "influence / influence_random"),
+        "left": ("float64", "influence over that at distance 1"),
+        "left_random": ("float64", "the same of random tokens"),
+        "noise": ("float64", "greatest change of any token where nothing is changed"),
+        "n_tokens": ("int64", "tokens of the class"),
+        "n_random": ("int64", "random tokens"),
+    },
     "patch_attention": {
         **_LAYER,
         "query": ("string", "who attends: class, registers, massive, added, patches (all others)"),
@@ -207,6 +223,7 @@ class Explanation(Result):
         info: what was asked and how.
         heads, positions, sinks, axes, trajectory, decomposition, per_sequence, writers, neurons, norm_weights:
             tables, see `massact.records.tables`.
+        states: table, of models with layers that mix tokens otherwise than by attention.
         patch_attention: table, of image models only.
         maps: of one prompt, "logits" and "probs" (P, T, T), means over heads; "layers" (P,); "tokens" (T,); "stack".
     """
@@ -216,7 +233,7 @@ class Explanation(Result):
     FILE: ClassVar[str] = "explain.json"
     INFO: ClassVar[type[Any]] = ExplainInfo
     TABLES: ClassVar = TABLES
-    SOME: ClassVar[frozenset[str]] = frozenset({"patch_attention", "per_sequence"})
+    SOME: ClassVar[frozenset[str]] = frozenset({"patch_attention", "per_sequence", "states"})
     ARRAYS: ClassVar = {"maps": ("attention.npz", ATTENTION)}
     AGAIN: ClassVar[str] = "Explain the run again."
     PLACE: ClassVar[int] = 1
@@ -232,5 +249,6 @@ class Explanation(Result):
     writers: pd.DataFrame = table("writers")
     neurons: pd.DataFrame = table("neurons")
     norm_weights: pd.DataFrame = table("norm_weights")
+    states: pd.DataFrame = table("states")
     patch_attention: pd.DataFrame = table("patch_attention")
     maps: dict[str, np.ndarray] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from massact.records.kinds.explanation import Explanation
+from massact.reports.kinds.explanation.states import states_in_words
 from massact.reports.spelling import (
     counted,
     listed,
@@ -38,13 +39,13 @@ def story_in_words(e: Explanation) -> list[str]:
         e: fresh, or read from a run directory.
     Source: the questions of Sun 2024, Section 4; Gu 2025; Yu 2024; Kovaleva 2021; Cancedda 2024.
     """
-    stacks = list(dict.fromkeys([*e.heads["stack"], *e.norm_weights["stack"], *e.writers["stack"]]))
+    stacks = list(dict.fromkeys([*e.heads["stack"], *e.norm_weights["stack"], *e.writers["stack"], *e.states["stack"]]))
     said: list[str] = []
     for stack in stacks:
         mine = _of(e, stack)
         sentences = [
-            *_unseen(e, stack), *_concentration(mine), *_sinks(mine), *_trajectory(mine), *_bias(mine), *_writers(mine),
-            *_weights(mine, stack),
+            *_unseen(e, stack), *_concentration(mine), *_sinks(mine), *_trajectory(mine), *_bias(mine),
+            *states_in_words(mine), *_writers(mine), *_weights(mine, stack),
         ]  # fmt: skip
         said += [f"{visible(stack)}: {s}" if stack and len(stacks) > 1 else s for s in sentences]
     return [*said, *noted(e.info.notes), CAUSES]
