@@ -49,6 +49,25 @@ def test_transformers_of_diffusers_are_proved(name: str) -> None:
     block = model.anatomy.stacks[0].blocks[1]
     assert block.places["attn_out"].formula is not None and block.places["mlp_out"].formula is not None
     assert [s.end for s in block.sums][-1] == "resid_post" and model.anatomy.stacks[0].n_layers == 3
+    # Images and text in two streams that attend to one another: that of the text is not measured, and that is said.
+    assert model.anatomy.stacks[0].others == (name == "sd3")
+
+
+def test_a_second_list_of_blocks_is_not_passed_over_in_silence() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    module = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=2, num_single_layers=3, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8),
+    ).eval()  # fmt: skip
+    example = {
+        "hidden_states": torch.randn(2, 16, 4), "timestep": torch.tensor([0.1, 0.4]), "img_ids": torch.zeros(16, 3),
+        "encoder_hidden_states": torch.randn(2, 7, 24), "pooled_projections": torch.randn(2, 16),
+        "txt_ids": torch.zeros(7, 3),
+    }  # fmt: skip
+    anatomy = ma.load(module, inputs=example).anatomy
+    assert [stack.path for stack in anatomy.stacks] == ["transformer_blocks"]
+    assert any(note.startswith("single_transformer_blocks") for note in anatomy.left_out)
 
 
 class Denoiser(nn.Module):

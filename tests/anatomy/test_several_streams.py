@@ -107,6 +107,11 @@ def test_streams_against_a_sum_by_hand() -> None:
             assert torch.allclose(a, b, rtol=1e-5, atol=1e-6), site
 
 
+def test_blocks_that_are_given_are_read_as_those_that_are_found() -> None:
+    module = streams("hy_v4")
+    assert load(module, blocks="model.layers").anatomy == load(module).anatomy
+
+
 class Images(nn.Module):
     """Blocks of four axes that are no streams: rows and columns of an image."""
 

@@ -26,6 +26,7 @@ from massact.anatomy.stacks import (
     lists_inside,
     no_stack,
     stack_names,
+    unnamed_lists,
 )
 from massact.records.anatomy import Anatomy, Block, Place, Stack
 from massact.records.errors import MassactError, ProofError, UserError, class_and_line
@@ -60,7 +61,7 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
     params = {id(p): name for name, p in model.named_parameters()}
     found: list[tuple[str, Callable[[str], list[Stack]]]] = []
     refused: list[ProofError] = []
-    left_out: list[str] = []
+    left_out = [] if blocks is not None else unnamed_lists(watch, candidates)
 
     def run() -> Any:
         return model(**inputs)

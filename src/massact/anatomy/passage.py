@@ -83,11 +83,15 @@ def after_last(watch: Watch, call: Call, block: Block, params: dict[int, str]) -
 
 
 def other_streams(watch: Watch, calls: Sequence[Call], blocks: Sequence[Block]) -> int:
-    """How many tensors of the stream's shape blocks hand on besides it, made by the one and taken by the next."""
+    """How many tensors of the stream's width blocks hand on besides it, made by the one and taken by the next.
+
+    Of the same tokens (reversible blocks), or of others (images and text that attend to one another).
+    """
     most = 0
     for before, call, block in zip(calls, calls[1:], blocks, strict=False):
         stream = _seen(before.outputs, block.places["resid_post"].path)
-        made = {watch.canon(s.key) for s in before.outputs if s.shape == stream.shape} - _keys(watch, before.inputs)
+        alike = [s for s in before.outputs if len(s.shape) == len(stream.shape) and s.shape[::2] == stream.shape[::2]]
+        made = _keys(watch, alike) - _keys(watch, before.inputs)
         most = max(most, len(reached(watch, _keys(watch, call.inputs), made) - {watch.canon(stream.key)}))
     return most
 

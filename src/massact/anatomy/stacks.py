@@ -13,6 +13,7 @@ from massact.trace.watch import Call, Watch
 
 NO_BLOCKS = "Give the path of the list of blocks: load(model, blocks='path.to.blocks', inputs={...})."
 
+_PART = 0.05  # of a model's parameters: less than that is no part of it that must be told
 _LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 
@@ -43,6 +44,22 @@ def find_stacks(watch: Watch, blocks: Iterable[str] | None, counts: set[int]) ->
     return sorted(
         [*(named or ([] if several else outer)), *apart, *several], key=lambda item: watch.calls.index(item[1][0])
     )
+
+
+def unnamed_lists(watch: Watch, chosen: Iterable[Listed]) -> list[str]:
+    """A sentence for each list that is no stack because the configuration names others, and holds a part of the model."""
+    taken = [path for path, _ in chosen]
+    total = sum(p.numel() for p in watch.root.parameters())
+    found = []
+    for path, calls in lists_inside(watch):
+        size = sum(p.numel() for p in watch.root.get_submodule(path).parameters())
+        if size < _PART * total or any(path == t or _below(path, t) or _below(t, path) for t in taken):
+            continue
+        found.append(
+            f"{path} was left out. It runs {len(calls)} modules on (batch, tokens, width) tensors, and the "
+            f"configuration names no list of that length. To have it read as well, give blocks={[*taken, path]!r}."
+        )
+    return found
 
 
 def _below(path: str, above: str) -> bool:

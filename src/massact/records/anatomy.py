@@ -192,7 +192,8 @@ class Stack:
         after: what happens to the stream behind the last block before a module or the output takes it; "" for nothing.
         skips: whether what a block gives is read by more than the next one (U-Net), so that no block can be left out
             when only the last of them is known.
-        others: tensors of the stream's shape that blocks hand on besides it (reversible blocks); they are not measured.
+        others: tensors of the stream's width that blocks hand on besides it (reversible blocks; images and text that
+            attend to one another); they are not measured.
         streams: names of the stacks that hold the streams which this one is read from (hyper-connections): its hidden
             states are what each block reads of them together, and nothing is added to these.
         stream_of: name of the stack that reads this stream, of one of several.
@@ -249,7 +250,7 @@ class Stack:
         if self.others:
             measured = self.blocks[0].places["resid_post"]
             found.append(
-                f"The blocks of {self.path!r} hand on {self.others + 1} tensors of one shape. Layers are {measured} "
+                f"The blocks of {self.path!r} hand on {self.others + 1} streams of one width. Layers are {measured} "
                 "and what goes on from it; of the other" + ("s" if self.others > 1 else "") + " nothing is measured."
             )
         if self.after:
