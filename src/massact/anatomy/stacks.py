@@ -47,7 +47,7 @@ def find_stacks(watch: Watch, blocks: Iterable[str] | None, counts: set[int]) ->
 
 
 def unnamed_lists(watch: Watch, chosen: Iterable[Listed]) -> list[str]:
-    """A sentence for each list that is no stack because the configuration names others, and holds a part of the model."""
+    """A sentence for each list that is no stack, since the configuration names others, and holds a part of a model."""
     taken = [path for path, _ in chosen]
     total = sum(p.numel() for p in watch.root.parameters())
     found = []
