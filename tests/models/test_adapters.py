@@ -135,6 +135,18 @@ def test_disabled_it_gives_the_numbers_of_the_bare_model() -> None:
         same(everything(module), everything(tiny()))
 
 
+def test_verbs_that_change_weights_want_it_merged() -> None:
+    from massact.prefixes import check_foldable
+    from massact.quantisation import quantise
+
+    model, corpus = ma.load(lora()), ma.corpus(IDS)
+    scan = ma.scan(model, corpus, null=False, **RULE)
+    for verb in (lambda: quantise(model, corpus, scan), lambda: check_foldable(model, corpus)):
+        with pytest.raises(UserError, match="Adapters") as refused:
+            verb()
+        assert "merge_and_unload" in refused.value.do
+
+
 @pytest.mark.parametrize("config", [
     peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
@@ -167,6 +179,18 @@ def test_a_folder_is_the_model_with_the_adapter_in_it(folders: tuple[Path, Path]
     assert model.name == str(folder) and model.info().adapters["base"] == str(base)
     assert tells(" ".join(model.around), str(base))
     assert ma.load(folder, dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_an_adapter_of_the_hub(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """As it lies in a cache, without a network; its model by the name that the adapter gives."""
+    kept = tmp_path / "cache" / "models--someone--adapter"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("a" * 40)
+    shutil.copytree(folders[1], kept / "snapshots" / ("a" * 40))
+    model = ma.load("someone/adapter", options={"cache_dir": str(tmp_path / "cache")})
+    assert model.name == "someone/adapter" and torch.equal(logits(model.module), logits(lora().eval()))
+    with pytest.raises(UserError, match="someone/other"):
+        ma.load("someone/other", options={"cache_dir": str(tmp_path / "cache")})
 
 
 def test_damaged_folders_are_refused(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

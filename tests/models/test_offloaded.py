@@ -68,6 +68,15 @@ def test_an_offloaded_weight_is_not_edited(tmp_path: Path) -> None:
     assert "without offloading" in refused.value.do
 
 
+def test_offloaded_weights_are_not_rounded(tmp_path: Path) -> None:
+    from massact.quantisation import quantise
+
+    model = ma.load(OFFLOADED["disk"](tmp_path))
+    with pytest.raises(UserError, match="offloaded") as refused:
+        quantise(model, ma.corpus(IDS), ma.scan(model, IDS, null=False, **RULE))
+    assert "without offloading" in refused.value.do
+
+
 def test_weights_that_are_nowhere_are_refused() -> None:
     with torch.device("meta"):
         module = tiny()

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from massact.models.own_code import TRUST
 from massact.records.adapter_states import in_words
 from massact.records.errors import UserError
 from massact.records.user_files import read_given, refuse_special_in
@@ -56,6 +55,25 @@ def adapter_notes(module: nn.Module) -> list[str]:
 
 
 # ---- folders
+def local_adapter(name: str, options: dict[str, Any], revision: str | None) -> str:
+    """Where the files of an adapter of the Hub lie, fetched where that is needed; the name itself of anything else."""
+    where = {k: v for k, v in options.items() if k in ("token", "cache_dir")}
+    where |= {"revision": revision} if revision else {}
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False,
+             "_raise_exceptions_for_gated_repo": False}  # fmt: skip
+    if Path(name).exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        return name
+    from huggingface_hub import snapshot_download
+    from transformers.utils import cached_file  # slow to import
+
+    try:
+        if cached_file(name, "config.json", **where, **quiet) or not cached_file(name, CONFIG, **where, **quiet):
+            return name
+        return str(snapshot_download(name, allow_patterns=["adapter_*", "*token*", "*.jinja"], **where))
+    except Exception:  # no such model, no network: whoever reads the model itself says it
+        return name
+
+
 def adapter_config(folder: str, allow_pickle: bool) -> dict[str, Any] | None:
     """The configuration of an adapter folder; None where a folder holds a whole model, or is none.
 
@@ -131,4 +149,8 @@ def read_adapter(
 
 def options_of(options: dict[str, Any]) -> dict[str, Any]:
     """What an adapter's model is read with: revisions are of the adapter."""
-    return {k: v for k, v in options.items() if k in (TRUST, "allow_pickle", "token", "cache_dir", "device_map")}
+    return {
+        k: v
+        for k, v in options.items()
+        if k in ("trust_remote_code", "allow_pickle", "token", "cache_dir", "device_map")
+    }

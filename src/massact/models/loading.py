@@ -27,7 +27,7 @@ from massact.anatomy.proof import Proof, prove
 from massact.anatomy.rows import proved_rows
 from massact.corpora import Prompt
 from massact.corpora.tensors import is_cache, no_cache
-from massact.models.adapters import adapter_config, adapter_record, options_of, read_adapter
+from massact.models.adapters import adapter_config, adapter_record, local_adapter, options_of, read_adapter
 from massact.models.checkpoint_formats import packing_record
 from massact.models.gguf_header import in_folder, is_gguf
 from massact.models.names import short_name
@@ -379,6 +379,7 @@ def _read(
         what = "The embedded model" if name == EMBEDDED else f"The local folder {name!r}"
         raise UserError(f"{what} has no revisions.", f"--revision {revision!r} would change nothing.",
                         "Leave it out, or give the Hub id of the model.")  # fmt: skip
+    folder = local_adapter(folder, options, revision)
     adapter = adapter_config(folder, bool(options.get("allow_pickle")))
     if adapter is not None:
         whole = read_adapter(folder, adapter, lambda base, given: read_pretrained(base, dtype, None, given),

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from massact.anatomy.examples import device_of, example_variants, float_dtype, to_device
-from massact.models.adapters import adapter_notes
+from massact.models.adapters import adapter_notes, adapter_states
 from massact.models.offloading import offload_notes
 from massact.models.sharding import refuse_shards
 from massact.records.errors import UserError, class_and_line
@@ -50,6 +50,15 @@ def unwrapped(module: nn.Module, inputs: dict[str, Any] | None = None) -> tuple[
         notes.append(f"torch.compile was left aside in {_few(compiled)}: measured are the original modules, whose "
                      "numbers compiled ones repeat up to rounding.")  # fmt: skip
     return inside, [*notes, *adapter_notes(inside), *offload_notes(inside)]
+
+
+def no_plain_weights(module: nn.Module) -> tuple[str, str] | None:
+    """Why the weights of a model cannot be changed or saved as they are, and what to do; None where they can."""
+    if next(adapter_states(module), None) is not None:
+        return "Adapters run beside its weights.", "Merge them first: load(peft_model.merge_and_unload())."
+    if offload_notes(module):
+        return "Weights of it are offloaded.", "Load it without offloading."
+    return None
 
 
 def inside_torch(module: nn.Module) -> nn.Module | None:

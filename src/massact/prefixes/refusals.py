@@ -5,6 +5,7 @@ from __future__ import annotations
 from massact.corpora import Corpus
 from massact.interventions.predictions import task_of
 from massact.models import Model
+from massact.models.wrappers import no_plain_weights
 from massact.records.clusters import MASSIVE, passing
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
@@ -40,6 +41,8 @@ def check_foldable(model: Model, corpus: Corpus) -> None:
         UserError: says why, and what can be had in its place.
     """
     title = title_of(model)
+    if (around := no_plain_weights(model.module)) is not None:
+        raise refused(title, *around)
     if corpus.kind != "tokens" or set(corpus.inputs) != {"input_ids"}:
         raise refused(title, "A prefix stands in front of text, and this corpus is not text alone.", "")
     already = [name for name in changes_of(model.module) if name in variants()]

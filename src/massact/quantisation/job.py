@@ -14,6 +14,7 @@ from massact.interventions.effects import Paired, effect_rows, evaluate
 from massact.interventions.job import LEAST_HELD_OUT
 from massact.interventions.tasks import evaluate_tasks
 from massact.models import Model, with_attention
+from massact.models.wrappers import no_plain_weights
 from massact.prefixes import folded_of, super_weights_of
 from massact.quantisation.advice import NO_FILES, recommended, remedies
 from massact.quantisation.deviations import Local, Propagated, local_deviations
@@ -179,8 +180,10 @@ def _rounded_before(model: Model) -> list[str]:
     """What a reader must know of a model from a GGUF file; other quantised checkpoints are refused.
 
     Raises:
-        UserError: it is one.
+        UserError: it is one, or its weights have adapters beside them, or are offloaded.
     """
+    if (around := no_plain_weights(model.module)) is not None:
+        raise UserError("The weights of this model cannot be rounded.", *around)
     packed = model.quantised
     if packed is None:
         return []
