@@ -108,12 +108,13 @@ def mixing_writes(model: nn.Module, blocks: Iterable[Block], run: Callable[[], A
     for shape in sorted(shapes):
         mine = [t for t in trials if t.stream_BTD.shape[:2] == shape]
         for turn_BT in _turns(mine[0].stream_BTD):
-            if not _tried(model, run, same, mine, turn_BT):  # it objects to such a tensor: each write for itself
-                for trial in mine:
-                    _tried(model, run, same, [trial], turn_BT)
+            _try_all(model, run, same, mine, turn_BT)
             for trial in mine:
                 if trial.sequences and not trial.reach:
                     raise _first_axis(trial)
+        far = [t for t in mine if t.reach and not t.name.startswith("attn")]  # of attention it tells nothing
+        for turn_BT in _ends(mine[0].stream_BTD) if far else ():
+            _try_all(model, run, same, far, turn_BT)
     return {
         (t.place.module, t.place.call): t.reach
         for t in trials
@@ -182,8 +183,7 @@ def _quantised(block: nn.Module) -> bool:
 def _turns(stream_BTD: Tensor) -> Iterator[Tensor]:
     """Which tokens to turn (B, T), in each pass: of any two tokens each is turned once while the other is not.
 
-    First every second token of the first sequence only, so that the others tell whether sequences are mixed. At last
-    the first token alone, and the last one, which tell how far something is carried.
+    First every second token of the first sequence only, so that the others tell whether sequences are mixed.
     """
     n_sequences, n_tokens = stream_BTD.shape[:2]
     pos_T = torch.arange(n_tokens, device=stream_BTD.device)
@@ -196,8 +196,21 @@ def _turns(stream_BTD: Tensor) -> Iterator[Tensor]:
             yield torch.stack([on_T if i % 2 == 0 else ~on_T for i in range(n_sequences)])
         else:
             yield from (on_T[None], ~on_T[None])
+
+
+def _ends(stream_BTD: Tensor) -> Iterator[Tensor]:
+    """The first token alone, and the last one, which tell how far something is carried (B, T)."""
+    n_sequences, n_tokens = stream_BTD.shape[:2]
+    pos_T = torch.arange(n_tokens, device=stream_BTD.device)
     for pos in {0, n_tokens - 1} if n_tokens > 2 else ():
         yield (pos_T == pos)[None].expand(n_sequences, -1)
+
+
+def _try_all(model: nn.Module, run: Callable[[], Any], same: Same, trials: Sequence[_Trial], turn_BT: Tensor) -> None:
+    """All at once; where the model objects to such a tensor, each write for itself."""
+    if not _tried(model, run, same, trials, turn_BT):
+        for trial in trials:
+            _tried(model, run, same, [trial], turn_BT)
 
 
 def _tried(model: nn.Module, run: Callable[[], Any], same: Same, trials: Sequence[_Trial], turn_BT: Tensor) -> bool:

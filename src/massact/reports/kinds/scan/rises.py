@@ -18,16 +18,16 @@ WORDS = {"ssm": "state-space scans", "linear_attn": "linear attention", "conv": 
 
 def mixed_ways(layers: pd.DataFrame) -> bool:
     """Whether the layers mix tokens in several ways."""
-    return len({str(m) for m in layers["mixer"] if m}) > 1
+    return len({str(m) for m in layers["mixer"].fillna("") if m}) > 1
 
 
 def mixers_in_words(view: StackView, rises: pd.DataFrame) -> list[str]:
     """What mixes the tokens where, then a sentence for each dim that rises."""
-    known = {str(m) for m in view.layers["mixer"] if m}
+    known = {str(m) for m in view.layers["mixer"].fillna("") if m}
     if len(known) < 2 and not known - {MIXERS["attn"], "none"}:
         return []
     by: dict[str, set[int]] = {}
-    for layer, mixer in zip(view.layers["layer"], view.layers["mixer"], strict=True):
+    for layer, mixer in zip(view.layers["layer"], view.layers["mixer"].fillna(""), strict=True):
         if mixer:
             by.setdefault(visible(mixer), set()).add(int(layer))
     told = [f"{_called(mixer)} at {spanned('layer', where)}" for mixer, where in by.items()]
