@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import massact as ma
+from massact.interventions import zero
 from massact.models import load
 from massact.records.errors import ProofError
 from massact.stats import Keep
@@ -71,12 +72,26 @@ def test_a_planted_activation_is_found_in_every_stream_that_it_is_written_to(nam
     massive = scan.findings[scan.findings["layer"] == 2]
     assert set(massive["dim"]) == {5} and set(massive["pos"]) == {0}
     assert {"stream_0", "stream_1", "stream_2", "stream_3"} <= set(massive["stack"])
+
+
+def test_writers_and_edits_of_several_streams() -> None:
+    """Who writes is told for each stream; an edit is of all of them, also where it is made in Python."""
+    module = with_planted(streams("deepseek_v4"))
+    model = load(module)
+    corpus = ma.corpus(torch.randint(3, 99, (4, 24), generator=torch.Generator().manual_seed(0)))
+    scan = ma.scan(model, corpus, null=False)
     why = ma.explain(model, corpus, scan)
     ups = why.writers[(why.writers["role"] == "up") & ~why.writers["submodule"].isin(["mix", "scale"])]
     assert set(ups["layer"]) == {2} and all(ups["submodule"].str.startswith("attn_out"))
-    assert set(why.heads["stack"]) <= {"collapsed"}
+    assert set(ups["stack"]) == {f"stream_{k}" for k in range(4)} and set(why.heads["stack"]) == {"collapsed"}
     table = ma.intervene(model, corpus, scan, sets=["zero"]).effects
-    assert table["n_elements"].min() >= 4 * scan.info.corpus["n_sequences"] / 2  # of half of the sequences, 4 streams
+    assert set(table["edit"]) == {"zero"} and table["n_elements"].min() >= 2 * 4  # 2 of the sequences, 4 streams
+    ids = corpus.inputs["input_ids"][:2]
+    sites = [f"stream_{k}/2.resid_post" for k in range(4)]
+    seen = measure(model, ma.corpus(ids), [Probe(s, s, Keep) for s in sites], [zero(scan)], batch_size=2)
+    for site in sites:
+        kept = np.stack(seen.result(site, seen.sites(site)[0]).values)
+        assert np.abs(kept).max() < 1e3 and (kept[:, 0, 5] == 0).all()
 
 
 def test_streams_against_a_sum_by_hand() -> None:

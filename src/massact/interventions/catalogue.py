@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,18 +17,41 @@ from torch import Tensor
 
 from massact.corpora import Batch
 from massact.corpora.masks import first_kept
-from massact.interventions.massive_entries import CLASSES, Massive, massive, massive_everywhere
+from massact.interventions.massive_entries import (
+    CLASSES,
+    Massive,
+    in_all_streams,
+    massive,
+    massive_everywhere,
+    meant,
+    targets_of,
+)
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
 from massact.stats.attention_call import Attended
-from massact.trace import AttentionEdit, Edit, InputEdit, WeightEdit
-from massact.trace.edits import past_of
+from massact.trace import AttentionEdit, Edit, InputEdit, Together, WeightEdit
+from massact.trace.edits import AnyEdit, past_of
 from massact.trace.text_rows import TEXT_POSITIONS
 
 Meant: TypeAlias = "Massive | ScanResult | pd.DataFrame"
 
 
+def _in_streams(make: Callable[..., Edit]) -> Callable[..., Any]:
+    """An edit of what a scan means: of several streams one edit of all of them, as `intervene` makes it."""
+
+    @wraps(make)
+    def made(target: Meant, *options: Any, **named: Any) -> AnyEdit:
+        if not isinstance(target, ScanResult):
+            return make(target, *options, **named)
+        chosen = in_all_streams(meant(target.findings, clusters=target.clusters), target)
+        edits = tuple(make(one, *options, **named) for one in targets_of(chosen))
+        return edits[0] if len(edits) == 1 else Together(edits[0].name, edits)
+
+    return made
+
+
 # ---- edits of massive entries
+@_in_streams
 def zero(target: Meant) -> Edit:
     """h = 0 at massive entries (Sun 2024, Table 3).
 
@@ -39,23 +63,27 @@ def zero(target: Meant) -> Edit:
     return _of(target, "zero", lambda h_BTD, batch: 0.0)
 
 
+@_in_streams
 def scale(target: Meant, factor: float) -> Edit:
     """h = factor x h at massive entries."""
     known = _known(target)
     return _of(known, f"scale {factor:g}", lambda h_BTD, batch: h_BTD[..., list(known.dims)] * factor)
 
 
+@_in_streams
 def clip(target: Meant, limit: float) -> Edit:
     """|h| <= limit at massive entries, the sign kept."""
     known = _known(target)
     return _of(known, f"clip {limit:g}", lambda h_BTD, batch: h_BTD[..., list(known.dims)].clamp(-limit, limit))
 
 
+@_in_streams
 def fixed(target: Meant, value: float) -> Edit:
     """h = value at massive entries."""
     return _of(target, f"value {value:g}", lambda h_BTD, batch: value)
 
 
+@_in_streams
 def mean(target: Meant) -> Edit:
     """h = its mean over the scanned sequences, of its position class and dim (Sun 2024, Table 3; Owen 2025)."""
     known = _known(target)
@@ -67,6 +95,7 @@ def mean(target: Meant) -> Edit:
     return _of(known, "mean", means)
 
 
+@_in_streams
 def shuffle(target: Meant, seed: int = 0) -> Edit:
     """h = the value that another sequence of the scan had there: of the same position class and dim, at random."""
     known = _known(target)
@@ -82,6 +111,7 @@ def shuffle(target: Meant, seed: int = 0) -> Edit:
     return _of(known, "shuffle", drawn)
 
 
+@_in_streams
 def matched_random(target: Meant) -> Edit:
     """The control: as many entries of each sequence, those whose |h| is nearest to the median, set to zero."""
     known = _known(target)
@@ -100,8 +130,7 @@ def matched_random(target: Meant) -> Edit:
 
 
 def _known(target: Meant) -> Massive:
-    if isinstance(target, ScanResult):
-        return massive(target.findings, clusters=target.clusters)
+    assert not isinstance(target, ScanResult)  # see `_in_streams`
     return target if isinstance(target, Massive) else massive(target)
 
 

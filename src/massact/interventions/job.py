@@ -18,7 +18,16 @@ from massact.interventions.class_heads import head_of
 from massact.interventions.edit_names import Setting, check_name, edit_named
 from massact.interventions.effects import Paired, effect_rows, evaluate, told_apart
 from massact.interventions.labels import labelled, labels_of
-from massact.interventions.massive_entries import Massive, class_of, exactly, findings_at, meant, pairs, target_of
+from massact.interventions.massive_entries import (
+    Massive,
+    class_of,
+    exactly,
+    findings_at,
+    in_all_streams,
+    meant,
+    pairs,
+    targets_of,
+)
 from massact.interventions.repetition import evaluate_repetition
 from massact.interventions.sinks import Sinks, unseen_attention
 from massact.interventions.tasks import evaluate_tasks
@@ -102,7 +111,8 @@ def intervene(
                 f"{what} has {len(given)} entries for {text.n_sequences} sequences.", do="Give one for each sequence."
             )
     half = ready.n_sequences // 2 if other is None and config.hold_out and ready.n_sequences >= LEAST_HELD_OUT else 0
-    chosen = _in_all_streams(_chosen(scan, config), scan, loaded, config)
+    chosen = _chosen(scan, config)
+    chosen = chosen if config.stack is not None else in_all_streams(chosen, scan)
     targets = tuple(_told_delimiters(t, loaded, (ready, text)) for t in _targets(chosen, half, ready.n_sequences))
     here = chosen[chosen.sequence >= half] if other is None else None
     here = None if here is None else here.assign(sequence=here.sequence - half)
@@ -184,19 +194,6 @@ def _chosen(scan: ScanResult, config: InterveneConfig) -> pd.DataFrame:
     return pd.concat([meant(scan.findings, one, config.stack, clusters) for one in layers])
 
 
-def _in_all_streams(chosen: pd.DataFrame, scan: ScanResult, model: Model, config: InterveneConfig) -> pd.DataFrame:
-    """The same dims and classes of tokens in every stream, where there are several: one of them alone is no ablation.
-
-    What is read of the streams follows them; it is edited as well, and comes first.
-    """
-    together = model.anatomy.together(str(chosen["stack"].iloc[0]))
-    if len(together) == 1 or config.stack is not None:
-        return chosen
-    keys = ["layer", "site", "dim", "position_class"]
-    mine = scan.findings[scan.findings["stack"].isin(together)]
-    return mine[mine.set_index(keys).index.isin(chosen.set_index(keys).index)]
-
-
 def _targets(chosen: pd.DataFrame, half: int, n: int) -> tuple[Massive, ...]:
     """What is edited at every layer, the first layer first; cuts and values are of the sequences before `half`.
 
@@ -213,7 +210,7 @@ def _targets(chosen: pd.DataFrame, half: int, n: int) -> tuple[Massive, ...]:
             f"Cuts and means are of sequences 0 to {half - 1}, which have none.",
             "Use --no-hold-out, or more sequences.",
         )
-    return tuple(target_of(rows) for _, rows in findings.groupby(["layer", "stack"]))
+    return targets_of(findings)
 
 
 def _keys(targets: Sequence[Massive]) -> str:

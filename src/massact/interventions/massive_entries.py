@@ -22,6 +22,7 @@ from massact.corpora import Batch
 from massact.corpora.masks import first_kept
 from massact.records.clusters import KEYS, alike, clusters_table, passing
 from massact.records.errors import UserError
+from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
 
 CUT = 0.5  # of the smallest finding at a dim
@@ -133,7 +134,7 @@ def massive_everywhere(
     findings: pd.DataFrame, stack: str | None = None, clusters: pd.DataFrame | None = None
 ) -> tuple[Massive, ...]:
     """How to find again what `meant` means, at every layer that has findings of it."""
-    return tuple(target_of(rows) for _, rows in meant(findings, "all", stack, clusters).groupby("layer"))
+    return targets_of(meant(findings, "all", stack, clusters))
 
 
 def meant(
@@ -180,6 +181,26 @@ def meant(
         whose = f" of stack {name!r}" if name else ""
         raise UserError(f"Layer {layer}{whose} has no findings.", do=f"Layers that have: {layers}.")
     return here
+
+
+def in_all_streams(chosen: pd.DataFrame, scan: ScanResult) -> pd.DataFrame:
+    """The same dims and classes of tokens in every stream of a model that has several; else what was chosen.
+
+    One stream alone is no ablation: the others carry the value on. What blocks read of them follows, and is edited too.
+    """
+    path_of = scan.info.model.get("stacks") or {}
+    mine = path_of.get(str(chosen["stack"].iloc[0]))
+    together = [name for name, path in path_of.items() if path == mine]  # streams are stacks of one list of blocks
+    if len(together) < 2:
+        return chosen
+    keys = ["layer", "site", "dim", "position_class"]
+    known = scan.findings[scan.findings["stack"].isin(together)]
+    return known[known.set_index(keys).index.isin(chosen.set_index(keys).index)]
+
+
+def targets_of(findings: pd.DataFrame) -> tuple[Massive, ...]:
+    """How to find some findings again: one target for each layer and stack."""
+    return tuple(target_of(rows) for _, rows in findings.groupby(["layer", "stack"]))
 
 
 def _of_clusters(findings: pd.DataFrame, clusters: pd.DataFrame) -> pd.DataFrame:

@@ -270,7 +270,7 @@ def _fitting(ready: Prepared, schemes: Sequence[Scheme], asked: bool) -> tuple[l
 def _main_stack(model: Model, scan: ScanResult) -> str:
     having = passing(scan.clusters)
     having = having[having["site"] == "resid_post"]
-    return str(having["stack"].iloc[0]) if len(having) else model.anatomy.stacks[-1].name
+    return model.anatomy.together(str(having["stack"].iloc[0]))[0] if len(having) else model.anatomy.stacks[-1].name
 
 
 def _without_idle(
