@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -18,6 +20,7 @@ from massact.interventions.edit_names import Setting, check_name, edit_named
 from massact.interventions.massive_entries import massive
 from massact.models import Model
 from massact.records.errors import UserError
+from massact.records.kinds.intervention import Intervention
 from massact.reproductions import REGISTER_MEANS, check_published
 from massact.reproductions.register_values import SIZES
 from massact.stats import Where
@@ -119,6 +122,42 @@ def test_overwritten_by_means_is_the_forward_pass_written_out() -> None:
     assert (fired[0].n_calls, fired[0].n_elements) == (3, 3 * 7 * 3 * 32)
 
 
+def test_registers_need_no_findings(tmp_path: Path) -> None:
+    """Where a scan has none the same is done; an edit of massive activations is still refused."""
+    m, corpus = classifier(), pictures(10)
+    bare = {"null": False, "bos_contrast": False}
+    none = ma.scan(m, corpus, thresholds={"magnitude": 1e9}, **bare)
+    some = ma.scan(m, corpus, thresholds={"magnitude": 0.0, "ratio": 3.0}, **bare)
+    assert not len(none.findings) and len(some.findings)
+    options: dict[str, Any] = dict(sets=("registers=mean", "registers=zero"), repetition=False, labels=[0] * 10)
+    done, same = (ma.intervene(m, corpus, scan, **options) for scan in (none, some))
+    keys = ["edit", "metric", "baseline", "edited", "n_calls", "n_elements"]
+    metrics = {"accuracy", "kl", "top1_agreement", "attention_first"}  # the others are about the findings
+    a, b = (e.effects[e.effects.metric.isin(metrics)][keys].reset_index(drop=True) for e in (done, same))
+    pd.testing.assert_frame_equal(a, b)
+    assert set(a.metric) == metrics and (done.effects.layer == -1).all() and done.info.target == {}
+    assert "attention_findings" not in set(done.effects.metric), "unavailable, not zero"
+    none.save(tmp_path)
+    done.save(tmp_path)
+    ma.report(tmp_path)
+    assert Intervention.open(tmp_path).info.target == {}
+    for sets in (("zero",), ("registers=mean", "zero")):
+        with pytest.raises(UserError, match=each("--threshold", "registers=HOW")):
+            ma.intervene(m, corpus, none, sets=sets)
+    with pytest.raises(UserError, match="--threshold"):
+        ma.intervene(m, corpus, none, sets=("registers=mean",), layer=2)
+
+
+def test_other_edits_that_need_no_findings() -> None:
+    text = ma.load(build("gpt2"))
+    ids = ma.corpus(torch.arange(24).reshape(2, 12) + 5)
+    scan = ma.scan(text, ids, null=False, bos_contrast=False)
+    assert not len(scan.findings)
+    done = ma.intervene(text, ids, scan, sets=("cut-first", "drop-first"), repetition=False)
+    rows = done.effects[done.effects.metric == "nll"]
+    assert len(rows) == 2 and (rows.n_elements > 0).all() and (rows.edited != rows.baseline).all()
+
+
 def test_registers_by_name_in_an_intervention() -> None:
     """`intervene --set registers=...`: collected on the first half, as all cuts and means; effects of the second."""
     m, corpus = classifier(), pictures(10)
@@ -136,6 +175,8 @@ def test_registers_by_name_in_an_intervention() -> None:
         assert rows.n_calls["kl"] == 3 * 5 and rows.edited["kl"] > 0
     with pytest.raises(UserError, match="no registers"):
         edit_named("registers=mean", Setting(model("vit"), (massive(scan.findings),), pictures()))
+    one_more = massive(scan.findings)
+    assert edit_named("registers=mean", Setting(m, (one_more,), first)).edits[0].site == "0.resid_post"
     with pytest.raises(UserError, match=each("mean", "noise", "shuffle", "zero")):
         check_name("registers=nosie")
 

@@ -45,12 +45,14 @@ class Setting:
         targets: the massive activations of every layer that is edited.
         images: over which registers are collected; None where there are none.
         seed: of what is drawn.
+        stack: of the registers, where the massive activations are of none that sees images; None: the one that does.
     """
 
     model: Model
     targets: tuple[Massive, ...]
     images: Corpus | None = None
     seed: int = 0
+    stack: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ class EditName:
         says: what the edit does, and its source.
         make: `make(name, value, setting) -> edit`, with the name as it was given and its value as it was read.
         read: `read(name, text) -> value`, of a name with a value, text None where there is none; refuses what is none.
+        of_findings: whether it asks for the massive activations of a scan; others can be made where none were found.
     """
 
     name: str
     says: str
     make: Callable[[str, Any, Setting], AnyEdit]
     read: Callable[[str, str | None], Any] | None = None
+    of_findings: bool = True
 
 
 def edit_named(name: str, setting: Setting) -> AnyEdit:
@@ -90,6 +94,15 @@ def check_name(name: str) -> None:
         UserError: unknown (says which are near), or its value cannot be read.
     """
     _read(name)
+
+
+def of_findings(name: str) -> bool:
+    """Whether an edit asks for the massive activations of a scan.
+
+    Raises:
+        UserError: see `check_name`.
+    """
+    return _read(name)[0].of_findings
 
 
 def _read(name: str) -> tuple[EditName, Any]:
@@ -196,7 +209,11 @@ def _dims(name: str, dims: Sequence[int], setting: Setting) -> AnyEdit:
 def _registers(name: str, how: str, setting: Setting) -> AnyEdit:
     if setting.images is None:
         raise UserError("Registers need images to be collected from.")
-    stack = setting.targets[0].site.stack
+    stacks = (setting.model.anatomy.stack(t.site.stack) for t in setting.targets)
+    seeing = (
+        s.name for s in stacks if setting.model.reads(s) != "input_ids"
+    )  # not what reads the text beside an image
+    stack = next(seeing, setting.stack)
     return fix_registers(collect_registers(setting.model, setting.images, stack=stack), how, seed=setting.seed)
 
 
@@ -228,16 +245,32 @@ _ALL = (
     EditName("dims", "whole massive dims to 0, at all tokens", _of_massive(lambda t: zero_dims(t.dims, str(t.site)))),
     EditName("dims=3+17", "other dims to 0, at all tokens", _dims, _whole),
     EditName(
-        "drop-first=N", "without the first N tokens (1 if no number is given)", lambda _, n, __: drop_first(n), _count
+        "drop-first=N",
+        "without the first N tokens (1 if no number is given)",
+        lambda _, n, __: drop_first(n),
+        _count,
+        of_findings=False,
     ),
     EditName(
         "replace-first=TOKEN",
         "another first token: its text or its id",
         lambda _, text, setting: replace_first(_token(text, setting.model)),
         _given,
+        of_findings=False,
     ),
-    EditName("cut-first", "no attention on the first position, in all layers", lambda *_: cut_attention([0])),
-    EditName("cut=0+5", "the same for other positions", lambda _, positions, __: cut_attention(positions), _whole),
+    EditName(
+        "cut-first",
+        "no attention on the first position, in all layers",
+        lambda *_: cut_attention([0]),
+        of_findings=False,
+    ),
+    EditName(
+        "cut=0+5",
+        "the same for other positions",
+        lambda _, positions, __: cut_attention(positions),
+        _whole,
+        of_findings=False,
+    ),
     EditName("norm-dims", "scale and bias of the blocks' norms to 0 at the massive dims (Kovaleva 2021)", _norms),
     EditName(
         "registers=HOW",
@@ -245,11 +278,16 @@ _ALL = (
         "control: noise, shuffle (another image's), zero",
         _registers,
         _control,
+        of_findings=False,
     ),
     EditName(
-        "weight=NAME[R,C]", "one weight to 0, such as the super weight that `explain` found (Yu 2024)", _entry, _weight
+        "weight=NAME[R,C]",
+        "one weight to 0, such as the super weight that `explain` found (Yu 2024)",
+        _entry,
+        _weight,
+        of_findings=False,
     ),
-    EditName("keep-weight=NAME[R,C]", "all other weights of that matrix to 0", _entry, _weight),
+    EditName("keep-weight=NAME[R,C]", "all other weights of that matrix to 0", _entry, _weight, of_findings=False),
 )
 EDITS: dict[str, EditName] = {known.name: known for known in _ALL}
 

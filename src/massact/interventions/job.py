@@ -15,7 +15,7 @@ import torch
 
 from massact.corpora import PADDING, Corpus
 from massact.interventions.class_heads import head_of
-from massact.interventions.edit_names import Setting, check_name, edit_named
+from massact.interventions.edit_names import Setting, check_name, edit_named, of_findings
 from massact.interventions.effects import Paired, effect_rows, evaluate, told_apart
 from massact.interventions.labels import labelled, labels_of
 from massact.interventions.massive_entries import (
@@ -112,7 +112,6 @@ def intervene(
             )
     half = ready.n_sequences // 2 if other is None and config.hold_out and ready.n_sequences >= LEAST_HELD_OUT else 0
     chosen = _chosen(scan, config)
-    chosen = chosen if config.stack is not None else in_all_streams(chosen, scan)
     targets = tuple(_told_delimiters(t, loaded, (ready, text)) for t in _targets(chosen, half, ready.n_sequences))
     here = chosen[chosen.sequence >= half] if other is None else None
     here = None if here is None else here.assign(sequence=here.sequence - half)
@@ -124,10 +123,11 @@ def intervene(
                             "Leave out --exact: massive entries are found again by their size.")  # fmt: skip
         targets = tuple(exactly(t, here) for t in targets)
     # Another text, or a run of an older version: does what the edits rely on hold at its length?
-    at_length = None if proved_at(scan, text) else prove_at_length(loaded, text, [targets[0].site.stack])
+    stacks = [targets[0].site.stack] if targets else _read_stacks(loaded, text)
+    at_length = None if proved_at(scan, text) else prove_at_length(loaded, text, stacks)
     loaded = with_attention(loaded)
-    attends = loaded.anatomy.together(targets[0].site.stack)[0]
-    setting = Setting(loaded, targets, ready.head(half) if half else ready, config.seed)
+    attends = list(dict.fromkeys(loaded.anatomy.together(name)[0] for name in stacks))
+    setting = Setting(loaded, targets, ready.head(half) if half else ready, config.seed, config.stack)
     named = [edit_named(name, setting) for name in config.sets]
     others, passed_over = _others(scan, config, setting, half, (ready, text))
     edits = told_apart([*named, *more, *(e for e, _ in others)])
@@ -135,7 +135,7 @@ def intervene(
     paired = evaluate(
         loaded, held_out, edits, batch_size=config.batch_size, progress=progress,
         labels=None if classes is None else torch.tensor(classes[half:]),
-        sinks=Sinks(targets[0], config.all_keys, stack=attends) if config.sinks else None,
+        sinks=Sinks(targets[0] if targets else None, config.all_keys, stack=attends[0]) if config.sinks else None,
     )  # fmt: skip
     columns = {column: np.array([str(x) for x in list(values)[half:]]) for column, values in (groups or {}).items()}
     info = _info(config, scan, (ready, text, half), targets)
@@ -149,14 +149,16 @@ def intervene(
     if here is not None and len(targets) == 1:
         info.notes += _told(edits[: len(config.sets)], paired, targets[0], here)
     if config.sinks:
-        info.notes += loaded.anatomy.unseen_attention([attends])
+        info.notes += loaded.anatomy.unseen_attention(attends)
         if wrote := [e.name for e in edits if unseen_attention(loaded, e)]:
             info.notes.append(f"Who attends to what is not given under {', '.join(wrote)}: an edit of what attention "
                               "gives is made behind its softmax.")  # fmt: skip
-    info.notes += [*_of_attention_alone(loaded, targets[0].site.stack, edits), *passed_over]
-    at = {e.name: (targets[0].site.layer, _keys(targets)) for e in named if _of_entries(e)}
-    at |= {e.name: place for e, place in others}
-    told = partial(effect_rows, stack=targets[0].site.stack, layer=targets[0].site.layer, at=at, margin=config.margin)
+    attention = [note for name in stacks for note in _of_attention_alone(loaded, name, edits)]
+    info.notes += [*attention, *passed_over]
+    place = targets[0].site if targets else Site(config.stack or "", -1, "")
+    at = {e.name: (place.layer, _keys(targets)) for e in named if targets and _of_entries(e)}
+    at |= {e.name: (layer, key) for e, (layer, key) in others}
+    told = partial(effect_rows, stack=place.stack, layer=place.layer, at=at, margin=config.margin)
     rows = told(paired, groups=columns)
     rows += _more_rows(loaded, held_out, edits, (config, told, info.notes, progress))
     info.wall_s = time.perf_counter() - began
@@ -173,8 +175,22 @@ def _of_attention_alone(model: Model, stack: str, edits: Sequence[AnyEdit]) -> l
     return [f"Edits of attention ({', '.join(cut)}) leave as it is what mixes tokens otherwise: {where}."]
 
 
+def _read_stacks(model: Model, text: Corpus) -> list[str]:
+    """The stacks that a text runs through."""
+    return [s.name for s in model.anatomy.stacks if model.reaches(s, text.inputs)]
+
+
 def _chosen(scan: ScanResult, config: InterveneConfig) -> pd.DataFrame:
-    """The findings that are edited, of all sequences: the onset is that of the whole scan, not of a half of it.
+    """The findings that are edited; none where the scan has none and no edit asks for them."""
+    asked = config.layer != "onset" or config.cluster is not None or config.exact
+    if not asked and not (scan.findings["dim"] >= 0).any() and not any(map(of_findings, config.sets)):
+        return scan.findings.iloc[:0]
+    chosen = _meant(scan, config)
+    return chosen if config.stack is not None else in_all_streams(chosen, scan)
+
+
+def _meant(scan: ScanResult, config: InterveneConfig) -> pd.DataFrame:
+    """The findings that are meant, of all sequences: the onset is that of the whole scan, not of a half of it.
 
     Raises:
         UserError: no findings there, or no such cluster.
@@ -202,6 +218,8 @@ def _targets(chosen: pd.DataFrame, half: int, n: int) -> tuple[Massive, ...]:
         half: 0: of all n sequences.
     """
     findings = chosen[chosen.sequence < half] if half else chosen
+    if not len(chosen):
+        return ()
     if not len(findings):
         row = chosen.iloc[0]
         where = "" if chosen.layer.nunique() > 1 else f" at {Site(row['stack'], int(row['layer']), row['site'])}"
@@ -258,6 +276,8 @@ def _others(
     scan: ScanResult, config: InterveneConfig, setting: Setting, half: int, texts: tuple[Corpus, Corpus]
 ) -> tuple[list[tuple[AnyEdit, tuple[int, str]]], list[str]]:
     """The same edits of every other cluster, at its own onset, with its layer and name; and what is not edited."""
+    if not setting.targets:
+        return [], []
     at, n = setting.targets[0].site, texts[0].n_sequences
     left = _left(scan, at, _keys(setting.targets))
     edited = {t.site.stack for t in setting.targets}
@@ -323,16 +343,10 @@ def _info(
     config: InterveneConfig, scan: ScanResult, texts: tuple[Corpus, Corpus, int], targets: tuple[Massive, ...]
 ) -> InterveneInfo:
     ready, text, half = texts
-    n, target = ready.n_sequences, targets[0]
+    n = ready.n_sequences
     elsewhere = "" if text is ready else f" of {text.name}"
     info = InterveneInfo.of(
-        scan.info, config.record(), text, text.n_sequences,
-        target=jsonable(
-            {"site": str(target.site), "dims": target.dims, "cuts": target.cuts, "means": target.means,
-             "clusters": _labels(scan, targets)}
-            | ({"layers": layers} if len(layers := sorted({t.site.layer for t in targets})) > 1 else {})
-            | ({"stacks": stacks} if len(stacks := list(dict.fromkeys(t.site.stack for t in targets))) > 1 else {})
-        ),
+        scan.info, config.record(), text, text.n_sequences, target=jsonable(_record(scan, targets)),
         estimated_on=f"sequences 0 to {(half or n) - 1}" + (f" of {ready.name}" if elsewhere else ""),
         evaluated_on=f"sequences {half} to {text.n_sequences - 1}{elsewhere}",
     )  # fmt: skip
@@ -341,6 +355,17 @@ def _info(
     if not half and not elsewhere:
         info.notes.append("Means and cuts are of the sequences that the effects are of.")
     return info
+
+
+def _record(scan: ScanResult, targets: tuple[Massive, ...]) -> dict[str, Any]:
+    """What is edited, as it is recorded; nothing where no edit asks for massive activations."""
+    if not targets:
+        return {}
+    first = targets[0]
+    told = {"site": str(first.site), "dims": first.dims, "cuts": first.cuts, "means": first.means,
+            "clusters": _labels(scan, targets)}  # fmt: skip
+    layers, stacks = sorted({t.site.layer for t in targets}), list(dict.fromkeys(t.site.stack for t in targets))
+    return told | ({"layers": layers} if len(layers) > 1 else {}) | ({"stacks": stacks} if len(stacks) > 1 else {})
 
 
 def _told(edits: Sequence[AnyEdit], paired: Paired, target: Massive, findings: pd.DataFrame) -> list[str]:

@@ -159,7 +159,8 @@ def meant(
     known = findings[findings.dim >= 0]
     if not len(known):
         raise UserError("The scan has no massive activations to intervene on.",
-                        do="Scan with a lower --threshold, or with another --criterion.")  # fmt: skip
+                        do="Scan with a lower --threshold, or with another --criterion; registers=HOW, cut-first, "
+                        "drop-first, replace-first=TOKEN and weight=NAME[R,C] ask for none.")  # fmt: skip
     if clusters is not None and layer in ("onset", "all"):
         having = pd.MultiIndex.from_frame(passing(clusters)[["stack", "site"]])
         known = known[pd.MultiIndex.from_frame(known[["stack", "site"]]).isin(having)]

@@ -16,7 +16,7 @@ TABLES: dict[str, Columns] = {
     "effects": {
         "edit": ("string", "name of the edit"),
         "stack": ("string", "stack of the massive activations"),
-        "layer": ("int64", "their layer; edits of weights, inputs and attention act where they say"),
+        "layer": ("int64", "their layer, -1: none; edits of weights, inputs and attention act where they say"),
         "cluster": ("string", "what is edited: dims and classes of tokens, as 507@start; empty: other than entries"),
         "metric": ("string", "perplexity, perplexity_windowed, nll, kl, top1_agreement, accuracy, attention_first (of "
                    "the layers behind the edit), repetition (of greedy samples), task/metric"),
@@ -53,7 +53,8 @@ class InterveneInfo(Sidecar):
     """The record of an intervention: intervene.json.
 
     Args:
-        target: site, dims, cuts and means of the massive activations that were edited.
+        target: site, dims, cuts and means of the massive activations that were edited; empty where the scan has none,
+            and no edit asked for them.
         estimated_on, evaluated_on: sequences that the means are of, and that the effects are of.
     """
 

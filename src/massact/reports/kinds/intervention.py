@@ -42,6 +42,7 @@ from massact.reports.spelling import (
     visible,
 )
 
+NONE_FOUND = "The scan has no massive activations, and these edits ask for none"
 EDITS_ABREAST = 4  # columns of one table that a narrow terminal holds
 
 
@@ -76,9 +77,10 @@ def effects_in_words(e: Intervention) -> list[str]:
     """
     metric, target = main_metric(e.effects), e.info.target
     rows = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] == "all")]
+    edited = f"Edited: {_clusters(target)} at {_where(target)}, {_which(e.info.config)}"
     said = [
-        f"Edited: {_clusters(target)} at {_where(target)}, {_which(e.info.config)}; "
-        f"effects on {visible(e.info.evaluated_on)}, values estimated on {visible(e.info.estimated_on)}."
+        f"{edited if target else NONE_FOUND}; effects on {visible(e.info.evaluated_on)}, values estimated on "
+        f"{visible(e.info.estimated_on)}."
     ]
     margin = margin_of(e)
     said += [f"{_sentence(row)}: {_judged(row, rows, margin)}." for _, row in rows.iterrows()]
@@ -201,7 +203,8 @@ def _change(row: pd.Series) -> str:
 def draw_effects(e: Intervention) -> Sheet | None:
     """The change of the main metric under each edit, with its interval."""
     panel = effects_panel(e.effects, margin=margin_of(e))
-    return Sheet([panel], f"Edits at {visible(str(e.info.target.get('site', '?')))}") if panel else None
+    at = f" at {visible(str(e.info.target.get('site', '?')))}" if e.info.target else ""
+    return Sheet([panel], f"Edits{at}") if panel else None
 
 
 LOOKS = {HARMFUL: (Color.LIMIT, "diamond"), HARMLESS: (Color.GREEN, "circle"), OPEN: (Color.GREY, "square"),
