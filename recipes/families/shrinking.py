@@ -126,11 +126,8 @@ def _fields(config: PreTrainedConfig) -> dict[str, Any]:
 def _own(config: PreTrainedConfig) -> dict[str, Any]:
     """What a part says otherwise than the defaults of its class."""
     usual = vars(type(config)())
-    return {
-        n: v
-        for n, v in _fields(config).items()
-        if not n.startswith("_") and not isinstance(v, PreTrainedConfig) and v != usual.get(n)
-    }
+    said = {n: v for n, v in _fields(config).items() if v != usual.get(n) and not isinstance(v, PreTrainedConfig)}
+    return {n.removeprefix("_"): v for n, v in said.items() if not n.startswith("_") or n == "_out_indices"}
 
 
 def _int(value: Any) -> bool:
@@ -151,11 +148,14 @@ class _Shrinking:
         self.tokens: dict[int, int] = {}
         self.widths: dict[int, int] = {}
         for holder in holders:
+            if _convolves(_fields(holder)):  # it stays as it is: what reads it has its widths
+                self.widths |= {w: w for v in _fields(holder).values() for w in _numbers(v) if w >= HEAD}
+        for holder in holders:
             fields = _fields(holder)
             self.widths.setdefault(_main(fields), self._main_width(fields))
         for holder in holders:
             for name, value in _fields(holder).items():
-                if _rows_of_widths(name, value):
+                if not _convolves(_fields(holder)) and _rows_of_widths(name, value):
                     self._stages(value)
 
     def _main_width(self, fields: dict[str, Any]) -> int:
@@ -176,11 +176,15 @@ class _Shrinking:
         wide = [w for w in widths if w >= HEAD]
         for w in wide:
             least = min(wide)
+            if self.widths.get(w) == w:
+                continue
             self.widths[w] = w if self.policy.mild else max(HEAD, round(2 * HEAD * w / least))
 
     # ---- one configuration
     def of(self, config: PreTrainedConfig) -> dict[str, Any]:
         fields = _fields(config)
+        if _convolves(fields):
+            return {}
         layers = [v for n, v in fields.items() if _int(v) and _is_layers(n)]
         kept = {n: self._kept(fields, n) for n in set(layers)}
         given = {}
@@ -208,7 +212,8 @@ class _Shrinking:
         several = len(fields.get("_out_indices") or ()) if "depths" not in fields else 2
         several = 4 if any(_PERIOD.search(n) and _int(v) and v > 1 for n, v in fields.items()) else max(2, several)
         each = 2 if len(kinds) == 2 else 1
-        kept = sorted(i for k in kinds.values() for i in k[:each])[:_MOST_LAYERS]
+        few = {i for marks in marked if len(marks) <= 4 for i in marks}  # layers whose states a head takes
+        kept = sorted(few | {i for k in kinds.values() for i in k[:each]})[:_MOST_LAYERS]
         spare = [i for i in range(n_layers) if i not in kept]
         return sorted(kept + spare[: max(0, several - len(kept))])
 
@@ -337,6 +342,18 @@ class _Shrinking:
                 if wide == int(wide) and wide > 1:
                     given[d] = int(wide)
         return given
+
+
+def _convolves(fields: dict[str, Any]) -> bool:
+    """Whether a configuration is of convolutions alone: stages or channels, and nothing with heads or tokens."""
+    staged = {"depths", "hidden_sizes", "stem_channels", "stage_out_channels", "block_configs"} & set(fields)
+    return bool(staged) and not any(_HEADS.search(n) or "vocab" in n for n, v in fields.items() if v is not None)
+
+
+def _numbers(value: Any) -> list[int]:
+    if isinstance(value, list | tuple):
+        return [n for v in value for n in _numbers(v)]
+    return [value] if _int(value) else []
 
 
 def _is_layers(name: str) -> bool:

@@ -135,6 +135,8 @@ def tried(family: str, kind: str, model: type) -> Row:
         except Exception as error:
             why = why or f"{type(error).__name__}: {error}"
             continue
+        if type(module).forward is torch.nn.Module.forward or "unimplemented" in type(module).forward.__name__:
+            return _done(Row(family, kind, model.__name__, "not buildable", "it has no forward pass"), began)
         row.parameters = sum(p.numel() for p in module.parameters())
         try:
             loaded = massact.load(module)

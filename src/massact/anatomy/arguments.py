@@ -48,6 +48,16 @@ def packed_pixels(vision: Any, generator: torch.Generator) -> tuple[Tensor, Tens
     return torch.randn(math.prod(grid), values, generator=generator), torch.tensor([grid])
 
 
+def patches(config: Any, generator: torch.Generator) -> dict[str, Tensor]:
+    """Images as patches (rows, patches, values of one), what counts of them, and their grids (rows, columns)."""
+    values = int(first(config, "num_channels") or 3) * _side(first(config, "patch_size") or 16) ** 2
+    return {
+        "pixel_values": torch.randn(N_ROWS, 14, values, generator=generator),
+        "pixel_attention_mask": torch.ones(N_ROWS, 14, dtype=torch.long),
+        "spatial_shapes": torch.tensor([[2, 7]] * N_ROWS),
+    }
+
+
 def _side(value: Any) -> int:
     return int(value[0] if isinstance(value, list | tuple) else value)
 
@@ -72,6 +82,11 @@ def value_of(name: str, config: Any, given: dict[str, Any], generator: torch.Gen
         bins = first(config, *_FRAME)
         length = main.shape[-1] if main.ndim == 3 and main.shape[1] == bins else main.shape[1]
         return torch.ones(n_rows, length, dtype=torch.long)
+    if name == "spatial_shapes":  # of a tower that takes patches: see `patches`
+        return torch.tensor([[2, 7]] * N_ROWS)
+    if name == "inputs" and (first(config, "vocab_size") or 0) > 1:  # bytes, as many as there are places for
+        length = int(first(config, "max_position_embeddings") or _LENGTH)
+        return torch.randint(int(first(config, "vocab_size")), (N_ROWS, length), generator=generator)
     if name == "pixel_values_videos":
         side, n_frames = first(config, "image_size", "crop_size") or 224, first(config, "num_frames", "frames_per_clip")
         return torch.rand(N_ROWS, int(n_frames or 2), 3, _side(side), _side(side), generator=generator)

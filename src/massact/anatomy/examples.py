@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from massact.anatomy.arguments import N_ROWS, first, frames, holders, packed_pixels, required, value_of
+from massact.anatomy.arguments import N_ROWS, first, frames, holders, packed_pixels, patches, required, value_of
 from massact.corpora.modalities import token_types
 from massact.records.errors import UserError
 
@@ -78,6 +78,12 @@ def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
             "It is not a model of transformers or timm.",
             "Give one short example: load(model, inputs={'name': tensor, ...}).",
         )
+    if "unimplemented" in getattr(model.forward, "__name__", ""):
+        raise UserError(
+            f"{type(model).__name__} has no forward pass of its own.",
+            "It holds models that run one after another when it generates.",
+            "Load one of its parts: load(model.NAME).",
+        )
     generator = torch.Generator().manual_seed(seed)
     accepted = inspect.signature(model.forward).parameters
     main = model.main_input_name
@@ -102,7 +108,7 @@ def example_inputs(model: nn.Module, seed: int = 0) -> dict[str, Any]:
         given["input_ids"] = _ids(config, _room(config, N_TOKENS), generator)
     if "decoder_input_ids" in accepted:
         given["decoder_input_ids"] = _ids(config, _room(config, N_TOKENS - 2), generator)
-    for name in needed:
+    for name in [*needed, *([main] if not given and main in accepted else [])]:
         if name not in given:
             value = (
                 _ids(config, N_TOKENS, generator)
@@ -219,6 +225,8 @@ def _less_usual(model: nn.Module, usual: dict[str, Any], seed: int) -> list[dict
         ids = _ids(config, _room(config, N_TOKENS), generator)
         found.append({k: v for k, v in usual.items() if k != "decoder_input_ids"} | {"input_ids": ids})
         found.append(usual | {"input_ids": ids})
+    if "input_values" in accepted and not {"input_ids", "input_values", "input_features", "pixel_values"} & set(usual):
+        found.append(usual | {"input_values": _sound(config, generator)})
     sound = frames(config, generator)
     if sound is not None:
         found += _sounds(accepted, usual, sound)
@@ -229,6 +237,8 @@ def _less_usual(model: nn.Module, usual: dict[str, Any], seed: int) -> list[dict
     for name in [n for n in ("decoder_input_ids", "input_ids") if n_books and n in usual]:
         ids = usual[name].repeat_interleave(n_books, 0)
         found += [usual | {name: ids}, usual | {name: ids.reshape(N_ROWS, n_books, -1).transpose(1, 2).contiguous()}]
+    if {"pixel_values", "pixel_attention_mask", "spatial_shapes"} <= set(accepted):  # patches of images of any shape
+        found.append({k: v for k, v in usual.items() if k != "pixel_values"} | patches(config, generator))
     if "bbox" in accepted and "input_ids" in usual:
         found.append(usual | {"bbox": value_of("bbox", config, {"input_ids": usual["input_ids"]}, generator)})
     return found
