@@ -239,8 +239,15 @@ def table(rows: list[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    said = row.stacks if row.status == "proved" else f"{'' if row.attends else 'Without attention. '}{_cell(row.why)}"
+    said = (
+        paths_of(row) if row.status == "proved" else f"{'' if row.attends else 'Without attention. '}{_cell(row.why)}"
+    )
     return f"| {row.family} | {row.model} | {row.status} | {said} |"
+
+
+def paths_of(row: Row) -> str:
+    """The lists of blocks that were proved, once each."""
+    return ", ".join(dict.fromkeys(f"`{stack.rpartition(' ')[0]}`" for stack in row.stacks.split(", ")))
 
 
 def _cell(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -427,3 +428,37 @@ def test_a_context_shorter_than_the_usual_example_is_proved(context: int) -> Non
     config = GPT2Config(vocab_size=50, n_positions=context, n_embd=16, n_layer=2, n_head=2)
     model = load(GPT2LMHeadModel(config))
     assert model.anatomy.stacks[0].n_layers == 2 and model.example["input_ids"].shape[1] <= context
+
+
+class Pixels(nn.Module):
+    """A convolution of an image, with as many in a list as there are blocks behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(D, D, 3, padding=1), nn.BatchNorm2d(D)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.norm(self.conv(x)))
+
+
+class Patched(nn.Module):
+    """Convolutions, then blocks on the rows and columns of what they give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(num_hidden_layers=3)
+        self.stem = nn.ModuleList(Pixels() for _ in range(3))
+        self.layers = nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        for stage in self.stem:
+            image = stage(image)
+        x = image.flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_list_of_convolutions_does_not_hide_the_blocks_behind_it() -> None:
+    stacks = load(Patched().eval(), inputs={"image": torch.randn(2, D, 3, 5)}).anatomy.stacks
+    assert [(stack.path, stack.n_layers) for stack in stacks] == [("layers", 3)]

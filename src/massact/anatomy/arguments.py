@@ -62,8 +62,8 @@ def _side(value: Any) -> int:
     return int(value[0] if isinstance(value, list | tuple) else value)
 
 
-def frames(config: Any, generator: torch.Generator, n_frames: int = 128) -> Tensor | None:
-    """Sound as vectors (rows, frames, width of one), where the configuration says how wide they are."""
+def frames(config: Any, generator: torch.Generator, n_frames: int = 104) -> Tensor | None:
+    """Sound as vectors (rows, frames, width), where the configuration says how wide: 8 frames for each of 13 tokens."""
     width = first(config, *_FRAME)
     return torch.randn(N_ROWS, n_frames, int(width), generator=generator) if isinstance(width, int) else None
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from massact.anatomy.blocks import read_block
 from massact.anatomy.passage import after_last, ends_of, has_skips, joined, other_streams
 from massact.anatomy.roles import TokensFirst, mixing_writes
-from massact.anatomy.several_streams import read_streams
+from massact.anatomy.several_streams import NoStreams, read_streams
 from massact.anatomy.stacks import (
     NO_BLOCKS,
     Listed,
@@ -61,15 +61,25 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
     params = {id(p): name for name, p in model.named_parameters()}
     found: list[tuple[str, Callable[[str], list[Stack]]]] = []
     refused: list[ProofError] = []
-    left_out = [] if blocks is not None else unnamed_lists(watch, candidates)
+    unnamed = [] if blocks is not None else unnamed_lists(watch, candidates)
+    left_out: list[str] = []
+    tried: set[str] = set()
 
     def run() -> Any:
         return model(**inputs)
 
     while candidates:
         path, calls = candidates.pop(0)
+        tried.add(path)
         if is_of_several(calls):
-            found.append((path, _several(watch, path, calls, params, run)))
+            try:
+                found.append((path, _several(watch, path, calls, params, run)))
+            except NoStreams as error:  # images: of the other lists, and of those inside it, some may be stacks
+                if blocks is not None:
+                    raise
+                refused.append(error)
+                candidates = [c for c in find_stacks(watch, None, counts, tried) if c[0] not in tried]
+                unnamed = unnamed_lists(watch, candidates)
             continue
         try:
             read = _read_stack(watch, calls, params, run)
@@ -94,7 +104,7 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
         raise no_stack(watch)
     names = stack_names([path for path, _ in found])
     stacks = tuple(stack for name, (_, made) in zip(names, found, strict=True) for stack in made(name))
-    return Anatomy(stacks, _logits_place(watch), tuple(left_out))
+    return Anatomy(stacks, _logits_place(watch), tuple(unnamed + left_out))
 
 
 def _one(

@@ -230,6 +230,10 @@ def _less_usual(model: nn.Module, usual: dict[str, Any], seed: int) -> list[dict
     sound = frames(config, generator)
     if sound is not None:
         found += _sounds(accepted, usual, sound)
+        # Frames may be stacked before they are given: as wide as what the first projection reads.
+        wide = next((m.in_features for m in model.modules() if isinstance(m, nn.Linear)), sound.shape[-1])
+        if wide != sound.shape[-1] and "input_features" in usual:
+            found.append(usual | {"input_features": torch.randn(*sound.shape[:2], wide, generator=generator)})
     if "input_values" in usual and usual["input_values"].ndim == 2:
         found.append(usual | {"input_values": usual["input_values"][:, None]})
     decoder = getattr(config, "decoder_config", None)
@@ -248,6 +252,9 @@ def _sounds(accepted: Iterable[str], usual: dict[str, Any], sound: Tensor) -> li
     """Layouts of frames of sound (rows, frames, width), alone and with a mask that hides none of them."""
     found = []
     masks = [n for n in accepted if n in ("input_features_mask", "attention_mask", "padding_mask")]
+    if "input_features" in usual:
+        features = usual["input_features"]
+        found += [usual | {m: torch.ones(N_ROWS, features.shape[-1], dtype=torch.long)} for m in masks[:1]]
     for name in [n for n in ("input_features", "input_values") if n in accepted]:
         found.append(usual | {name: sound})
         found += [usual | {name: sound, m: torch.ones(sound.shape[:2], dtype=torch.long)} for m in masks[:1]]

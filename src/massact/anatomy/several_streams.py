@@ -23,18 +23,23 @@ from massact.trace.watch import Call, Key, Watch
 COLLAPSED = "collapsed"  # the stack of what blocks read of all streams
 
 
+class NoStreams(ProofError):
+    """Tensors of four axes none of which holds streams: images that keep rows and columns apart, or windows."""
+
+
 def read_streams(watch: Watch, calls: Sequence[Call], params: dict[int, str], path: str) -> SeveralStreams:
     """The streams of a list of blocks that take and give tensors of four axes.
 
     Raises:
-        ProofError: which axis holds the streams is not seen, or a block is not linear in them.
+        NoStreams: which axis holds the streams is not seen.
+        ProofError: a block is not linear in them.
     """
     shape = next(
         s.shape for s in calls[0].inputs if len(s.shape) == 4 and s.shape in [o.shape for o in calls[0].outputs]
     )
     axes = axes_of_streams([c for c in watch.calls if c.inside(calls[0])], shape)
     if axes is None:
-        raise ProofError(
+        raise NoStreams(
             f"The blocks in {path!r} take and give {shape} tensors, and are not understood.",
             "No module inside them takes a (batch, tokens, width) tensor that is a part of these.",
             "Images that keep rows and columns apart, or windows, are no streams: give others with blocks='path'.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from torch import nn
@@ -20,13 +20,16 @@ _LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 Listed = tuple[str, list[Call]]  # the path of a list of modules, and the calls of them in the order they ran
 
 
-def find_stacks(watch: Watch, blocks: Iterable[str] | None, counts: set[int]) -> list[Listed]:
+def find_stacks(
+    watch: Watch, blocks: Iterable[str] | None, counts: set[int], without: Container[str] = ()
+) -> list[Listed]:
     """The outermost lists of blocks of a watched model.
 
     Args:
         watch: a watched forward pass.
         blocks: paths given by the user; None to search.
         counts: numbers of layers that the configuration names; {} when unknown.
+        without: paths of lists that hold no streams although their tensors have four axes.
     """
     if blocks is not None:
         lists = _lists(watch, 4) | _lists(watch)
@@ -38,7 +41,7 @@ def find_stacks(watch: Watch, blocks: Iterable[str] | None, counts: set[int]) ->
     rows = [(p, calls) for p, calls in lists_inside(watch, rank=2) if len(calls) in counts]
     apart = [(p, c) for p, c in rows if not any(p == q or _below(p, q) or _below(q, p) for q, _ in outer)]
     # Of rank 4 are blocks of several streams, and images that keep rows and columns apart.
-    several = [(p, c) for p, c in lists_inside(watch, rank=4) if len(c) in counts]
+    several = [(p, c) for p, c in lists_inside(watch, rank=4) if len(c) in counts and p not in without]
     several = [(p, c) for p, c in several if not any(p == q or _below(p, q) for q, _ in named)]
     outer, named = ([(p, c) for p, c in of if not any(_below(p, q) for q, _ in several)] for of in (outer, named))
     return sorted(
