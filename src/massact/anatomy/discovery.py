@@ -79,7 +79,7 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
                     raise
                 refused.append(error)
                 candidates = [c for c in find_stacks(watch, None, counts, tried) if c[0] not in tried]
-                unnamed = unnamed_lists(watch, candidates)
+                unnamed = unnamed_lists(watch, [*((p, []) for p, _ in found), *candidates])
             continue
         try:
             read = _read_stack(watch, calls, params, run)
