@@ -6,6 +6,7 @@ module is one equation, `end = A(start) + sum of B_i(write_i)` (`terms.py`).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -52,7 +53,6 @@ class Stretches:
         self.reader, self.start, self.end, self.axes = reader, start, end, axes
         self.watch = reader.watch
         self.borders = _borders(reader)
-        self.places = {start.key: Place(reader.call.name, "in", start.path, reader.call.number)}
         shape = start.shape
         named = {**reader.params, **{id(b): name for name, b in reader.watch.root.named_buffers()}}
         self.terms = Terms(self.watch, shape, axes, self.borders, named)
@@ -75,7 +75,7 @@ class Stretches:
         return {
             key
             for key, place in self.borders.items()
-            if place.side == "out" and (s := self.watch.shape(key))[-1:] == (D,) and _numel(s) == B * T * D
+            if place.side == "out" and (s := self.watch.shape(key))[-1:] == (D,) and math.prod(s) == B * T * D
         }
 
     def _norms(self) -> dict[Key, Key]:
@@ -147,13 +147,6 @@ class Stretches:
         if key == self.end.key:
             return Place(self.reader.call.name, "out", self.end.path, self.reader.call.number)
         return self.borders[key]
-
-
-def _numel(shape: Sequence[int]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
 
 
 def _borders(reader: BlockReader) -> dict[Key, Place]:

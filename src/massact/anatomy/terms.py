@@ -34,21 +34,13 @@ class NoTerms(Exception):
     """What stands in the way of a linear equation."""
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """A tensor that a term is linear in, or a coefficient: where it is seen."""
-
-    key: Key
-    place: Place | str
-
-
 @dataclass
 class Terms:
     """What a tensor is a sum of.
 
     Args:
         watch: a watched forward pass.
-        start: shape of the stream, and which axes of it are batch, tokens, and streams (None for one).
+        shape, axes: of the stream, and which axes of it are batch, tokens, and streams (None for one).
         borders: exact keys of tensors at the borders of module calls -> where.
         named: parameters and buffers, by identity.
         stream: exact keys at which the walk back ends: earlier values of the stream.
