@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from massact.anatomy.block_reader import Ends
 from massact.anatomy.blocks import read_block
-from massact.anatomy.passage import after_last, ends_of, has_skips, joined, other_streams
+from massact.anatomy.passage import after_last, beside, ends_of, has_skips, joined, other_streams
 from massact.anatomy.roles import TokensFirst, mixing_writes
 from massact.anatomy.several_streams import NoStreams, read_streams
 from massact.anatomy.stacks import (
@@ -97,7 +98,13 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
             candidates = inside + candidates
             continue
         _check_few(read)
-        found.append((path, partial(_one, watch, path, calls, joined(watch, calls, read, params), params)))
+        pair = [(calls, read)]
+        for theirs, ends in beside(watch, calls, read):
+            try:
+                pair.append((theirs, _read_stack(watch, theirs, params, run, ends)))
+            except ProofError as error:
+                left_out.append(f"A second stream of {path} was left out. {error.what} {error.why}")
+        found.append((path, partial(_together, watch, path, pair, params)))
     if not found:
         if refused:
             raise refused[0]
@@ -107,13 +114,20 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
     return Anatomy(stacks, _logits_place(watch), tuple(unnamed + left_out))
 
 
-def _one(
-    watch: Watch, path: str, calls: list[Call], read: list[Block], params: dict[int, str], name: str
+def _together(
+    watch: Watch, path: str, pair: list[tuple[list[Call], list[Block]]], params: dict[int, str], name: str
 ) -> list[Stack]:
-    """The stack of a list of blocks."""
-    after, skips = after_last(watch, calls[-1], read[-1], params), has_skips(watch, calls)
-    others = other_streams(watch, calls, read)
-    return [Stack(name, path, tuple(read), _width(watch, calls[0]), after, skips, others)]
+    """The stack of a list of blocks, and those of streams of other tokens beside it, called as the blocks take them."""
+    stacks = []
+    for calls, read in pair:
+        blocks = joined(watch, calls, read, params)
+        after, skips = after_last(watch, calls[-1], blocks[-1], params), has_skips(watch, calls)
+        others = max(0, other_streams(watch, calls, blocks) - len(pair) + 1)
+        word = str(blocks[0].places["resid_pre"].path[0])
+        word = f"input_{word}" if word.isdigit() else word
+        own = name if len(pair) == 1 else ".".join(filter(None, (name, word)))
+        stacks.append(Stack(own, path, tuple(blocks), _width(watch, calls[0]), after, skips, others))
+    return stacks
 
 
 def _several(
@@ -145,7 +159,9 @@ def run_example(model: nn.Module, inputs: dict[str, Any]) -> Any:
         ) from error
 
 
-def _read_stack(watch: Watch, calls: list[Call], params: dict[int, str], run: Callable[[], Any]) -> list[Block]:
+def _read_stack(
+    watch: Watch, calls: list[Call], params: dict[int, str], run: Callable[[], Any], given: list[Ends] | None = None
+) -> list[Block]:
     """All blocks of a stack; read once more where the experiment and the dataflow do not agree on a write."""
     by_number = {(call.name, call.number): call for call in watch.calls}
 
@@ -154,7 +170,7 @@ def _read_stack(watch: Watch, calls: list[Call], params: dict[int, str], run: Ca
         keys = {watch.canon(s.key) for s in seen if s.path == place.path}
         return [replace(place, path=s.path) for s in seen if watch.canon(s.key) in keys] or [place]
 
-    ends = ends_of(watch, calls)
+    ends = ends_of(watch, calls) if given is None else given
 
     def all_read(mixing: dict[tuple[str, int], int] | None = None) -> list[Block]:
         found = [read_block(watch, call, i + 1, params, mixing, ends[i]) for i, call in enumerate(calls)]

@@ -33,6 +33,33 @@ def ends_of(watch: Watch, calls: Sequence[Call]) -> list[Ends]:
     return found
 
 
+def beside(watch: Watch, calls: Sequence[Call], blocks: Sequence[Block]) -> list[tuple[list[Call], list[Ends]]]:
+    """Streams of other tokens that the blocks of a stack hand on beside it: text beside images, which attend to both.
+
+    Returns:
+        Of each the calls that hand it on, from the first block on, and which of their tensors it is.
+    """
+    stream = _seen(calls[0].inputs, blocks[0].places["resid_pre"].path)
+    found = []
+    for first in calls[0].inputs:
+        if len(first.shape) != 3 or first.shape[::2] != stream.shape[::2] or first.shape[1] == stream.shape[1]:
+            continue
+        taken, chain, ends = first, list[Call](), list[Ends]()
+        for call in calls:
+            mine = next((s for s in call.inputs if watch.canon(s.key) == watch.canon(taken.key)), None)
+            kept = _keys(watch, call.inputs)
+            given = next((s for s in call.outputs if s.shape == first.shape and watch.canon(s.key) not in kept), None)
+            if mine is None or given is None:
+                break
+            both = frozenset({watch.canon(mine.key)}), frozenset({watch.canon(given.key)})
+            chain.append(call)
+            ends.append(Ends(*both, both[0] | both[1]))
+            taken = given
+        if len(chain) > 1:
+            found.append((chain, ends))
+    return found
+
+
 def _keys(watch: Watch, seen: Iterable[Seen]) -> set[Key]:
     return {watch.canon(s.key) for s in seen}
 

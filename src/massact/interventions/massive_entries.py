@@ -189,14 +189,13 @@ def in_all_streams(chosen: pd.DataFrame, scan: ScanResult) -> pd.DataFrame:
 
     One stream alone is no ablation: the others carry the value on. What blocks read of them follows, and is edited too.
     """
-    path_of = scan.info.model.get("stacks") or {}
-    mine = path_of.get(str(chosen["stack"].iloc[0]))
-    together = [name for name, path in path_of.items() if path == mine]  # streams are stacks of one list of blocks
-    if len(together) < 2:
+    mine, known = str(chosen["stack"].iloc[0]), scan.info.model.get("streams") or {}
+    together = next(([reads, *held] for reads, held in known.items() if mine in (reads, *held)), None)
+    if together is None:
         return chosen
     keys = ["layer", "site", "dim", "position_class"]
-    known = scan.findings[scan.findings["stack"].isin(together)]
-    return known[known.set_index(keys).index.isin(chosen.set_index(keys).index)]
+    found = scan.findings[scan.findings["stack"].isin(together)]
+    return found[found.set_index(keys).index.isin(chosen.set_index(keys).index)]
 
 
 def targets_of(findings: pd.DataFrame) -> tuple[Massive, ...]:

@@ -242,6 +242,7 @@ class Model:
             d_model={s.name: s.d_model for s in stacks},
             stacks={s.name: s.path for s in stacks},
             post_norm={s.name: s.post_norm for s in stacks},
+            streams={s.name: list(s.streams) for s in stacks if s.streams},
             dtype=str(self.dtype).removeprefix("torch."),
             n_parameters=n_parameters(self.module),
             weights_sha256=weights_hash(self.module),

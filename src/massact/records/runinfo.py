@@ -35,6 +35,7 @@ class ModelInfo:
         quantised: how its weights were quantised, see `massact.records.weight_types`; None where they were not.
         vectors_sha256: over the values of norms and biases, which a model shares with its quantised forms.
         asked: what it was loaded with where that was asked for: trust_remote_code, allow_pickle.
+        streams: of a stack that is what blocks read of several streams, the stacks that hold these.
         adapters: their state, see `massact.records.adapter_states`; None where the model has none.
     """
 
@@ -56,6 +57,7 @@ class ModelInfo:
     quantised: dict[str, Any] | None = None
     vectors_sha256: str = ""
     asked: dict[str, Any] = field(default_factory=dict)
+    streams: dict[str, list[str]] = field(default_factory=dict)
     adapters: dict[str, Any] | None = None
 
 
