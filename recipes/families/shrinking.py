@@ -262,7 +262,7 @@ class _Shrinking:
     ) -> list[tuple[re.Pattern[str], Callable[[int], int]]]:
         """What a name says, the first one that fits; before layers, heads and widths."""
         patch = next((v for n, v in fields.items() if n.endswith("patch_size") and _int(v)), 8)
-        image = self.policy.image * patch if "depths" not in fields else 16 * self.policy.image
+        image = max(32, self.policy.image * patch) if "depths" not in fields else 16 * self.policy.image
         layers = max((len(k) for k in kept.values()), default=2)
         few = re.compile(r"(max_window_layers|first_k_dense|num_hash_layers|first_last|n_dense|dense_layers)")
         return [

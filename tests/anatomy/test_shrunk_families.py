@@ -28,7 +28,7 @@ def _write_of(block: Block) -> Place:
     """Where what stands in the stream behind a block can be planted: its last write, or its last norm."""
     if "resid_post_prenorm" in block.places:
         return block.places["resid_post"]
-    return block.places[block.sums[-1].writes[-1]]
+    return next(block.places[w] for w in block.sums[-1].writes[::-1] if block.places[w].formula is None)
 
 
 def _planted(module: nn.Module, place: Place, row: int) -> None:
@@ -49,6 +49,7 @@ CASES = [
     ("xlnet", "causal", ["transformer.layer"], True),
     ("longcat_flash", "causal", ["model.layers"], False),
     ("rwkv", "causal", ["rwkv.blocks"], False),
+    ("gpt_neox_japanese", "causal", ["gpt_neox_japanese.layers"], False),  # adds a bias that no module adds
 ]
 
 

@@ -240,8 +240,19 @@ class _Maker:
             last = self._op(_named("select", "int"), (Ref(last), *part), {})
         if self.plain and self.leaf is not None and not (self.write and part is not None):
             return None
-        first = next(i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Place))
-        return self._formula(first)
+        return self._formula(self._sized())
+
+    def _sized(self) -> int:
+        """A leaf that has the batch and the tokens; of a constant made of vectors alone the stream beside them."""
+        t = self.terms
+        shapes: dict[Place | str, tuple[int, ...]] = {
+            p: t.watch.shape(k) or () for k, p in t.borders.items() if isinstance(p, Place)
+        }
+        found = next((i for i, leaf in enumerate(self.leaves) if len(shapes.get(leaf, ())) > 1), None)
+        if found is None:
+            beside = next(place for place, shape in shapes.items() if shape == t.shape)
+            found = self.leaves[beside] = len(self.leaves)
+        return found
 
     # a value's number: leaf i is -1 - i until the number of leaves is known
     def term(self, key: Key) -> int | None:
