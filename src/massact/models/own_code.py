@@ -157,4 +157,5 @@ def _known(name: str) -> bool:
 
 @cache
 def _names() -> frozenset[str]:
-    return frozenset(name.lower() for name in dir(transformers))
+    # `dir` gives the same, and looks every name up among all others: most of a second.
+    return frozenset(name.lower() for name in transformers.__all__)
