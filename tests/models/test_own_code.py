@@ -191,6 +191,8 @@ def test_every_read_of_transformers_states_whether_code_may_run() -> None:
             if not isinstance(node, ast.Call):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            if ast.unparse(node.func).startswith("peft."):
+                continue  # adapters of a model that is read already: they have no code
             if name in ("from_pretrained", "from_config"):
                 found += 1
                 stated = {k.arg for k in node.keywords} | {
