@@ -123,3 +123,10 @@ def test_a_model_that_writes_its_own_weights_is_run_as_it_would_be() -> None:
         with torch.no_grad(), unchanged(module, values=True):
             given = module(input_ids=ids, use_cache=False).logits
     assert torch.equal(given, wanted) and module.training and module.rwkv.layers_are_rescaled
+
+
+@pytest.mark.parametrize("family", ["glm_image_vision", "qwen2_5_vl_vision"])
+def test_a_tower_of_packed_patches_runs_alone(family: str) -> None:
+    """What takes rows of patches of all images and their grid, whatever it calls them."""
+    stacks = ma.load(_built(family, "other")).anatomy.stacks
+    assert [stack.path for stack in stacks] == ["blocks"] and stacks[0].n_layers >= 2

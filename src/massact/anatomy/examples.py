@@ -205,7 +205,7 @@ def example_variants(model: nn.Module, seed: int = 0) -> list[dict[str, Any]]:
         mixed = mixed_example(model, seed)
         variants = [mixed, usual] if mixed is not None else variants
         variants.append({k: v for k, v in usual.items() if k != "pixel_values"})
-    elif "pixel_values" in usual:
+    elif "pixel_values" in usual and usual["pixel_values"].ndim == 4:
         frames = int(first(model.config, "num_frames") or 2)
         pixels = usual["pixel_values"]
         variants.append(usual | {"pixel_values": pixels[:, None].expand(-1, frames, -1, -1, -1).contiguous()})
