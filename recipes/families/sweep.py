@@ -30,6 +30,8 @@ import massact
 from massact.records.errors import ProofError, UserError
 from recipes.families.shrinking import POLICIES, awake, holders, shrunk
 
+NO_EXAMPLE = "no example"
+TRIED = ("proved", "refused", NO_EXAMPLE)
 # Of each kind the first auto class that a family has; a family may be of several kinds.
 KINDS: dict[str, tuple[str, ...]] = {
     "causal": ("CAUSAL_LM",),
@@ -59,7 +61,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "emu3": {"vocabulary_map": {"<image>": 5, "<|extra_200|>": 6}},
 }
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
-PATIENCE_S = 120
+PATIENCE_S = 300
 _TRIES_S = 12  # other sizes are tried for so long
 _MOST_PARAMETERS = 60e6
 
@@ -141,7 +143,7 @@ def tried(family: str, kind: str, model: type) -> Row:
         try:
             loaded = massact.load(module)
         except (ProofError, UserError) as error:
-            row.status, row.why = "refused", str(error)
+            row.status, row.why = "refused" if isinstance(error, ProofError) else NO_EXAMPLE, str(error)
             row = _done(row, began, module)
             if isinstance(error, ProofError):
                 return row
@@ -159,7 +161,7 @@ def tried(family: str, kind: str, model: type) -> Row:
 
 def _done(row: Row, began: float, module: torch.nn.Module | None = None) -> Row:
     row.wall_s = round(time.time() - began, 1)
-    if module is not None and row.status == "refused":
+    if module is not None:
         row.attends = any("attention" in type(m).__name__.lower() for m in module.modules())
     return row
 
@@ -212,21 +214,23 @@ def table(rows: list[Row]) -> str:
         f"Every family of `transformers.CONFIG_MAPPING` ({transformers.__version__}), built tiny, with random weights,",
         "by `make families`, and loaded: *proved*, or *refused* with the reason. No family is named by massact. What",
         "cannot be built (a library that is not installed, a configuration whose defaults do not build) is listed at",
-        "the end with the reason. *Without attention*: convolutions and codecs, which are no transformers.",
+        "the end with the reason. *No example*: built, and not run: no input that massact makes by itself fits this",
+        "tiny model; a real one may be given one (`inputs=`). *Without attention*: convolutions and codecs, which are",
+        "no transformers.",
         "",
-        "| kind | built | proved | refused | of these without attention | proved of those with attention |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| kind | ran | proved | refused | of these without attention | proved of those with attention | no example |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     kinds = [*KINDS, "other"]
     for kind in kinds:
         n = Counter(row.status for row in rows if row.kind == kind)
         bare = sum(row.kind == kind and row.status == "refused" and not row.attends for row in rows)
-        built_ = n["proved"] + n["refused"]
-        share = f"{100 * n['proved'] / max(built_ - bare, 1):.0f} %"
-        lines.append(f"| {kind} | {built_} | {n['proved']} | {n['refused']} | {bare} | {share} |")
+        ran = n["proved"] + n["refused"]
+        share = f"{100 * n['proved'] / max(ran - bare, 1):.0f} %"
+        lines.append(f"| {kind} | {ran} | {n['proved']} | {n['refused']} | {bare} | {share} | {n[NO_EXAMPLE]} |")
     for kind in kinds:
         lines += ["", f"## {kind.capitalize()}", "", "| family | class | | |", "| --- | --- | --- | --- |"]
-        lines += [_line(row) for row in rows if row.kind == kind and row.status in ("proved", "refused")]
+        lines += [_line(row) for row in rows if row.kind == kind and row.status in TRIED]
     lines += ["", "## Not buildable", "", "| family | kind | class | why |", "| --- | --- | --- | --- |"]
     lines += [
         f"| {row.family} | {row.kind} | {row.model} | {_cell(row.why)} |"
@@ -239,9 +243,8 @@ def table(rows: list[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    said = (
-        paths_of(row) if row.status == "proved" else f"{'' if row.attends else 'Without attention. '}{_cell(row.why)}"
-    )
+    bare = "" if row.attends or row.status != "refused" else "Without attention. "
+    said = paths_of(row) if row.status == "proved" else f"{bare}{_cell(row.why)}"
     return f"| {row.family} | {row.model} | {row.status} | {said} |"
 
 

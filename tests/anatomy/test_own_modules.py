@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from massact.models import load
+from massact.records.anatomy import TURNED
 from massact.records.errors import ProofError, UserError
 from massact.trace import tapped
 from tests.facts import each
@@ -301,7 +302,7 @@ def test_tokens_first() -> None:
         load(encoder, inputs={"src": torch.randn(13, 2, D)})
     inside = Own([Block(tokens_first=True) for _ in range(2)], lambda b, x: b(x.transpose(0, 1)).transpose(0, 1))
     places = load(inside, inputs=SIGNAL).anatomy.stacks[0].blocks[0].places
-    assert all(place.turned for name, place in places.items() if "resid" in name or "_out" in name)
+    assert all(place.layout == TURNED for name, place in places.items() if "resid" in name or "_out" in name)
 
 
 def test_shared_tied_and_adapted() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import ProphetNetConfig, ProphetNetForConditionalGeneration
 
 import massact as ma
+from massact.records.anatomy import TURNED
 from massact.records.errors import ProofError
 from tests.facts import each, tells
 from tests.families import build
@@ -114,7 +115,7 @@ def test_blocks_with_tokens_first_are_turned(turns: bool) -> None:
     old, new, x = Encoder(turns=False).eval(), Encoder(turns=turns).eval(), torch.randn(3, 20, 5)
     new.load_state_dict(old.state_dict())
     model = ma.load(new, inputs={"signal": torch.randn(2, 13, 5)})
-    assert {b.places["resid_post"].turned for b in model.anatomy.stacks[0].blocks} == {not turns}
+    assert {b.places["resid_post"].layout == TURNED for b in model.anatomy.stacks[0].blocks} == {not turns}
     scan = ma.scan(model, ma.corpus({"signal": x}), null=False, bos_contrast=False)
     with torch.no_grad():
         h = old(x)

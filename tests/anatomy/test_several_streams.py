@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import massact as ma
 from massact.interventions import zero
 from massact.models import load
-from massact.records.errors import ProofError
 from massact.stats import Keep
 from massact.trace import Probe, measure
 from tests.anatomy.test_scaled_streams import planted
@@ -150,5 +149,9 @@ class Images(nn.Module):
 
 
 def test_rows_and_columns_are_no_streams() -> None:
-    with pytest.raises(ProofError, match="columns"):
-        load(Images(), inputs={"signal": torch.randn(2, 7, 9, 5)}, blocks="blocks")
+    """They are positions, row by row, on images of another size as well."""
+    model = load(Images(), inputs={"signal": torch.randn(2, 7, 9, 5)}, blocks="blocks")
+    signal = torch.randn(3, 4, 6, 5)
+    seen = measure(model, ma.corpus({"signal": signal}), [Probe("h", "0.resid_post", Keep)], batch_size=3)
+    kept = np.stack(seen.result("h", seen.sites("h")[0]).values)
+    assert np.array_equal(kept, model.module.enter(signal).flatten(1, 2).detach().numpy())

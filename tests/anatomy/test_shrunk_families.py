@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import massact as ma
 from massact.interventions import massive, zero
 from massact.models import Model
-from massact.records.anatomy import Block, Place
+from massact.records.anatomy import TURNED, Block, Place
 from massact.trace import unchanged
 from massact.trace.watch import follow, replaced
 from recipes.families.sweep import built, classes_of
@@ -36,7 +36,7 @@ def _planted(module: nn.Module, place: Place, row: int) -> None:
 
     def add(_: nn.Module, args: tuple, output: Any) -> Any:
         h = follow(output, place.path).clone()
-        batch_first = h.transpose(0, 1) if place.turned else h
+        batch_first = h.transpose(0, 1) if place.layout == TURNED else h
         batch_first[row % len(batch_first), POS, DIM] += SIZE
         return replaced(output, place.path, h)
 
@@ -59,7 +59,9 @@ def test_proved_and_a_planted_activation_is_found(family: str, kind: str, paths:
     model = ma.load(module)
     assert sorted(s.path for s in model.anatomy.stacks) == sorted(paths)
     assert model.proof.closure <= model.proof.tolerance < 1e-5 and model.proof.outputs_identical
-    assert {p.turned for b in _blocks(model) for n, p in b.places.items() if n.startswith("resid")} == {turned}
+    assert {p.layout == TURNED for b in _blocks(model) for n, p in b.places.items() if n.startswith("resid")} == {
+        turned
+    }
     place = _write_of(model.anatomy.stacks[0].blocks[1])
     _planted(module, place, 1)
     ids = torch.randint(3, 90, (3, 12), generator=torch.Generator().manual_seed(2))

@@ -18,7 +18,7 @@ from torch import nn
 
 from massact.anatomy.stretches import Stretches
 from massact.anatomy.terms import NoTerms
-from massact.records.anatomy import Place
+from massact.records.anatomy import GRID, TURNED, Place
 from massact.records.errors import ProofError
 from massact.trace.watch import Call, Key, Node, Watch
 
@@ -46,13 +46,13 @@ class Ends:
         taken: inputs that are made from what the block before gives.
         given: outputs that what the next block takes is made from.
         same: those of both that are handed on as they are.
-        turned: its tensors are (tokens, batch, width).
+        layout: how its tensors lie, where it is not (batch, tokens, width).
     """
 
     taken: frozenset[Key] = frozenset()
     given: frozenset[Key] = frozenset()
     same: frozenset[Key] = frozenset()
-    turned: bool = False
+    layout: str = ""
 
 
 class BlockReader:
@@ -68,11 +68,12 @@ class BlockReader:
     ) -> None:
         self._look(watch, call, params, [c for c in watch.calls if c.inside(call)])
         ends = ends or Ends()
-        self.tokens = 0 if ends.turned else -2  # the axis
-        self.pairs = pairs = self._pairs(ends, ranks)
+        self.tokens = 0 if ends.layout == TURNED else -2  # the axis
+        self.pairs = pairs = self._pairs(ends, (4,) if ends.layout == GRID else ranks)
         for self.start, self.end in [*pairs, pairs[0]]:  # the last one is for the refusal, where none leads
             self.numel = math.prod(self.start.shape)
-            self.n_tokens = self.start.shape[self.tokens]
+            shape = self.start.shape
+            self.n_tokens = shape[1] * shape[2] if ends.layout == GRID else shape[self.tokens]
             self._leads: dict[Key, bool] = {}
             if self._leads_to_start(self.canon(self.end.key)):
                 break

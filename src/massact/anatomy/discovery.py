@@ -29,7 +29,7 @@ from massact.anatomy.stacks import (
     stack_names,
     unnamed_lists,
 )
-from massact.records.anatomy import Anatomy, Block, Place, Stack
+from massact.records.anatomy import GRID, TURNED, Anatomy, Block, Place, Stack
 from massact.records.errors import MassactError, ProofError, UserError, class_and_line
 from massact.records.sites import mixes
 from massact.trace.watch import Call, Watch
@@ -75,22 +75,29 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
         if is_of_several(calls):
             try:
                 found.append((path, _several(watch, path, calls, params, run)))
-            except NoStreams as error:  # images: of the other lists, and of those inside it, some may be stacks
+                continue
+            except NoStreams as error:
+                no_streams = error
+            try:
+                rows_apart = [replace(ends, layout=GRID) for ends in ends_of(watch, calls)]
+                read = _read_stack(watch, calls, params, run, rows_apart)
+            except ProofError:  # of the other lists, and of those inside it, some may be stacks
                 if blocks is not None:
-                    raise
-                refused.append(error)
+                    raise no_streams from None
+                refused.append(no_streams)
                 candidates = [c for c in find_stacks(watch, None, counts, tried) if c[0] not in tried]
                 unnamed = unnamed_lists(watch, [*((p, []) for p, _ in found), *candidates])
-            continue
-        try:
-            read = _read_stack(watch, calls, params, run)
-        except ProofError as error:
-            # A list of the length that the configuration names is a stack: not reading it is a refusal.
-            if blocks is not None or len(calls) in counts:
-                raise
-            refused.append(error)
-            left_out.append(f"{path} was left out. {error.what} {error.why}")
-            continue
+                continue
+        else:
+            try:
+                read = _read_stack(watch, calls, params, run)
+            except ProofError as error:
+                # A list of the length that the configuration names is a stack: not reading it is a refusal.
+                if blocks is not None or len(calls) in counts:
+                    raise
+                refused.append(error)
+                left_out.append(f"{path} was left out. {error.what} {error.why}")
+                continue
         inside = lists_inside(watch, path) if blocks is None else []
         if inside and (
             (any(map(_is_stage, read)) and _add(watch, inside, params)) or _hold_blocks(watch, inside, params)
@@ -174,13 +181,13 @@ def _read_stack(
 
     def all_read(mixing: dict[tuple[str, int], int] | None = None) -> list[Block]:
         found = [read_block(watch, call, i + 1, params, mixing, ends[i]) for i, call in enumerate(calls)]
-        return [_turned(b, by_number) if e.turned else b for b, e in zip(found, ends, strict=True)]
+        return [_lying(b, e.layout, by_number) for b, e in zip(found, ends, strict=True)]
 
     read = all_read()
     try:
         mixing = mixing_writes(watch.root, read, run, same)
     except TokensFirst:
-        ends = [replace(e, turned=True) for e in ends]
+        ends = [replace(e, layout=TURNED) for e in ends]
         read = all_read()
         mixing = mixing_writes(watch.root, read, run, same)
     told = {(p.module, p.call): n for b in read for n, p in b.places.items() if "_out" in n}
@@ -191,16 +198,18 @@ def _read_stack(
     return read
 
 
-def _turned(block: Block, calls: Mapping[tuple[str, int], Call]) -> Block:
-    """The same block, whose tensors are (tokens, batch, width): sites are their transposes."""
+def _lying(block: Block, layout: str, calls: Mapping[tuple[str, int], Call]) -> Block:
+    """The same block, whose tensors lie otherwise than (batch, tokens, width): sites are them laid out so."""
+    if not layout:
+        return block
 
     def shape(place: Place) -> tuple[int, ...]:
         call = calls[place.module, place.call]
         return next(s.shape for s in (call.inputs if place.side == "in" else call.outputs) if s.path == place.path)
 
-    axes = shape(block.places["resid_pre"])[:2]
-    places = {n: replace(p, turned=p.formula is not None or shape(p)[:2] == axes) for n, p in block.places.items()}
-    return replace(block, places=places)
+    axes = shape(block.places["resid_pre"])[:-1]
+    mine = {n: p for n, p in block.places.items() if p.formula is not None or shape(p)[:-1] == axes}
+    return replace(block, places=block.places | {n: replace(p, layout=layout) for n, p in mine.items()})
 
 
 def _is_stage(block: Block) -> bool:
@@ -244,7 +253,7 @@ def _check_few(blocks: list[Block]) -> None:
 
 
 def _width(watch: Watch, call: Call) -> int:
-    return next(s.shape[-1] for rank in (3, 2) for s in call.inputs if len(s.shape) == rank)
+    return next(s.shape[-1] for rank in (3, 2, 4) for s in call.inputs if len(s.shape) == rank)
 
 
 def _logits_place(watch: Watch) -> Place | None:

@@ -184,8 +184,8 @@ class _Way(BlockReader):
             writes = []
         if not 0 < len(writes) <= _MOST:
             return replace(block, changed=f"the stream {self.words()}")
-        turned = block.places["resid_pre"].turned
-        writes = [replace(place, turned=turned) for place in writes]
+        layout = block.places["resid_pre"].layout
+        writes = [replace(place, layout=layout) for place in writes]
         sites = {f"between_out{f'_{i}' if i > 1 else ''}": place for i, place in enumerate(writes, 1)}
         return replace(block, places={**block.places, **sites}, between=tuple(sites))
 

@@ -223,7 +223,8 @@ def _tried(model: nn.Module, run: Callable[[], Any], same: Same, trials: Sequenc
     def see(trial: _Trial) -> Tap:
         def look(h: Tensor) -> Tensor | None:
             trial.seen.append(h.detach().clone())
-            return trial.write.clone() if trial.place.scale == 1.0 else None  # a scale of 0 cannot be undone
+            undone = trial.place.scale == 1.0 and trial.place.formula is None  # a scale of 0 cannot be
+            return trial.write.clone() if undone else None
 
         return look
 

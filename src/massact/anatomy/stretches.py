@@ -55,9 +55,10 @@ class Stretches:
         self.borders = _borders(reader)
         shape = start.shape
         named = {**reader.params, **{id(b): name for name, b in reader.watch.root.named_buffers()}}
-        self.terms = Terms(self.watch, shape, axes, self.borders, named)
+        self.terms = Terms(self.watch, start.key, shape, axes, self.borders, named)
         self.terms.stream = {start.key}
-        self.terms.writes = self._writes(shape[-1], shape[axes[0]], shape[axes[1]])
+        n = math.prod(shape) // (1 if axes[2] is None else shape[axes[2]])
+        self.terms.writes = self._writes(shape[-1], n)
         given = self._norms()
         # Where nothing else leads back to the start, the stream goes through norms: what they give are values of it.
         self.normed: dict[Key, Key] = {}
@@ -70,12 +71,12 @@ class Stretches:
             self.terms.since(self.terms.stream | set(found))
         self.seen = {k for k in self.borders if self.watch.shape(k) == shape and k != start.key and self.terms.leads(k)}
 
-    def _writes(self, D: int, B: int, T: int) -> set[Key]:
-        """What modules inside give in the width of the stream, for each token."""
+    def _writes(self, D: int, n: int) -> set[Key]:
+        """What modules inside give in the width of the stream, for each token; windows may overhang."""
         return {
             key
             for key, place in self.borders.items()
-            if place.side == "out" and (s := self.watch.shape(key))[-1:] == (D,) and math.prod(s) == B * T * D
+            if place.side == "out" and (s := self.watch.shape(key))[-1:] == (D,) and math.prod(s) >= n
         }
 
     def _norms(self) -> dict[Key, Key]:

@@ -40,6 +40,7 @@ class Terms:
 
     Args:
         watch: a watched forward pass.
+        start: exact key of what the block takes.
         shape, axes: of the stream, and which axes of it are batch, tokens, and streams (None for one).
         borders: exact keys of tensors at the borders of module calls -> where.
         named: parameters and buffers, by identity.
@@ -48,6 +49,7 @@ class Terms:
     """
 
     watch: Watch
+    start: Key
     shape: tuple[int, ...]
     axes: tuple[int, int, int | None]
     borders: Mapping[Key, Place]
@@ -240,19 +242,7 @@ class _Maker:
             last = self._op(_named("select", "int"), (Ref(last), *part), {})
         if self.plain and self.leaf is not None and not (self.write and part is not None):
             return None
-        return self._formula(self._sized())
-
-    def _sized(self) -> int:
-        """A leaf that has the batch and the tokens; of a constant made of vectors alone the stream beside them."""
-        t = self.terms
-        shapes: dict[Place | str, tuple[int, ...]] = {
-            p: t.watch.shape(k) or () for k, p in t.borders.items() if isinstance(p, Place)
-        }
-        found = next((i for i, leaf in enumerate(self.leaves) if len(shapes.get(leaf, ())) > 1), None)
-        if found is None:
-            beside = next(place for place, shape in shapes.items() if shape == t.shape)
-            found = self.leaves[beside] = len(self.leaves)
-        return found
+        return self._formula()
 
     # a value's number: leaf i is -1 - i until the number of leaves is known
     def term(self, key: Key) -> int | None:
@@ -403,7 +393,10 @@ class _Maker:
                 found.append(size)
         return tuple(found)
 
-    def _formula(self, first: int) -> Formula:
+    def _formula(self) -> Formula:
+        t = self.terms
+        leaf = None if self.leaf is None else self.leaves[t.borders[self.leaf]]
+        sizes = self._sized_by()  # may add a leaf
         n = len(self.leaves)
 
         def number(x: Any) -> Any:
@@ -420,18 +413,20 @@ class _Maker:
             )
             for s, args, kwargs in self.ops
         )
+        words = ", ".join(self.factors) or "its share of a stream"
+        return Formula(tuple(self.leaves), ops, sizes, leaf if self.write else None, words)
+
+    def _sized_by(self) -> tuple[int, int, int]:
+        """The leaf that has the batch and the tokens, and on which axes: the term itself, or what the block takes."""
         t = self.terms
-        leaf = None if self.leaf is None else self.leaves[t.borders[self.leaf]]
-        at = leaf if leaf is not None else first
-        shape = t.watch.shape(self.leaf) if self.leaf is not None else None
-        axes = (t.axes[0], t.axes[1]) if shape == t.shape else (0, 1)
-        return Formula(
-            tuple(self.leaves),
-            ops,
-            (at, *axes),
-            leaf if self.write else None,
-            ", ".join(self.factors) or "its share of a stream",
-        )
+        B, T = t.shape[t.axes[0]], t.shape[t.axes[1]]
+        if self.leaf is not None:
+            shape, mine = t.watch.shape(self.leaf), self.leaves[t.borders[self.leaf]]
+            if shape == t.shape:
+                return mine, t.axes[0], t.axes[1]
+            if shape[:2] == (B, T):
+                return mine, 0, 1
+        return self.leaves.setdefault(t.borders[t.start], len(self.leaves)), t.axes[0], t.axes[1]
 
 
 def _named(op: str, overload: str) -> Step:

@@ -13,6 +13,9 @@ from typing import Any
 from massact.records.errors import UserError, near
 from massact.records.sites import POINTS, READER, Site, ranges
 
+TURNED = "(tokens, batch, width)"
+GRID = "(batch, rows, columns, width)"
+
 
 @dataclass(frozen=True)
 class Op:
@@ -78,7 +81,8 @@ class Place:
             of the parameter that multiplies it (a layer scale written inline).
         part: (axis, number) of one of several streams in that tensor.
         formula: how the site is made from this tensor and others of the pass, where a factor does not say it.
-        turned: the tensor is (tokens, batch, width) and the site its transpose, (batch, tokens, width).
+        layout: how the tensor lies where it is not (batch, tokens, width), which the site always is: `TURNED`, or
+            `GRID`, whose tokens are counted row by row.
     """
 
     module: str
@@ -88,7 +92,7 @@ class Place:
     scale: float | str = 1.0
     part: tuple[int, int] | None = None
     formula: Formula | None = None
-    turned: bool = False
+    layout: str = ""
 
     def __str__(self) -> str:
         inside = "".join(f"[{step!r}]" for step in self.path)
@@ -96,7 +100,7 @@ class Place:
         nth = f" (call {self.call})" if self.call else ""
         factor = f" * {self.scale}" if self.scale != 1.0 else ""
         factor += f" * {self.formula.words}" if self.formula is not None else ""
-        axes = " (tokens, batch, width)" if self.turned else ""
+        axes = f" {self.layout}" if self.layout else ""
         return f"{self.module or 'model'} {self.side}put{inside}{nth}{factor}{axes}"
 
 

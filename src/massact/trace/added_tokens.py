@@ -47,7 +47,7 @@ def tokens_added(
         UserError: the first block takes its hidden state in no way that can be changed, or has added tokens already.
     """
     first, last = stack.blocks[0].places["resid_pre"], stack.blocks[-1].places["resid_post"]
-    if first.side != "in" or first.turned or sum(block.module == stack.blocks[0].module for block in stack.blocks) > 1:
+    if first.side != "in" or first.layout or sum(block.module == stack.blocks[0].module for block in stack.blocks) > 1:
         raise UserError("No token can be added.", f"The first block is not one that can be told apart ({first}).")
     module = root.get_submodule(first.module)
     if module in _IN_FORCE:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from massact.records.anatomy import Place
+from massact.records.anatomy import GRID, TURNED, Place
 from massact.records.errors import WorkError
 from massact.trace.formulas import Gathered
 from massact.trace.watch import follow, replaced
@@ -61,6 +61,16 @@ class Taps:
         return [earlier or now > 0 for earlier, now in zip(self._earlier, self.fired, strict=True)]
 
 
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
+    """A tensor as (batch, tokens, width)."""
+    return tensor.transpose(0, 1) if layout == TURNED else tensor.flatten(1, -2) if layout == GRID else tensor
+
+
+def as_it_lay(new: Tensor, layout: str, whole: Tensor) -> Tensor:
+    """A (batch, tokens, width) tensor as `whole` lies."""
+    return new.transpose(0, 1).contiguous() if layout == TURNED else new.reshape(whole.shape) if layout == GRID else new
+
+
 @dataclass(frozen=True)
 class _Tap:
     index: int
@@ -70,8 +80,8 @@ class _Tap:
 
     def __call__(self, value: Any, state: Taps) -> tuple[bool, Any]:
         """Whether the value was replaced, and the value."""
-        tensor = follow(value, self.place.path)
-        tensor = tensor.transpose(0, 1) if self.place.turned else tensor
+        whole = follow(value, self.place.path)
+        tensor = laid_out(whole, self.place.layout)
         part = tensor if self.place.part is None else tensor.select(*self.place.part)
         seen = part if self.scale is None else part * self.scale
         state.hit(self.index)
@@ -81,7 +91,7 @@ class _Tap:
         new = new if self.scale is None else new / self.scale
         if self.place.part is not None:
             new = torch.select_scatter(tensor, new, *self.place.part)
-        return True, replaced(value, self.place.path, new.transpose(0, 1).contiguous() if self.place.turned else new)
+        return True, replaced(value, self.place.path, as_it_lay(new, self.place.layout, whole))
 
 
 @dataclass(frozen=True)
@@ -102,11 +112,11 @@ class _Leaf:
         if term is None:
             return False, value
         state.hit(self.tap.index)
-        turned = self.tap.place.turned
-        new = self.tap.see(term.transpose(0, 1) if turned else term)
+        layout = self.tap.place.layout
+        new = self.tap.see(laid_out(term, layout))
         if new is None:
             return False, value
-        new = new.transpose(0, 1) if turned else new
+        new = as_it_lay(new, layout, term)
         formula = self.gathered.formula
         change = self.gathered.inverse(self.number, new - term) if self.number == formula.write else None
         if change is None:

@@ -1,0 +1,83 @@
+"""Blocks that keep the rows and columns of an image apart (SAM): positions are counted row by row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import massact as ma
+from massact.corpora import Corpus
+from massact.models import load
+from massact.stats import Keep
+from massact.trace import Edit, Probe, measure
+
+ROWS, D = 8, 32
+
+
+def tower() -> nn.Module:
+    """Four blocks over 8 x 8 patches; the first and the third attend in windows of 3 x 3, which overhang."""
+    torch.manual_seed(0)
+    config = transformers.SamVisionConfig(
+        hidden_size=D, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=8, mlp_dim=56,
+        output_channels=16, window_size=3, global_attn_indexes=[1, 3], initializer_range=0.1,
+    )  # fmt: skip
+    module = transformers.SamVisionModel(config).eval()
+    module.vision_encoder.pos_embed.data.normal_()
+    return module
+
+
+@pytest.fixture(scope="module")
+def images() -> Corpus:
+    return ma.corpus({"pixel_values": torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))})
+
+
+def test_positions_are_patches_row_by_row(images: Corpus) -> None:
+    """Planted at row 2, column 5 of what an MLP gives; found there, and shown there in the map of patches."""
+    module = tower()
+
+    def put(_: nn.Module, args: tuple, out: torch.Tensor) -> torch.Tensor:
+        out = out.clone()
+        out[:, 2, 5, 7] += 1e4
+        return out
+
+    module.vision_encoder.layers[1].mlp.register_forward_hook(put)
+    scan = ma.scan(load(module), images, null=False)
+    assert set(scan.findings["pos"]) == {2 * ROWS + 5} and set(scan.findings["dim"]) == {7}
+    assert scan.images["massive_share"][2, 5] == 1 and scan.images["massive_share"].sum() == 1
+
+
+def test_sums_hold_for_attention_in_windows(images: Corpus) -> None:
+    """What attention adds in windows is put back to where its patches are: middle minus start, on other images."""
+    module = tower()
+    model = load(module)
+    sites = ["1.resid_pre", "1.attn_out", "1.resid_mid"]
+    measured = measure(model, images, [Probe(s, s, Keep) for s in sites], batch_size=3)
+    pre, attn, mid = (torch.stack([torch.from_numpy(x) for x in measured.result(s, measured.sites(s)[0]).values])
+                      for s in sites)  # fmt: skip
+    assert pre.shape == (3, ROWS * ROWS, D) and float(attn.abs().max()) > 0
+    assert torch.allclose(pre + attn, mid, atol=1e-6)
+    taken = []
+    handle = module.vision_encoder.layers[0].register_forward_pre_hook(lambda m, args: taken.append(args[0]))
+    with torch.no_grad():
+        module(images.inputs["pixel_values"])
+    handle.remove()
+    assert torch.equal(pre, taken[0].flatten(1, 2))
+
+
+def test_an_edit_reaches_the_patch(images: Corpus) -> None:
+    module = tower()
+    model = load(module)
+
+    def zero(h_BTD: torch.Tensor, _: object) -> torch.Tensor:
+        h_BTD = h_BTD.clone()
+        h_BTD[:, 2 * ROWS + 5] = 0
+        return h_BTD
+
+    seen = []
+    handle = module.vision_encoder.layers[2].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    with torch.no_grad(), ma.edited(model, Edit("zero", "2.resid_post", zero)):
+        module(images.inputs["pixel_values"])
+    handle.remove()
+    assert (seen[0][:, 2, 5] == 0).all() and (seen[0][:, 2, 4] != 0).any()
