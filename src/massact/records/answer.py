@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -127,6 +128,9 @@ class Short(TypedDict, total=False):
     n_sequences: int
 
 
+_adapter = cache(TypeAdapter)  # making one costs 10 ms, and a run is opened with a dozen kinds
+
+
 def read_as(kind: Any, value: Any) -> Any:
     """What JSON holds as an annotated type; NaN and Inf are the words "nan", "inf" and "-inf" there.
 
@@ -136,7 +140,7 @@ def read_as(kind: Any, value: Any) -> Any:
         ValueError: it is not of that type.
     """
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return _adapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or getattr(kind, "__name__", str(kind))
