@@ -45,6 +45,8 @@ def test_it_is_what_is_found_by_the_values_of_the_heads(name: str) -> None:
                 place = anatomy.attentions.get(Site(stack.name, block.layer, attention))
                 if place is None:
                     assert hidden or name in CHUNKS or point not in block.places
+                elif name in WINDOWS:
+                    assert place.projection is not None and place.projection.module.endswith("o_proj")
                 elif place.projection is None:  # a gate lies between
                     assert name == "qwen3_next" and block.places[point].module.endswith("o_proj")
                 else:

@@ -179,7 +179,13 @@ def _prime_from(n: int) -> int:
 
 
 def _room(config: Any, n_tokens: int) -> int:
-    """Tokens of the example: fewer in a context too short for them; some tables keep two places for padding."""
+    """Tokens of the example: fewer in a context too short for them; some tables keep two places for padding.
+
+    More where attention is sparse by blocks: on a text of few blocks such a model gives its attention up, for good.
+    """
+    block, drawn = (first(config, name) for name in ("block_size", "num_random_blocks"))
+    if isinstance(block, int) and isinstance(drawn, int):
+        n_tokens = _prime_from((5 + 2 * drawn) * block + 8)  # a proof also runs a few tokens less
     places = first(config, "max_position_embeddings", "n_positions", "n_ctx")
     short = isinstance(places, int) and 0 < places < n_tokens + 2  # some say -1 for any length
     return max(2, places - 2) if short else n_tokens

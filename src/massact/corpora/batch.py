@@ -25,6 +25,9 @@ PADDING: Final = "padding"
 Positions: TypeAlias = slice | torch.Tensor | None
 
 
+PER_IMAGE = ("image_grid_thw", "image_sizes")  # inputs with one row for each image
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """What one forward pass takes, and which of its positions count.
@@ -37,6 +40,7 @@ class Batch:
         past: positions before the first one here, which a cache of keys and values already holds.
         counts: of stacks whose positions are not those of `input_ids` (frames of sound, a decoder), by their number of
             positions, the same as `rows`.
+        pieces: rows that a tower has for the one sequence of this batch: of several images one for each.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -44,6 +48,7 @@ class Batch:
     rows: tuple[Positions, ...]
     past: int = 0
     counts: Mapping[int, tuple[Positions, ...]] = field(default_factory=dict)
+    pieces: int = 1
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on another device."""
@@ -107,12 +112,13 @@ class Corpus:
         pictures: of images read from files: their names and classes; None for anything else.
         places: name of each position of a model of images ('[CLS]', 'patch (0, 3)') or of sound ('frame 0.00-0.02 s');
             None where none is known.
+        own_places: the same of each sequence, where they differ (images of any size); () elsewhere.
         recordings: of sound read from files: names, lengths, transcripts; None for anything else.
         counts: masks (N, P) bool of stacks with P positions of their own (frames of sound, a decoder), told apart by P.
         ends: of each recording, the first position behind its end, in a stack of frames; None elsewhere.
-        packed: of an input that holds the rows of all sequences one after another (patches of images of any size),
-            how many rows each sequence has. Such a corpus is read one sequence at a time, since the tower that
-            takes these rows sees those of a whole batch as one sequence.
+        packed: of an input that holds the rows of all sequences one after another (patches of images of any size,
+            several images a sequence), how many rows each sequence has. Such a corpus is read one sequence at a time,
+            since the tower that takes these rows sees those of a whole batch as one sequence.
         modalities: what each position is, as far as a model was asked; None before.
     """
 
@@ -129,6 +135,7 @@ class Corpus:
     recordings: Recordings | None = None
     counts: tuple[torch.Tensor, ...] = ()
     ends: tuple[int, ...] | None = None
+    own_places: tuple[tuple[str, ...], ...] = ()
 
     @property
     def n_sequences(self) -> int:
@@ -176,25 +183,36 @@ class Corpus:
         batch_size = 1 if self.packed else batch_size
         return (self._batch(low, min(low + batch_size, last)) for low in range(start, last, batch_size))
 
+    def n_images(self, sequence: int) -> int:
+        """How many images a sequence has, of a corpus that has any."""
+        counts = [n for name, n in self.packed.items() if name in PER_IMAGE] or [
+            n for name, n in self.packed.items() if name == "pixel_values" and "image_grid_thw" not in self.inputs
+        ]
+        return counts[0][sequence] if counts else 1
+
     def rows(self, start: int, stop: int | None = None) -> dict[str, torch.Tensor]:
         """The inputs of the sequences from `start` to before `stop`; views, not copies."""
         stop = self.n_sequences if stop is None else stop
         cut = {name: (sum(n[:start]), sum(n[:stop])) for name, n in self.packed.items()}
         return {name: x[slice(*cut.get(name, (start, stop)))] for name, x in self.inputs.items()}
 
+    def _pieces(self, sequence: int) -> int:
+        """Rows that a tower has for a sequence of several images; of packed patches it has one."""
+        return self.n_images(sequence) if self.packed and "image_grid_thw" not in self.inputs else 1
+
     def _batch(self, low: int, high: int) -> Batch:
         # Cloned, so that a model or an edit that works in place cannot change the corpus.
         inputs = {name: tensor.clone() for name, tensor in self.rows(low, high).items()}
-        sequences = tuple(range(low, high))
+        sequences, pieces = tuple(range(low, high)), self._pieces(low)
         counts = {m.shape[1]: tuple(counted(row) for row in m[low:high]) for m in self.counts}
         if self.mask is None:
-            return Batch(inputs, sequences, (None,) * len(sequences), counts=counts)
+            return Batch(inputs, sequences, (None,) * len(sequences), counts=counts, pieces=pieces)
         mask = self.mask[low:high]
         inputs, mask = trim_padding(inputs, mask)
         if mask.all():
-            return Batch(inputs, sequences, (None,) * len(sequences), counts=counts)
+            return Batch(inputs, sequences, (None,) * len(sequences), counts=counts, pieces=pieces)
         rows = tuple(counted(row) for row in mask)
-        return Batch(inputs | {"attention_mask": mask.long()}, sequences, rows, counts=counts)
+        return Batch(inputs | {"attention_mask": mask.long()}, sequences, rows, counts=counts, pieces=pieces)
 
     def token_id(self, sequence: int, pos: int) -> int:
         """Return the token id at a position; -1 where the corpus is not tokens."""
@@ -208,7 +226,8 @@ class Corpus:
         if self.kind != "tokens":
             if self._behind(sequence, pos):
                 return PADDING
-            return self.places[pos] if self.places is not None and pos < len(self.places) else f"token {pos}"
+            places = self.own_places[sequence] if self.own_places else self.places
+            return places[pos] if places is not None and pos < len(places) else f"token {pos}"
         if self.modalities is not None and token_id in self.modalities.ids:
             return self.modalities.name(self.inputs["input_ids"][sequence], sequence, pos)
         return self.spelling.string(token_id) if self.spelling else f"id {token_id}"
@@ -265,6 +284,7 @@ class Corpus:
             "recordings": None if self.recordings is None else self.recordings.part(start, stop),
             "counts": tuple(mask[start:stop] for mask in self.counts),
             "ends": None if self.ends is None else self.ends[start:stop],
+            "own_places": self.own_places[start:stop],
             "packed": {name: n[start:stop] for name, n in self.packed.items()},
         }
         if self.mask is None:

@@ -32,7 +32,8 @@ class Modalities:
         return self.places[pos] if pos < len(self.places) else self.ids.get(token_id, self.default)
 
     def name(self, ids_T: Tensor, sequence: int, pos: int) -> str:
-        """Return the name of a placeholder: 'image (0, 3)' where its patch is known, else 'image 17' (from 0)."""
+        """Return the name of a placeholder: 'image (0, 3)' where its patch is known, of several
+        images 'image#2 (0, 3)', else 'image 17' (from 0)."""
         mine = int(ids_T[pos])
         index = int((ids_T[:pos] == mine).sum())
         names = self.names[sequence] if self.names and self.ids[mine] == "image" else ()

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from massact.corpora.batch import Corpus, Origin, trim_padding
+from massact.corpora.batch import PER_IMAGE, Corpus, Origin, trim_padding
 from massact.corpora.masks import decoder_counts, is_mask, kept_of, zero_one
 from massact.corpora.packing import Request
 from massact.corpora.token_strings import Spelling
@@ -38,7 +38,9 @@ def from_tensors(tensors: Mapping[str, Any], tokenizer: Any, request: Request, n
             positions count: 1 or True those that do, 0 or False the others, nothing else; a `decoder_attention_mask`
             says the same of what a decoder reads. Tensors are held, not copied; token ids are copied. Beside an
             `image_grid_thw` (N, 3) of frames, rows and columns of patches, `pixel_values` holds the patches of all
-            images one after another.
+            images one after another. Of several images a sequence, what is given of images (`pixel_values`,
+            `image_grid_thw`, `image_sizes`) has one row for each image, those of the first sequence first: as many
+            for each sequence, or as many as `n_images` (N,) says.
         tokenizer: for readable tokens where there are `input_ids`; may be None.
         request: as for `from_ids`.
         name: name of the corpus; 'ids' or 'tensors' if None.
@@ -49,7 +51,7 @@ def from_tensors(tensors: Mapping[str, Any], tokenizer: Any, request: Request, n
     parts = {key: _tensor(key, value) for key, value in tensors.items()}
     if not parts or set(parts) == {"attention_mask"}:
         raise UserError("The corpus is empty.", "The dict has no input tensor.", "Give {'pixel_values': ...} or so.")
-    packed = _packed(parts)
+    packed = _packed(parts, parts.pop("n_images", None))
     lengths = {tensor.shape[0] for key, tensor in parts.items() if key not in packed}
     if len(lengths) > 1 or any(tensor.numel() == 0 for tensor in parts.values()):
         raise UserError(
@@ -86,13 +88,18 @@ def from_tensors(tensors: Mapping[str, Any], tokenizer: Any, request: Request, n
 _GRIDS = {"pixel_values": "image_grid_thw", "pixel_values_videos": "video_grid_thw"}
 
 
-def _packed(parts: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+def _packed(parts: Mapping[str, torch.Tensor], n_images: torch.Tensor | None) -> dict[str, tuple[int, ...]]:
     """Rows of each sequence of the inputs that hold those of all sequences one after another.
 
+    Args:
+        n_images: (N,) images of each sequence; None: as many of each.
+
     Raises:
-        UserError: as many patches as the grids say are not there.
+        UserError: images or patches are not as many as they should be.
     """
-    found = {}
+    images = _images_of(parts, n_images)
+    several = any(n != 1 for n in images)
+    found = {name: images for name in (*PER_IMAGE, "pixel_values") if several and name in parts}
     for pixels, grid in _GRIDS.items():
         if pixels not in parts or grid not in parts:
             continue
@@ -102,10 +109,36 @@ def _packed(parts: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
             raise UserError(
                 f"{pixels} does not fit {grid}.",
                 f"{pixels} has {rows} patches; {said}.",
-                f"Give {grid} as (sequences, 3): frames, rows and columns of patches, one image for each sequence.",
+                f"Give {grid} as (images, 3): frames, rows and columns of patches of each image.",
             )
-        found[pixels] = tuple(int(n) for n in sizes.prod(1))
+        mine = sizes.prod(1).split(found.get(grid, (1,) * len(sizes)))
+        found[pixels] = tuple(int(n.sum()) for n in mine)
     return found
+
+
+def _images_of(parts: Mapping[str, torch.Tensor], n_images: torch.Tensor | None) -> tuple[int, ...]:
+    """How many images each sequence has; one where there is no text beside them.
+
+    Raises:
+        UserError: they cannot be shared out.
+    """
+    counted = next((parts[name] for name in (*PER_IMAGE, "pixel_values") if name in parts), None)
+    if counted is None:
+        if n_images is not None:
+            raise UserError("n_images is given, and no images are.", do="Leave it out.")
+        return ()
+    total = counted.shape[0]
+    n = next((x.shape[0] for name, x in parts.items() if name.endswith("input_ids")), total)
+    if n_images is None:
+        return (total // n,) * n if n and total % n == 0 else ()  # what does not fit is refused with all shapes
+    given = tuple(int(k) for k in n_images.flatten())
+    if len(given) != n or sum(given) != total or min(given, default=1) < 1:
+        raise UserError(
+            f"n_images does not fit: {total} images for {n} sequences.",
+            f"It says {given[:8]}, {sum(given)} in all.",
+            "Give one number for each sequence, from 1 on; text without an image is a corpus of its own.",
+        )
+    return given
 
 
 def is_cache(name: str, value: Any) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from massact.anatomy.discovery import run_example
 from massact.anatomy.projections import sizes_of
+from massact.models.attention_windows import Windows, order_of, windows_from
 from massact.models.linear_maps import linear_part
 from massact.models.loading import Model
 from massact.records.anatomy import AttentionPlace, Block, Place, Stack
@@ -21,6 +23,7 @@ from massact.trace import tensors_in
 from massact.trace.attention import AttentionCall, Key, watching_attention
 from massact.trace.hooks import tapped
 from massact.trace.integrity import unchanged
+from massact.trace.windows import whole
 
 
 @dataclass
@@ -33,6 +36,9 @@ class _Event:
     call: AttentionCall
     shape: tuple[int, ...]  # of the block's input: (B, T, D)
     reads: list[Place] = field(default_factory=list)  # projections that read its output
+    tokens: Tensor | None = None  # (B, T, D) that the sublayer reads, in the order of the sequence
+    inputs: list[Tensor] = field(default_factory=list)  # what projections of the block have read before the call
+    added: Tensor | None = None  # (B, T, D) that the sublayer adds
 
 
 def with_attention(model: Model) -> Model:
@@ -48,7 +54,7 @@ def with_attention(model: Model) -> Model:
     """
     if model.anatomy.attentions or model.anatomy.no_attention:
         return model
-    events, calls, refused = _events(model)
+    events, calls, unread = _events(model)
     places: dict[Site, AttentionPlace] = {}
     unavailable: dict[Site, str] = {}
     for stack in model.anatomy.stacks:
@@ -56,9 +62,12 @@ def with_attention(model: Model) -> Model:
             mine = [e for e in events if e.block is block]
             if not mine:
                 site = Site(stack.name, block.layer, "attention")
-                unavailable[site] = refused or block.unavailable.get("attn_out") or "no attention call was seen in it"
+                why = next(
+                    (w for name, w in unread.items() if f"{name}.".startswith(f"{block.module}.") or not name), ""
+                )
+                unavailable[site] = block.unavailable.get("attn_out") or why or "no attention call was seen in it"
             for event in mine:
-                made = _place(event)
+                made = _place(event, model.module)
                 cross = isinstance(made, AttentionPlace) and made.cross
                 site = _fresh(stack.name, block.layer, "cross_attention" if cross else "attention", places)
                 if isinstance(made, AttentionPlace):
@@ -74,15 +83,33 @@ def _fresh(stack: str, layer: int, point: str, taken: dict[Site, AttentionPlace]
     return next(site for name in names if (site := Site(stack, layer, name)) not in taken)
 
 
-def _events(model: Model) -> tuple[list[_Event], dict[str, int], str]:
-    """Every attention call of one pass over the example, how many each module makes, a reason where none was seen."""
-    module, events = model.module, []
+def _events(model: Model) -> tuple[list[_Event], dict[str, int], dict[str, str]]:
+    """Every attention call of one pass over the example, how many each module makes, and by module ("": all of them)
+    why none was seen.
+    """
+    module, events = model.module, cast(list[_Event], [])
     calls: dict[str, int] = {}
     current: list[tuple[Stack, Block, tuple[int, ...]] | None] = [None]
+    before: list[Tensor] = []  # what projections of the block have read so far
+    tokens: dict[int, Tensor] = {}  # id of the block -> what its attention sublayer reads
 
     def enter(stack: Stack, block: Block) -> Callable[[Tensor], None]:
         def see(h: Tensor) -> None:
             current[0] = (stack, block, tuple(h.shape if h.ndim == 3 else h[None].shape))
+            before.clear()
+
+        return see
+
+    def take(block: Block) -> Callable[[Tensor], None]:
+        def see(h: Tensor) -> None:
+            tokens[id(block)] = h.clone()
+
+        return see
+
+    def add(block: Block) -> Callable[[Tensor], None]:
+        def see(h: Tensor) -> None:
+            for event in [e for e in events[-1:] if e.block is block]:
+                event.added = h.clone()
 
         return see
 
@@ -92,10 +119,12 @@ def _events(model: Model) -> tuple[list[_Event], dict[str, int], str]:
     def on_call(key: Key, call: AttentionCall) -> None:
         calls[f"attention:{key[0]}"] = key[1] + 1
         if current[0] is not None:
-            events.append(_Event(key, *current[0][:2], call, current[0][2]))
+            h = tokens.get(id(current[0][1]))
+            events.append(_Event(key, *current[0][:2], call, current[0][2], tokens=h, inputs=list(before)))
 
     def reads(name: str, number: int) -> Callable[[Tensor], None]:
         def see(h: Tensor) -> None:
+            before.append(h.clone())
             event = events[-1] if events else None
             if event is not None and current[0] is not None and _same(event, h):
                 event.reads.append(Place(name, "in", (0,), number))
@@ -106,6 +135,8 @@ def _events(model: Model) -> tuple[list[_Event], dict[str, int], str]:
     for stack in model.anatomy.stacks:
         for block in stack.blocks:
             taps.append((block.places["resid_pre"], enter(stack, block)))
+            taps += [(block.places[p], see(block)) for p, see in (("attn_in", take), ("attn_out", add))
+                     if p in block.places]  # fmt: skip
             taps.append((block.places["resid_post"], leave))
             if block.call == 0:
                 taps += [(Place(n, "in", (0,), c), reads(n, c)) for n in _projections(module, block.module) for c in
@@ -113,11 +144,12 @@ def _events(model: Model) -> tuple[list[_Event], dict[str, int], str]:
     with torch.inference_mode(), unchanged(module):
         bare = [t.clone() for _, t in tensors_in(run_example(module, model.example))]
         try:
-            with tapped(module, taps) as state, watching_attention(module, on_call):
+            with tapped(module, taps) as state, watching_attention(module, on_call) as softmaxes:
                 state.begin()
                 seen = [t.clone() for _, t in tensors_in(module(**model.example))]
         except Exception as error:
-            return [], {}, f"the model does not run while its attention is watched ({class_and_line(error)})"
+            why = f"the model does not run while its attention is watched ({class_and_line(error)})"
+            return [], {}, {"": why}
     if not all(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) for a, b in zip(bare, seen, strict=True)):
         raise ProofError(
             "The model's outputs change while its attention is watched.",
@@ -126,7 +158,9 @@ def _events(model: Model) -> tuple[list[_Event], dict[str, int], str]:
             if hasattr(module, "set_attn_implementation")
             else "Take out what is random in evaluation mode or asks which kernel runs; `scan` needs no attention.",
         )
-    return events, calls, ""
+    unread = {name: f"its softmax is over {shape[-1]} entries in {tuple(shape)}, and no product with the values of all "
+              "tokens follows it: windows, chunks or blocks" for name, shape in softmaxes.items()}  # fmt: skip
+    return events, calls, unread
 
 
 def _projections(module: nn.Module, block: str) -> list[str]:
@@ -138,25 +172,31 @@ def _projections(module: nn.Module, block: str) -> list[str]:
 
 def _same(event: _Event, h: Tensor) -> bool:
     """Whether a tensor is the output of all heads side by side."""
-    out = event.call.split(event.shape[0]).out_BHTF
-    if out is None or h.numel() != out.numel() or out.ndim != 4:
-        return False
-    return torch.equal(out.transpose(1, 2).reshape(-1), h.reshape(-1))
+    outs = (event.call.split(event.shape[0]).out_BHTF, event.call.out_BHTF)  # of windows the rows are as they came
+    return any(out is not None and h.numel() == out.numel() and out.ndim == 4
+               and torch.equal(out.transpose(1, 2).reshape(-1), h.reshape(-1)) for out in outs)  # fmt: skip
 
 
-def _place(event: _Event) -> AttentionPlace | str:
+def _place(event: _Event, module: nn.Module) -> AttentionPlace | str:
     """The place of one call, or why it cannot be read."""
     B, T = event.shape[:2]
-    call = event.call.split(B)
+    call, windows = event.call.split(B), cast(Windows, ())
     if call.shape[0] != B or call.shape[2] != T:
-        return f"its queries are {call.shape[2]} x {call.shape[0]} for {T} x {B} tokens: windows, chunks or a subset"
+        windows = windows_from(event.tokens, event.inputs, event.call.shape, B) or ()
+        if not windows or not _back(event, module, windows):
+            rows, queries = event.call.shape[0], event.call.shape[2]
+            return (
+                f"its queries are {queries} x {rows} for {T} x {B} tokens: windows, chunks or a subset, whose rows are "
+                "not the tokens of a sequence, each of them once"
+            )
+        call = whole(event.call, windows)
     other = event.block.places.get("cross_attn_out")  # tells them apart where both sequences are of one length
     cross = call.shape[3] != T or other is not None and f"{event.key[0]}.".startswith(f"{other.module}.")
     if cross and call.via == "softmax" and not any(point.startswith("cross_attn") for point in event.block.places):
         return f"its softmax is over {call.shape[3]} entries for {T} tokens, in a block that reads no other sequence"
     K = call.k_BKSE.shape[1] if call.k_BKSE is not None else (call.v_BKSF.shape[1] if call.v_BKSF is not None else 0)
     reads = event.reads[0] if event.reads else None
-    guess = AttentionPlace(*event.key, call.via, call.shape[1], K, False, True, cross, reads)
+    guess = AttentionPlace(*event.key, call.via, call.shape[1], K, False, True, cross, reads, windows=windows)
     forward, binary, error, row_sum, size = not cross, True, 0.0, 0.0, 0.0
     with torch.inference_mode():
         for b in range(B):
@@ -176,6 +216,19 @@ def _place(event: _Event) -> AttentionPlace | str:
     if not call.has_slot and abs(row_sum - 1) > tolerance:
         return f"its rows sum to {row_sum:.3g}: it is not normalised over the keys"
     return replace(guess, forward=forward, binary=binary, error=error, allowed=tolerance, row_sum=row_sum)
+
+
+def _back(event: _Event, module: nn.Module, windows: Windows) -> bool:
+    """Whether what attention gives goes back to the tokens that its queries are of, as far as its rows can be followed:
+    where what the sublayer adds are the rows of its output projection, they are those of the windows.
+    """
+    out, reads = event.call.out_BHTF, event.reads
+    if out is None or not reads or event.added is None or event.added.ndim != 3:
+        return True
+    with torch.inference_mode():
+        rows = module.get_submodule(reads[0].module)(out.transpose(1, 2).flatten(2))
+    order = order_of(event.added, rows) if isinstance(rows, Tensor) else None
+    return order is None or order == sum(windows, ())
 
 
 def _off(a: Attended, p_HTS: Tensor) -> float:

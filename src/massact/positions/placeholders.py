@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from massact.corpora import Batch, Corpus, Modalities
 from massact.models import Model
 from massact.positions.embedding import embedding_outputs
+from massact.positions.patch_grids import grids_of, merged_side
 from massact.positions.patch_names import place_names
+from massact.positions.tiles import tile_names
 from massact.records.anatomy import Stack
 from massact.records.errors import MassactError
 from massact.records.sites import Site
@@ -24,7 +26,10 @@ from massact.trace import Edit
 KINDS = {"pixel_values": "image", "pixel_values_videos": "video", "input_features": "audio", "input_values": "audio",
          "input_ids": "text", "decoder_input_ids": "text"}  # fmt: skip
 
-_known: WeakKeyDictionary[nn.Module, dict[tuple[str, str, int], tuple[int, ...]]] = WeakKeyDictionary()
+Names = tuple[str, ...]
+Tower = tuple[Stack, Names]  # that sees the images, and what its positions are called
+
+_known: WeakKeyDictionary[nn.Module, dict[tuple[str, str, int, int], tuple[int, ...]]] = WeakKeyDictionary()
 
 
 def modalities_of(model: Model, corpus: Corpus, read: Corpus, stack: str) -> Modalities:
@@ -66,9 +71,11 @@ def _by_experiment(model: Model, corpus: Corpus, stack: str) -> tuple[str, ...]:
 def image_names(model: Model, corpus: Corpus, stack: str) -> tuple[tuple[str, ...], ...]:
     """What the image tokens of each sequence are called, in order: 'image (row, column)' where that is known.
 
-    A grid that is given with the image says it, divided by the number of patches that the model merges. Else the
-    positions of the tower are named by experiment (`place_names`), and by another one it is found which of them
-    each image token is made of: each set of positions of the tower is moved where the model takes its features.
+    A grid that is given with the image says it, divided by the number of patches that the model merges. Images that
+    were cut into tiles: see `tile_names`. Else the positions of the tower are named by experiment (`place_names`), and
+    by another one it is found which of them each image token is made of: each set of positions of the tower is moved
+    where the model takes its features. Of several images in a sequence each token has the number of its image, from 1:
+    'image#2 (row, column)', or 'image#2 17' where no more is known.
 
     Args:
         stack: the stack that reads the text.
@@ -76,40 +83,79 @@ def image_names(model: Model, corpus: Corpus, stack: str) -> tuple[tuple[str, ..
     Returns:
         A tuple for each sequence, () where nothing is proved; () where no sequence has names.
     """
-    grids = corpus.inputs.get("image_grid_thw")
-    if grids is not None:
-        vision = getattr(model.module.config, "vision_config", None)
-        merge = int(getattr(vision, "spatial_merge_size", 1))
-        return tuple(_grid_names(frames, rows, columns, merge) for frames, rows, columns in grids.tolist())
-    ids = [i for i, kind in model.placeholders.items() if kind == "image"]
-    counts = {int(n) for n in sum((corpus.inputs["input_ids"] == i).long().sum(1) for i in ids)} if ids else set()
+    ids = torch.tensor([i for i, kind in model.placeholders.items() if kind == "image"])
     towers = [s for s in model.anatomy.stacks if s.name != stack and model.reads(s) == model.image_input]
-    if len(counts) != 1 or counts == {0} or len(towers) != 1:
-        return ()
-    places = place_names(model, corpus, towers[0].name)
-    key = (towers[0].name, stack, counts.pop())
-    found = _known.setdefault(model.module, {})
-    if places is not None and key not in found:
-        try:
-            found[key] = _sources(model, corpus, towers[0], stack, ids)
-        except MassactError:  # names must not cost the findings
-            found[key] = ()
-    if places is None or not found[key]:
-        return ()
-    names = tuple("image" + places[p].removeprefix("patch") if p >= 0 else f"image {i}"
-                  for i, p in enumerate(found[key]))  # fmt: skip
-    return (names,) * corpus.n_sequences
+    asked = len(ids) and len(towers) == 1 and not {"image_grid_thw", "image_sizes"} & set(corpus.inputs)
+    places = place_names(model, corpus, towers[0].name) if asked else None
+    tower = None if places is None else (towers[0], places)
+    found = [_named(model, corpus, (stack, tower), s, ids) for s in range(corpus.n_sequences)] if len(ids) else []
+    return tuple(found) if any(found) else ()
+
+
+def _named(model: Model, corpus: Corpus, stacks: tuple[str, Tower | None], sequence: int, ids: Tensor) -> Names:
+    """What the image tokens of one sequence are called."""
+    is_image_T = torch.isin(corpus.inputs["input_ids"][sequence], ids)
+    n, rows = int(is_image_T.sum()), corpus.rows(sequence, sequence + 1)
+    places: list[Names] = []  # of each image
+    if n and "image_grid_thw" in rows:
+        places = [_grid_names(*grid, merged_side(model) or 1) for grid in grids_of(corpus, sequence)]
+    elif n and "image_sizes" in rows and rows["pixel_values"].ndim == 5:
+        places = tile_names(model, rows["pixel_values"], rows["image_sizes"]) or []
+    elif n and stacks[1] is not None:
+        places = _of_tower(model, corpus, stacks[0], stacks[1], (sequence, n, ids))
+    known = bool(places) and all(places) and sum(map(len, places)) == n
+    if not known:
+        places = _runs(is_image_T, corpus.n_images(sequence))
+    several = len(places) > 1
+    return tuple(f"image#{i} {name}" if several else f"image {name}" for i, names in enumerate(places, 1)
+                 for name in names)  # fmt: skip
+
+
+def _runs(is_image_T: Tensor, n_images: int) -> list[Names]:
+    """Image tokens by number in their image, where there are as many runs of them as several images; else nothing."""
+    runs: list[int] = []
+    for now, before in zip(is_image_T.tolist(), [False, *is_image_T.tolist()], strict=False):
+        if now and not before:
+            runs.append(0)
+        if now:
+            runs[-1] += 1
+    return [tuple(map(str, range(n))) for n in runs] if len(runs) == n_images > 1 else []
 
 
 def _grid_names(frames: int, rows: int, columns: int, merge: int) -> tuple[str, ...]:
     if frames != 1:
         return ()
-    return tuple(f"image ({r}, {c})" for r in range(rows // merge) for c in range(columns // merge))
+    return tuple(f"({r}, {c})" for r in range(rows // merge) for c in range(columns // merge))
 
 
-def _sources(model: Model, corpus: Corpus, tower: Stack, stack: str, ids: list[int]) -> tuple[int, ...]:
-    """Position of the tower that each image token of the first sequence is made of, -1 where it is not one alone."""
-    one = corpus.head(1)
+def _of_tower(model: Model, corpus: Corpus, stack: str, of_tower: Tower, of: tuple[int, int, Tensor]) -> list[Names]:
+    """Names of the n image tokens of one sequence, image by image, by the positions of the tower that they are of."""
+    (sequence, n, ids), (tower, places) = of, of_tower
+    n_images = corpus.n_images(sequence)
+    if n % n_images:
+        return []
+    key = (tower.name, stack, n, n_images)
+    found = _known.setdefault(model.module, {})
+    if key not in found:
+        try:
+            found[key] = _sources(model, corpus.part(sequence, sequence + 1), tower, stack, ids.tolist())
+        except MassactError:  # names must not cost the findings
+            found[key] = ()
+    if not found[key]:
+        return []
+    each, P, source = n // n_images, len(places), found[key]
+    if any(p >= 0 and p // P != i // each for i, p in enumerate(source)):
+        return []  # tokens of one image among those of another
+    names = [places[p % P].removeprefix("patch ") if p >= 0 else str(i % each) for i, p in enumerate(source)]
+    return [tuple(names[i : i + each]) for i in range(0, n, each)]
+
+
+def _sources(model: Model, one: Corpus, tower: Stack, stack: str, ids: list[int]) -> tuple[int, ...]:
+    """Position of the tower that each image token of a sequence is made of, -1 where it is not one alone.
+
+    Args:
+        one: of one sequence; of several images the positions of the tower follow one another.
+    """
     is_image_T = torch.isin(one.inputs["input_ids"][0], torch.tensor(ids)).numpy()
     is_image_T = is_image_T if one.mask is None else is_image_T[one.mask[0].numpy()]  # what counts is seen
     still_TD = embedding_outputs(model, one, stack)[0]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from massact.corpora import Corpus
 from massact.models import Model
 from massact.positions.frames import framed
+from massact.positions.patch_grids import packed_names
 from massact.positions.patch_names import place_names
 from massact.positions.placeholders import modalities_of
 
@@ -29,9 +30,22 @@ def tokens_of(model: Model, corpus: Corpus, stack: str, last: int) -> Corpus:
     if read.kind == "tensors" and read.recordings is not None:
         read = framed(model, read, stack, last + 1)
     elif read.kind == "tensors":
-        names = place_names(model, read, stack)
-        read = replace(read, places=names if names is not None and len(names) == last + 1 else None)
+        names, own = place_names(model, read, stack), packed_names(model, corpus, stack) or ()
+        own = own if max(map(len, own), default=0) == last + 1 else ()
+        if corpus.packed and not own and names is not None:  # the same names for each of several images
+            own = _of_images(corpus, names, last + 1)
+        same = names is not None and len(names) == last + 1
+        read = replace(read, places=names if same else None, own_places=own)
     return replace(read, modalities=modalities_of(model, corpus, read, stack))
+
+
+def _of_images(corpus: Corpus, names: tuple[str, ...], n: int) -> tuple[tuple[str, ...], ...]:
+    """Names of the positions of a tower with a row for each image of a sequence; () where they are not n at most."""
+    counts = [corpus.n_images(s) for s in range(corpus.n_sequences)]
+    if max(counts) * len(names) != n:
+        return ()
+    return tuple(tuple(f"image#{i} {name}" if k > 1 else name for i in range(1, k + 1) for name in names)
+                 for k in counts)  # fmt: skip
 
 
 def _last_counted(corpus: Corpus) -> int:

@@ -121,6 +121,8 @@ class AttentionPlace:
         error: of the formula: greatest |P V - output| over max |output| on a short input.
         allowed: what of that rounding may explain: a mistake that changes the output by less is not seen.
         row_sum: mean sum of a row of P on a short input: below 1 with a learned sink.
+        windows: of a call whose rows are windows of a sequence, where the rows of each window stand in it; () for a
+            call with one row for each sequence.
     """
 
     module: str
@@ -135,6 +137,7 @@ class AttentionPlace:
     error: float = 0.0
     allowed: float = 0.0
     row_sum: float = 1.0
+    windows: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ class _Taps(TorchFunctionMode):
         self.on_call, self.wanted, self.replace_keys = on_call, wanted, replace_keys
         self.inside: list[str] = []
         self.counts: dict[str, int] = defaultdict(int)
+        self.unread: dict[str, tuple[int, ...]] = {}  # module -> shape of a softmax that no product was seen to follow
         self._pending: tuple[Tensor, Tensor] | None = None  # keys and values before they were repeated for GQA
         self._within = False  # inside an attention function of transformers' registry
         self._muted = False  # inside one that gives the kernel a slot as one more key, and tells by itself
@@ -126,7 +127,7 @@ class _Taps(TorchFunctionMode):
         self._probs: tuple[Tensor, Tensor, set[int]] | None = None  # logits, probabilities, where these may lie
 
     def begin(self) -> None:
-        """To be called before every forward pass."""
+        """Before every forward pass."""
         self.counts.clear()
         self.inside.clear()
         self._probs = None
@@ -135,6 +136,7 @@ class _Taps(TorchFunctionMode):
         name = self.inside[-1] if self.inside else ""
         number = self.counts[name]
         self.counts[name] += 1
+        self.unread.pop(name, None)
         self._n_seen += 1
         return self.on_call((name, number), call)
 
@@ -243,6 +245,8 @@ class _Taps(TorchFunctionMode):
     # ---- attention that is written out
     def _softmax(self, logits: Tensor, probs: Tensor) -> None:
         square = probs.ndim == 4 or (probs.ndim == 3 and probs.shape[1] == probs.shape[2])
+        if self.inside and probs.ndim >= 4:
+            self.unread[self.inside[-1]] = tuple(probs.shape)
         if square and self.inside:
             self._probs = (logits, probs, {probs.data_ptr()})
 
@@ -433,10 +437,13 @@ def attending(
 
 
 @contextmanager
-def watching_attention(root: nn.Module, on_call: Callable[[Key, AttentionCall], Tensor | None]) -> Iterator[None]:
-    """See every attention call of one forward pass, with the innermost module that makes it."""
-    with _installed(root, _Taps(on_call, None)):
-        yield
+def watching_attention(
+    root: nn.Module, on_call: Callable[[Key, AttentionCall], Tensor | None]
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    """See every attention call of one pass, with the innermost module that makes it; yields `_Taps.unread`."""
+    taps = _Taps(on_call, None)
+    with _installed(root, taps):
+        yield taps.unread
 
 
 @contextmanager

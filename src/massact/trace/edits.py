@@ -19,6 +19,7 @@ from massact.stats.attention_call import Attended
 from massact.trace.added_tokens import tokens_added
 from massact.trace.attention import AttentionCall, Replace
 from massact.trace.text_rows import TEXT_POSITIONS
+from massact.trace.windows import apart, joined, whole, windows_of
 
 
 @dataclass(frozen=True)
@@ -248,11 +249,13 @@ def change_of(edit: Edit, done: Fired, batch: Callable[[], Batch]) -> Callable[[
     """A tap that applies an edit and counts what it did."""
 
     def change(h: Tensor) -> Tensor:
-        new = edit.apply(h, batch())
-        if new.shape != h.shape:
-            raise WorkError(f"Edit {edit.name!r} gave shape {tuple(new.shape)} for {tuple(h.shape)}.")
-        done.count(h, new, None if edit.writes is None else edit.writes(h, batch()).sum())
-        return new
+        given = batch()
+        old = joined(h, given)
+        new = edit.apply(old, given)
+        if new.shape != old.shape:
+            raise WorkError(f"Edit {edit.name!r} gave shape {tuple(new.shape)} for {tuple(old.shape)}.")
+        done.count(old, new, None if edit.writes is None else edit.writes(old, given).sum())
+        return new.reshape(h.shape)
 
     return change
 
@@ -269,9 +272,12 @@ def change_of_call(
     def change(call: AttentionCall) -> Tensor:
         call = call if earlier is None else replace(call, out_BHTF=earlier(call))
         assert call.out_BHTF is not None
-        starts = _starts(batch(), call.shape[0], call.shape[3])
-        rows = [edit.apply(replace(call.of(b, place), start=starts[b])) for b in range(call.shape[0])]
+        windows = windows_of(call, place, batch())
+        seen = whole(call, windows) if windows else call
+        starts = _starts(batch(), seen.shape[0], seen.shape[3])
+        rows = [edit.apply(replace(seen.of(b, place), start=starts[b])) for b in range(seen.shape[0])]
         new = torch.stack([row.to(call.out_BHTF.dtype) for row in rows])
+        new = apart(new, windows) if windows else new
         done.count(call.out_BHTF, new)
         return new
 
@@ -301,6 +307,13 @@ def check_keys(edit: KeyValueEdit, places: Mapping[Site, AttentionPlace]) -> Non
         UserError: attention is written out at one of its sites.
     """
     hidden = [site for site, place in places.items() if place.via == "softmax"]
+    cut = [site for site, place in places.items() if place.windows]
+    if cut:
+        raise UserError(
+            f"Edit {edit.name!r} cannot reach the keys of {cut[0]} ({len(cut)} of {len(places)} sites).",
+            "Attention is in windows there: keys and values are given window by window.",
+            "Edit what attention gives (AttentionEdit), or other layers.",
+        )
     if hidden:
         raise UserError(
             f"Edit {edit.name!r} cannot reach the keys of {hidden[0]} ({len(hidden)} of {len(places)} sites).",

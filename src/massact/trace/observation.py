@@ -45,6 +45,7 @@ from massact.trace.edits import (
 from massact.trace.hooks import Taps, tapped
 from massact.trace.text_rows import TEXT_POSITIONS, TextRows, positions_like, text_rows
 from massact.trace.updates import attended_sequences, feed, moved_batch
+from massact.trace.windows import joined, windows_of
 
 Key = tuple[str, Site]  # name of a probe, and where
 
@@ -325,8 +326,10 @@ class _Live:
             self.n_rows = len(h) if h.ndim == 3 else self.n_rows or 1
         return self._rows(self.n_rows, h.shape[-2] if h.ndim == 3 else len(h) // self.n_rows)
 
-    def rows_of_call(self, call: AttentionCall) -> tuple[Batch, Tensor | None]:
+    def rows_of_call(self, call: AttentionCall, place: AttentionPlace) -> tuple[Batch, Tensor | None]:
         """The same of an attention call."""
+        if windows := windows_of(call, place, self.batch):
+            return self._rows(call.shape[0] // len(windows), call.shape[2] * len(windows))
         if self.given is not None:
             return self._rows(self.n_rows, call.shape[2])
         call = call.split(self.n_rows or call.shape[0])
@@ -431,6 +434,7 @@ def _look(live: _Live, key: Key, place: Place, n: int | None) -> Callable[[Tenso
 
     def see_batch(shapes: Shapes, h: Tensor) -> None:
         with unseen():
+            h = joined(h, live.batch)
             shapes.check(h, key[1], place)
             feed(statistic, h, *live.rows(h), n)
 
@@ -445,6 +449,7 @@ def _look(live: _Live, key: Key, place: Place, n: int | None) -> Callable[[Tenso
 def _show(live: _Live, checker: Checker, site: Site, place: Place, h: Tensor) -> None:
     """Give a tensor to a checker."""
     with live.unseen():
+        h = joined(h, live.batch)
         if live.shapes is not None and site.point.startswith("resid"):
             live.shapes.check(h, site, place)
         checker.see(site, h)
@@ -475,7 +480,7 @@ def _look_at_call(
     if wanted:
         most = None if any(n is None for _, n in wanted) else max(n or 0 for _, n in wanted)
         with torch.no_grad():
-            batch, text_BT = live.rows_of_call(call)
+            batch, text_BT = live.rows_of_call(call, place)
             for b, (attended, where) in enumerate(attended_sequences(call, place, batch, text_BT, most)):
                 for statistic, n in wanted:
                     if n is None or b < n:

@@ -19,6 +19,7 @@ from massact.stats import Statistic, Where
 from massact.stats.attention_call import Attended
 from massact.trace.attention import AttentionCall
 from massact.trace.text_rows import TextRows
+from massact.trace.windows import whole, windows_of
 
 
 def feed(
@@ -66,7 +67,8 @@ def attended_sequences(
         WorkError: the call has another number of rows than the batch has sequences.
     """
     n = len(batch.sequences)
-    call = call.split(n)
+    windows = windows_of(call, place, batch)
+    call = whole(call, windows) if windows else call.split(n)
     if call.shape[0] != n:
         raise WorkError(
             f"Attention in {place.module!r} saw {call.shape[0]} rows for {n} sequences.",
