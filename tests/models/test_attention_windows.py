@@ -218,7 +218,7 @@ def test_residual_questions_where_attention_is_sparse(name: str, sublayer: str, 
     assert [(r.sequence, r.pos, r.dim) for r in first.itertuples()] == [(0, 21, 5), (1, 21, 5)]
     assert scan.findings.layer.min() == layer
     if name == "bigbird":
-        assert module.bert.attention_type == "block_sparse", "the proof has not changed the model"
+        assert module.bert.attention_type == "block_sparse", "as it was"
     if name != "longt5":
         done = ma.intervene(model, ids, scan, sets=("zero",), repetition=False, hold_out=False)
         assert (done.effects.n_elements == 2).all()

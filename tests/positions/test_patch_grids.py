@@ -13,6 +13,7 @@ import massact as ma
 from massact.positions import tokens_of
 from massact.positions.patch_grids import merged_order, packed_names
 from massact.records.errors import UserError
+from tests.facts import tells
 from tests.mixed import IMAGE, llava, llava_inputs, qwen, qwen_inputs
 
 
@@ -140,6 +141,18 @@ def test_several_images_a_sequence_of_packed_patches() -> None:
         "layer"
     )
     np.testing.assert_allclose([layers.top1[i + 1] for i in range(len(norms))], norms, rtol=1e-5)
+
+
+@pytest.mark.parametrize("version", ["2", "2.5"])
+def test_attention_of_several_images_is_unavailable_in_such_a_tower(version: str) -> None:
+    """It is one call for each image there; in the text it is seen as ever."""
+    one, model = two_images([(4, 6), (4, 4)]), ma.load(qwen(version))
+    corpus = ma.corpus({k: torch.cat([x, x]) for k, x in one.items()})
+    scan = ma.scan(model, corpus, thresholds={"magnitude": 0.0, "ratio": 2.0}, null=False, bos_contrast=False)
+    why = ma.explain(model, corpus, scan)
+    assert set(why.heads["stack"]) == {"language_model"}
+    assert any(tells(note, "visual", "images") for note in why.info.notes)
+    ma.intervene(model, corpus, scan, sets=("zero",), stack="language_model", repetition=False)
 
 
 def test_as_many_images_as_a_text_has() -> None:

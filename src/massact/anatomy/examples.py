@@ -181,7 +181,7 @@ def _prime_from(n: int) -> int:
 def _room(config: Any, n_tokens: int) -> int:
     """Tokens of the example: fewer in a context too short for them; some tables keep two places for padding.
 
-    More where attention is sparse by blocks: on a text of few blocks such a model gives its attention up, for good.
+    More where attention is sparse by blocks: on a text of few blocks such a model attends to everything.
     """
     block, drawn = (first(config, name) for name in ("block_size", "num_random_blocks"))
     if isinstance(block, int) and isinstance(drawn, int):

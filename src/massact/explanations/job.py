@@ -29,7 +29,7 @@ from massact.explanations.states import chosen_tokens, states_table
 from massact.explanations.targets import counts, positions_of, reading_blocks, targets
 from massact.explanations.weights import norm_weights_table, spectrum
 from massact.explanations.writers import MOST_COORDINATES, Coordinate, coordinates_of, write_probes, writers_table
-from massact.models import Model, projection_of, with_attention
+from massact.models import Model, projection_of, with_attention_for
 from massact.positions import layout_of, tokens_of
 from massact.records.clusters import keys_of, passing
 from massact.records.errors import WorkError
@@ -72,7 +72,7 @@ def explain(
     began = time.perf_counter()
     loaded, ready = scanned_inputs(model, corpus, scan)
     few = ready if config.n_sequences is None else ready.head(min(config.n_sequences, ready.n_sequences))
-    job = _Job(with_attention(loaded), few, scan, config, progress or (lambda *_: None))
+    job = _Job(with_attention_for(loaded, few), few, scan, config, progress or (lambda *_: None))
     if proved_at(scan, ready) is None:  # a run of an older version
         job.checker = AtLength(loaded, {str(x) for x in scan.layers["stack"]})
     result = job.run()

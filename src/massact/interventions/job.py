@@ -32,7 +32,7 @@ from massact.interventions.repetition import evaluate_repetition
 from massact.interventions.sinks import Sinks, unseen_attention
 from massact.interventions.tasks import evaluate_tasks
 from massact.interventions.zero_shot import ZeroShot
-from massact.models import Model, with_attention
+from massact.models import Model, with_attention_for
 from massact.records.clusters import HUMP, keys_of, passing
 from massact.records.errors import UserError, near
 from massact.records.kinds.intervention import InterveneInfo, Intervention
@@ -125,7 +125,7 @@ def intervene(
     # Another text, or a run of an older version: does what the edits rely on hold at its length?
     stacks = [targets[0].site.stack] if targets else _read_stacks(loaded, text)
     at_length = None if proved_at(scan, text) else prove_at_length(loaded, text, stacks)
-    loaded = with_attention(loaded)
+    loaded = with_attention_for(loaded, text)
     attends = list(dict.fromkeys(loaded.anatomy.together(name)[0] for name in stacks))
     setting = Setting(loaded, targets, ready.head(half) if half else ready, config.seed, config.stack)
     named = [edit_named(name, setting) for name in config.sets]

@@ -4,7 +4,7 @@ Takes a Hub id, a folder or a live module; gives a `Model` whose every site is p
 transformers are built. Must not know statistics, criteria or files of text.
 """
 
-from massact.models.attention_proof import projection_of, with_attention
+from massact.models.attention_proof import projection_of, with_attention, with_attention_for
 from massact.models.linear_maps import matrix_of
 from massact.models.loading import EMBEDDED, Model, load
 from massact.models.offloading import held
@@ -25,4 +25,5 @@ __all__ = [
     "unpacked",
     "weights_hash",
     "with_attention",
+    "with_attention_for",
 ]

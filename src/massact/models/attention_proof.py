@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from massact.anatomy.discovery import run_example
 from massact.anatomy.projections import sizes_of
+from massact.corpora import Corpus
 from massact.models.attention_windows import Windows, order_of, windows_from
 from massact.models.linear_maps import linear_part
 from massact.models.loading import Model
@@ -76,6 +77,23 @@ def with_attention(model: Model) -> Model:
                     unavailable[site] = made
     anatomy = replace(model.anatomy, attentions=places, no_attention=unavailable)
     return replace(model, anatomy=anatomy, proof=replace(model.proof, calls=model.proof.calls | calls))
+
+
+def with_attention_for(model: Model, corpus: Corpus) -> Model:
+    """The same for a corpus: a tower of packed patches attends once for each image, so that of several images in a
+    sequence its attention is not the call that was proved, and unavailable.
+
+    Raises:
+        ProofError: see `with_attention`.
+    """
+    found = with_attention(model)
+    if "image_grid_thw" not in corpus.packed:
+        return found
+    anatomy = found.anatomy
+    towers = {s.name for s in anatomy.stacks if found.reads(s) == "pixel_values"}
+    lost = {site: "it is one call for each of several images" for site in anatomy.attentions if site.stack in towers}
+    left = {site: place for site, place in anatomy.attentions.items() if site not in lost}
+    return replace(found, anatomy=replace(anatomy, attentions=left, no_attention=anatomy.no_attention | lost))
 
 
 def _fresh(stack: str, layer: int, point: str, taken: dict[Site, AttentionPlace]) -> Site:
