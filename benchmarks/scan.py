@@ -3,7 +3,7 @@
 Every approach does the same work: for each layer of a sequence of T tokens the 3 greatest |h| with their place and
 the median |h|. `massact` does all of its statistics (and layer 0), which is more.
 
-    python benchmarks/scan.py                              # both models, 1024 and 2048 tokens, all approaches
+    python benchmarks/scan.py                              # all models, 1024 and 2048 tokens, all approaches
     python benchmarks/scan.py --models llama --tokens 1024 --approaches massact hidden_states
     python benchmarks/scan.py --device cuda --tokens 4096      # on a GPU: its clock and its memory
 
@@ -28,7 +28,12 @@ from side_by_side import ask, machine, one_thread, pairs_of, peak_mb
 
 one_thread()
 
-MODELS = {"gpt2": "GPT-2 124M shape, fp32", "llama": "12 x 768 Llama shape, bf16"}
+MODELS = {
+    "gpt2": "GPT-2 124M shape, fp32",
+    "llama": "12 x 768 Llama shape, bf16",
+    "doge": "12 x 768 Doge shape, whose stream is scaled by parameters, bf16",
+    "hyper": "6 x 768 HY V4 shape, four streams (hyper-connections), bf16",
+}
 MASSIVE = ((447, 900.0), (138, -600.0), (600, 250.0))  # planted at token 0, so that there is something to find
 Scan = Callable[[Any], Any]
 
@@ -37,24 +42,23 @@ Scan = Callable[[Any], Any]
 def build(name: str, device: str = "cpu") -> Any:
     """A random-weight model with fixed seed, and massive activations at the first token."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    import transformers as hf
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    shape = dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=4,
+                 intermediate_size=2048, vocab_size=32000, max_position_embeddings=4096)  # fmt: skip
     if name == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(n_positions=4096))
+        model = hf.GPT2LMHeadModel(hf.GPT2Config(n_positions=4096))
+    elif name == "llama":
+        model = hf.LlamaForCausalLM(hf.LlamaConfig(**shape))
+    elif name == "doge":
+        model = hf.DogeForCausalLM(hf.DogeConfig(**shape))
     else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=768,
-                num_hidden_layers=12,
-                num_attention_heads=12,
-                num_key_value_heads=4,
-                intermediate_size=2048,
-                vocab_size=32000,
-                max_position_embeddings=4096,
-            )
-        )
+        latent = dict(q_lora_rank=256, kv_lora_rank=128, qk_rope_head_dim=32, qk_nope_head_dim=32, v_head_dim=64,
+                      index_head_dim=32, index_n_heads=2, index_topk=4096, mlp_layer_types=["dense"] * 6)  # fmt: skip
+        shape |= dict(num_hidden_layers=6, num_key_value_heads=12, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+        model = hf.HYV4ForCausalLM(hf.HYV4Config(**shape, **latent))
     with torch.no_grad():
         for dim, value in MASSIVE:
             model.get_input_embeddings().weight[0, dim] = value
@@ -106,14 +110,15 @@ def massact(model: Any, at_length: bool = False) -> Scan:
     from massact.verbs.scan import ScanConfig
 
     loaded = ma.load(model)
-    extra = layer_columns(loaded, (), [""])
+    stacks = [stack.name for stack in loaded.anatomy.stacks]
+    extra = layer_columns(loaded, (), stacks)
     rule = ma.criterion("sun2024")
 
     def run(ids: Any) -> Any:
         corpus = ma.corpus(ids)
         job = _Job(extra, corpus, corpus, ScanConfig(), rule, rule.resolved(), lambda *_: None)
-        checker = AtLength(loaded, [""]) if at_length else None
-        done = job.complete(loaded, corpus, [""], None, checker)
+        checker = AtLength(loaded, stacks) if at_length else None
+        done = job.complete(loaded, corpus, stacks, None, checker)
         assert len(done.rows) >= 3, "the planted activations must be found"
         return done.evidence
 
