@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from massact.anatomy.equations import SEEN, equations_of
 from massact.anatomy.examples import float_dtype
+from massact.anatomy.locality import prove_local
 from massact.records.anatomy import Anatomy
 from massact.records.errors import ProofError
 from massact.records.sites import Site
@@ -80,6 +81,7 @@ def prove(module: nn.Module, anatomy: Anatomy, inputs: dict[str, Any], run: Call
             raise equation.refusal(off, tolerance, seen=seen)
         if float(off.relative) >= worst:
             worst, where = float(off.relative), str(equation)
+    prove_local(module, anatomy, lambda: run(inputs), tolerance)
     identical = len(bare) == len(tapped_out) and all(
         torch.equal(a, b) or (a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
         for a, b in zip(bare, tapped_out, strict=True)

@@ -7,7 +7,7 @@ as features), and it says nothing about which axis holds the tokens. The experim
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class _Trial:
 
     @property
     def place(self) -> Place:
-        return self.block.places[self.name]
+        return raw(self.block.places[self.name])
 
     @property
     def source(self) -> Place:
@@ -115,11 +115,12 @@ def mixing_writes(model: nn.Module, blocks: Iterable[Block], run: Callable[[], A
         far = [t for t in mine if t.reach and not t.name.startswith("attn")]  # of attention it tells nothing
         for turn_BT in _ends(mine[0].stream_BTD) if far else ():
             _try_all(model, run, same, far, turn_BT)
-    return {
-        (t.place.module, t.place.call): t.reach
-        for t in trials
-        if t.reach or (not t.broken and t.stream_BTD.shape[1] > 1)
-    }
+    found: dict[Write, int] = {}
+    for t in trials:
+        if t.reach or (not t.broken and t.stream_BTD.shape[1] > 1):
+            write = t.place.module, t.place.call
+            found[write] = max(t.reach, found.get(write, 0))  # one that is added twice is put back before it is seen
+    return found
 
 
 class TokensFirst(ProofError):
@@ -141,6 +142,11 @@ def _first_axis(trial: _Trial) -> ProofError:
     )
 
 
+def raw(place: Place) -> Place:
+    """What a module gives, before it is scaled or mixed with what else passes."""
+    return replace(place, formula=None) if place.formula is not None and place.formula.write is not None else place
+
+
 def _source(name: str) -> str:
     return name.replace("_out", "_in")
 
@@ -148,7 +154,7 @@ def _source(name: str) -> str:
 def _trials(model: nn.Module, blocks: Sequence[Block], run: Callable[[], Any]) -> list[_Trial]:
     """Every write that can be tested, with what passes its places as the model is."""
     tests = [(b, n) for b in blocks for n in b.places if "_out" in n and _source(n) in b.places]
-    places = {p for b, n in tests for p in (b.places["resid_pre"], b.places[_source(n)], b.places[n])}
+    places = {p for b, n in tests for p in (b.places["resid_pre"], b.places[_source(n)], raw(b.places[n]))}
     seen: dict[Place, Tensor] = {}
 
     def keep(place: Place) -> Tap:
@@ -158,7 +164,9 @@ def _trials(model: nn.Module, blocks: Sequence[Block], run: Callable[[], Any]) -
     quantised = {b.module: _quantised(model.get_submodule(b.module)) for b, _ in tests}
     found = []
     for block, name in tests:
-        parts = [seen.get(block.places[n]) for n in ("resid_pre", _source(name), name)]
+        parts = [
+            seen.get(p) for p in (*(block.places[n] for n in ("resid_pre", _source(name))), raw(block.places[name]))
+        ]
         if any(part is None for part in parts):
             continue
         stream, read, write = (part for part in parts if part is not None)

@@ -27,7 +27,12 @@ _PASS = {
 }  # fmt: skip
 _JOIN = {"add", "sub", "cat", "stack", "slice_scatter", "select_scatter"}
 _SAME = _PASS - {"sum", "mean", "neg", "repeat", "permute", "transpose", "select", "slice"}
-_SIZED = {"view", "_unsafe_view", "reshape", "expand", "repeat"}
+# Operations with lengths among their arguments, and where those stand: of what they read, or of a tensor of their own.
+_SIZED = {"view": 1, "_unsafe_view": 1, "reshape": 1, "expand": 1, "repeat": 1, "new_full": 1, "new_ones": 1,
+          "new_zeros": 1, "new_empty": 1, "full": 0, "ones": 0, "zeros": 0, "empty": 0}  # fmt: skip
+_COUNTED = {"arange": (0, 1), "slice": (3,), "linspace": (2,)}  # single numbers that may be a length
+# Operations that give what they give whatever the values are that they are handed.
+_BLIND = {"zeros_like", "ones_like", "full_like", "empty_like", "new_full", "new_ones", "new_zeros", "new_empty"}
 
 
 class NoTerms(Exception):
@@ -81,10 +86,10 @@ class Terms:
         """Of a matrix product that sums over streams: the side that holds these."""
         n = None if self.axes[2] is None else self.shape[self.axes[2]]
         a, b = (self.watch.shape(k) for k in reads)
-        if n is None or a is None or b is None or a[-1] != n:
+        if n is None or a is None or b is None or a[-1] not in (1, n):
             return []
-        D = self.shape[-1]
-        return [k for k, s, wide in ((reads[0], a, -2), (reads[1], b, -1)) if s[wide] == D]
+        D = self.shape[-1]  # einsum lays tokens and dims out in one axis
+        return [k for k, s, wide in ((reads[0], a, -2), (reads[1], b, -1)) if s[wide] % D == 0]
 
     def _reads_stream(self, factor: Key) -> bool:
         """Whether a factor is made from the stream itself, with no module between (a norm divides by what it reads)."""
@@ -92,8 +97,8 @@ class Terms:
             self._bound[factor] = False
             if factor in self.stream or self.leads(factor):
                 self._bound[factor] = True
-            elif factor not in self.borders and factor in self.watch.steps:
-                self._bound[factor] = any(map(self._reads_stream, self.watch.steps[factor].reads()))
+            elif factor not in self.borders and (step := self.watch.steps.get(factor)) and step.op not in _BLIND:
+                self._bound[factor] = any(map(self._reads_stream, step.reads()))
         return self._bound[factor]
 
     def since(self, stream: Iterable[Key]) -> None:
@@ -187,7 +192,7 @@ class Terms:
                     continue
                 todo += reversed(self.carried(step))
                 constant |= step.op in ("add", "sub") and len(step.reads()) == 1 and step.args[1] != 0
-            elif key[0] in self.named or self._constant(key):
+            elif key[0] in self.named or self.constant(key):
                 constant = True
             else:
                 made = self.watch.steps.get(key)
@@ -195,7 +200,7 @@ class Terms:
         order = {k: i for i, k in enumerate(self.watch.steps)}
         return list(streams), sorted(writes, key=lambda k: order.get(k, 0)), constant
 
-    def _constant(self, key: Key) -> bool:
+    def constant(self, key: Key) -> bool:
         """Whether a tensor is made from parameters alone."""
         todo, seen = [key], set()
         while todo:
@@ -365,7 +370,10 @@ class _Maker:
 
         args, kwargs = tree_map(put, (step.args, step.kwargs), is_leaf=lambda x: isinstance(x, Named))
         if step.op in _SIZED:
-            args = (args[0], self._sizes(step, args[1]), *args[2:])
+            at = _SIZED[step.op]
+            args = (*args[:at], self._sizes(step, args[at]), *args[at + 1 :])
+        elif counted := self._counted(step):
+            args = tuple(Size("T") if i in counted else x for i, x in enumerate(args))
         if any(isinstance(x, Named) for x in step.args):  # where its tensors are, there it runs
             kwargs = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory", "layout")}
         return self._op(step, args, kwargs)
@@ -377,21 +385,46 @@ class _Maker:
     def _sizes(self, step: Step, sizes: Iterable[Any]) -> tuple[Any, ...]:
         """Lengths that change with the input in place of those of the example."""
         t = self.terms
-        B, T = t.shape[t.axes[0]], t.shape[t.axes[1]]
-        source = t.watch.shape(step.reads()[0]) or ()
+        B, T, D = t.shape[t.axes[0]], t.shape[t.axes[1]], t.shape[-1]
+        n = 1 if t.axes[2] is None else t.shape[t.axes[2]]
+        reads = step.reads()
+        source = t.watch.shape(reads[0]) if reads else ()
+        kept = step.op in ("view", "_unsafe_view", "reshape", "repeat")
+        if kept and self._has_one_size(reads[0]):
+            return tuple(sizes)
         found: list[Any] = []
         for axis, size in enumerate(sizes):
+            times = next((k for k in (1, D, n, n * D) if T > 1 and size == B * T * k), None)
             if step.op == "expand" and axis < len(source) == len(list(sizes)) and source[axis] == size:
                 found.append(-1)
             elif size == T and T > 1:
                 found.append(Size("T"))
-            elif size == B * T and T > 1:
-                found.append(Size("BT"))
+            elif times is not None:
+                found.append(Size("BT", times))
             elif size == B and (axis == 0 or (axis == t.axes[0] and source[t.axes[0] : axis + 1] == (B,))):
                 found.append(Size("B"))
             else:
                 found.append(size)
         return tuple(found)
+
+    def _counted(self, step: Step) -> list[int]:
+        """Which arguments are the number of tokens."""
+        T = self.terms.shape[self.terms.axes[1]]
+        return [i for i in _COUNTED.get(step.op, ()) if T > 1 and i < len(step.args) and step.args[i] == T]
+
+    def _has_one_size(self, key: Key) -> bool:
+        """Whether a tensor is made from parameters alone, and is not cut to the length of the input."""
+        steps = self.terms.watch.steps
+        if not self.terms.constant(key):
+            return False
+        todo = [key]
+        while todo:
+            step = steps.get(todo.pop())
+            if step is not None:
+                if self._counted(step) or _SIZED.get(step.op) == 0:
+                    return False
+                todo += step.reads()
+        return True
 
     def _formula(self) -> Formula:
         t = self.terms

@@ -42,9 +42,14 @@ class Ref:
 
 @dataclass(frozen=True)
 class Size:
-    """A length among the arguments of an `Op` that changes with the input: of the axes "B", "T", or both ("BT")."""
+    """A length among the arguments of an `Op` that changes with the input: of the axes "B", "T", or both ("BT").
+
+    Args:
+        axes: whose lengths; times: a number that they are multiplied by.
+    """
 
     axes: str
+    times: int = 1
 
 
 @dataclass(frozen=True)

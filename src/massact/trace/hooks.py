@@ -147,8 +147,9 @@ def tapped(
         until: and this is true.
     """
     by_border: dict[tuple[str, str], list[_Tap | _Leaf]] = defaultdict(list)
-    params = dict(root.named_parameters())
+    params: dict[str, Tensor] = dict(root.named_parameters())
     all_taps = list(taps)
+    named = params | dict(root.named_buffers())
     state = Taps(len(all_taps), stop, until)
     for i, (place, see) in enumerate(all_taps):
         scale = params[place.scale] if isinstance(place.scale, str) else place.scale
@@ -156,7 +157,7 @@ def tapped(
         if place.formula is None:
             by_border[place.module, place.side].append(tap)
             continue
-        gathered = Gathered(place.formula, root)
+        gathered = Gathered(place.formula, named)
         state.gathered.append(gathered)
         for number, leaf in gathered.places:
             by_border[leaf.module, leaf.side].append(_Leaf(tap, gathered, number, leaf))
