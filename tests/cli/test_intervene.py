@@ -297,3 +297,12 @@ def test_an_interrupt_leaves_the_run_as_it_was(
     monkeypatch.setattr("massact.interventions.job.evaluate", interrupt)
     assert run(monkeypatch, "intervene", str(copied)) == 130
     assert files(copied) == before and "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["intervene", "quantise"])
+def test_one_of_several_stacks_is_named_on_the_command_line(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    """The notes of a run say to: a stack that is not there is refused by its name, not as an option."""
+    message = refused(monkeypatch, capsys, verb, str(copied), "--stack", "stream_9")
+    assert "stream_9" in message and "option" not in message
