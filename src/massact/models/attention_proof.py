@@ -115,6 +115,7 @@ def _events(model: Model) -> tuple[list[_Event], dict[str, int], dict[str, str]]
         def see(h: Tensor) -> None:
             current[0] = (stack, block, tuple(h.shape if h.ndim == 3 else h[None].shape))
             before.clear()
+            tokens.clear()
 
         return see
 
@@ -126,7 +127,7 @@ def _events(model: Model) -> tuple[list[_Event], dict[str, int], dict[str, str]]
 
     def add(block: Block) -> Callable[[Tensor], None]:
         def see(h: Tensor) -> None:
-            for event in [e for e in events[-1:] if e.block is block]:
+            for event in [e for e in events[-1:] if e.block is block and e.tokens is not None]:
                 event.added = h.clone()
 
         return see
@@ -137,8 +138,11 @@ def _events(model: Model) -> tuple[list[_Event], dict[str, int], dict[str, str]]
     def on_call(key: Key, call: AttentionCall) -> None:
         calls[f"attention:{key[0]}"] = key[1] + 1
         if current[0] is not None:
-            h = tokens.get(id(current[0][1]))
-            events.append(_Event(key, *current[0][:2], call, current[0][2], tokens=h, inputs=list(before)))
+            shape = call.split(current[0][2][0]).shape
+            event = _Event(key, *current[0][:2], call, current[0][2])
+            if (shape[0], shape[2]) != event.shape[:2]:  # windows: only there it is asked where rows stand
+                event.tokens, event.inputs = tokens.get(id(event.block)), list(before)
+            events.append(event)
 
     def reads(name: str, number: int) -> Callable[[Tensor], None]:
         def see(h: Tensor) -> None:
