@@ -45,6 +45,9 @@ SCALED: dict[str, tuple[Callable[..., Any], Callable[[Any, Tensor], Any], Callab
     "divided": (sums(lambda b, x, y: (x + y) / math.sqrt(2)), lambda b, x: 0.5**0.5, lambda b, x: 0.5**0.5),
     "in place": (lambda b, x: sums(plain, lambda b, x, y: (x + y).mul_(0.7))(b, x), lambda b, x: 1, lambda b, x: 1),
     "tanh of a parameter": (sums(lambda b, x, y: x + b.gamma.tanh() * y), lambda b, x: 1, lambda b, x: b.gamma.tanh()),
+    "one call": (sums(lambda b, x, y: torch.addcmul(x, b.gamma, y, value=0.5)), lambda b, x: 1,
+                 lambda b, x: 0.5 * b.gamma),
+    "between": (sums(lambda b, x, y: torch.lerp(x, y, b.gamma)), lambda b, x: 1 - b.gamma, lambda b, x: b.gamma),
     "a gate": (sums(lambda b, x, y: x + b.gate(x).sigmoid() * y), lambda b, x: 1, lambda b, x: b.gate(x).sigmoid()),
     "a gate of the stream": (
         sums(lambda b, x, y: b.gate(x).sigmoid() * x + y), lambda b, x: b.gate(x).sigmoid(), lambda b, x: 1.0),

@@ -81,6 +81,20 @@ class Seen:
     shape: tuple[int, ...]
 
 
+_FUSED: dict[str, Any] = {
+    "aten::addcmul": lambda x, a, b, value=1: x + value * (a * b),
+    "aten::addcdiv": lambda x, a, b, value=1: x + value * (a / b),
+    "aten::lerp": lambda x, y, weight: x + weight * (y - x),
+    "aten::rsub": lambda x, y, alpha=1: y - alpha * x,
+    "aten::baddbmm": lambda x, a, b, beta=1, alpha=1: beta * x + alpha * (a @ b),
+}
+
+
+def _apart(func: Any) -> Any:
+    """What a fused sum (a gated residual in one call) is made of; None for all others."""
+    return _FUSED.get(_functional(func)._schema.name)
+
+
 def _functional(func: Any) -> Any:
     """The same operation with a result of its own, of one that writes in place."""
     name = func._schema.name.split("::")[1]
@@ -194,6 +208,10 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if (parts := _apart(func)) is not None:
+            with self:
+                out = parts(*args, **kwargs)
+                return out if _functional(func) is func else args[0].copy_(out)
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         keys = tuple(self.key(t) for t in given)
         self._shapes.update((k, tuple(t.shape)) for k, t in zip(keys, given, strict=True))
