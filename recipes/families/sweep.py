@@ -254,9 +254,9 @@ def paths_of(row: Row) -> str:
 
 
 def _cell(text: str) -> str:
-    """Two sentences at most, as a cell of a table."""
+    """A few sentences, as a cell of a table."""
     words = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-    return words if len(words) < 300 else words[:300].rpartition(" ")[0] + " ..."
+    return words if len(words) < 500 else words[:500].rpartition(" ")[0] + " ..."
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from massact.records.errors import ProofError, UserError
 from massact.stats import HiddenStats
 from massact.trace import Probe, observing
 from tests.facts import tells
+from tests.families import build
 from tests.wrapped import IDS, RULE, everything, logits, same, tiny
 
 
@@ -243,3 +244,29 @@ def test_a_refusal_inside_is_still_the_models_own() -> None:
 
     with pytest.raises(ProofError, match="Row"):
         ma.load(nn.DataParallel(Row()), inputs={"x": torch.randn(2, 13, 4)})
+
+
+class Louder(nn.Module):
+    """Takes ids as the model inside does, and makes its embeddings 50 times as large before it."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.inner(inputs_embeds=self.inner.get_input_embeddings()(input_ids) * 50).logits
+
+
+def test_what_a_wrapper_with_inputs_of_its_own_does_is_measured() -> None:
+    """It is the model: no part of it runs in its place, though one takes inputs of the same name."""
+    module = Louder(build("llama")).eval()
+    ids = torch.randint(3, 99, (2, 17), generator=torch.Generator().manual_seed(5))
+    model = ma.load(module, inputs={"input_ids": ids[:, :13]})
+    layers = ma.scan(model, ma.corpus(ids), null=False).layers.set_index("layer")
+    seen: list[torch.Tensor] = []
+    handle = module.inner.model.layers[1].register_forward_hook(lambda m, a, out: seen.append(out))
+    with torch.no_grad():
+        module(ids)
+    handle.remove()
+    wanted = seen[0].abs().flatten(1).max(1).values.mean()
+    assert float(layers.loc[2, "top1"]) == pytest.approx(float(wanted), rel=1e-6)

@@ -179,12 +179,9 @@ class BlockReader:
         ops = sorted({self.watch.made[k].op for k in pair or (key,) if k in self.watch.made})
         if pair and all(self._leads_to_start(k) for k in pair):
             return ": both terms of a sum are the stream itself"
-        scaled = (
-            " (massact does not follow a stream that is itself scaled)" if {"mul", "div", "addcmul"} & {*ops} else ""
-        )
         if pair:
-            return f": no term of a sum is the stream, they come from {' and '.join(map(repr, ops))}{scaled}"
-        return f": {ops[0]!r} stands in the way{scaled}" if ops else ""
+            return f": no term of a sum is the stream, they come from {' and '.join(map(repr, ops))}"
+        return f": {ops[0]!r} stands in the way" if ops else ""
 
     def scaled_stream(self, refused: ProofError) -> list[Value]:
         """The same of a stream that is scaled or normalised before anything is added to it.
@@ -200,7 +197,8 @@ class BlockReader:
                 return values
             except NoTerms as error:
                 why = why or str(error)
-        raise ProofError(refused.what, f"{refused.why} With factors: {why}.", refused.do) from refused
+        do = f"{refused.do} What the stream itself may go through is in docs/residual-stream.md."
+        raise ProofError(refused.what, f"{refused.why} With factors: {why}.", do) from refused
 
     def values_of(self, stretches: Stretches, part: tuple[int, int] | None = None) -> list[Value]:
         """The values of the stream along its stretches.

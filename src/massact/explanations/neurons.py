@@ -64,11 +64,13 @@ def neurons_table(
     notes: list[str] = []
     routed: dict[tuple[str, int], _Routed] = {}  # a sequence is run once, whatever coordinates it has
     seen = _activations(model, corpus, [s for s in steps if s.write.replace("_out", "_act") in s.block.places])
+    routing = [s for s in steps if s.site("_act") not in seen]
+    added = _activations(model, corpus, routing, ("_out",)) if routing else {}
     for step in steps:
         if step.site("_act") in seen:
             act, reads = seen[step.site("_act")], seen[step.site("_in")]
             rows += _neuron_rows(model, step, act, reads)
-        elif (experts := _expert_rows(model, corpus, step, routed)) is not None:
+        elif (experts := _expert_rows(model, corpus, step, routed, added)) is not None:
             rows += experts
         else:
             why = step.block.unavailable.get(step.write.replace("_out", "_act"), "its last projection was not found")
@@ -88,7 +90,9 @@ def _ups(writers: pd.DataFrame, c: Coordinate) -> pd.DataFrame:
     return writers[mine]
 
 
-def _activations(model: Model, corpus: Corpus, steps: Sequence[_StepUp]) -> dict[Site, Mapping[Any, np.ndarray]]:
+def _activations(
+    model: Model, corpus: Corpus, steps: Sequence[_StepUp], points: tuple[str, ...] = ("_act", "_in")
+) -> dict[Site, Mapping[Any, np.ndarray]]:
     """What the last projections read, and what the MLPs read, at the tokens of the coordinates."""
     if not steps:
         return {}
@@ -97,7 +101,7 @@ def _activations(model: Model, corpus: Corpus, steps: Sequence[_StepUp]) -> dict
         for sequence, pos in step.tokens:
             chosen.setdefault(sequence, set()).add(pos)
     wanted = {s: sorted(p) for s, p in chosen.items()}
-    sites = {step.site(point) for step in steps for point in ("_act", "_in")}
+    sites = {step.site(point) for step in steps for point in points}
     batches = (b for b in corpus.batches(1) if b.sequences[0] in wanted)
     measured = measure(model, batches, [Probe("rows", str(s), lambda: Gather(wanted)) for s in sorted(sites)])
     return {site: measured.result("rows", site) for site in sites}
@@ -179,9 +183,16 @@ def _fan_out(rows: list[dict[str, object]]) -> None:
 
 # ---- mixtures of experts
 def _expert_rows(
-    model: Model, corpus: Corpus, step: _StepUp, routed: dict[tuple[str, int], _Routed]
+    model: Model,
+    corpus: Corpus,
+    step: _StepUp,
+    routed: dict[tuple[str, int], _Routed],
+    added: Mapping[Site, Mapping[Any, np.ndarray]],
 ) -> list[dict[str, object]] | None:
-    """What each expert adds to a coordinate: the experts once more with all gates but one at zero; None if unseen."""
+    """What each expert adds to a coordinate: the experts once more with all gates but one at zero; None if unseen.
+
+    Shares are of all that the sublayer adds there, `added`: what a shared expert adds is no routed one's.
+    """
     name = _experts_module(model.module, step.block.module)
     if name is None:
         return None
@@ -205,7 +216,12 @@ def _expert_rows(
                 out = experts(tokens[pos : pos + 1].reshape(1, -1), index[pos : pos + 1], one)
             gates.setdefault(expert, []).append(float(weight[pos, slot]))
             parts[expert] = parts.get(expert, 0.0) + float(out.reshape(-1)[step.coordinate.dim]) / len(step.tokens)
-    total = sum(parts.values())
+    write, place = added[step.site("_out")], step.block.places[step.write]
+    total = float(np.mean([write[token][step.coordinate.dim] for token in step.tokens]))
+    if isinstance(place.scale, str) or place.formula is not None:
+        total = sum(parts.values())  # what the sublayer adds is scaled by more than a number: of the experts' sum
+    else:
+        total /= place.scale
     ranked = sorted(parts, key=lambda e: -abs(parts[e]))[:MOST_NEURONS]
     return [
         _common(step, name) | {

@@ -27,7 +27,14 @@ from massact.anatomy.proof import Proof, prove
 from massact.anatomy.rows import proved_rows
 from massact.corpora import Prompt
 from massact.corpora.tensors import is_cache, no_cache
-from massact.models.adapters import adapter_config, adapter_record, local_adapter, options_of, read_adapter
+from massact.models.adapters import (
+    adapter_config,
+    adapter_notes,
+    adapter_record,
+    local_adapter,
+    options_of,
+    read_adapter,
+)
 from massact.models.checkpoint_formats import packing_record
 from massact.models.gguf_header import in_folder, is_gguf
 from massact.models.names import short_name
@@ -35,7 +42,7 @@ from massact.models.offloading import dispatched
 from massact.models.speech import prompt_of
 from massact.models.timm_models import TIMM, read_timm
 from massact.models.weight_values import check_finite, n_parameters, vectors_hash, weights_hash
-from massact.models.wrappers import unwrapped
+from massact.models.wrappers import says_inputs, unwrapped
 from massact.records.anatomy import Anatomy, Place, Stack
 from massact.records.errors import ProofError, UserError, first_line
 from massact.records.runinfo import ModelInfo
@@ -66,7 +73,7 @@ class Model:
         head: what makes logits (B, classes) of the model and inputs, where the module has no head of its own that
             should; see `massact.interventions.class_heads`.
         asked: options that it was read with.
-        around: what was put around the module, and what was done about it, a sentence each; see `unwrapped`.
+        taken_off: what was put around the module, and what was done about it, a sentence each; see `unwrapped`.
         compiled: whether torch.compile runs the module or what is around it.
     """
 
@@ -81,7 +88,7 @@ class Model:
     processor: Any = None
     head: Any = None
     asked: dict[str, Any] = field(default_factory=dict)
-    around: list[str] = field(default_factory=list)
+    taken_off: list[str] = field(default_factory=list)
     compiled: bool = False
 
     @property
@@ -91,6 +98,11 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         return float_dtype(self.module)
+
+    @property
+    def around(self) -> list[str]:
+        """What lies around the weights, as it is now: wrappers that were taken off, adapters; a sentence each."""
+        return [*self.taken_off, *adapter_notes(self.module)]
 
     @property
     def context(self) -> int | None:
@@ -117,6 +129,8 @@ class Model:
                             "Change --preprocess (crop=, resize=), or leave it out.") from error  # fmt: skip
 
     def _part(self, modules: list[str], given: set[str]) -> nn.Module:
+        if not says_inputs(self.module):  # what a wrapper does before and behind its parts is not known
+            return self.module
         names = {id(m): n for n, m in self.module.named_modules()}
         base = getattr(self.module, "base_model", self.module)
         known = isinstance(base, nn.Module) and id(base) in names

@@ -35,7 +35,7 @@ def random_twin(model: Model, seed: int = 0) -> Model | str:
         for change in getattr(model.module, "massact_changes", ()):  # attention variants and other changes by training
             twin = change(twin)
         twin = _with_same_sharing(twin, model.module).to(model.device, model.dtype).eval()
-    made = replace(model, module=twin, name=f"random twin of {model.name}", revision=None, around=[])
+    made = replace(model, module=twin, name=f"random twin of {model.name}", revision=None, taken_off=[])
     names = {name for name, _ in twin.named_modules()}
     if names >= {place.module for place in model.anatomy.sites().values()}:
         return made

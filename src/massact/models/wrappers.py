@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from massact.anatomy.examples import device_of, example_variants, float_dtype, to_device
-from massact.models.adapters import adapter_notes, adapter_states
+from massact.models.adapters import adapter_states
 from massact.models.offloading import offload_notes
 from massact.models.sharding import refuse_shards
 from massact.records.errors import UserError, class_and_line
@@ -41,7 +41,7 @@ def unwrapped(module: nn.Module, inputs: dict[str, Any] | None = None) -> tuple[
         if ORIGINAL not in inside._modules:
             around.append(type(inside).__name__)
         inside = held
-    if inputs is None and not _says_inputs(inside):
+    if inputs is None and not says_inputs(inside):
         held, names = _model_inside(inside)
         inside, around = held, around + names
     notes = [f"The model was wrapped in {', '.join(around)}: what is inside gives the same, and is measured."]
@@ -49,7 +49,7 @@ def unwrapped(module: nn.Module, inputs: dict[str, Any] | None = None) -> tuple[
     if compiled:
         notes.append(f"torch.compile was left aside in {_few(compiled)}: measured are the original modules, whose "
                      "numbers compiled ones repeat up to rounding.")  # fmt: skip
-    return inside, [*notes, *adapter_notes(inside), *offload_notes(inside)]
+    return inside, [*notes, *offload_notes(inside)]
 
 
 def no_plain_weights(module: nn.Module) -> tuple[str, str] | None:
@@ -83,7 +83,7 @@ def _passes_all(module: nn.Module) -> bool:
     return bool(parameters) and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
 
 
-def _says_inputs(module: nn.Module) -> bool:
+def says_inputs(module: nn.Module) -> bool:
     """Whether a module is itself a model of transformers or timm, and no wrapper that hands on its attributes."""
     return hasattr(type(module), "main_input_name") or "pretrained_cfg" in vars(module)
 
@@ -97,14 +97,14 @@ def _model_inside(module: nn.Module) -> tuple[nn.Module, list[str]]:
         UserError: there is one, and what is around it does something of its own.
     """
     names, held = list[str](), module
-    while not _says_inputs(held):
+    while not says_inputs(held):
         names.append(type(held).__name__)
         inner = _held(held)
         if inner is None:
             break
         held = inner
-    why = _difference(module, held) if _says_inputs(held) else "It has weights of its own beside the model."
-    if _says_inputs(held) and not why:
+    why = _difference(module, held) if says_inputs(held) else "It has weights of its own beside the model."
+    if says_inputs(held) and not why:
         return held, names
     paths = _models_in(module)
     if not paths:
@@ -122,7 +122,7 @@ def _models_in(module: nn.Module) -> list[str]:
     """Dotted names of the outermost models of transformers or timm inside a module."""
     found: list[str] = []
     for name, part in module.named_modules():
-        if name and _says_inputs(part) and not any(name.startswith(f"{outer}.") for outer in found):
+        if name and says_inputs(part) and not any(name.startswith(f"{outer}.") for outer in found):
             found.append(name)
     return found
 

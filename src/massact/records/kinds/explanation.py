@@ -139,7 +139,7 @@ TABLES: dict[str, Columns] = {
         "activation": ("float64", "input, mean over the tokens of the coordinate; of an expert its gate weight"),
         "weight": ("float64", "module.weight at [dim, neuron]: the super weight if its share is near 1"),
         "contribution": ("float64", "activation x weight, mean over tokens"),
-        "share": ("float64", "contribution / sum of all contributions"),
+        "share": ("float64", "contribution / sum of all contributions; of an expert, over all that the MLP adds there"),
         "fan_out": ("int64", "coordinates of this layer that the neuron leads"),
         "gate_module": ("string", "projection that gates the neuron; empty where there is none"),
         "gate_row_z": ("float64", "norm of the neuron's row there, in standard deviations from the mean row"),

@@ -276,7 +276,7 @@ def _neurons(e: Explanation, dim: int, where: str, named: set[tuple[str, int, in
     for row in mine.itertuples():
         module = visible(row.module)
         if row.expert >= 0:
-            told.append(f"There expert {row.expert} of {module} carries {percent(row.share)} of it.")
+            told.append(f"Of the routed experts of {module}, {row.expert} carries most: {percent(row.share)} of it.")
             continue
         if (module, dim, int(row.neuron)) in named:
             told.append(f"In {module} it is the same weight, [{dim}, {row.neuron}], with {percent(row.share)} of it.")
