@@ -48,6 +48,7 @@ SCALED: dict[str, tuple[Callable[..., Any], Callable[[Any, Tensor], Any], Callab
     "one call": (sums(lambda b, x, y: torch.addcmul(x, b.gamma, y, value=0.5)), lambda b, x: 1,
                  lambda b, x: 0.5 * b.gamma),
     "between": (sums(lambda b, x, y: torch.lerp(x, y, b.gamma)), lambda b, x: 1 - b.gamma, lambda b, x: b.gamma),
+    "what is left": (sums(lambda b, x, y: (1 - b.gamma) * x + y), lambda b, x: 1 - b.gamma, lambda b, x: 1.0),
     "a gate": (sums(lambda b, x, y: x + b.gate(x).sigmoid() * y), lambda b, x: 1, lambda b, x: b.gate(x).sigmoid()),
     "a gate of the stream": (
         sums(lambda b, x, y: b.gate(x).sigmoid() * x + y), lambda b, x: b.gate(x).sigmoid(), lambda b, x: 1.0),

@@ -65,6 +65,7 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
     unnamed = [] if blocks is not None else unnamed_lists(watch, candidates)
     left_out: list[str] = []
     tried: set[str] = set()
+    lost: list[str] = []  # lists of a length that the configuration names, which could not be read
 
     def run() -> Any:
         return model(**inputs)
@@ -91,11 +92,12 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
         else:
             try:
                 read = _read_stack(watch, calls, params, run)
+                joined(watch, calls, read, params)
             except ProofError as error:
-                # A list of the length that the configuration names is a stack: not reading it is a refusal.
-                if blocks is not None or len(calls) in counts:
+                if blocks is not None:
                     raise
                 refused.append(error)
+                lost += [path] * (len(calls) in counts)
                 left_out.append(f"{path} was left out. {error.what} {error.why}")
                 continue
         inside = lists_inside(watch, path) if blocks is None else []
@@ -112,13 +114,18 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
             except ProofError as error:
                 left_out.append(f"A second stream of {path} was left out. {error.what} {error.why}")
         found.append((path, partial(_together, watch, path, pair, params)))
+    if refused and (not found or _size(model, lost) > _size(model, [path for path, _ in found]) / 2):
+        raise refused[0]
     if not found:
-        if refused:
-            raise refused[0]
         raise no_stack(watch)
     names = stack_names([path for path, _ in found])
     stacks = tuple(stack for name, (_, made) in zip(names, found, strict=True) for stack in made(name))
     return Anatomy(stacks, _logits_place(watch), tuple(unnamed + left_out))
+
+
+def _size(model: nn.Module, paths: Iterable[str]) -> int:
+    """How many parameters some lists of blocks hold: what holds many of those that are read is no part to leave out."""
+    return sum(p.numel() for path in paths for p in model.get_submodule(path).parameters())
 
 
 def _together(

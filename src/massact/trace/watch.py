@@ -84,8 +84,8 @@ class Seen:
 _FUSED: dict[str, Any] = {
     "aten::addcmul": lambda x, a, b, value=1: x + value * (a * b),
     "aten::addcdiv": lambda x, a, b, value=1: x + value * (a / b),
-    "aten::lerp": lambda x, y, weight: x + weight * (y - x),
-    "aten::rsub": lambda x, y, alpha=1: y - alpha * x,
+    "aten::lerp": lambda x, y, weight: (1 - weight) * x + weight * y,  # no difference of two large terms
+    "aten::rsub": lambda x, y, alpha=1: -alpha * x + y,
     "aten::baddbmm": lambda x, a, b, beta=1, alpha=1: beta * x + alpha * (a @ b),
 }
 
