@@ -6,7 +6,7 @@ VISION := .venv-vision
 QUANT := .venv-quant
 STAMP := $(VENV)/.installed
 
-.PHONY: demo docs families test test-real test-vision test-quant lint clean
+.PHONY: demo docs families test test-long test-real test-vision test-quant lint clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("massact needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Use: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
@@ -34,6 +34,10 @@ test: lint
 test-real: $(STAMP)
 	@$(BIN)/python recipes/fetch_smollm2.py || true
 	MASSACT_TEST_REAL=1 $(BIN)/python -m pytest -m real
+
+# What takes long and is the same as others on more inputs.
+test-long: $(STAMP)
+	MASSACT_TEST_LONG=1 $(BIN)/python -m pytest -m long --numprocesses auto --dist loadfile
 
 # timm needs torchvision, whose build must be that of torch: an environment of its own, without pinned versions.
 test-vision:

@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """`-m real` chooses the tests on real models and data: `make test-real`."""
     config.addinivalue_line("markers", "real: needs a real model, text or picture; by its fixtures or name")
     config.addinivalue_line("markers", "minutes: takes minutes on a real model: in `make test-real` alone")
+    config.addinivalue_line("markers", "long: the same as others on more inputs, and takes long: in `make test-long`")
     config.addinivalue_line("markers", "rendered: of the command line, and its figures are rendered")
 
 
@@ -47,7 +48,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave out what takes minutes, where not all tests on real models were asked for."""
+    """Leave out what takes minutes or long, where it was not asked for."""
+    if item.get_closest_marker("long") and not os.environ.get("MASSACT_TEST_LONG"):
+        pytest.skip("takes long: make test-long (see tests/SKIPS.md)")
     if item.get_closest_marker("minutes") and not os.environ.get("MASSACT_TEST_REAL"):
         pytest.skip("takes minutes: make test-real (see tests/SKIPS.md)")
 

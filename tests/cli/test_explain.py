@@ -26,7 +26,7 @@ from tests.facts import tells
 
 FAST = ["--n-sequences", "2", "--seq-len", "32", "--no-null", "--no-bos-contrast"]
 
-TABLES = [t for t in Explanation.TABLES if t != "patch_attention"]  # of a language model
+TABLES = [t for t in Explanation.TABLES if t not in ("patch_attention", "states")]  # of a language model that attends
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -381,7 +381,7 @@ def test_the_expert_that_writes_is_told() -> None:
     assert first.activation == pytest.approx(gate, rel=1e-4) and gate > 0.9
     assert first.contribution == pytest.approx(wrote, rel=1e-4)
     assert where(e.neurons)["contribution"].sum() == pytest.approx(one(e.writers, role="up")["write"], rel=1e-4)
-    assert tells(story_in_words(e), f"expert {EXPERT}", "model.layers.1.mlp.experts")
+    assert tells(story_in_words(e), "experts", EXPERT, "model.layers.1.mlp.experts")
 
 
 def test_outlier_dims_of_norms() -> None:

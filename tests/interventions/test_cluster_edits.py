@@ -109,7 +109,8 @@ def test_what_is_refused(options: dict[str, Any], names: list[str]) -> None:
 def scan_of(*parts: tuple[dict[str, str], list[dict[str, Any]]]) -> Any:
     """A scan that is its tables, with rows of several stacks and sites."""
     found, near = tables(*([row | where for row in mine] for where, mine in parts))
-    return SimpleNamespace(findings=found, clusters=clusters_table(found, near, n_sequences=N))
+    info = SimpleNamespace(model={})
+    return SimpleNamespace(findings=found, clusters=clusters_table(found, near, n_sequences=N), info=info)
 
 
 @pytest.mark.parametrize("where", [{"stack": "decoder"}, {"site": "mlp_act"}])
