@@ -127,6 +127,7 @@ def test_labels_that_do_not_fit(photos: Path, tmp_path: Path) -> None:
             intervene(labels)
 
 
+@pytest.mark.long
 def test_real_vit_by_the_command_line_alone(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Table 4 on real photographs: zero costs more than ten points of top-1 at the onset, the controls nothing."""
     vit, out = real_data / "models" / "vit-tiny-imagenet", tmp_path / "run"

@@ -229,6 +229,7 @@ def test_a_pass_that_ends_early_leaves_no_token_behind() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ real data
+@pytest.mark.long
 def test_real_vit_three_neurons_carry_its_massive_patches(real_data: Path) -> None:
     pixels, _ = photographs(real_data, 16)
     m = ma.load(real_data / "models" / "vit-tiny-imagenet")

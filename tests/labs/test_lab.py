@@ -122,6 +122,7 @@ def test_effects_are_those_of_an_edit_by_hand() -> None:
 
 
 # -------------------------------------------------------------------------------------------- what comes of it
+@pytest.mark.long
 def test_a_sink_grows_its_state_becomes_a_bias_and_the_slot_takes_it_over() -> None:
     """The defaults, a minute for each variant on a quiet core. The margins hold in five seeds of five."""
     lab = run_lab(["softmax", "kv-bias"], every=1500)

@@ -50,6 +50,11 @@ def events(net: torch.nn.Module) -> list[Any]:
     return found
 
 
+def place_of(event: Any) -> AttentionPlace | str:
+    """The place of a call; of one that is not in windows the model is not asked."""
+    return attention_proof._place(event, torch.nn.Module())
+
+
 def greatest(event: Any) -> float:
     call = event.call
     guess = AttentionPlace(*event.key, call.via, call.shape[1], 2, False, True, False, None)
@@ -97,8 +102,8 @@ def mutants(event: Any) -> dict[str, Any]:
 def test_what_is_wrong_is_refused_however_large_the_scores_are(size: float, family: str) -> None:
     """In one layer at least: where every row is at one key alone, the output does not tell one scale from another."""
     found = events(sharp("eager", torch.float32, size, family))
-    assert all(isinstance(attention_proof._place(event), AttentionPlace) for event in found)
-    wrong = [{name: attention_proof._place(replace(e, call=call)) for name, call in mutants(e).items()} for e in found]
+    assert all(isinstance(place_of(event), AttentionPlace) for event in found)
+    wrong = [{name: place_of(replace(e, call=call)) for name, call in mutants(e).items()} for e in found]
     for name in wrong[0]:
         assert any(isinstance(layer[name], str) for layer in wrong), name
 
@@ -109,14 +114,14 @@ def test_what_half_precision_sees() -> None:
     In eager attention the softmax's input itself is seen: only what is beside it (a sink) can be read wrongly.
     """
     for event in events(sharp("sdpa", torch.bfloat16, 1.0)):
-        right = attention_proof._place(event)
+        right = place_of(event)
         assert isinstance(right, AttentionPlace) and right.error < 0.005 and right.allowed == 0.125
-        read = {name: attention_proof._place(replace(event, call=call)) for name, call in mutants(event).items()}
+        read = {name: place_of(replace(event, call=call)) for name, call in mutants(event).items()}
         near = read.pop("scale off by a tenth")
         assert isinstance(near, AttentionPlace) and near.error > 5 * right.error
         assert all(isinstance(one, str) for one in read.values()), read
     for event in events(sharp("eager", torch.bfloat16, 1.0, "gpt_oss")):
-        assert isinstance(attention_proof._place(replace(event, call=mutants(event)["no sink"])), str)
+        assert isinstance(place_of(replace(event, call=mutants(event)["no sink"])), str)
 
 
 def test_the_allowance_grows_with_the_scores_alone() -> None:

@@ -271,6 +271,7 @@ def test_golden_effects(golden: Golden, model: Model) -> None:
 
 
 # ------------------------------------------------------------------------------ golden, on a text of another kind
+@pytest.mark.minutes
 def test_golden_two_findings_before_the_main_cluster(model: Model, real_text: Path) -> None:
     """PEPs, 8 x 128: two tokens in the text pass at layer 3. Edited is layer 12, also with values of half of them."""
     text = ma.corpus(real_text / "technical" / "peps.txt", tokenizer=model.tokenizer, seq_len=128, n_sequences=8)
@@ -287,6 +288,7 @@ def test_golden_two_findings_before_the_main_cluster(model: Model, real_text: Pa
     assert e.loc["mean", "edited"] == pytest.approx(35.5, abs=0.1)
 
 
+@pytest.mark.minutes
 def test_golden_outlier_feature(model: Model, real_text: Path) -> None:
     """The rule of LLM.int8 at the inputs of linear layers: one feature, and it is a massive dim."""
     sites = [s for s in model.anatomy.sites() if s.layer >= 1 and s.point in INPUTS]
@@ -296,6 +298,7 @@ def test_golden_outlier_feature(model: Model, real_text: Path) -> None:
     assert list(outlier_features(by_layer).dims) == [SECOND]
 
 
+@pytest.mark.minutes
 def test_golden_windows(model: Model, real_text: Path) -> None:
     """Windows of 64 keys on the first 4 x 256 tokens of WikiText-2, targets from 65 on: nothing kept, one kept, all."""
     text = ma.corpus(real_text / "wikitext2-valid.txt", tokenizer=model.tokenizer, seq_len=256, n_sequences=4)

@@ -70,6 +70,13 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
     def run() -> Any:
         return model(**inputs)
 
+    def leave_out(path: str, calls: list[Call], error: ProofError) -> None:
+        if blocks is not None:
+            raise error
+        refused.append(error)
+        lost.extend([path] * (len(calls) in counts))
+        left_out.append(f"{path} was left out. {error.what} {error.why}")
+
     while candidates:
         path, calls = candidates.pop(0)
         tried.add(path)
@@ -92,13 +99,8 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
         else:
             try:
                 read = _read_stack(watch, calls, params, run)
-                joined(watch, calls, read, params)
             except ProofError as error:
-                if blocks is not None:
-                    raise
-                refused.append(error)
-                lost += [path] * (len(calls) in counts)
-                left_out.append(f"{path} was left out. {error.what} {error.why}")
+                leave_out(path, calls, error)
                 continue
         inside = lists_inside(watch, path) if blocks is None else []
         if inside and (
@@ -106,7 +108,12 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
         ):
             candidates = inside + candidates
             continue
-        _check_few(read)
+        try:
+            _check_few(read)
+            joined(watch, calls, read, params)
+        except ProofError as error:
+            leave_out(path, calls, error)
+            continue
         pair = [(calls, read)]
         for theirs, ends in beside(watch, calls, read):
             try:
