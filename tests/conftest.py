@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,6 +29,19 @@ REAL = {"real_data", "real_text", "smollm2", "gemma3"}
 LONGEST = ("labs/test_lab", "real/test_smollm2", "cli/test_output", "cli/test_cli", "cli/test_images",
            "cli/test_killed_verbs", "test_site")  # fmt: skip
 
+# Marked `long`: the same as others on more inputs (other families, dtypes, processes), and slow. `make test-long`.
+LONG = re.compile("|".join((
+    r"test_merge\.py::test_any_split_and_any_order_of_merges\[.*torch\.float(64|16)\]",
+    r"test_killed_verbs\.py::", r"test_own_code\.py::test_a_real_stdin", r"test_scheme_tasks\.py::test_answers_are",
+    r"test_output\.py::(test_files_stay_whole|test_a_scan_on_a_full_disk\[(layers|portrait))",
+    r"test_reach\.py::test_sharing.*\[(?!gpt2|llama|t5|vit\b|albert)",
+    r"test_application\.py::test_(a_captured_graph.*gated|scan_explain_and_intervene_run\[(?!.*kv-bias))",
+    r"test_quantised\.py::test_explain_and_intervene_read_it\[(?!W8A8)", r"test_lab\.py::test_the_same_seed_gives",
+    r"test_wrappers\.py::test_numbers_are_those_of_the_model_inside\[.*(blocks|forward|in training|averaged)",
+    r"test_patch_grids\.py::test_attention_of_several_images.*\[2\]",
+    r"test_several_streams\.py::test_a_planted.*hy_v4",
+)))  # fmt: skip
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """`-m real` chooses the tests on real models and data: `make test-real`."""
@@ -43,6 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if REAL & set(getattr(item, "fixturenames", ())) or item.name.startswith("test_real_"):
             item.add_marker("real")
+        if LONG.search(item.nodeid):
+            item.add_marker("long")
     first = {f"tests/{name}.py": n for n, name in enumerate(LONGEST)}
     items.sort(key=lambda item: first.get(item.nodeid.partition("::")[0], len(first)))
 

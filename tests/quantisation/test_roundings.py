@@ -14,10 +14,13 @@ from massact.corpora import Batch
 from massact.prefixes import super_weights_of
 from massact.quantisation.rotations import rotation
 from massact.quantisation.roundings import Prepared, edit_of, predicted_zeros, site_edit
-from massact.quantisation.schemes import SITES, scheme
+from massact.quantisation.schemes import SITES as ALL_SITES
+from massact.quantisation.schemes import scheme
 from massact.records.sites import Site
 from massact.scans.earlier_scan import Reopened
 from massact.trace import observing
+
+SITES = [point for point in ALL_SITES if point.startswith(("attn", "o_", "mlp"))]  # of a model that attends
 
 
 def tokens_at(scanned: Reopened, site: Site, sequences: int = 2) -> tuple[Tensor, Batch]:

@@ -57,7 +57,7 @@ def records(draw: st.DrawFn) -> Any:
         return info
 
 
-@settings(max_examples=120)
+@settings(max_examples=50)
 @given(records())
 def test_any_value_of_run_json(run: Path, info: Any) -> None:
     (run / "run.json").write_text(json.dumps(info), encoding="utf-8")

@@ -94,7 +94,7 @@ def results(draw_: st.DrawFn) -> ScanResult:
     return ScanResult(info, **tables)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(results())
 def test_any_tables_can_be_said_and_printed(result: ScanResult) -> None:
     assert all(isinstance(s, str) for s in answer_in_words(result))

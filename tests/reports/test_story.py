@@ -180,7 +180,7 @@ def test_experts_and_leading_neurons() -> None:
     e.neurons.loc[e.neurons["dim"] == 9, "share"] = 0.21
     said = story_in_words(e)
     of_5, of_9 = (said[i + 1] for i, s in enumerate(said) if s.startswith("Dim "))
-    assert tells([of_5], "expert 3", "h.1.down", "97%") and tells([of_9], "neuron", 7, "21%")
+    assert tells([of_5], "experts", 3, "h.1.down", "97%") and tells([of_9], "neuron", 7, "21%")
     assert not tells(said, "super weight")
 
 

@@ -42,9 +42,9 @@ def _said(stack: str, rows: pd.DataFrame, name: str) -> str:
     return f"{head}Findings at {which} of {counted(len(values), 'value')} of {name}.{where}"
 
 
-def draw_by_input(result: ScanResult) -> Sheet:
-    """The greatest |h| of every layer, a curve for each value of what sequences are told apart by."""
-    return Sheet(_panels(result), named(result)) if len(result.by_input) else panels.unmeasured()
+def draw_by_input(result: ScanResult) -> Sheet | None:
+    """The greatest |h| of every layer, a curve for each value that sequences are told apart by; None of other runs."""
+    return Sheet(_panels(result), named(result)) if len(result.by_input) else None
 
 
 def _panels(result: ScanResult) -> list[Panel]:
