@@ -27,7 +27,7 @@ def text(n: int = 3) -> Tensor:
     return ids
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", [n for n in HYBRIDS if n != "minimax"])  # its stream goes through a norm first
 def test_planted_activations_are_found_at_their_place(name: str) -> None:
     """One embedding is large at one dim, and is the first token; what is found is what plain hooks see."""
     module = hybrid(name)
