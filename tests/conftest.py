@@ -39,7 +39,12 @@ LONG = re.compile("|".join((
     r"test_quantised\.py::test_explain_and_intervene_read_it\[(?!W8A8)", r"test_lab\.py::test_the_same_seed_gives",
     r"test_wrappers\.py::test_numbers_are_those_of_the_model_inside\[.*(blocks|forward|in training|averaged)",
     r"test_patch_grids\.py::test_attention_of_several_images.*\[2\]",
-    r"test_several_streams\.py::test_a_planted.*hy_v4",
+    r"test_several_streams\.py::test_a_planted.*hy_v4", r"training/test_killed\.py::test_killed_20_times",
+    r"training/test_job\.py::test_(two_processes|a_full_disk_keeps|a_corrupt)", r"test_runs\.py::test_damaged_runs_are_pr",
+    r"test_figures\.py::test_files_are_valid_and_not_blank\[(?!massive|empty|hostile)",
+    r"test_trajectory\.py::test_words_tables_json_and_figure_of_everything\[(?!many)",
+    r"scans/test_revisions\.py::test_resumed_after", r"test_offloaded\.py::test_packed_weights.*\[(?!bitsandbytes 4)",
+    r"test_smollm2\.py::test_(golden|norms_at)", r"test_effects\.py::test_real_vit_needs",
 )))  # fmt: skip
 
 
@@ -65,7 +70,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Leave out what takes minutes or long, where it was not asked for."""
-    if item.get_closest_marker("long") and not os.environ.get("MASSACT_TEST_LONG"):
+    real = item.get_closest_marker("real") and os.environ.get("MASSACT_TEST_REAL")
+    if item.get_closest_marker("long") and not real and not os.environ.get("MASSACT_TEST_LONG"):
         pytest.skip("takes long: make test-long (see tests/SKIPS.md)")
     if item.get_closest_marker("minutes") and not os.environ.get("MASSACT_TEST_REAL"):
         pytest.skip("takes minutes: make test-real (see tests/SKIPS.md)")
