@@ -10,6 +10,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -255,7 +256,8 @@ def paths_of(row: Row) -> str:
 
 def _cell(text: str) -> str:
     """A few sentences, as a cell of a table."""
-    words = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    words = re.sub(r" from '/[^']*'", "", " ".join(text.split()))  # where a package lies is of this machine alone
+    words = words.replace("|", "\\|").replace("<", "&lt;")
     return words if len(words) < 500 else words[:500].rpartition(" ")[0] + " ..."
 
 
