@@ -110,14 +110,14 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
             continue
         try:
             _check_few(read)
-            joined(watch, calls, read, params)
+            pair = [(calls, joined(watch, calls, read, params))]
         except ProofError as error:
             leave_out(path, calls, error)
             continue
-        pair = [(calls, read)]
         for theirs, ends in beside(watch, calls, read):
             try:
-                pair.append((theirs, _read_stack(watch, theirs, params, run, ends)))
+                other = _read_stack(watch, theirs, params, run, ends)
+                pair.append((theirs, joined(watch, theirs, other, params)))
             except ProofError as error:
                 left_out.append(f"A second stream of {path} was left out. {error.what} {error.why}")
         found.append((path, partial(_together, watch, path, pair, params)))
@@ -140,8 +140,7 @@ def _together(
 ) -> list[Stack]:
     """The stack of a list of blocks, and those of streams of other tokens beside it, called as the blocks take them."""
     stacks = []
-    for calls, read in pair:
-        blocks = joined(watch, calls, read, params)
+    for calls, blocks in pair:
         after, skips = after_last(watch, calls[-1], blocks[-1], params), has_skips(watch, calls)
         others = max(0, other_streams(watch, calls, blocks) - len(pair) + 1)
         word = str(blocks[0].places["resid_pre"].path[0])
