@@ -126,28 +126,19 @@ class SeveralStreams:
 
     def _read_of(self, reader: BlockReader, stretches: Stretches, write: Key) -> Key | None:
         """What a sublayer reads: the last tensor before it that it is made from alone, as a norm or module takes it."""
-        made = {s.key for c in reader.inner if reader.is_norm(c.module) for s in c.outputs}
+        canon, norms = self.watch.canon, [c for c in reader.inner if reader.is_norm(c.module)]
+        of_norms = {s.key for c in norms for s in c.inputs}
         own = {s.key for c, _ in reader.makers.get(reader.canon(write), ()) for s in c.inputs}
+        passed_over = {write, *own, *(s.key for c in norms for s in c.outputs)}
         order = {k: i for i, k in enumerate(self.watch.steps)}
-        taken = dict.fromkeys(
-            s.key
-            for norms in (True, False)
-            for c in reader.inner
-            if reader.is_norm(c.module) is norms
-            for s in c.inputs
-            if s.shape == self.token_shape and s.key not in made and s.key not in own and s.key != write
-        )
-        norm_reads = {s.key for c in reader.inner if reader.is_norm(c.module) for s in c.inputs}
-        cone = reached(self.watch, [write], {self.watch.canon(k) for k in taken})
-        ends = {self.watch.canon(stretches.start.key)}
+        start = canon(stretches.start.key)
+        taken = {s.key for c in reader.inner for s in c.inputs if s.shape == self.token_shape} - passed_over
         good = [
             k
-            for k in taken
-            if k in stretches.borders
-            and not reached(self.watch, [write], {self.watch.canon(k), *ends}) & ends
-            and (self.watch.canon(k) in cone or reached(self.watch, [write], {self.watch.canon(k)}))
+            for k in taken & set(stretches.borders)
+            if start not in reached(self.watch, [write], {canon(k), start}) and reached(self.watch, [write], {canon(k)})
         ]
-        good.sort(key=lambda k: (k in norm_reads, order.get(k, -1)))
+        good.sort(key=lambda k: (k in of_norms, order.get(k, -1)))
         return good[-1] if good else None
 
     def _behind(self) -> Place:
