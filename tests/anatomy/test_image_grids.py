@@ -1,4 +1,4 @@
-"""Blocks that keep the rows and columns of an image apart (SAM): positions are counted row by row."""
+"""Blocks that keep the rows and columns of an image apart (SAM, ViTDet), or hold windows or frames of it as rows."""
 
 from __future__ import annotations
 
@@ -81,3 +81,84 @@ def test_an_edit_reaches_the_patch(images: Corpus) -> None:
         module(images.inputs["pixel_values"])
     handle.remove()
     assert (seen[0][:, 2, 5] == 0).all() and (seen[0][:, 2, 4] != 0).any()
+
+
+def channels_first() -> nn.Module:
+    """Blocks that take and give (batch, width, rows, columns), and attend in windows of 3 x 3, which overhang."""
+    torch.manual_seed(0)
+    config = transformers.VitDetConfig(
+        hidden_size=D, num_hidden_layers=3, num_attention_heads=4, image_size=64, patch_size=8, mlp_ratio=2,
+        window_block_indices=[0, 2], window_size=3, initializer_range=0.1,
+    )  # fmt: skip
+    return transformers.VitDetModel(config).eval()
+
+
+def test_channels_first(images: Corpus) -> None:
+    """Every site is (batch, tokens, width), on other images than were proved, and an edit reaches its patch."""
+    module = channels_first()
+    model, seen = load(module), []
+    handle = module.encoder.layer[1].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    with torch.no_grad():
+        module(images.inputs["pixel_values"])
+    sites = ["1.resid_pre", "1.attn_out", "1.resid_mid", "1.mlp_out", "1.resid_post"]
+    measured = measure(model, images, [Probe(s, s, Keep) for s in sites], batch_size=3)
+    pre, attn, mid, mlp, post = (
+        torch.stack([torch.from_numpy(x) for x in measured.result(s, measured.sites(s)[0]).values]) for s in sites
+    )
+    assert torch.equal(post, seen[0].flatten(2).transpose(1, 2))
+    assert torch.allclose(pre + attn, mid, atol=1e-6) and torch.allclose(mid + mlp, post, atol=1e-6)
+    assert model.anatomy.stacks[0].d_model == D
+
+    def zero(h_BTD: torch.Tensor, _: object) -> torch.Tensor:
+        return h_BTD.index_fill(1, torch.tensor([2 * ROWS + 5]), 0)
+
+    with torch.no_grad(), ma.edited(model, Edit("zero", "1.resid_post", zero)):
+        module(images.inputs["pixel_values"])
+    handle.remove()
+    assert torch.equal(seen[-1] == 0, torch.zeros_like(seen[-1], dtype=torch.bool).index_put(
+        (torch.arange(3)[:, None], torch.arange(D)[None], torch.tensor(2), torch.tensor(5)), torch.tensor(True)))  # fmt: skip
+
+
+def test_windows_as_rows(images: Corpus) -> None:
+    """Four windows of an image are four rows between blocks, and one in every second attention (LW-DETR)."""
+    torch.manual_seed(0)
+    config = transformers.LwDetrViTConfig(
+        hidden_size=D, num_hidden_layers=4, num_attention_heads=4, image_size=64, pretrain_image_size=64, patch_size=8,
+        window_block_indices=[0, 2], num_windows=4, initializer_range=0.1, cae_init_values=0.5, out_indices=[4],
+    )  # fmt: skip
+    module = transformers.LwDetrViTBackbone(config).eval()
+    model, seen = load(module), []
+    handle = module.encoder.layer[2].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    with torch.no_grad():
+        module(images.inputs["pixel_values"])
+    handle.remove()
+    sites = ["2.resid_pre", "2.attn_out", "2.resid_mid", "2.resid_post"]
+    measured = measure(model, images, [Probe(s, s, Keep) for s in sites], batch_size=3)
+    pre, attn, mid, post = (
+        torch.stack([torch.from_numpy(x) for x in measured.result(s, measured.sites(s)[0]).values]) for s in sites
+    )
+    assert seen[0].shape == (12, 16, D) and torch.equal(post, seen[0].reshape(3, 64, D))
+    assert torch.allclose(pre + attn, mid, atol=1e-6) and float(attn.abs().max()) > 0
+
+
+def test_attention_over_frames_and_over_patches() -> None:
+    """Two attentions write, one in rows of frames, one in rows of patches, where the first token is a mean over frames:
+    what each adds is seen at its tokens, for other numbers of videos than were proved (TimeSformer)."""
+    torch.manual_seed(0)
+    config = transformers.TimesformerConfig(
+        hidden_size=D, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8, num_frames=3,
+        intermediate_size=48, initializer_range=0.1,
+    )  # fmt: skip
+    module = transformers.TimesformerModel(config).eval()
+    model = load(module)
+    videos = ma.corpus({"pixel_values": torch.rand(3, 3, 3, 32, 32)})
+    block = model.anatomy.stacks[0].blocks[0]
+    writes = block.sums[0].writes
+    assert len(writes) == 2
+    sites = [f"1.{name}" for name in ("resid_pre", *writes, "resid_mid")]
+    measured = measure(model, videos, [Probe(s, s, Keep) for s in sites], batch_size=3)
+    pre, *added, mid = (
+        torch.stack([torch.from_numpy(x) for x in measured.result(s, measured.sites(s)[0]).values]) for s in sites
+    )
+    assert torch.allclose(pre + sum(added), mid, atol=1e-5)
+    assert sorted(float(x[:, 0].abs().max()) > 0 for x in added) == [False, True]  # time is not attended to by it

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from transformers import ProphetNetConfig, ProphetNetForConditionalGeneration
 
 import massact as ma
-from massact.records.anatomy import TURNED
+from massact.records.anatomy import ONE_ROW, PIECES, TURNED
 from massact.records.errors import ProofError
+from massact.stats import Keep
+from massact.trace import Edit, Probe, measure
 from tests.facts import each, tells
 from tests.families import build
 
@@ -39,8 +41,12 @@ class Net(nn.Module):
             x = x.transpose(0, 1).contiguous()
         elif self.layout == "two streams":
             x = torch.cat([x, x])
+        elif self.layout == "two pieces":
+            x = x.reshape(-1, x.shape[1] // 2, D)
         elif self.layout == "one row":
             x = x.reshape(1, -1, D)
+        elif self.layout == "one row, sequences in turn":
+            x = x.transpose(0, 1).reshape(1, -1, D)
         elif self.layout == "three prompts":
             x = torch.cat([torch.zeros_like(x[:, :3]), x], 1)
         for block in self.blocks:
@@ -51,7 +57,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize(
     ("layout", "shapes"),
     [("tokens first", ["(13, 2, 24)", "(13, 3, 24)"]), ("two streams", ["(4, 13, 24)", "(6, 13, 24)"]),
-     ("one row", ["(1, 26, 24)", "(1, 39, 24)"])],
+     ("one row, sequences in turn", ["(1, 26, 24)", "(1, 39, 24)"])],
 )  # fmt: skip
 def test_rows_that_are_no_sequences(layout: str, shapes: list[str]) -> None:
     """Also where the batch has as many sequences as each has tokens, so that no pass of a scan would tell."""
@@ -59,6 +65,33 @@ def test_rows_that_are_no_sequences(layout: str, shapes: list[str]) -> None:
         ma.load(Net(layout), inputs={"signal": torch.randn(2, 13, 5)})
     assert all(shape in error.value.why for shape in shapes)
     assert "batch_first=True" in error.value.do
+
+
+def entry_zeroed(h: Tensor, _: object) -> Tensor:
+    """Dim 7 of position 3 of every sequence; of a site where all sequences are in one row as well."""
+    new = h.clone().reshape(5, 14, D)
+    new[:, 3, 7] = 0
+    return new.reshape(h.shape)
+
+
+@pytest.mark.parametrize("layout", ["two pieces", "one row"])
+def test_rows_that_are_parts_of_sequences_or_hold_them_all(layout: str) -> None:
+    """Positions, and where an edit acts, are those of the sequence, wherever its rows lie."""
+    torch.manual_seed(0)
+    net, x = Net(layout).eval(), torch.randn(5, 14, 5)
+    model = ma.load(net, inputs={"signal": torch.randn(2, 14, 5)})
+    assert {b.places["resid_post"].layout for b in model.anatomy.stacks[0].blocks} == {
+        {"two pieces": PIECES, "one row": ONE_ROW}[layout]
+    }
+    corpus = ma.corpus({"signal": x})
+    with torch.no_grad():
+        h = net(x).reshape(5, 14, D)
+        kept = measure(model, corpus, [Probe("h", "3.resid_post", Keep)], batch_size=2)
+        assert np.array_equal(np.stack(list(kept.result("h", kept.sites("h")[0]).values)).reshape(h.shape), h)
+        with ma.edited(model, Edit("zero", "3.resid_post", entry_zeroed)):
+            edited = net(x).reshape(5, 14, D)
+    h[:, 3, 7] = 0
+    assert torch.equal(edited, h)
 
 
 class Attending(nn.Module):

@@ -12,13 +12,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import nn
 
 from massact.anatomy.stretches import Stretches
 from massact.anatomy.terms import NoTerms
-from massact.records.anatomy import GRID, TURNED, Place
+from massact.records.anatomy import CHANNELS, GRID, TURNED, Place
 from massact.records.errors import ProofError
 from massact.trace.watch import Call, Key, Node, Watch
 
@@ -66,28 +66,38 @@ class BlockReader:
         ends: Ends | None = None,
         ranks: tuple[int, ...] = (3, 2),
     ) -> None:
-        self._look(watch, call, params, [c for c in watch.calls if c.inside(call)])
         ends = ends or Ends()
+        self._look(watch, call, params, [c for c in watch.calls if c.inside(call)], ends.layout)
         self.tokens = 0 if ends.layout == TURNED else -2  # the axis
-        self.pairs = pairs = self._pairs(ends, (4,) if ends.layout == GRID else ranks)
+        self.pairs = pairs = self._pairs(ends, (4,) if ends.layout in (GRID, CHANNELS) else ranks)
         for self.start, self.end in [*pairs, pairs[0]]:  # the last one is for the refusal, where none leads
             self.numel = math.prod(self.start.shape)
             shape = self.start.shape
-            self.n_tokens = shape[1] * shape[2] if ends.layout == GRID else shape[self.tokens]
+            rows_apart = {GRID: shape[1:3], CHANNELS: shape[2:4]}.get(ends.layout)
+            self.n_tokens = math.prod(rows_apart) if rows_apart else shape[self.tokens]
             self._leads: dict[Key, bool] = {}
             if self._leads_to_start(self.canon(self.end.key)):
                 break
 
-    def _look(self, watch: Watch, call: Call, params: dict[int, str], inner: list[Call]) -> None:
+    def _look(
+        self, watch: Watch, call: Call, params: dict[int, str], inner: list[Call], layout: str = ""
+    ) -> None:
         """Note which of some module calls gave which tensor."""
-        self.watch, self.call, self.params, self.inner = watch, call, params, inner
+        self.watch, self.call, self.params, self.inner, self.layout = watch, call, params, inner, layout
         self.makers: dict[Key, list[tuple[Call, Any]]] = defaultdict(list)
         for made in inner:
             for seen in made.outputs:
                 self.makers[self.canon(seen.key)].append((made, seen))
 
     def canon(self, key: Key) -> Key:
-        return self.watch.canon(key)
+        key = self.watch.canon(key)
+        while self.layout == CHANNELS and _moves_channels(node := self.watch.made.get(key)):
+            key = self.watch.canon(node.inputs[0])
+        return key
+
+    @property
+    def width(self) -> int:
+        return self.start.shape[1 if self.layout == CHANNELS else -1]
 
     def fail(self, why: str) -> ProofError:
         return ProofError(
@@ -110,9 +120,9 @@ class BlockReader:
             raise self.fail("No input and output of it have the same (batch, tokens, width) shape.")
         for i, known in enumerate((ends.taken, ends.given)):
             # Where none of them goes on, the proof of what lies between the blocks says so.
-            pairs = [p for p in pairs if self.canon(p[i].key) in known] or pairs
+            pairs = [p for p in pairs if self.watch.canon(p[i].key) in known] or pairs
         # First what is handed from block to block as it is, then what something is made from on the way.
-        return sorted(pairs, key=lambda p: sum(self.canon(s.key) not in ends.same for s in p))
+        return sorted(pairs, key=lambda p: sum(self.watch.canon(s.key) not in ends.same for s in p))
 
     # ---- the residual path, walked backwards
     def _addends(self, key: Key) -> tuple[Key, Key] | None:
@@ -127,7 +137,7 @@ class BlockReader:
     def norm_input(self, key: Key) -> Key | None:
         """The input of the norm module whose output this is."""
         for inner, _ in self.makers.get(key, ()):
-            if _is_norm(inner.module, self.start.shape[-1]) and inner.inputs:
+            if _is_norm(inner.module, self.width) and inner.inputs:
                 source = self.canon(inner.inputs[0].key)
                 if source != key:
                     return source
@@ -225,7 +235,7 @@ class BlockReader:
         return Value(self.canon(key), "start", place=place)
 
     def is_norm(self, module: nn.Module) -> bool:
-        return _is_norm(module, self.start.shape[-1])
+        return _is_norm(module, self.width)
 
     # ---- where a tensor can be seen
     def _outermost(self, key: Key, skip: Call | None = None) -> tuple[Call, Any] | None:
@@ -380,7 +390,7 @@ class BlockReader:
     def sublayer_input(self, cone: set[Key], before: Value) -> Place | None:
         """Where the sublayer reads what it is given: behind its norm, or the tensor itself."""
         for inner in self.inner:
-            if _is_norm(inner.module, self.start.shape[-1]) and inner.inputs and inner.outputs:
+            if _is_norm(inner.module, self.width) and inner.inputs and inner.outputs:
                 reads = self.canon(inner.inputs[0].key)
                 if (
                     reads == before.key
@@ -389,6 +399,11 @@ class BlockReader:
                 ):
                     return Place(inner.name, "out", inner.outputs[0].path, inner.number)
         return self.place_of_value(before)
+
+
+def _moves_channels(node: Node | None) -> TypeGuard[Node]:
+    """Whether channels are moved from the second axis to the last one, or back: other axes, the same entries."""
+    return node is not None and node.op == "permute" and list(node.args[1]) in ([0, 2, 3, 1], [0, 3, 1, 2])
 
 
 def _is_norm(module: nn.Module, width: int) -> bool:

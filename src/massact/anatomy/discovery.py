@@ -29,7 +29,7 @@ from massact.anatomy.stacks import (
     stack_names,
     unnamed_lists,
 )
-from massact.records.anatomy import GRID, TURNED, Anatomy, Block, Place, Stack
+from massact.records.anatomy import CHANNELS, GRID, TURNED, Anatomy, Block, Place, Stack
 from massact.records.errors import MassactError, ProofError, UserError, class_and_line
 from massact.records.sites import mixes
 from massact.trace.watch import Call, Watch
@@ -86,12 +86,10 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
                 continue
             except NoStreams as error:
                 no_streams = error
-            try:
-                rows_apart = [replace(ends, layout=GRID) for ends in ends_of(watch, calls)]
-                read = _read_stack(watch, calls, params, run, rows_apart)
-            except ProofError:  # of the other lists, and of those inside it, some may be stacks
+            read = _rows_apart(watch, calls, params, run)
+            if read is None:  # of the other lists, and of those inside it, some may be stacks
                 if blocks is not None:
-                    raise no_streams from None
+                    raise no_streams
                 refused.append(no_streams)
                 candidates = [c for c in find_stacks(watch, None, counts, tried) if c[0] not in tried]
                 unnamed = unnamed_lists(watch, [*((p, []) for p, _ in found), *candidates])
@@ -146,7 +144,7 @@ def _together(
         word = str(blocks[0].places["resid_pre"].path[0])
         word = f"input_{word}" if word.isdigit() else word
         own = name if len(pair) == 1 else ".".join(filter(None, (name, word)))
-        stacks.append(Stack(own, path, tuple(blocks), _width(watch, calls[0]), after, skips, others))
+        stacks.append(Stack(own, path, tuple(blocks), _width(calls[0], blocks[0].places["resid_pre"]), after, skips, others))
     return stacks
 
 
@@ -211,6 +209,18 @@ def _read_stack(
     return read
 
 
+def _rows_apart(
+    watch: Watch, calls: list[Call], params: dict[int, str], run: Callable[[], Any]
+) -> list[Block] | None:
+    """All blocks of a stack of images that keep rows and columns apart; None where they cannot be read."""
+    for layout in (GRID, CHANNELS):
+        try:
+            return _read_stack(watch, calls, params, run, [replace(e, layout=layout) for e in ends_of(watch, calls)])
+        except ProofError:
+            continue
+    return None
+
+
 def _lying(block: Block, layout: str, calls: Mapping[tuple[str, int], Call]) -> Block:
     """The same block, whose tensors lie otherwise than (batch, tokens, width): sites are them laid out so."""
     if not layout:
@@ -220,9 +230,13 @@ def _lying(block: Block, layout: str, calls: Mapping[tuple[str, int], Call]) -> 
         call = calls[place.module, place.call]
         return next(s.shape for s in (call.inputs if place.side == "in" else call.outputs) if s.path == place.path)
 
-    axes = shape(block.places["resid_pre"])[:-1]
-    mine = {n: p for n, p in block.places.items() if p.formula is not None or shape(p)[:-1] == axes}
-    return replace(block, places=block.places | {n: replace(p, layout=layout) for n, p in mine.items()})
+    stream = shape(block.places["resid_pre"])
+    if layout == CHANNELS:  # inside, sublayers may see (batch, rows, columns, width)
+        lie = {(stream[0], *stream[2:]): GRID, stream[:3]: CHANNELS}
+    else:
+        lie = {stream[:-1]: layout}
+    mine = {n: layout if p.formula is not None else lie.get(shape(p)[:-1], "") for n, p in block.places.items()}
+    return replace(block, places={n: replace(p, layout=mine[n]) for n, p in block.places.items()})
 
 
 def _is_stage(block: Block) -> bool:
@@ -265,8 +279,9 @@ def _check_few(blocks: list[Block]) -> None:
             )
 
 
-def _width(watch: Watch, call: Call) -> int:
-    return next(s.shape[-1] for rank in (3, 2, 4) for s in call.inputs if len(s.shape) == rank)
+def _width(call: Call, place: Place) -> int:
+    shape = next(s.shape for s in call.inputs if s.path == place.path)
+    return shape[1 if place.layout == CHANNELS else -1]
 
 
 def _logits_place(watch: Watch) -> Place | None:

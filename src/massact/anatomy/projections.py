@@ -106,5 +106,5 @@ def attention_projection(reader: BlockReader, write: Place, stop: set[Key]) -> t
     if place is None:
         return None, _NO_PROJECTION
     read, shape = _seen_at(reader, place)
-    a_token_a_row = math.prod(shape[:-1]) == reader.numel // reader.start.shape[-1]
+    a_token_a_row = math.prod(shape[:-1]) == reader.numel // reader.width
     return (place, "") if a_token_a_row and reader.attends(reader.cone(read, stop)) else (None, _NO_PROJECTION)

@@ -1,6 +1,7 @@
 """Rows are sequences and positions are tokens: shown on an example with one sequence more, and on a shorter one.
 
-A row is one sequence and nothing else: shown by giving the others what the last one has. The proof of the sums does not
+A sequence may be several rows, its pieces (windows, frames), one behind another, or all may be in one row: then sites are
+laid out so. A row is one sequence and nothing else: shown by giving the others what the last one has. The proof of the sums does not
 tell: they hold entry by entry, whatever the axes mean and whatever a term was made from.
 """
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from massact.anatomy.discovery import run_example
-from massact.records.anatomy import Anatomy, Stack
+from massact.records.anatomy import ONE_ROW, PIECES, Anatomy, Block, Place, Stack
 from massact.records.errors import ProofError, UserError
 from massact.trace import BATCH_FIRST, tapped, unchanged
 
@@ -50,9 +51,16 @@ def proved_rows(
     def run(inputs: dict[str, Any]) -> tuple[Shapes, Ends]:
         return _pass(module, anatomy, inputs)
 
-    before, ends = run(example)
     n = _sequences(example)
-    more, _ = run({k: _one_more(x, n) for k, x in example.items()})
+    longer = {k: _one_more(x, n) for k, x in example.items()}
+    before, ends = run(example)
+    more, _ = run(longer)
+    as_they_lie = {stack.name: _rows(before, more, stack.name, n) for stack in anatomy.stacks}
+    laid = tuple(_laid_out(module, example, stack, before, more, n) for stack in anatomy.stacks)
+    if laid != anatomy.stacks:
+        anatomy = replace(anatomy, stacks=laid)
+        before, ends = run(example)
+        more, _ = run(longer)
     _, beside = run({k: _all_last(x, n) for k, x in example.items()}) if n > 1 else ({}, {})
     refused: dict[str, tuple[str, str]] = {}  # why, and what to do
     for stack in anatomy.stacks:
@@ -61,7 +69,8 @@ def proved_rows(
         if why:
             refused[stack.name] = why, BATCH_FIRST
         elif mixed := _mixed(ends, beside, stack.name, n):
-            refused[stack.name] = mixed, _ALONE
+            lies = as_they_lie[stack.name]  # where it was laid out otherwise, its pieces are not one behind another
+            refused[stack.name] = (lies, BATCH_FIRST) if lies else (mixed, _ALONE)
     if not refused:
         return anatomy
     left = tuple(s for s in anatomy.stacks if s.name not in refused)
@@ -71,6 +80,45 @@ def proved_rows(
         raise ProofError(f"The blocks in {stack.path!r} are not understood.", f"{why}.", do)
     out = [f"{s.path} was left out. {refused[s.name][0]}." for s in anatomy.stacks if s.name in refused]
     return replace(anatomy, stacks=left, left_out=(*anatomy.left_out, *out))
+
+
+def _laid_out(
+    module: nn.Module, example: dict[str, Any], stack: Stack, before: Shapes, more: Shapes, n: int
+) -> Stack:
+    """A stack whose sequences are several rows each, or all in one row, as (batch, tokens, width)."""
+    was, now = before.get(stack.name, ()), more.get(stack.name, ())
+    if len(was) != 3 or len(now) != 3 or was[2] != now[2] or was == now:
+        return stack
+    pieces, left = divmod(was[0], n)
+    # As many as an input has images or frames are no pieces: the next input may have more.
+    counted = {size for x in example.values() if isinstance(x, Tensor) for size in x.shape[1:]}
+    if pieces > 1 and not left and pieces not in counted and now[:2] == (pieces * (n + 1), was[1]):
+        layout = PIECES
+    elif was[0] == now[0] == 1 and was[1] * (n + 1) == now[1] * n:
+        layout, pieces = ONE_ROW, 1
+    else:
+        return stack
+    places = {place for block in stack.blocks for place in block.places.values() if not place.layout}
+    alike = {place for place, shape in _shapes(module, example, places).items() if shape[:2] == was[:2]}
+
+    def laid(block: Block) -> Block:
+        return replace(block, places={name: replace(place, layout=layout, pieces=pieces) if place in alike else place
+                                      for name, place in block.places.items()})  # fmt: skip
+
+    return replace(stack, blocks=tuple(map(laid, stack.blocks)))
+
+
+def _shapes(module: nn.Module, inputs: dict[str, Any], places: set[Place]) -> dict[Place, tuple[int, ...]]:
+    """The shape of what passes each place."""
+    found: dict[Place, tuple[int, ...]] = {}
+
+    def see(place: Place) -> Callable[[Tensor], None]:
+        return lambda h: found.__setitem__(place, tuple(h.shape))
+
+    with torch.inference_mode(), unchanged(module, values=True), tapped(module, [(p, see(p)) for p in places]) as state:
+        state.begin()
+        run_example(module, inputs)
+    return found
 
 
 def _rows(before: Shapes, more: Shapes, stack: str, n: int) -> str:
@@ -89,9 +137,10 @@ def _rows(before: Shapes, more: Shapes, stack: str, n: int) -> str:
 def _mixed(ends: Ends, beside: Ends, stack: str, n: int) -> str:
     """What is wrong where the last row is not what it was when the others are copies of it; "" for nothing."""
     was, now = ends.get(stack), beside.get(stack)
-    if was is None or now is None or was.shape != now.shape or was.ndim != 3 or len(was) != n:
+    if was is None or now is None or was.shape != now.shape or len(was) % n or (was.ndim, len(was) == n) == (3, False):
         return ""
-    was, now = was[-1].double(), now[-1].double()
+    # in one row the last sequence is its last part
+    was, now = (h[-1].double() if h.ndim == 3 else h[-(len(h) // n) :].double() for h in (was, now))
     # Of typical entries: a massive one is rounded in larger steps. In 16 bits rounding may send one token to other
     # experts, whose groups are of other sizes.
     off_T, eps = (now - was).abs().median(-1).values / was.abs().median(-1).values, torch.finfo(ends[stack].dtype).eps

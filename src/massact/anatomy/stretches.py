@@ -72,11 +72,11 @@ class Stretches:
         self.seen = {k for k in self.borders if self.watch.shape(k) == shape and k != start.key and self.terms.leads(k)}
 
     def _writes(self, D: int, n: int) -> set[Key]:
-        """What modules inside give in the width of the stream, for each token; windows may overhang."""
+        """What modules inside give in the width of the stream, for most tokens; windows may overhang."""
         return {
             key
             for key, place in self.borders.items()
-            if place.side == "out" and (s := self.watch.shape(key))[-1:] == (D,) and math.prod(s) >= n
+            if place.side == "out" and (s := self.watch.shape(key))[-1:] == (D,) and 2 * math.prod(s) > n
         }
 
     def _norms(self) -> dict[Key, Key]:

@@ -390,12 +390,13 @@ class _Maker:
         reads = step.reads()
         source = t.watch.shape(reads[0]) if reads else ()
         kept = step.op in ("view", "_unsafe_view", "reshape", "repeat")
+        sizes = list(sizes)
         if kept and self._has_one_size(reads[0]):
             return tuple(sizes)
         found: list[Any] = []
         for axis, size in enumerate(sizes):
             times = next((k for k in (1, D, n, n * D) if T > 1 and size == B * T * k), None)
-            if step.op == "expand" and axis < len(source) == len(list(sizes)) and source[axis] == size:
+            if step.op == "expand" and axis < len(source) == len(sizes) and source[axis] == size:
                 found.append(-1)
             elif size == T and T > 1:
                 found.append(Size("T"))
@@ -405,6 +406,10 @@ class _Maker:
                 found.append(Size("B"))
             else:
                 found.append(size)
+        # Windows or frames of all sequences: as many as are left where nothing else changes with the input.
+        fixed = all(isinstance(x, int) and x > 0 for x in found)
+        if step.op in ("view", "_unsafe_view", "reshape") and fixed and found and found[0] % B == 0:
+            found[0] = -1
         return tuple(found)
 
     def _counted(self, step: Step) -> list[int]:

@@ -15,6 +15,9 @@ from massact.records.sites import POINTS, READER, Site, ranges
 
 TURNED = "(tokens, batch, width)"
 GRID = "(batch, rows, columns, width)"
+CHANNELS = "(batch, width, rows, columns)"
+PIECES = "(batch x pieces, tokens, width)"
+ONE_ROW = "(1, tokens of all sequences, width)"
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,10 @@ class Place:
             of the parameter that multiplies it (a layer scale written inline).
         part: (axis, number) of one of several streams in that tensor.
         formula: how the site is made from this tensor and others of the pass, where a factor does not say it.
-        layout: how the tensor lies where it is not (batch, tokens, width), which the site always is: `TURNED`, or
-            `GRID`, whose tokens are counted row by row.
+        layout: how the tensor lies where it is not (batch, tokens, width), which the site always is: `TURNED`;
+            `GRID` and `CHANNELS`, whose tokens are counted row by row; `PIECES`, whose tokens are counted piece by
+            piece (windows, frames); or `ONE_ROW`, which is seen as (tokens of all sequences, width).
+        pieces: of a sequence, in `PIECES`.
     """
 
     module: str
@@ -98,6 +103,7 @@ class Place:
     part: tuple[int, int] | None = None
     formula: Formula | None = None
     layout: str = ""
+    pieces: int = 1
 
     def __str__(self) -> str:
         inside = "".join(f"[{step!r}]" for step in self.path)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from massact.records.anatomy import GRID, TURNED, Place
+from massact.records.anatomy import CHANNELS, GRID, ONE_ROW, PIECES, TURNED, Place
 from massact.records.errors import WorkError
 from massact.trace.formulas import Gathered
 from massact.trace.watch import follow, replaced
@@ -61,14 +61,26 @@ class Taps:
         return [earlier or now > 0 for earlier, now in zip(self._earlier, self.fired, strict=True)]
 
 
-def laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """A tensor as (batch, tokens, width)."""
-    return tensor.transpose(0, 1) if layout == TURNED else tensor.flatten(1, -2) if layout == GRID else tensor
+def laid_out(tensor: Tensor, place: Place) -> Tensor:
+    """The tensor at a place as (batch, tokens, width)."""
+    if place.layout == TURNED:
+        return tensor.transpose(0, 1)
+    if place.layout == GRID:
+        return tensor.flatten(1, -2)
+    if place.layout == CHANNELS:
+        return tensor.flatten(2).transpose(1, 2)
+    if place.layout == PIECES and len(tensor) % place.pieces == 0:
+        return tensor.reshape(-1, place.pieces * tensor.shape[1], tensor.shape[2])
+    return tensor[0] if place.layout == ONE_ROW else tensor
 
 
-def as_it_lay(new: Tensor, layout: str, whole: Tensor) -> Tensor:
-    """A (batch, tokens, width) tensor as `whole` lies."""
-    return new.transpose(0, 1).contiguous() if layout == TURNED else new.reshape(whole.shape) if layout == GRID else new
+def as_it_lay(new: Tensor, place: Place, whole: Tensor) -> Tensor:
+    """A (batch, tokens, width) tensor as `whole` lies at a place."""
+    if place.layout == TURNED:
+        return new.transpose(0, 1).contiguous()
+    if place.layout == CHANNELS:
+        new = new.transpose(1, 2)
+    return new.reshape(whole.shape) if place.layout else new
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,7 @@ class _Tap:
     def __call__(self, value: Any, state: Taps) -> tuple[bool, Any]:
         """Whether the value was replaced, and the value."""
         whole = follow(value, self.place.path)
-        tensor = laid_out(whole, self.place.layout)
+        tensor = laid_out(whole, self.place)
         part = tensor if self.place.part is None else tensor.select(*self.place.part)
         seen = part if self.scale is None else part * self.scale
         state.hit(self.index)
@@ -91,7 +103,7 @@ class _Tap:
         new = new if self.scale is None else new / self.scale
         if self.place.part is not None:
             new = torch.select_scatter(tensor, new, *self.place.part)
-        return True, replaced(value, self.place.path, as_it_lay(new, self.place.layout, whole))
+        return True, replaced(value, self.place.path, as_it_lay(new, self.place, whole))
 
 
 @dataclass(frozen=True)
@@ -112,11 +124,10 @@ class _Leaf:
         if term is None:
             return False, value
         state.hit(self.tap.index)
-        layout = self.tap.place.layout
-        new = self.tap.see(laid_out(term, layout))
+        new = self.tap.see(laid_out(term, self.tap.place))
         if new is None:
             return False, value
-        new = as_it_lay(new, layout, term)
+        new = as_it_lay(new, self.tap.place, term)
         formula = self.gathered.formula
         change = self.gathered.inverse(self.number, new - term) if self.number == formula.write else None
         if change is None:
