@@ -79,9 +79,7 @@ class BlockReader:
             if self._leads_to_start(self.canon(self.end.key)):
                 break
 
-    def _look(
-        self, watch: Watch, call: Call, params: dict[int, str], inner: list[Call], layout: str = ""
-    ) -> None:
+    def _look(self, watch: Watch, call: Call, params: dict[int, str], inner: list[Call], layout: str = "") -> None:
         """Note which of some module calls gave which tensor."""
         self.watch, self.call, self.params, self.inner, self.layout = watch, call, params, inner, layout
         self.makers: dict[Key, list[tuple[Call, Any]]] = defaultdict(list)

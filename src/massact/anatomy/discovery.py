@@ -144,7 +144,8 @@ def _together(
         word = str(blocks[0].places["resid_pre"].path[0])
         word = f"input_{word}" if word.isdigit() else word
         own = name if len(pair) == 1 else ".".join(filter(None, (name, word)))
-        stacks.append(Stack(own, path, tuple(blocks), _width(calls[0], blocks[0].places["resid_pre"]), after, skips, others))
+        width = _width(calls[0], blocks[0].places["resid_pre"])
+        stacks.append(Stack(own, path, tuple(blocks), width, after, skips, others))
     return stacks
 
 
@@ -209,9 +210,7 @@ def _read_stack(
     return read
 
 
-def _rows_apart(
-    watch: Watch, calls: list[Call], params: dict[int, str], run: Callable[[], Any]
-) -> list[Block] | None:
+def _rows_apart(watch: Watch, calls: list[Call], params: dict[int, str], run: Callable[[], Any]) -> list[Block] | None:
     """All blocks of a stack of images that keep rows and columns apart; None where they cannot be read."""
     for layout in (GRID, CHANNELS):
         try:

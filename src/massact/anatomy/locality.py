@@ -72,8 +72,8 @@ def _is_local(term: Gathered, seen: dict[int, Tensor], tolerance: float) -> bool
     given, made = seen[leaf], term.made_of(seen)
     rows = term.formula.write is not None and given.shape[:-1] != made.shape[:-1] and given.shape[-1] == made.shape[-1]
     generator = torch.Generator().manual_seed(0)
-    # Of a write in windows, frames or some of the tokens nothing is asked but that it is linear and keeps dims: its rows
-    # are no tokens, and what is added at a token is what is seen there.
+    # Of a write in windows, frames or some of the tokens nothing is asked but that it is linear and keeps dims: its
+    # rows are no tokens, and what is added at a token is what is seen there.
     shape = made.shape[-1:] if rows else made.shape
     scale = torch.tensor(_FACTORS)[torch.randint(len(_FACTORS), shape, generator=generator)].to(made)
     if rows:

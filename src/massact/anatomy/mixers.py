@@ -84,9 +84,11 @@ def mixing_of(reader: BlockReader, key: Key, stop: set[Key], reach: int | None) 
         return Mixing("cross_attn")
     # An attention kernel is one even where nothing comes of it yet (values or weights that start at zero).
     mixes = by_dataflow if reach is None else reach > 0 or reader.calls_attention(cone)
-    if not mixes:
+    flow = _Flow(reader, cone, stop)
+    # In rows of frames or patches no product is contracted over as many tokens as the stream has.
+    if not mixes and (reach is not None or not flow.attention):
         return Mixing("mlp")
-    return _Flow(reader, cone, stop).mixing(reach)
+    return flow.mixing(reach)
 
 
 def mixer_of(kinds: Iterable[str]) -> str:

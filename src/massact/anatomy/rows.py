@@ -1,8 +1,8 @@
 """Rows are sequences and positions are tokens: shown on an example with one sequence more, and on a shorter one.
 
-A sequence may be several rows, its pieces (windows, frames), one behind another, or all may be in one row: then sites are
-laid out so. A row is one sequence and nothing else: shown by giving the others what the last one has. The proof of the sums does not
-tell: they hold entry by entry, whatever the axes mean and whatever a term was made from.
+A sequence may be several rows, its pieces (windows, frames), one behind another, or all may be in one row: then sites
+are laid out so. A row is one sequence and nothing else: shown by giving the others what the last one has. The proof of
+the sums does not tell: they hold entry by entry, whatever the axes mean and whatever a term was made from.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def proved_rows(
         why = _rows(before, more, stack.name, n) or _positions(run, example, ids, before.get(stack.name), stack.name)
         if why:
             refused[stack.name] = why, BATCH_FIRST
-        elif mixed := _mixed(ends, beside, stack.name, n):
+        elif mixed := _mixed(ends, beside, stack, n):
             lies = as_they_lie[stack.name]  # where it was laid out otherwise, its pieces are not one behind another
             refused[stack.name] = (lies, BATCH_FIRST) if lies else (mixed, _ALONE)
     if not refused:
@@ -82,9 +82,7 @@ def proved_rows(
     return replace(anatomy, stacks=left, left_out=(*anatomy.left_out, *out))
 
 
-def _laid_out(
-    module: nn.Module, example: dict[str, Any], stack: Stack, before: Shapes, more: Shapes, n: int
-) -> Stack:
+def _laid_out(module: nn.Module, example: dict[str, Any], stack: Stack, before: Shapes, more: Shapes, n: int) -> Stack:
     """A stack whose sequences are several rows each, or all in one row, as (batch, tokens, width)."""
     was, now = before.get(stack.name, ()), more.get(stack.name, ())
     if len(was) != 3 or len(now) != 3 or was[2] != now[2] or was == now:
@@ -134,16 +132,19 @@ def _rows(before: Shapes, more: Shapes, stack: str, n: int) -> str:
     return f"{what}: several rows for each sequence (streams, windows, frames), and none of them is the stream"
 
 
-def _mixed(ends: Ends, beside: Ends, stack: str, n: int) -> str:
+def _mixed(ends: Ends, beside: Ends, stack: Stack, n: int) -> str:
     """What is wrong where the last row is not what it was when the others are copies of it; "" for nothing."""
-    was, now = ends.get(stack), beside.get(stack)
-    if was is None or now is None or was.shape != now.shape or len(was) % n or (was.ndim, len(was) == n) == (3, False):
+    was, now = ends.get(stack.name), beside.get(stack.name)
+    if was is None or now is None or was.shape != now.shape:
         return ""
-    # in one row the last sequence is its last part
-    was, now = (h[-1].double() if h.ndim == 3 else h[-(len(h) // n) :].double() for h in (was, now))
+    if stack.blocks[0].places["resid_pre"].layout == ONE_ROW:
+        was, now = was.unflatten(0, (n, -1)), now.unflatten(0, (n, -1))
+    if was.ndim != 3 or len(was) != n:
+        return ""
+    dtype, was, now = was.dtype, was[-1].double(), now[-1].double()
     # Of typical entries: a massive one is rounded in larger steps. In 16 bits rounding may send one token to other
     # experts, whose groups are of other sizes.
-    off_T, eps = (now - was).abs().median(-1).values / was.abs().median(-1).values, torch.finfo(ends[stack].dtype).eps
+    off_T, eps = (now - was).abs().median(-1).values / was.abs().median(-1).values, torch.finfo(dtype).eps
     off = float(off_T.max() if eps < 1e-6 else off_T.median())
     if not off > max(_MIXED, 4 * eps):
         return ""
