@@ -420,6 +420,6 @@ def test_layers_whose_attention_is_not_seen_are_named() -> None:
     assert set(e.heads["layer"]) == set(e.axes["layer"]) == set(e.positions["layer"]) == {1, 3}
     assert e.info.attention[""]["unseen_layers"] == [2]
     words = story_in_words(e)
-    assert tells(words, "2 other layers", "not about layer 2")
+    assert tells(words, "about layers 1, 3", "not about layer 2")
     (note,) = tells(words, "Attention of layer 2", anatomy.no_attention[hidden])
     assert note.startswith("Note: ")

@@ -68,7 +68,7 @@ def test_tables_keep_all_digits_before_the_point(value: float, spelled: str) -> 
 
 def test_signs_shares_and_lists() -> None:
     assert signed(3.0) == "+3" and signed(-3.0) == "-3" and signed(float("nan")) == "NaN"
-    assert percent(0.055) == "5.5%" and percent(1) == "100%" and percent("nan") == "NaN%"
+    assert percent(0.055) == "5.5%" and percent(1) == "100%" and percent("nan") == "unavailable"
     assert ranges([4, 2, 3, 3, 9]) == "2-4, 9" and ranges([]) == ""
     assert listed([]) == "none" and listed(["a"]) == "a" and listed(["a", "b", "c"]) == "a, b and c"
 

@@ -246,7 +246,7 @@ def sampled(a: Attended, keys: list[int]) -> list[int]:
 def alike(u: np.ndarray, out: np.ndarray) -> list[float]:
     """Constancy, mean cosine of all pairs that are not zero, energy share of updates (R, X)."""
     mean, real = u.mean(0), [x for x in u if x.any()]
-    constancy = np.mean([np.linalg.norm(x - mean) for x in u]) / np.linalg.norm(mean)
+    constancy = np.mean([np.linalg.norm(x - mean) for x in u]) / np.linalg.norm(mean) if len(u) > 1 else np.nan
     unit = [x / np.linalg.norm(x) for x in real]
     pairs = [x @ y for i, x in enumerate(unit) for j, y in enumerate(unit) if i != j]
     return [constancy, np.mean(pairs) if pairs else np.nan, (u**2).sum() / (out**2).sum()]

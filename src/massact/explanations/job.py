@@ -36,7 +36,7 @@ from massact.records.errors import WorkError
 from massact.records.kinds.explanation import ExplainInfo, Explanation
 from massact.records.kinds.scan import ScanResult
 from massact.records.runinfo import jsonable
-from massact.records.sites import Site
+from massact.records.sites import Site, runs_of
 from massact.records.tables import frame
 from massact.scans import AtLength, proved_at, scanned_inputs
 from massact.scans.image_maps import massive_patches
@@ -141,10 +141,11 @@ class _Job:
         if coordinates:
             tolerance = self.model.proof.tolerance
             result.writers, info.closure, missed = writers_table(self.stacks, coordinates, measured, tolerance)
-            info.notes += missed + [
-                f"The writes{f' in {stack}' * bool(stack)} add up to the measured values within {off:.1g} of the peak."
-                for stack, off in info.closure.items()
-            ]
+            info.notes += missed
+            if info.closure:
+                where, off = ", ".join(runs_of(name for name in info.closure if name)), max(info.closure.values())
+                info.notes.append(f"The writes{f' in {where}' * bool(where)} add up to the measured values within "
+                                  f"{off:.1g} of the peak.")  # fmt: skip
             result.neurons, notes = neurons_table(self.model, self.corpus, coordinates, result.writers)
             info.notes += notes
         dims = {s: {c.dim for c in coordinates if c.stack == s} for s in self.stacks}
@@ -256,8 +257,9 @@ class _Job:
             here["error"] = max(here["error"], place.error)
             here["allowed"] = max(here["allowed"], place.allowed)
             here["row_sum"] = min(here["row_sum"], place.row_sum)
+        known = {(site.stack, site.layer) for site, place in self.model.anatomy.attentions.items() if not place.cross}
         for site in self.model.anatomy.no_attention:
-            if site.stack in seen and site.point == "attention":
+            if site.stack in seen and (site.stack, site.layer) not in known:
                 seen[site.stack].setdefault("unseen_layers", []).append(site.layer)
         return seen
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from massact.records.anatomy import Block, Stack
 from massact.records.clusters import KEYS, passing
-from massact.records.sites import Site
+from massact.records.sites import Site, runs_of
 from massact.records.tables import frame
 from massact.stats.groups import Gather
 from massact.trace import Measurements, Probe
@@ -144,7 +144,7 @@ def writers_table(
     kept: dict[Site, Values] = {site: measured.result("writes", site) for site in measured.sites("writes")}
     for c in coordinates:
         if stacks[c.stack].streams:
-            reads = ", ".join(stacks[c.stack].streams)
+            reads = ", ".join(runs_of(stacks[c.stack].streams))
             notes.append(
                 f"Nothing is added to stack {c.stack!r}, which is read from {reads}: their writers stand there."
             )
@@ -152,7 +152,8 @@ def writers_table(
         dims = sorted({k.dim for k in coordinates if k.stack == c.stack})
         mine, missed, refused = _account(stacks[c.stack], c, dims.index(c.dim), kept, tolerance)
         if refused:
-            notes.append(f"Who writes dim {c.dim} ({c.position_class}) is unavailable: {refused}.")
+            where = f" in {c.stack}" * bool(c.stack)
+            notes.append(f"Who writes dim {c.dim} ({c.position_class}){where} is unavailable: {refused}.")
             continue
         rows += mine
         closure[c.stack] = max(closure.get(c.stack, 0.0), missed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
@@ -61,20 +61,22 @@ def with_attention(model: Model) -> Model:
     for stack in model.anatomy.stacks:
         for block in stack.blocks:
             mine = [e for e in events if e.block is block]
+            if stack.stream_of is not None:
+                why = f"it is of stack {stack.stream_of!r}, which reads the streams"
+                unavailable[Site(stack.name, block.layer, "attention")] = why
+                continue
             if not mine:
                 site = Site(stack.name, block.layer, "attention")
                 why = next(
                     (w for name, w in unread.items() if f"{name}.".startswith(f"{block.module}.") or not name), ""
                 )
                 unavailable[site] = block.unavailable.get("attn_out") or why or "no attention call was seen in it"
-            for event in mine:
-                made = _place(event, model.module)
-                cross = isinstance(made, AttentionPlace) and made.cross
-                site = _fresh(stack.name, block.layer, "cross_attention" if cross else "attention", places)
-                if isinstance(made, AttentionPlace):
-                    places[site] = made
-                else:
-                    unavailable[site] = made
+            made = [_place(event, model.module) for event in mine]
+            for place in (m for m in made if isinstance(m, AttentionPlace)):
+                point = "cross_attention" if place.cross else "attention"
+                places[_fresh(stack.name, block.layer, point, places)] = place
+            for why in (m for m in made if isinstance(m, str)):  # last: a call that is seen has the plain name
+                unavailable[_fresh(stack.name, block.layer, "attention", places | unavailable)] = why
     anatomy = replace(model.anatomy, attentions=places, no_attention=unavailable)
     return replace(model, anatomy=anatomy, proof=replace(model.proof, calls=model.proof.calls | calls))
 
@@ -96,7 +98,7 @@ def with_attention_for(model: Model, corpus: Corpus) -> Model:
     return replace(found, anatomy=replace(anatomy, attentions=left, no_attention=anatomy.no_attention | lost))
 
 
-def _fresh(stack: str, layer: int, point: str, taken: dict[Site, AttentionPlace]) -> Site:
+def _fresh(stack: str, layer: int, point: str, taken: Collection[Site]) -> Site:
     names = (point, *(f"{point}_{i}" for i in range(2, 99)))
     return next(site for name in names if (site := Site(stack, layer, name)) not in taken)
 

@@ -359,19 +359,24 @@ class Anatomy:
                     yield Site(stack.name, block.layer, point), reason
 
     def unseen_attention(self, stacks: Iterable[str]) -> list[str]:
-        """Which layers' attention cannot be seen in some stacks, and why: a sentence for each reason."""
-        layers: dict[tuple[str, str, str], list[tuple[int, str]]] = {}
+        """Which layers' attention cannot be seen in some stacks, and why: a sentence for each reason.
+
+        Nothing is said of one of several streams: sublayers, with their attention, are of the stack that reads these.
+        """
+        known = {(site.stack, site.layer) for site in self.attentions}
+        mine = {stack.name for stack in self.stacks if stack.stream_of is None} & set(stacks)
+        layers: dict[tuple[str, bool, str], list[tuple[int, str]]] = {}
         for site, reason in self.no_attention.items():
-            if site.stack in stacks:  # numbers that differ from layer to layer stand in brackets
-                layers.setdefault((site.stack, site.point, reason.partition(" (")[0]), []).append((site.layer, reason))
+            if site.stack in mine:  # numbers that differ from layer to layer stand in brackets
+                also = (site.stack, site.layer) in known
+                layers.setdefault((site.stack, also, reason.partition(" (")[0]), []).append((site.layer, reason))
         told = []
-        for (stack, point, _), found in layers.items():
-            kind = point.replace("_", "-").rstrip("-0123456789")
+        for (stack, also, _), found in layers.items():
             where = f"layer{'s' * (len({n for n, _ in found}) > 1)} {ranges(n for n, _ in found)}"
-            told.append(
-                f"{kind.capitalize()} of {where}{f' of {stack}' if stack else ''} could not be seen, and no number of "
-                f"attention counts {'it' if len(found) == 1 else 'them'}: {found[0][1]}."
-            )
+            where += f" of {stack}" * bool(stack)
+            what = f"In {where} an attention call beside the measured one" if also else f"Attention of {where}"
+            told.append(f"{what} could not be seen, and no number of attention counts "
+                        f"{'it' if also or len(found) == 1 else 'them'}: {found[0][1]}.")  # fmt: skip
         return told
 
     def select_attention(self, pattern: str) -> dict[Site, AttentionPlace]:

@@ -51,6 +51,7 @@ class Sidecar:
             **more: further fields.
         """
         model = {k: scan.model.get(k) for k in ("id", "name", "weights_sha256")}
+        model |= {"streams": scan.model["streams"]} if scan.model.get("streams") else {}
         read = {"name": corpus.name, "sha256": corpus.sha256, "n_sequences": n_sequences}
         return cls(config=config, model=model, corpus=read, git=git_state(), **more)
 

@@ -75,6 +75,23 @@ def spanned(layers: Iterable[int]) -> str:
     return f"layer{'s' * (len(numbers) > 1)} {ranges(numbers)}"
 
 
+def runs_of(names: Iterable[str]) -> list[str]:
+    """'stream_0 to stream_3', 'collapsed' of names of stacks: three or more that are numbered in order are one."""
+    runs: list[list[str]] = []
+    for name in names:
+        head, number = _numbered(name)
+        if runs and number is not None and _numbered(runs[-1][-1]) == (head, number - 1):
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return [said for run in runs for said in ([f"{run[0]} to {run[-1]}"] if len(run) > 2 else run)]
+
+
+def _numbered(name: str) -> tuple[str, int | None]:
+    head = name.rstrip("0123456789")
+    return head, int(name[len(head) :]) if len(head) < len(name) < len(head) + 6 else None
+
+
 def ranges(values: Iterable[int]) -> str:
     """'2-30, 32' of the whole numbers in any order."""
     runs: list[list[int]] = []

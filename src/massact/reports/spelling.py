@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from massact.records.sites import ranges as ranges  # said by records too
@@ -86,7 +86,29 @@ def signed(value: Any) -> str:
 def percent(share: Any, digits: int = 3) -> str:
     """A share as a percentage."""
     x = real(share)
-    return f"{number(100 * x, digits, whole=100.0)}%"
+    return "unavailable" if math.isnan(x) else f"{number(100 * x, digits, whole=100.0)}%"
+
+
+def portion(shares: Sequence[Any], whole: str) -> str:
+    """'93.2% of the peak', '80% to 93.2% of the peak'; what is more than all of it is no share: '2.47 times the peak'.
+
+    Args:
+        shares: one number, or several of which the least and the greatest are told.
+        whole: what they are of.
+    """
+    known = [x for x in map(real, shares) if not math.isnan(x)]
+    if not known:
+        return f"an unavailable part of {whole}"
+    most = max(map(abs, known)) > 1 + 5e-4  # what is rounded to 100 % is all of it
+    return f"{between(known, number if most else percent)} {'times' if most else 'of'} {whole}"
+
+
+def between(values: Sequence[float], spell: Callable[[float], str]) -> str:
+    """'3', or of several numbers the least and the greatest: '3 to 5'; of NaN alone 'unavailable'."""
+    known = [x for x in values if not math.isnan(real(x))]
+    if not known:
+        return "unavailable"
+    return " to ".join(dict.fromkeys([spell(min(known, key=abs)), spell(max(known, key=abs))]))
 
 
 def counted(n: int, noun: str, nouns: str = "") -> str:

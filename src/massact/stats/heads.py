@@ -412,6 +412,7 @@ def _alike(u_RX: Tensor, out_RX: Tensor) -> Tensor:
     u_RX, out_RX = u_RX.to(sum_dtype(u_RX.device)), out_RX.to(sum_dtype(u_RX.device))
     mean_X = u_RX.mean(0)
     constancy = (u_RX - mean_X).norm(dim=1).mean() / mean_X.norm()
+    constancy = constancy if len(u_RX) > 1 else torch.full_like(constancy, float("nan"))  # one alone differs from none
     norm_R = u_RX.norm(dim=1)
     real = (norm_R > 0).sum()
     unit_X = (u_RX / norm_R.clamp(min=torch.finfo(u_RX.dtype).tiny)[:, None]).sum(0)

@@ -95,7 +95,7 @@ TABLES: dict[str, Columns] = {
     "decomposition": {
         **_LAYER,
         "part": ("string", "head (mean over heads), concat (heads side by side) or projected (after W_O)"),
-        "constancy": ("float64", "mean |u - mean u| / |mean u| over queries: 0 for a constant"),
+        "constancy": ("float64", "mean |u - mean u| / |mean u| over queries: 0 for a constant; NaN for one query"),
         "cosine": ("float64", "mean cosine of the updates of two queries"),
         "energy_share": ("float64", "sum |u|^2 / sum |output|^2"),
         "between": ("float64", "mean cosine of the mean updates of two sequences"),

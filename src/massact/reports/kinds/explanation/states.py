@@ -9,7 +9,7 @@ import pandas as pd
 from massact.records.kinds.explanation import Explanation
 from massact.reports.kinds.scan.cluster_words import CLASSES
 from massact.reports.parts import Section, Words, parts_of, table_of
-from massact.reports.spelling import counted, number, real, visible
+from massact.reports.spelling import counted, number, portion, real, visible
 
 HALF = 0.5
 TITLE = "What a token changes in the outputs of mixers d tokens later, beside random tokens"
@@ -34,6 +34,7 @@ def states_in_words(e: Explanation) -> list[str]:
     for kind, mine in e.states.groupby("position_class", sort=False):
         near = mine[(mine["distance"] == 1) & mine["ratio"].notna()]
         if not len(near):
+            said += _alone(str(kind), mine[(mine["distance"] == 1) & mine["influence"].notna()])
             continue
         top = near.loc[near["ratio"].astype(float).idxmax()]
         rows = mine[(mine["layer"] == top["layer"]) & (mine["submodule"] == top["submodule"])]
@@ -45,6 +46,20 @@ def states_in_words(e: Explanation) -> list[str]:
             f"{counted(len(near), 'mixer')}); {_decay(rows)}."
         )
     return said
+
+
+def _alone(kind: str, near: pd.DataFrame) -> list[str]:
+    """What is known where there is no random token to compare with, or the mixers pass nothing of it on."""
+    if not len(near):
+        return [f"States: what tokens {_where(kind)} leave in them is not known: no token follows these."]
+    top = near.loc[near["influence"].astype(float).idxmax()]
+    why = "no ordinary token is left to compare with" if not near["n_random"].any() else (
+        "random tokens change nothing there")  # fmt: skip
+    return [
+        f"States: setting to zero what a mixer reads of the tokens {_where(kind)} changes what it adds one token later "
+        f"by up to {portion([top['influence']], 'its size')} (layer {int(top['layer'])}, {visible(top['submodule'])}). "
+        f"Whether that is much is not known: {why}."
+    ]
 
 
 def _where(kind: str) -> str:

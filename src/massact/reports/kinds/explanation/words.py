@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from massact.records.kinds.explanation import Explanation
 from massact.reports.kinds.explanation.states import states_in_words
+from massact.reports.kinds.explanation.writer_words import writers_in_words
 from massact.reports.spelling import (
     counted,
     listed,
@@ -20,15 +20,13 @@ from massact.reports.spelling import (
     percent,
     quoted,
     real,
-    signed,
     spanned,
     visible,
 )
+from massact.reports.stack_words import said_once, stream_sets
 
-MOST_COORDINATES = 4  # told one by one
 RANDOM = " (random tokens: {})"
 UNIFORM = "; a head that looks at all alike would give {}"
-SUPER = 0.5  # a weight that carries this share of a step up is named; with more than twice the step, others cancel it
 CAUSES = "Measured side by side: none of these numbers says what causes what."
 
 
@@ -39,16 +37,20 @@ def story_in_words(e: Explanation) -> list[str]:
         e: fresh, or read from a run directory.
     Source: the questions of Sun 2024, Section 4; Gu 2025; Yu 2024; Kovaleva 2021; Cancedda 2024.
     """
+    sets = stream_sets(e.info.model)
+    streams = {name for of in sets.values() for name in of}
     stacks = list(dict.fromkeys([*e.heads["stack"], *e.norm_weights["stack"], *e.writers["stack"], *e.states["stack"]]))
-    said: list[str] = []
+    several, told = len(stacks) > 1, list[tuple[str, list[str]]]()
     for stack in stacks:
-        mine = _of(e, stack)
-        sentences = [
+        mine, name = _of(e, stack), str(stack) if several else ""
+        told.append((name, [
             *_unseen(e, stack), *_concentration(mine), *_sinks(mine), *_trajectory(mine), *_bias(mine),
-            *states_in_words(mine), *_writers(mine), *_weights(mine, stack),
-        ]  # fmt: skip
-        said += [f"{visible(stack)}: {s}" if stack and len(stacks) > 1 else s for s in sentences]
-    return [*said, *noted(e.info.notes), CAUSES]
+            *states_in_words(mine),
+        ]))  # fmt: skip
+        together = [[stack]] if stack not in streams else [s for s in sets.values() if stack == s[0]]
+        told += [(who if several else "", said) for of in together for who, said in writers_in_words(e, of)]
+        told.append((name, _weights(mine, stack)))
+    return [*said_once(told), *noted(e.info.notes), CAUSES]
 
 
 def _of(e: Explanation, stack: str) -> Explanation:
@@ -66,13 +68,12 @@ def _mean(table: pd.DataFrame, column: str) -> float:
 
 
 def _unseen(e: Explanation, stack: str) -> list[str]:
-    """Which layers the sentences about attention are not about."""
+    """Which layers the sentences about attention are about, and which not."""
     layers = e.info.unseen_layers(stack)
-    if not layers:
+    mine = e.heads[(e.heads["stack"] == stack) & (e.heads["kind"] == "attention")]
+    if not layers or not len(mine):  # where nothing is said of attention, there is nothing to limit
         return []
-    rest = counted(e.heads.loc[(e.heads["stack"] == stack) & (e.heads["kind"] == "attention"), "layer"].nunique(),
-                   "other layer")  # fmt: skip
-    return [f"What is said of attention is about {rest}, not about {spanned('layer', layers)}, where it "
+    return [f"What is said of attention is about {_layers_of(mine)}, not about {spanned('layer', layers)}, where it "
             "could not be seen (the notes say why)."]  # fmt: skip
 
 
@@ -98,7 +99,7 @@ def _concentration(e: Explanation) -> list[str]:
         f"heads, in the blocks that read them ({_layers_of(after)})"
         + (
             f", and {percent(_mean(before, 'concentration'))} in the others ({_layers_of(before)})"
-            if len(before)
+            if not math.isnan(_mean(before, "concentration"))
             else ""
         )
         + _beside(_mean(after, "concentration_uniform"), UNIFORM)
@@ -151,10 +152,11 @@ def _sinks(e: Explanation) -> list[str]:
     eps = real(e.info.config.get("eps"))
     told: list[str] = []
     if len(heads) and heads["sink_rate"].notna().any():
-        always = int((heads["sink_rate"] > 0.5).sum())
+        always, known = int((heads["sink_rate"] > 0.5).sum()), int(heads["sink_rate"].notna().sum())
         told.append(
-            f"{always:,} of {counted(len(heads), 'head')} {'has' if always == 1 else 'have'} position 0 as a sink in "
-            f"most sequences (alpha_0 > {number(eps)}, over all queries, the one at position 0 among them; Gu 2025)."
+            f"{always:,} of {counted(known, 'head')} {'has' if always == 1 else 'have'} position 0 as a sink in "
+            f"most sequences (alpha_0 > {'eps' if math.isnan(eps) else number(eps)}, over all queries, the one at "
+            "position 0 among them; Gu 2025)."
         )
         later = e.sinks[(e.sinks["pos"] > 0) & (e.sinks["heads"] > 0)]
         if len(later):
@@ -206,8 +208,9 @@ def _trajectory(e: Explanation) -> list[str]:
             said.append(
                 f"After the norm of that layer the tokens with findings have a sparsity of {number(mine['sparsity'])} "
                 "(Hoyer's: 1 where one entry is all, less the more even they are"
-                f"{_beside(rest['sparsity'], '; others {}', number)}), with {percent(mine['massive_share'])} of their "
-                f"squared norm in the massive dims{_beside(rest['massive_share'], ' (others {})')}."
+                f"{_beside(rest['sparsity'], '; others {}', number)})"
+                f"{_beside(mine['massive_share'], ', with {} of their squared norm in the massive dims')}"
+                f"{_beside(rest['massive_share'], ' (others {})')}."
             )
     return said
 
@@ -218,80 +221,45 @@ def _bias(e: Explanation) -> list[str]:
     d = d[d["layer"].isin(after)]
     if not len(d):
         return []
-    part = "projected" if d.loc[d["part"] == "projected", "constancy"].notna().any() else "concat"
+    part = "projected" if d.loc[d["part"] == "projected", "energy_share"].notna().any() else "concat"
     where = "after W_O" if part == "projected" else "of the heads side by side"
     rows = d[d["part"] == part]
-    rows = rows[rows["constancy"].notna()]
+    rows = rows[rows["energy_share"].notna()]
     if not len(rows):
         return []
-    spread, null = rows["constancy"].median(), rows["null_constancy"].median()
     told = [
-        f"What these tokens add to the others ({where}, {_layers_of(rows)}, medians): it "
-        f"differs between queries by {percent(spread)} of its mean{_beside(null, RANDOM)}, has a mean cosine "
-        f"of {number(rows['cosine'].median())} between queries and makes up {percent(rows['energy_share'].median())} "
-        f"of the energy of the attention output{_beside(rows['null_energy_share'].median(), RANDOM)}."
+        f"What these tokens add to the others ({where}, {_layers_of(rows)}, medians): it {_constant(rows)} and "
+        f"{_energy(rows['energy_share'].median())}{_beside(rows['null_energy_share'].median(), RANDOM)}."
     ]
     if rows["between"].notna().any():
         told.append(
             f"Between sequences these updates have a mean cosine of {number(rows['between'].median())}"
             f"{_beside(rows['null_between'].median(), RANDOM, number)}."
         )
-    off = number(rows["residual_error"].max())
-    told.append(f"These updates and what all other tokens add sum to the attention output within {off} of it.")
+    if rows["residual_error"].notna().any():
+        off = number(rows["residual_error"].max())
+        told.append(f"These updates and what all other tokens add sum to the attention output within {off} of it.")
     return told
 
 
-def _writers(e: Explanation) -> list[str]:
-    told: list[str] = []
-    named: set[tuple[str, int, int]] = set()
-    groups = sorted(e.writers.groupby(["dim", "position_class"], sort=False), key=_size, reverse=True)
-    for (dim, where), rows in groups[:MOST_COORDINATES]:
-        ups = [_write(r) for r in rows[rows["role"] == "up"].itertuples()]
-        downs = [_write(r) for r in rows[rows["role"] == "down"].itertuples()]
-        name = f"Dim {int(dim)} ({visible(where)}, {counted(int(rows['n_tokens'].iloc[0]), 'token')})"
-        up = f"is written by {listed(ups)}" if ups else "is written in no single step of a quarter of its peak"
-        down = f"taken away by {listed(downs)}" if downs else "no single step takes a quarter of it away"
-        told.append(f"{name} {up}; {down}.")
-        told += _neurons(e, int(dim), str(where), named)
-    if len(groups) > MOST_COORDINATES:
-        told.append(f"{counted(len(groups) - MOST_COORDINATES, 'more coordinate')} in writers.parquet.")
-    return told
+def _constant(rows: pd.DataFrame) -> str:
+    """How alike the updates of two queries are; where no two are known, that: one alone is no constant."""
+    cosine, spread = rows["cosine"].median(), rows["constancy"].median()
+    if math.isnan(cosine) or math.isnan(spread):
+        return "is of too few queries to say how it differs between them"
+    null = _beside(rows["null_constancy"].median(), RANDOM)
+    differs = f"differs between queries by {percent(spread)} of its mean{null}"
+    return f"{differs}, has a mean cosine of {number(cosine)} between queries"
 
 
-def _size(group: tuple[Any, pd.DataFrame]) -> tuple[int, float]:
-    """Tokens of a coordinate, and its peak: that of most tokens is told first, of two as frequent the larger."""
-    rows = group[1]
-    return int(rows["n_tokens"].iloc[0]), real(rows["after"].abs().max()) if rows["after"].notna().any() else 0.0
-
-
-def _write(row: Any) -> str:
-    share = f"{percent(row.share)} of the peak"
-    return f"{row.submodule} of layer {row.layer} ({signed(row.write)}, {share})"
-
-
-def _neurons(e: Explanation, dim: int, where: str, named: set[tuple[str, int, int]]) -> list[str]:
-    """What carries the steps up of one coordinate; a weight in `named` was told of another class of positions."""
-    told = []
-    mine = e.neurons[(e.neurons["dim"] == dim) & (e.neurons["position_class"] == where) & (e.neurons["rank"] == 1)]
-    for row in mine.itertuples():
-        module = visible(row.module)
-        if row.expert >= 0:
-            told.append(f"Of the routed experts of {module}, {row.expert} carries most: {percent(row.share)} of it.")
-            continue
-        if (module, dim, int(row.neuron)) in named:
-            told.append(f"In {module} it is the same weight, [{dim}, {row.neuron}], with {percent(row.share)} of it.")
-            continue
-        named.add((module, dim, int(row.neuron)))
-        leads = f"neuron {row.neuron} leads {row.fan_out} coordinates of that layer"
-        shared = f"; {leads}" if row.fan_out > 1 else ""
-        what = (
-            f"one weight, [{dim}, {row.neuron}] = {number(row.weight)} (input {number(row.activation)}), carries "
-            f"{percent(row.share)} of it: the place of a super weight (Yu 2024){shared}"
-            if SUPER <= row.share <= 1 / SUPER
-            else f"the leading neuron, {row.neuron}, carries {percent(row.share)} of it{shared}"
-        )
-        told.append(f"In {module} {what}.")
-    return told
+def _energy(share: float) -> str:
+    """The updates' squared norm over that of the whole output: more than it where other tokens cancel a part."""
+    if math.isnan(share):
+        return "is an unavailable part of the energy of the attention output"
+    if share <= 1:
+        return f"makes up {percent(share)} of the energy of the attention output"
+    return (f"has {number(share)} times the energy of the attention output, since what other tokens add cancels a part "
+            "of it")  # fmt: skip
 
 
 def _weights(e: Explanation, stack: str) -> list[str]:
@@ -304,10 +272,12 @@ def _weights(e: Explanation, stack: str) -> list[str]:
         rule = "beyond 3 standard deviations in at least half of the layers (Kovaleva 2021)"
         told.append(
             f"Norm weights {rule}: {numbered('dim', outliers)}"
-            + (f"; of the dims of the findings, {numbered('dim', both)}." if dims else ".")
+            + (f"; of the dims of the findings, {numbered('dim', both) if both else 'none'}." if dims else ".")
+            if outliers
+            else f"No dim has norm weights {rule}."
         )
     s = e.info.spectrum.get(stack, {})
-    if "findings" in s and "others" in s:
+    if not math.isnan(real(s.get("findings"))) and not math.isnan(real(s.get("others"))):
         told.append(
             f"At layer {int(s['layer'])}, {percent(s['findings'])} of the mean state of the tokens with findings lies "
             f"in the weakest {percent(s['bottom'])} of the unembedding's directions (others: {percent(s['others'])})."

@@ -9,7 +9,7 @@ import pandas as pd
 from massact.records.sites import MIXERS
 from massact.reports.kinds.scan.views import StackView
 from massact.reports.parts import Table, grid
-from massact.reports.spelling import cell, listed, number, or_dash, percent, real, spanned, visible
+from massact.reports.spelling import cell, listed, number, or_dash, portion, real, spanned, visible
 
 MOST = 8  # rises that are told one by one
 WORDS = {"ssm": "state-space scans", "linear_attn": "linear attention", "conv": "convolutions", "none": "nothing",
@@ -53,8 +53,10 @@ def _rise(row: pd.Series) -> str:
     if attention == int(row["layer"]) + 1:
         said += f", right before the attention of layer {attention}"
     elif attention > 0 and not math.isnan(kept):
-        said += f", of which the next attention, at layer {attention}, reads {percent(kept)}"
-    return said + f" (at least {percent(row['kept_between'])} of it {_until(row)})"
+        said += f"; the next attention, at layer {attention}, reads {portion([kept], 'it')}"
+    left = real(row["kept_between"])
+    least = "what is left of it is not known" if math.isnan(left) else f"at least {portion([left], 'it')}"
+    return said + f" ({least} {_until(row)})"
 
 
 def _until(row: pd.Series) -> str:
