@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import massact as ma
 from massact.records.errors import UserError
 from massact.trace import recorded
-from tests.facts import each
+from tests.facts import each, tells
 
 SIZES = dict(num_attention_heads=4, attention_head_dim=8, in_channels=4, out_channels=4, num_layers=3, sample_size=8,
              patch_size=2)  # fmt: skip
@@ -185,6 +185,69 @@ def test_calls_that_are_no_corpus(denoised: tuple[Any, Any]) -> None:
 
     with pytest.raises(UserError, match="different shapes"), torch.no_grad():
         recorded(module, uneven)
+
+
+class Stepped(nn.Module):
+    """Takes its step as a Python number, and more that has no rows."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, latents: Any, step: Any, scale: float = 1.0, table: Any = None, return_dict: bool = True) -> Any:
+        return self.inside(latents, torch.as_tensor(step).expand(len(latents))) * scale
+
+
+def test_numbers_of_calls_are_given_to_rows_and_what_is_left_out_is_told(denoised: tuple[Any, Any]) -> None:
+    module, latents = Stepped(denoised[0].module), denoised[1].inputs["latents"][:2]
+
+    def run(*steps: int, **more: Any) -> Any:
+        return recorded(module, lambda: [module(latents, step, return_dict=False, **more) for step in steps])
+
+    with torch.no_grad():
+        assert run(900, 30).inputs["step"].tolist() == [900, 900, 30, 30]
+        assert run(5).inputs["step"].tolist() == [5, 5] and not run(5, scale=1.0).origin.source
+        corpus = run(900, 30, scale=7.5, table=torch.zeros(9, 4))
+        other = run(900, 900, scale=2.0)  # the same in all calls, and needed
+    assert other.inputs["step"].tolist() == [900] * 4
+    assert set(corpus.inputs) == {"latents", "step"}
+    scan = ma.scan(ma.load(module, inputs=dict(corpus.inputs)), corpus, by="step", null=False)
+    assert sorted(set(scan.by_input["value"])) == [30, 900]
+    (note,) = tells(scan.info.notes, "scale=7.5", "table (9, 4)")
+    assert not tells(note, "return_dict")
+
+
+def test_calls_inside_calls_and_calls_that_fail(denoised: tuple[Any, Any]) -> None:
+    module, corpus = denoised[0].module, denoised[1]
+    given, inner = {name: x[:3] for name, x in corpus.inputs.items()}, list[Any]()
+
+    def run() -> None:
+        module(**given)
+        inner.append(recorded(module, lambda: module(**given)))
+
+    with torch.no_grad():
+        outer = recorded(module, run)
+        assert (outer.n_sequences, inner[0].n_sequences) == (6, 3)
+        with pytest.raises(KeyError):
+            recorded(module, lambda: {}["nothing"])
+    assert not module._forward_pre_hooks
+    with pytest.raises(UserError, match="called"):
+        recorded(module, corpus)  # type: ignore[arg-type]
+
+
+class Unnamed(Stepped):
+    """Hands on whatever it is given."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inside(*args, **kwargs)
+
+
+def test_inputs_without_names_are_refused_and_keywords_are_taken(denoised: tuple[Any, Any]) -> None:
+    module, given = Unnamed(denoised[0].module), {name: x[:2] for name, x in denoised[1].inputs.items()}
+    with torch.no_grad():
+        with pytest.raises(UserError, match="no names"):
+            recorded(module, lambda: module(*given.values()))
+        assert set(recorded(module, lambda: module(**given)).inputs) == set(given)
 
 
 def test_a_denoising_language_model_by_its_share_of_masked_tokens() -> None:

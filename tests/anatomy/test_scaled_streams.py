@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 import massact as ma
 from massact.models import load
-from massact.records.errors import WorkError
+from massact.records.errors import ProofError, WorkError
 from massact.records.sites import Site
 from massact.stats import Keep
 from massact.trace import Edit, Probe, measure
 from tests.anatomy.test_own_modules import SIGNAL, Block, D, Own, plain, sums
+from tests.facts import each, tells
 from tests.families import G, build_as
 
 
@@ -138,6 +139,36 @@ def test_an_edit_of_what_goes_on_of_the_stream_is_refused() -> None:
     with torch.no_grad(), pytest.raises(WorkError):
         with ma.edited(model, Edit("none", "2.resid_scaled", lambda h, _: torch.zeros_like(h))):
             module(torch.randn(2, 11, 5))
+
+
+def test_a_stream_that_is_only_multiplied_has_nothing_to_account_for() -> None:
+    for how in (lambda b, x, y: x * (1 + y), lambda b, x, y: x + x * y):
+        with pytest.raises(ProofError, match=each("times", "adds nothing")) as refused:
+            load(own(sums(how)), inputs=SIGNAL)
+        assert not tells(refused.value.do, "wrap")
+
+
+CUTS: dict[str, tuple[Callable[..., Any], str, float]] = {
+    "the stream": (lambda b, x: sums(plain)(b, x).clamp(-50, 50), "resid_post", 50),
+    "a scaled stream": (lambda b, x: sums(lambda b, x, y: b.gamma * x + y)(b, x).clamp(-60, 60), "resid_post", 60),
+    "the middle": (sums(lambda b, x, y: (x + y).clamp(-70, 70), plain), "resid_mid", 70),
+    "a write": (sums(plain, lambda b, x, y: x + y.clamp(max=80)), "mlp_out", 80),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_clamp_that_cuts_nothing_in_the_proof_is_told(name: str) -> None:
+    """And where it cuts a later sequence; that no equation is looked at there must not pass in silence."""
+    how, point, bound = CUTS[name]
+    model = load(own(how), inputs=SIGNAL)
+    assert [list(block.cuts) for block in model.anatomy.stacks[0].blocks] == [[point]] * 3
+    assert all(abs(block.cuts[point][1]) == bound for block in model.anatomy.stacks[0].blocks)
+    signal = torch.randn(4, 9, 5)
+    quiet = ma.scan(model, ma.corpus({"signal": signal}), null=False)
+    assert len(tells(quiet.info.notes, point, "clamp", bound)) == 1 and not tells(quiet.info.notes, "reaches")
+    signal[2, 3] *= 1e5
+    loud = ma.scan(model, ma.corpus({"signal": signal}), null=False)
+    assert len(tells(loud.info.notes, "reaches", bound, "1 sequence", "Layers 1-3")) == (point == "resid_post")
 
 
 # ---- families of transformers that do so

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 import massact as ma
 from massact.interventions import zero
-from massact.models import load
+from massact.models import load, with_attention
+from massact.records.errors import UserError
 from massact.stats import Keep
 from massact.trace import Probe, measure
 from tests.anatomy.test_scaled_streams import planted
+from tests.facts import each, tells
 from tests.families import G, build_as
 
 LATENT = dict(q_lora_rank=16, qk_rope_head_dim=8, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=24,
@@ -91,6 +93,35 @@ def test_writers_and_edits_of_several_streams() -> None:
     for site in sites:
         kept = np.stack(seen.result(site, seen.sites(site)[0]).values)
         assert np.abs(kept).max() < 1e3 and (kept[:, 0, 5] == 0).all()
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_attention_is_that_of_what_is_read_of_the_streams(name: str) -> None:
+    """A stream has none; where a call is seen and another one of its block is not, no site is said to be both."""
+    anatomy = with_attention(load(streams(name))).anatomy
+    assert {site.stack for site in anatomy.attentions} == {"collapsed"}
+    assert sorted(site.layer for site in anatomy.attentions if site.point == "attention") == [1, 2, 3]
+    assert not set(anatomy.attentions) & set(anatomy.no_attention)
+    assert not anatomy.unseen_attention([f"stream_{k}" for k in range(4)])
+    assert len(anatomy.unseen_attention(["collapsed"])) == (name == "deepseek_v4")
+
+
+def test_a_stack_without_findings_is_no_stack_to_edit() -> None:
+    model = load(with_planted(streams("hy_v4")))
+    corpus = ma.corpus(torch.randint(3, 99, (4, 24), generator=torch.Generator().manual_seed(0)))
+    scan = ma.scan(model, corpus, null=False, bos_contrast=False)
+    with pytest.raises(UserError, match=each("stream_9", "stream_2", "collapsed")):
+        ma.intervene(model, corpus, scan, sets=["zero"], stack="stream_9")
+
+
+def test_inputs_on_which_a_model_does_not_run_are_told_in_its_words() -> None:
+    """Experts of DeepSeek V4 are chosen by token id: there is none beside embeddings."""
+    module = streams("deepseek_v4")
+    with pytest.raises(UserError, match=each("DeepseekV4Model", "inputs_embeds (2, 11, 32)", "AttributeError")):
+        ma.scan(load(module), ma.corpus({"inputs_embeds": torch.randn(2, 11, 32)}), null=False)
+    longer = {"input_ids": torch.full((2, 11), 98), "inputs_embeds": torch.randn(2, 11, 32)}
+    with pytest.raises(UserError, match=each("exactly one of")):
+        ma.scan(load(streams("hy_v4")), ma.corpus(longer), null=False)
 
 
 def test_streams_against_a_sum_by_hand() -> None:

@@ -156,6 +156,7 @@ def test_tokens_and_keys_learned_in_front_of_the_text_are_refused(config: Any) -
     with pytest.raises(UserError, match="LlamaForCausalLM") as refused:
         ma.load(module)
     assert "'base_model'" in refused.value.do and "inputs=" in refused.value.do
+    assert config.peft_type.value.lower().replace("_", " ") in refused.value.why
     assert ma.load(module.get_submodule("base_model")).anatomy.stacks[0].n_layers == 3
 
 

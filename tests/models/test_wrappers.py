@@ -37,6 +37,27 @@ class Logits(Passing):
         return self.inside(input_ids=input_ids, use_cache=use_cache).logits
 
 
+class Bare(Passing):
+    """A wrapper that takes ids and nothing else, by a name of its own."""
+
+    def forward(self, tokens: Tensor) -> Any:
+        return self.inside(tokens)
+
+
+class Named(Passing):
+    """A wrapper that takes ids and nothing else, by their name."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.inside(input_ids).logits
+
+
+class Thrice(Passing):
+    """One that changes what the model gives, and takes nothing but ids."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return 3 * self.inside(input_ids).logits
+
+
 class Doubled(Passing):
     """A wrapper that changes what the model gives."""
 
@@ -121,6 +142,8 @@ AROUND: dict[str, Callable[[], nn.Module]] = {
     "AveragedModel": lambda: torch.optim.swa_utils.AveragedModel(tiny()),
     "Passing": lambda: Passing(tiny()),
     "Logits": lambda: Logits(tiny()),
+    "Bare": lambda: Bare(tiny()),
+    "Named": lambda: Named(tiny()),
     "Passing, DataParallel": lambda: Passing(nn.DataParallel(tiny())),
 }
 OTHERWISE: dict[str, Callable[[], nn.Module]] = {
@@ -188,7 +211,8 @@ def test_sharded_weights_are_refused_with_the_way_out(group: None) -> None:
         assert "full_state_dict" in refused.value.do and "save_pretrained" in refused.value.do
 
 
-@pytest.mark.parametrize(("make", "why"), [(Doubled, "something else"), (Scored, "weights of its own"),
+@pytest.mark.parametrize(("make", "why"), [(Doubled, "something else"), (Thrice, "something else"),
+                                           (Scored, "weights of its own"),
                                            (lambda m: nn.Sequential(Doubled(m), nn.Flatten()), "take")])  # fmt: skip
 def test_a_wrapper_that_does_something_is_not_taken_off(make: Any, why: str) -> None:
     module = make(tiny())

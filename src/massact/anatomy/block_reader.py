@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeGuard
@@ -23,6 +23,7 @@ from massact.records.errors import ProofError
 from massact.trace.watch import Call, Key, Node, Watch
 
 _MATMULS = {"mm": 0, "bmm": 0, "matmul": 0, "addmm": 1, "baddbmm": 1, "addbmm": 1, "linear": 0}
+_MULTIPLIED = "It takes the stream times what its modules give, and adds nothing to it."
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,9 @@ class BlockReader:
                 return values
             except NoTerms as error:
                 why = why or str(error)
+        if why == _MULTIPLIED:
+            do = "massact accounts for what is added to a stream: give blocks that add something with blocks='path'."
+            raise ProofError(refused.what, why, do) from refused
         do = f"{refused.do} What the stream itself may go through is in docs/residual-stream.md."
         raise ProofError(refused.what, f"{refused.why} With factors: {why}.", do) from refused
 
@@ -219,7 +223,7 @@ class BlockReader:
         """
         found = stretches.read(part)
         if not any(s.writes for s in found):
-            raise NoTerms("nothing is added to its input")
+            raise NoTerms(_MULTIPLIED if any(s.kept is not None for s in found) else "nothing is added to its input")
         values = [self.value(stretches.start.key, replace(stretches.place(stretches.start.key), part=part))]
         for s in found:
             place = replace(stretches.place(s.end), part=part)
@@ -305,6 +309,18 @@ class BlockReader:
             if self.canon(key)[0] in self.params:
                 return self.params[self.canon(key)[0]], self.canon(node.inputs[1 - i])
         return 1.0, None
+
+    def cuts(self, points: Mapping[Key, str]) -> dict[str, tuple[float, float]]:
+        """Clamps at points of the block, which cut nothing here: each with its bounds, NaN where not known."""
+        found: dict[str, tuple[float, float]] = {}
+        for key, step in self.watch.steps.items():
+            if step.op == "clamp" and (point := points.get(self.canon(key))):
+                asked = [*step.args[1:3], None, None][:2]
+                given = step.kwargs.get("min", asked[0]), step.kwargs.get("max", asked[1])
+                low, high = (nowhere if x is None else float(x) if isinstance(x, (int, float)) else math.nan
+                             for x, nowhere in zip(given, (-math.inf, math.inf), strict=True))  # fmt: skip
+                found[point] = low, high
+        return found
 
     # ---- what a write is made from
     def cone(self, key: Key, stop: set[Key]) -> set[Key]:

@@ -6,7 +6,7 @@ A write is attention if it mixes tokens (a product contracted over token positio
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from massact.anatomy.block_reader import BlockReader, Ends, Value
@@ -97,6 +97,7 @@ def read_values(reader: BlockReader, values: list[Value], layer: int, tell: Tell
     call, first = reader.call, reader.place_of_value(values[0])
     assert first is not None  # what the block takes
     found = Reading({"resid_pre": first})
+    points = {values[0].key: "resid_pre"} if layer == 1 else {}  # of others it is what the block before gives
     start, pending, normed_point = "resid_pre", list[str](), ""
     before = values[0]
     for i, value in enumerate(values[1:], 1):
@@ -109,7 +110,9 @@ def read_values(reader: BlockReader, values: list[Value], layer: int, tell: Tell
             found.changes.append(Change(start, point, "norm"))
             start, before = point, value
             continue
-        names = place_writes(reader, [*values[: i + 1]], reader.writes_of(value), found, tell, before)
+        writes = list(reader.writes_of(value))
+        names = place_writes(reader, [*values[: i + 1]], writes, found, tell, before)
+        points |= {reader.canon(key): name for (key, _), name in zip(writes, names, strict=True)}
         pending += names
         if value.kept is not None:
             found.changes.append(Change(start, kept := found.put("resid_scaled", value.kept), how))
@@ -119,7 +122,7 @@ def read_values(reader: BlockReader, values: list[Value], layer: int, tell: Tell
         last = all(v.made_by == "norm" for v in values[i + 1 :])
         normed_point = point = "resid_post" if last else "resid_cross" if crosses else "resid_mid"
         # A block with more than two sublayers has several middles: resid_mid, resid_mid_2, ...
-        end = found.fresh(f"{point}_prenorm" if normed else point)
+        points[value.key] = end = found.fresh(f"{point}_prenorm" if normed else point)
         if place is not None:
             found.places[end] = place
             found.sums.append(Sum(start, tuple(pending), end))
@@ -134,7 +137,7 @@ def read_values(reader: BlockReader, values: list[Value], layer: int, tell: Tell
             "resid_mid", "attention and MLP run in parallel, or the block has only one of them"
         )
     note_missing(found)
-    return found.block(layer, call)
+    return replace(found.block(layer, call), cuts=reader.cuts(points))
 
 
 def note_missing(found: Reading) -> None:

@@ -133,7 +133,7 @@ def _first_axis(trial: _Trial) -> ProofError:
         return ProofError(
             f"{trial.name} of block {trial.block.module!r} changes with the other sequences beside it.",
             "Activations of this model are quantised with one step for the whole batch.",
-            "Quantise them with a step for each token, the weights alone, or load the model as it was before.",
+            "Quantise with a step for each token, or the weights alone; or load the model as it was before that.",
         )
     return TokensFirst(
         f"{trial.name} of block {trial.block.module!r} mixes the entries of the first axis, and none of the second: "

@@ -21,7 +21,7 @@ from torch import Tensor
 from massact.corpora import Batch
 from massact.corpora.masks import first_kept
 from massact.records.clusters import KEYS, alike, clusters_table, passing
-from massact.records.errors import UserError
+from massact.records.errors import UserError, near
 from massact.records.kinds.scan import ScanResult
 from massact.records.sites import Site
 
@@ -166,6 +166,9 @@ def meant(
         known = known[pd.MultiIndex.from_frame(known[["stack", "site"]]).isin(having)]
     name = stack if stack is not None else str(known["stack"].value_counts().index[0])
     mine = known[known["stack"] == name]
+    if not len(mine):
+        raise UserError(f"Stack {name!r} has no findings to intervene on.", do=near(name, map(str, set(known["stack"])),
+                        "Stacks that have"))  # fmt: skip
     site = str(mine["site"].value_counts().index[0]) if len(mine) else "resid_post"
     mine = mine[mine["site"] == site]
     at = str(layer)

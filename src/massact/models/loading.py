@@ -36,6 +36,7 @@ from massact.models.adapters import (
     read_adapter,
 )
 from massact.models.checkpoint_formats import packing_record
+from massact.models.failures import failure_of
 from massact.models.gguf_header import in_folder, is_gguf
 from massact.models.names import short_name
 from massact.models.offloading import dispatched
@@ -122,11 +123,10 @@ class Model:
         try:
             with unchanged(part):  # what a short sequence switches must not hold for the next one
                 return part(**(given | whole | self._arguments(part)))
-        except ValueError as error:
-            if "pixel_values" not in given or "image size" not in str(error):
+        except Exception as error:
+            if (told := failure_of(error, part, given)) is None:
                 raise
-            raise UserError("The model does not take images of this size.", str(error),
-                            "Change --preprocess (crop=, resize=), or leave it out.") from error  # fmt: skip
+            raise told from error
 
     def _part(self, modules: list[str], given: set[str]) -> nn.Module:
         if not says_inputs(self.module):  # what a wrapper does before and behind its parts is not known

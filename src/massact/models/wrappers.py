@@ -103,7 +103,7 @@ def _model_inside(module: nn.Module) -> tuple[nn.Module, list[str]]:
         if inner is None:
             break
         held = inner
-    why = _difference(module, held) if says_inputs(held) else "It has weights of its own beside the model."
+    why = _difference(module, held) if says_inputs(held) else _own_weights(held)
     if says_inputs(held) and not why:
         return held, names
     paths = _models_in(module)
@@ -116,6 +116,19 @@ def _model_inside(module: nn.Module) -> tuple[nn.Module, list[str]]:
         f"Give load() the model inside it, get_submodule({paths[0]!r}), which is measured without what is around it; "
         "or one short example of the whole: load(model, inputs={'name': tensor, ...}).",
     )
+
+
+def _own_weights(wrapper: nn.Module) -> str:
+    """What a wrapper has beside the model inside it, in words."""
+    learned = [str(getattr(c, "peft_type", "")).rpartition(".")[2].lower().replace("_", " ")
+               for c in (getattr(wrapper, "peft_config", None) or {}).values()
+               if getattr(c, "is_prompt_learning", False)]  # fmt: skip
+    if learned:
+        return (f"PEFT's {learned[0]} puts learned tokens, or keys and values, in front of the text, and these stand "
+                "in no input.")  # fmt: skip
+    models = _models_in(wrapper)
+    own = [n for n, _ in wrapper.named_parameters() if not any(n.startswith(f"{path}.") for path in models)]
+    return f"It has weights of its own beside the model{f': {_few(own)}' if own else ''}."
 
 
 def _models_in(module: nn.Module) -> list[str]:
@@ -131,18 +144,32 @@ def _difference(wrapper: nn.Module, model: nn.Module) -> str:
     """In what a wrapper differs from the model inside it, on a short input; "" where it gives the same, bit by bit."""
     for example in example_variants(model):
         given = to_device(example, device_of(model), float_dtype(model))
+        args, taken = _as_taken(wrapper, given)
+        left = taken if not args else {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
         with torch.inference_mode(), unchanged(wrapper, values=True):
-            try:
-                bare = [t.clone() for _, t in tensors_in(model(**given))]
+            try:  # as massact runs it, and without the flags (use_cache) that the wrapper does not take
+                bare = [[t.clone() for _, t in tensors_in(model(**g))] for g in (given, left)]
             except Exception:  # another layout of the inputs is tried; that none of them runs is said later
                 continue
             try:
-                whole = [t.clone() for _, t in tensors_in(wrapper(**given))]
+                whole = [t.clone() for _, t in tensors_in(wrapper(*args, **taken))]
             except Exception as error:
                 return f"It does not take what the model inside takes ({class_and_line(error)})."
-        same = len(bare) == len(whole) and all(map(_equal, bare, whole))
+        same = any(len(one) == len(whole) and all(map(_equal, one, whole)) for one in bare)
         return "" if same else "It gives something else than the model inside, on the same short input."
     return ""
+
+
+def _as_taken(wrapper: nn.Module, given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments for a wrapper: no flags that it does not name; the only tensor by its place where it is renamed."""
+    named = inspect.signature(wrapper.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in named.values()):
+        return (), given
+    tensors = [name for name, x in given.items() if isinstance(x, torch.Tensor)]
+    taken = {name: x for name, x in given.items() if name in named or name in tensors}
+    if len(tensors) == 1 and tensors[0] not in named:
+        return (taken.pop(tensors[0]),), taken
+    return (), taken
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -151,4 +178,4 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _few(names: list[str]) -> str:
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more:,} more modules" if more > 0 else "")
+    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")

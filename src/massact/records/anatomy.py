@@ -184,6 +184,8 @@ class Block:
         changed: unless this says what else happens to the stream on that way.
         mixer: what mixes tokens in it: attention, ssm, linear_attn, conv, other, several with "+", or none.
         changes: norms, scales and mixings of the stream inside the block.
+        cuts: points at which a clamp stands, with its lower and upper bound (NaN: not known). It cut nothing when the
+            block was proved; where it does, less is added than what is written.
     """
 
     layer: int
@@ -196,6 +198,7 @@ class Block:
     changed: str = ""
     mixer: str = ""
     changes: tuple[Change, ...] = ()
+    cuts: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -286,7 +289,18 @@ class Stack:
                     formula = block.places[change.end].formula
                     by.setdefault(change.how, f", the first time by {formula.words}" if formula is not None else "")
         head = f"Stack {self.name!r}, layers" if self.name else "Layers"
-        return [f"{head} {ranges(where)}: the stream {_CHANGES[how]}{by[how]}." for how, where in layers.items()]
+        told = [f"{head} {ranges(where)}: the stream {_CHANGES[how]}{by[how]}." for how, where in layers.items()]
+        cuts: dict[tuple[str, tuple[float, float]], list[int]] = {}
+        for block in self.blocks:
+            for cut in block.cuts.items():
+                cuts.setdefault(cut, []).append(block.layer)
+        for (point, bounds), where in cuts.items():
+            limits = " to ".join("a bound that is computed" if x != x else f"{x:,.6g}" for x in bounds)
+            told.append(
+                f"{head} {ranges(where)}: {point} is cut to {limits} (a clamp, which cut nothing when the model was "
+                "proved): where it does, what is written is not what is added."
+            )
+        return told
 
 
 _CHANGES = {

@@ -37,7 +37,7 @@ from massact.scans.findings import (
 from massact.scans.image_maps import neighbours_probe, scanned_layout, scanned_maps
 from massact.scans.input_values import by_input_table, values_by
 from massact.scans.layer_columns import LayerColumns, layer_columns
-from massact.scans.length_proof import AtLength, prove_at_length, skipped_at
+from massact.scans.length_proof import AtLength, cut_at, prove_at_length, skipped_at
 from massact.scans.padding import jump_notes, padding_notes
 from massact.scans.prompt import portrait, prompt_corpus, ranks_table
 from massact.scans.resumption import Saved
@@ -215,7 +215,7 @@ class _Job:
         # A resumed run may have had nothing left to measure.
         at_length = checker.record or prove_at_length(self.model, self.corpus, stacks)
         info.model["proof"]["at_length"] = jsonable(at_length)
-        info.notes += skipped_at(at_length)
+        info.notes += [*skipped_at(at_length), *cut_at(self.model.anatomy, done.hidden)]
         texts = self.texts(self.corpus, seen)
         found = findings_table(rows, self.rule, texts)
         coordinates = coordinates_table(found, self.corpus.n_sequences)

@@ -9,16 +9,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from massact.anatomy import Off, equations_of
 from massact.corpora import Batch, Corpus
 from massact.models import Model
-from massact.records.anatomy import Place
+from massact.records.anatomy import Anatomy, Place
 from massact.records.errors import WorkError
 from massact.records.kinds.scan import ScanResult
-from massact.records.sites import Site
+from massact.records.sites import Site, ranges
+from massact.stats import HiddenResult
 from massact.trace import BATCH_FIRST, measure
 
 
@@ -110,6 +112,28 @@ def skipped_at(record: Mapping[str, Any]) -> list[str]:
     """What could not be looked at, in words."""
     n = record.get("n_skipped", 0)
     return [f"Sums of {n:,} entries were not checked at length: their terms are NaN or Inf."] if n else []
+
+
+def cut_at(anatomy: Anatomy, hidden: Mapping[Site, HiddenResult]) -> list[str]:
+    """Where hidden states stand at the bound of a clamp, a sentence for each stack and bound: the equations of all
+    sequences but the one that was looked at hold only where it cuts nothing."""
+    reached: dict[tuple[str, float], dict[int, int]] = defaultdict(dict)
+    for stack in anatomy.stacks:
+        for block in stack.blocks:
+            site = Site(stack.name, block.layer, "resid_post")
+            bound = max(map(abs, block.cuts.get(site.point, (np.inf, np.inf))))
+            n = int((hidden[site].max >= bound).sum()) if site in hidden else 0
+            if n and np.isfinite(bound):
+                reached[stack.name, bound][block.layer] = n
+    told = []
+    for (name, bound), at in reached.items():
+        head, most = f"Stack {name!r}, layers" if name else "Layers", max(at.values())
+        told.append(
+            f"{head} {ranges(at)}: |h| reaches {bound:,.6g}, where the model cuts it, in up to {most:,} "
+            f"sequence{'s' * (most > 1)}. There less is added than what is written, and the account of who writes it "
+            "may not close."
+        )
+    return told
 
 
 def _shapes(inputs: Mapping[str, Tensor]) -> dict[str, list[int]]:

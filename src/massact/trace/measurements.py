@@ -70,7 +70,7 @@ def measure(
             try:
                 seen = _pass(model, planned, batch.to(model.device), edits, checker)
             except Exception as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 queue.split(batch, error)
                 continue
@@ -144,7 +144,8 @@ class _Queue:
         self.retry += [batch.part(n // 2, n), batch.part(0, n // 2)]
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
+    """Whether a pass failed for lack of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
