@@ -16,7 +16,7 @@ from massact.records.errors import UserError
 from massact.stats import Keep
 from massact.trace import Probe, measure
 from tests.anatomy.test_scaled_streams import planted
-from tests.facts import each, tells
+from tests.facts import each
 from tests.families import G, build_as
 
 LATENT = dict(q_lora_rank=16, qk_rope_head_dim=8, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=24,
