@@ -162,15 +162,30 @@ def quiet(stack: str = "", near: bool = True) -> ScanResult:
     )
 
 
-def two_stacks() -> ScanResult:
-    """An encoder with massive activations and a decoder without."""
-    first, second = massive(n_layers=12, span=(3, 11), stack="encoder"), quiet("decoder")
-    answers = [Answer.from_dict(r.info.answer).stacks[0] for r in (first, second)]
+def joined(parts: list[ScanResult], name: str) -> ScanResult:
+    """The stacks of several results as those of one."""
+    answers = [Answer.from_dict(r.info.answer).stacks[0] for r in parts]
     tables = {}
     for table in ("layers", "findings", "near_misses", "coordinates", "ranks"):
-        rows = getattr(first, table).to_dict("records") + getattr(second, table).to_dict("records")
-        tables[table] = frame(table, rows)
-    return ScanResult(info(Answer(True, answers), "acme/t5"), portrait=first.portrait, **tables)
+        tables[table] = frame(table, [row for r in parts for row in getattr(r, table).to_dict("records")])
+    return clustered(ScanResult(info(Answer(True, answers), name), portrait=parts[0].portrait, **tables))
+
+
+def two_stacks() -> ScanResult:
+    """An encoder with massive activations and a decoder without."""
+    return joined([massive(n_layers=12, span=(3, 11), stack="encoder"), quiet("decoder")], "acme/t5")
+
+
+def streams() -> ScanResult:
+    """Four streams, of which the last has nothing, and what is read of them, which has the greatest ratio."""
+    parts = [massive(n_layers=12, span=(3, 11), stack=f"stream_{k}") for k in range(3)]
+    result = joined([*parts, quiet("stream_3"), massive(n_layers=12, span=(3, 11), stack="collapsed")], "acme/hc")
+    result.info.model["streams"] = {"collapsed": [f"stream_{k}" for k in range(4)]}
+    for k in range(3):
+        result.layers.loc[result.layers["stack"] == f"stream_{k}", "max"] += 100.0 * k
+    last = result.info.answer["stacks"][-1]
+    last["largest"]["ratio"] = 1 + max(s["largest"]["ratio"] for s in result.info.answer["stacks"])
+    return result
 
 
 def one_layer() -> ScanResult:
@@ -249,6 +264,7 @@ EVERY = {
     "quiet": quiet,
     "no near misses": lambda: quiet(near=False),
     "two stacks": two_stacks,
+    "streams": streams,
     "one layer": one_layer,
     "broken": broken,
     "hostile": hostile,

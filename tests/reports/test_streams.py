@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+import synthetic
+from rich.console import Console
 from test_story import _fill, told
 
 from massact.records.kinds.explanation import Explanation
 from massact.records.sites import runs_of
 from massact.records.tables import frame
-from massact.reports import story_in_words
-from massact.reports.spelling import number, percent, portion
+from massact.reports import answer_in_words, show, story_in_words
+from massact.reports.spelling import cell, number, percent, portion
 from massact.reports.stack_words import said_once, stream_sets
 from tests.facts import tells
 
@@ -109,3 +112,52 @@ def test_states_without_ordinary_tokens_are_told_and_the_null_said_to_be_missing
     e.states = frame("states", [row | {"influence": 0.42, "influence_random": np.nan, "ratio": np.nan, "n_random": 0}])
     (said,) = tells(story_in_words(e), "States", percent(0.42), "ssm_out")
     assert "ordinary" in said
+
+
+def test_one_stack_of_streams_is_told_in_full_and_of_each_other_one_line() -> None:
+    scan = synthetic.streams()
+    head, *words = answer_in_words(scan)
+    assert tells([head], "stream_0 to stream_2 and collapsed", "not in stream_3")
+    of = {name: [w for w in words if w.startswith(f"{name}: ")] for name in (*STREAMS, "stream_3", "collapsed")}
+    assert {name: len(said) for name, said in of.items() if name != "collapsed"} == dict.fromkeys(list(of)[:4], 1)
+    assert len(of["collapsed"]) > 3
+    first = scan.clusters[scan.clusters["stack"] == "stream_1"].iloc[0]
+    most = scan.layers.loc[scan.layers["stack"] == "stream_1", "max"].max()
+    assert tells(of["stream_1"], f"dim {first['dim']}", number(first["ratio"]), number(most), "fp16")
+    near = scan.near_misses[scan.near_misses["stack"] == "stream_3"]["ratio"].max()
+    assert tells(of["stream_3"], "no findings", number(near))
+
+
+def test_streams_stand_side_by_side_in_a_terminal() -> None:
+    scan = synthetic.streams()
+    console = Console(file=io.StringIO(), width=80)
+    show(scan, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\ncollapsed\n" in text and "\nstream_1\n" not in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.split("side by side", 1)[1].splitlines() if line.strip()}
+    at_5 = scan.layers[scan.layers["layer"] == 5].set_index("stack")["top1"]
+    known = at_5.reindex([*STREAMS, "stream_3", "collapsed"])
+    assert rows["5"] == [cell(x) for x in known]
+
+
+def test_rules_that_say_something_else_of_a_stream_are_named() -> None:
+    scan = synthetic.streams()
+    rows = [_fill("criteria", stack=stack, site="resid_post", criterion=rule, verdict=said, layers="[2]", dims="[]")
+            for stack in (*STREAMS, "stream_3", "collapsed")
+            for rule, said in (("sun2024", "yes"), ("an2025", "yes" if stack == "stream_1" else "no"))]  # fmt: skip
+    scan.criteria = frame("criteria", rows)
+    words = answer_in_words(scan)
+    assert tells(words, "stream_1: ", "an2025 says yes") and not tells(words, "stream_2: ", "an2025 says")
+    (said,) = tells(words, "disagree")
+    of = said.partition(":")[0]
+    assert "stream_0" in of and "collapsed" in of and "stream_1" not in of
+
+
+def test_a_column_of_words_is_not_broken_into_letters() -> None:
+    """In 80 columns, where layers mix tokens in several ways."""
+    scan = synthetic.massive()
+    scan.layers["mixer"] = ["", *["attention+ssm", "linear_attn"] * 16]
+    console = Console(file=io.StringIO(), width=80)
+    show(scan, console)
+    words = console.file.getvalue().split()  # type: ignore[attr-defined]
+    assert {"mixer", "attention+ssm", "linear_attn", "massive", "onset"} <= set(words)

@@ -42,7 +42,7 @@ def show(result: Any, console: Console) -> None:
             for piece in _broken(table, console.width):
                 console.print()
                 console.print(_text(table.title, console.encoding, "bold"))
-                console.print(_grid(piece, console.encoding))
+                console.print(_grid(piece, console.encoding, console.width))
             for note in table.notes:
                 console.print(_text(note, console.encoding, "dim"))
 
@@ -79,13 +79,23 @@ def _frame(lines: Sequence[str], title: str, encoding: str) -> Panel:
     )
 
 
-def _grid(table: Table, encoding: str) -> Grid:
-    """A table of numbers on the right and words on the left; '-' stands for what is unavailable."""
+def _grid(table: Table, encoding: str, width: int) -> Grid:
+    """A table of numbers on the right and words on the left; '-' stands for what is unavailable.
+
+    Where there is no room for whole cells they fold between words, and within these only where that is too wide too.
+    """
+    least = [
+        _width(column) if column.numeric and not column.folds else _longest(column) + 2 for column in table.columns
+    ]
+    words = sum(least) <= width
     made = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for column in table.columns:
         side: JustifyMethod = "right" if column.numeric else "left"
         whole = column.numeric and not column.folds
-        made.add_column(_text(column.name, encoding), justify=side, overflow="fold", no_wrap=whole)
+        least_width = _longest(column) if words and not whole else None
+        made.add_column(
+            _text(column.name, encoding), justify=side, overflow="fold", no_wrap=whole, min_width=least_width
+        )
     for i in range(table.n_rows):
         shown = ("-" if (said := column.shown[i]) == UNAVAILABLE else plain(said) for column in table.columns)
         made.add_row(*(_text(said, encoding) for said in shown), style=table.looks[i] if table.looks else "")
@@ -102,6 +112,11 @@ def _broken(table: Table, width: int) -> Iterator[Table]:
             few += 1
         yield replace(table, columns=[*first, *(column for group in groups[:few] for column in group)])
         groups = groups[few:]
+
+
+def _longest(column: Column) -> int:
+    """Cells of the longest word of a column."""
+    return max(cell_len(word) for text in (column.name, *column.shown) for word in text.split() or [""])
 
 
 def _width(column: Column) -> int:

@@ -45,6 +45,15 @@ def cluster_in_words(row: pd.Series, rule: Rule) -> str:
     return f"outlier {_place(row).removeprefix('whole ')}"
 
 
+def cluster_in_short(row: pd.Series, view: StackView, rule: Rule) -> str:
+    """'massive activation, dim 5 at the start of the sequence, layers 2 to 3; +108,000 ± 9,000 at layer 2, ...'."""
+    return f"{cluster_in_words(row, rule)}, {_span(row)}; {_size(row, view)}{_ratio(row)}"
+
+
+def _ratio(row: pd.Series) -> str:
+    return "" if math.isnan(real(row["ratio"])) else f", {number(row['ratio'])} times the median"
+
+
 def _place(row: pd.Series) -> str:
     """'dim 507 at the start of the sequence'; criteria of whole dims have no tokens, those of whole tokens no dim."""
     what = f"dim {int(row['dim'])}" if row["dim"] >= 0 else "whole tokens"
@@ -57,8 +66,7 @@ def _where(row: pd.Series) -> str:
 
 def _sentence(row: pd.Series, view: StackView, rule: Rule) -> str:
     name = cluster_in_words(row, rule).replace(", ", ": ", 1)
-    ratio = "" if math.isnan(real(row["ratio"])) else f", {number(row['ratio'])} times the median"
-    said = f"{name[0].upper()}{name[1:]}, {_layers(row, view)}; {_size(row, view)}{ratio}."
+    said = f"{name[0].upper()}{name[1:]}, {_layers(row, view)}; {_size(row, view)}{_ratio(row)}."
     return " ".join(part for part in (said, _tokens(row, view), _after(row, view, rule)) if part)
 
 

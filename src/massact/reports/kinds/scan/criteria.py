@@ -11,6 +11,7 @@ from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.scan.views import StackView
 from massact.reports.parts import Section, Table, Words, grid, parts_of, table_of
 from massact.reports.spelling import counted, listed, number, numbered, percent, real, spanned, visible
+from massact.reports.stack_words import said_once
 
 MAIN = ("stack", "site", "criterion", "own", "verdict", "reason", "kind", "thresholds", "n_findings", "at_least",
         "layers", "dims", "n_tokens", "token_share", "statistic", "greatest", "greatest_layer")  # fmt: skip
@@ -22,8 +23,7 @@ def criteria(scan: ScanResult) -> Section | None:
     """All criteria side by side, and where they disagree."""
     if not len(scan.criteria):
         return None
-    said = [f"{visible(str(stack))}: {s}" if stack else s for stack, rows in scan.criteria.groupby("stack", sort=False)
-            for s in disagreement(rows)]  # fmt: skip
+    said = said_once([(str(stack), disagreement(rows)) for stack, rows in scan.criteria.groupby("stack", sort=False)])
     title = "What each published rule says (yes: something passes)"
     return Section("criteria", "All criteria", parts_of(
         Words(said) if said else None, table_of("criteria", scan.criteria, title, MAIN, shown_first=True)))  # fmt: skip

@@ -12,6 +12,7 @@ from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.scan.criteria import small
 from massact.reports.kinds.scan.rises import mixed_ways, rises
 from massact.reports.kinds.scan.sections import ranks_of
+from massact.reports.kinds.scan.streams import sets_of, side_by_side, title_of
 from massact.reports.kinds.scan.views import Rule, StackView, rule_of, views
 from massact.reports.parts import Section, Table, grid, narrow, parts_of
 from massact.reports.spelling import ROUNDING, cell, or_dash, percent, quoted, real, token_list, visible
@@ -28,12 +29,15 @@ MOST_LAYERS, MOST_CLUSTERS, MOST_NEAR_MISSES = 38, 16, 5
 
 
 def brief(scan: ScanResult) -> list[Section]:
-    """A section of small tables for each stack."""
+    """A section of small tables for each stack; of several streams for one, and what all have side by side."""
     of = "the first sequence" if (scan.info.corpus or {}).get("kind") == "tensors" else "the prompt"
     if of == "the prompt" and (tokens := scan.portrait.get("tokens")) is not None:
         of += f" {quoted(''.join(map(str, tokens)), 40)}"
     rule, made = rule_of(scan), []
-    for view in views(scan):
+    stacks = views(scan)
+    sets = sets_of(scan, stacks)
+    other = {v.label for streams in sets for v in streams.others}
+    for view in (v for v in stacks if v.label not in other):
         tables = (
             _layers(view),
             _clusters(view, rule),
@@ -43,6 +47,8 @@ def brief(scan: ScanResult) -> list[Section]:
             small(scan, view),
         )
         made.append(Section("stack", view.label, parts_of(*tables)))
+    for streams in sets:
+        made.append(Section("streams", title_of(streams), parts_of(*side_by_side(streams, scan.criteria))))
     return made
 
 
@@ -50,13 +56,14 @@ def _layers(view: StackView) -> Table | None:
     """Fig. 4 of Sun 2024 in numbers."""
     rows, looks, previous = [], [], -1
     mixed = ("mixer",) * mixed_ways(view.layers)
+    tops = ("top1",) if mixed else ("top1", "top2", "top3")  # of both kinds there is no room in 80 columns
     for i in kept_rows(view):
         if i > previous + 1:
             between = int(view.layers["n_findings"][previous + 1 : i].sum())
-            rows.append(["", "...", *[""] * len(mixed), *[""] * 6, f"{between:,}"])
+            rows.append(["", "...", *[""] * len(mixed), *[""] * (3 + len(tops)), f"{between:,}"])
             looks.append("dim")
         row, previous = view.layers.iloc[i], i
-        values = [cell(row[c]) for c in ("top1", "top2", "top3", "median", "ratio", "headroom_fp16")]
+        values = [cell(row[c]) for c in (*tops, "median", "ratio", "headroom_fp16")]
         mark = _mark(int(row["layer"]), view.span, view.peak_layer)
         rows.append(
             [mark, str(row["layer"]), *(visible(row[c]) for c in mixed), *values, f"{int(row['n_findings']):,}"]
@@ -69,14 +76,13 @@ def _layers(view: StackView) -> Table | None:
         "<",
         "layer",
         *(f"<{c}" for c in mixed),
-        "top 1",
-        "top 2",
-        "top 3",
+        *(c.replace("top", "top ") for c in tops),
         "median",
         "ratio",
         "fp16\nheadroom",
         "findings",
     )
+    columns += "; top 2 and 3 are in layers.parquet" * bool(mixed)
     return grid(f"Largest and median |h| of each layer{mean} ({columns})", heads, rows, looks)
 
 
@@ -114,7 +120,7 @@ def _clusters(view: StackView, rule: Rule) -> Table | None:
         rows = rows.assign(label=rows["label"].where(rows["label"] == HUMP, OUTLIER))
     more = f", the first {MOST_CLUSTERS} of {len(rows):,}" if len(rows) > MOST_CLUSTERS else ""
     title = f"Clusters, the largest first{more} (share: of the sequences; each at its peak layer)"
-    heads = ("<what", "dim", "<class", "layers", "peak", "mean ± std", "ratio", "share", "findings", "<tokens")
+    heads = ("<what", "dim", "<class", "layers", "peak", ">mean ± std", "ratio", "share", "found", "<tokens")
     return grid(title, heads, [_cluster(row) for _, row in rows.head(MOST_CLUSTERS).iterrows()])
 
 

@@ -15,6 +15,7 @@ from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.scan.cluster_words import CLASSES, clusters_in_words
 from massact.reports.kinds.scan.criteria import disagreement
 from massact.reports.kinds.scan.rises import mixers_in_words
+from massact.reports.kinds.scan.streams import line, sets_of
 from massact.reports.kinds.scan.views import FORMATS, Rule, StackView, answer_of, rule_of, views
 from massact.reports.spelling import (
     counted,
@@ -30,6 +31,7 @@ from massact.reports.spelling import (
     spanned,
     visible,
 )
+from massact.reports.stack_words import called, said_once, stream_sets
 
 WIDE = 1e6  # formats that hold more: no |h| of a model comes near, what they lack is precision
 
@@ -44,21 +46,32 @@ def answer_in_words(result: ScanResult) -> list[str]:
     answer, rule, stacks = answer_of(result), rule_of(result), views(result)
     if answer is None:
         return [f"This run holds no answer (status: {visible(result.info.status)}).", *noted(result.info.notes)]
-    said = [_headline(result, rule, stacks)]
-    for view in stacks:
-        sentences = _found(view, rule) if view.n_findings else _below(view, rule)
-        if rule.kind == "layer":
-            sentences += _near_misses(view)
-        elif not view.n_findings:
-            sentences += clusters_in_words(view, rule)
-        sentences += mixers_in_words(view, result.rises)
-        sentences += [s for s in (_range(view), _nonfinite(view)) if s]
-        if view.site == "resid_post":
-            sentences += disagreement(result.criteria[result.criteria["stack"].fillna("") == view.stack])
-        said += [f"{view.label}: {s}" if view.label else s for s in sentences]
+    told: list[tuple[str, list[str]]] = []
+    lead_of = {v.label: streams.lead for streams in sets_of(result, stacks) for v in streams.others}
+    for view in sorted(stacks, key=lambda v: v.label in lead_of):  # first what is told in full
+        rules = disagreement(result.criteria[result.criteria["stack"].fillna("") == view.stack])
+        rules = rules if view.site == "resid_post" else []
+        lead = lead_of.get(view.label)
+        if lead is None:
+            told.append((view.label, [*_in_full(view, rule, result), *rules]))
+            continue
+        told.append((view.label, [line(view, lead, rule, result.criteria)]))
+        told.append((view.label, [s for s in rules if any(s in sentences for _, sentences in told)]))
+    said = [_headline(result, rule, stacks), *said_once(told)]
     if any(v.n_sequences for v in stacks) and not any(_nonfinite(v) for v in stacks):
         said.append("All measured values are finite.")
     return said + _null(answer.null, result) + _bos(answer.bos) + noted(result.info.notes)
+
+
+def _in_full(view: StackView, rule: Rule, result: ScanResult) -> list[str]:
+    """All that is said of one stack, but for the published rules."""
+    sentences = _found(view, rule) if view.n_findings else _below(view, rule)
+    if rule.kind == "layer":
+        sentences += _near_misses(view)
+    elif not view.n_findings:
+        sentences += clusters_in_words(view, rule)
+    sentences += mixers_in_words(view, result.rises)
+    return sentences + [s for s in (_range(view), _nonfinite(view)) if s]
 
 
 def model_name(result: ScanResult) -> str:
@@ -80,7 +93,9 @@ def _headline(result: ScanResult, rule: Rule, stacks: list[StackView]) -> str:
     where = ""
     if len(stacks) > 1:
         without = [v.label for v in stacks if not v.n_findings]
-        where = f" in {listed([v.label for v in having])}" + (f", not in {listed(without)}" if without else "")
+        where = f" in {called([v.label for v in having])}" + (f", not in {called(without)}" if without else "")
+        read = [name for name in stream_sets(result.info.model) if name in {v.stack for v in stacks}]
+        where += f" ({listed([visible(name) for name in read])}: what blocks read of the streams together)" * bool(read)
     if rule.kind != "element":
         return f"Yes: {name} has {rule.noun}{where}: {total} {over}{each} under {rule.in_words()}."
     labels = {str(label) for v in having for label in passing(v.clusters)["label"]}
