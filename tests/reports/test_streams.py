@@ -13,6 +13,7 @@ import synthetic
 from rich.console import Console
 from test_story import _fill, told
 
+from massact.records.clusters import passing
 from massact.records.kinds.explanation import Explanation
 from massact.records.sites import runs_of
 from massact.records.tables import frame
@@ -121,9 +122,9 @@ def test_one_stack_of_streams_is_told_in_full_and_of_each_other_one_line() -> No
     of = {name: [w for w in words if w.startswith(f"{name}: ")] for name in (*STREAMS, "stream_3", "collapsed")}
     assert {name: len(said) for name, said in of.items() if name != "collapsed"} == dict.fromkeys(list(of)[:4], 1)
     assert len(of["collapsed"]) > 3
-    first = scan.clusters[scan.clusters["stack"] == "stream_1"].iloc[0]
+    first = passing(scan.clusters[scan.clusters["stack"] == "stream_1"]).iloc[0]
     most = scan.layers.loc[scan.layers["stack"] == "stream_1", "max"].max()
-    assert tells(of["stream_1"], f"dim {first['dim']}", number(first["ratio"]), number(most), "fp16")
+    assert tells(of["stream_1"], f"dim {first['dim']}", number(first["ratio"]), number(most))
     near = scan.near_misses[scan.near_misses["stack"] == "stream_3"]["ratio"].max()
     assert tells(of["stream_3"], "no findings", number(near))
 
