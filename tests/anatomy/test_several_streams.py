@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import massact as ma
 from massact.interventions import zero
 from massact.models import load, with_attention
-from massact.records.errors import UserError
+from massact.records.errors import ProofError, UserError
 from massact.stats import Keep
 from massact.trace import Probe, measure
 from tests.anatomy.test_scaled_streams import planted
@@ -186,3 +186,41 @@ def test_rows_and_columns_are_no_streams() -> None:
     seen = measure(model, ma.corpus({"signal": signal}), [Probe("h", "0.resid_post", Keep)], batch_size=3)
     kept = np.stack(seen.result("h", seen.sites("h")[0]).values)
     assert np.array_equal(kept, model.module.enter(signal).flatten(1, 2).detach().numpy())
+
+
+class Mixed(nn.Module):
+    """A block that gives another number of streams than it takes."""
+
+    def __init__(self, taken: int, given: int) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(16), nn.Linear(16, 16)
+        self.read, self.mix = nn.Parameter(torch.randn(taken)), nn.Parameter(torch.randn(taken, given))
+        self.post = nn.Parameter(torch.randn(given))
+
+    def forward(self, x_BTND: Tensor) -> Tensor:
+        write_BTD = self.linear(self.norm((x_BTND * self.read[:, None]).sum(2)))
+        return torch.einsum("btnd,nm->btmd", x_BTND, self.mix) + write_BTD[:, :, None] * self.post[:, None]
+
+
+class Narrowing(nn.Module):
+    def __init__(self, *numbers: tuple[int, int]) -> None:
+        super().__init__()
+        self.embed, self.blocks = nn.Embedding(50, 16), nn.ModuleList(Mixed(*pair) for pair in numbers)
+        self.n, self.head = numbers[0][0], nn.Linear(16, 50)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x_BTND = self.embed(input_ids)[:, :, None].repeat(1, 1, self.n, 1)
+        for block in self.blocks:
+            x_BTND = block(x_BTND)
+        return self.head(x_BTND.mean(2))
+
+
+def test_another_number_of_streams_is_refused_with_both_shapes() -> None:
+    torch.manual_seed(0)
+    example = {"input_ids": torch.arange(12).reshape(1, 12)}
+    assert load(Narrowing((4, 4), (4, 4)), blocks="blocks", inputs=example).anatomy.stacks[-1].name == "collapsed"
+    with pytest.raises(ProofError) as refused:
+        load(Narrowing((4, 4), (4, 2), (2, 2)), blocks="blocks", inputs=example)
+    error = refused.value
+    assert "12, 4, 16)" in error.what and "12, 2, 16)" in error.what and "blocks.2" in error.what
+    assert "Identity" not in error.do and "two lists" in error.do

@@ -137,6 +137,20 @@ def _seen(border: Iterable[Seen], path: tuple[int | str, ...]) -> Seen:
     return next(s for s in border if s.path == path)
 
 
+def other_shape(names: str, before: Sequence[int], after: Sequence[int], how: str = "") -> ProofError:
+    """The refusal of a stream that has other tokens, another width or another number of streams from a block on.
+
+    Args:
+        names: of the blocks before and behind the change. how: what the stream goes through there, a sentence.
+    """
+    return ProofError(
+        f"Between {names} the stream changes its shape, from {tuple(before)} to {tuple(after)}.",
+        f"{how} Positions and dims would not name the same in all layers.".strip(),
+        "In a model of your own put the blocks before it and behind it into two lists: each is then a stack of its "
+        "own. A model that you cannot change so cannot be measured.",
+    )
+
+
 class _Way(BlockReader):
     """The way of the stream from what one block gives to what the next one takes."""
 
@@ -169,11 +183,7 @@ class _Way(BlockReader):
                 "give the list(s) of blocks with blocks='path'.",
             )
         if math.prod(self.end.shape) != self.numel:
-            raise ProofError(
-                f"Between {names} the stream changes its shape, from {self.start.shape} to {self.end.shape}.",
-                f"It {self.words()}. Positions would not name the same tokens in all layers.",
-                "Put the blocks before and behind it into lists of their own.",
-            )
+            raise other_shape(names, self.start.shape, self.end.shape, f"It {self.words()}.")
         try:
             writes = [
                 place

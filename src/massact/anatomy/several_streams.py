@@ -13,7 +13,7 @@ from functools import partial
 from massact.anatomy.block_reader import BlockReader
 from massact.anatomy.blocks import Reaches, Reading, mixing_at, note_missing, place_writes, read_values
 from massact.anatomy.mixers import Mixing
-from massact.anatomy.passage import reached
+from massact.anatomy.passage import other_shape, reached
 from massact.anatomy.stretches import Axes, Stretches, axes_of_streams
 from massact.anatomy.terms import NoTerms
 from massact.records.anatomy import Block, Place, Stack
@@ -65,6 +65,9 @@ class SeveralStreams:
         self.readers = [BlockReader(watch, call, params, ranks=(4,)) for call in calls]
         self.stretches = [self._stretches(reader) for reader in self.readers]
         for before, after in zip(self.readers, self.readers[1:], strict=False):
+            if before.end.shape != after.start.shape:
+                names = f"blocks {before.call.name!r} and {after.call.name!r}"
+                raise other_shape(names, before.end.shape, after.start.shape)
             if before.canon(before.end.key) != after.canon(after.start.key):
                 raise after.fail(f"It does not take the streams that {before.call.name!r} gives as they are.")
         shape = self.stretches[0].start.shape
@@ -154,7 +157,11 @@ class SeveralStreams:
                         continue
                     if not reached(self.watch, top, {self.watch.canon(s.key), end}) & {end}:
                         return Place(call.name, side, s.path, call.number)
-        raise self.readers[-1].fail("Behind it no tensor of (batch, tokens, width) is made from its streams.")
+        raise ProofError(
+            f"What the model makes of the streams of {last.name!r} is not seen.",
+            "Behind the last block no module takes or gives a (batch, tokens, width) tensor that is made from them.",
+            "Hand what is read of the streams at the end to a module (nn.Identity will do).",
+        )
 
     def stacks(self, name: str, mixing: Reaches) -> list[Stack]:
         """One stack for each stream, then that of what blocks read of them together."""

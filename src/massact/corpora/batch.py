@@ -19,6 +19,7 @@ from massact.corpora.readiness import Reader, Wish
 from massact.corpora.recordings import Prompt, Recordings
 from massact.corpora.token_strings import Spelling
 from massact.records.errors import UserError
+from massact.records.sites import ranges
 
 PositionClass = Literal["start", "delimiter", "padding", "other"]
 PADDING: Final = "padding"
@@ -59,6 +60,11 @@ class Batch:
         inputs = {name: tensor.to(device) for name, tensor in self.inputs.items()}
         counts = {width: moved(rows) for width, rows in self.counts.items()}
         return replace(self, inputs=inputs, rows=moved(self.rows), counts=counts)
+
+    def __repr__(self) -> str:
+        """Which sequences, and the shapes of their inputs."""
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in self.inputs.items())
+        return f"Batch(sequences {ranges(self.sequences)}: {shapes})"
 
     def part(self, start: int, stop: int) -> Batch:
         """Return the rows from `start` to before `stop`, for when the whole does not fit into memory."""
@@ -136,6 +142,11 @@ class Corpus:
     counts: tuple[torch.Tensor, ...] = ()
     ends: tuple[int, ...] | None = None
     own_places: tuple[tuple[str, ...], ...] = ()
+
+    def __repr__(self) -> str:
+        """Its name and the shapes of its inputs."""
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in self.inputs.items())
+        return f"Corpus({self.name!r}, {self.n_sequences:,} sequence{'s' * (self.n_sequences != 1)}: {shapes})"
 
     @property
     def n_sequences(self) -> int:

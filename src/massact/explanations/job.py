@@ -277,6 +277,7 @@ class _Job:
         notes = self.model.anatomy.unseen_attention(self.stacks)
         told = {(c.stack, f"{c.dim}@{c.position_class}") for c in coordinates}
         mine = passing(self.scan.clusters[self.scan.clusters["dim"] >= 0])
+        mine = mine[~mine["stack"].isin([name for name, stack in self.stacks.items() if stack.streams])]  # none writes
         keys = zip(mine["stack"], keys_of(mine), strict=True)
         if left := [key for key in dict.fromkeys(keys) if key not in told]:
             names = ", ".join(f"{stack} {key}".strip() for stack, key in left[:MOST_COORDINATES])

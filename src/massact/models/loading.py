@@ -92,6 +92,9 @@ class Model:
     taken_off: list[str] = field(default_factory=list)
     compiled: bool = False
 
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, {type(self.module).__name__}, {self.anatomy}, {self.dtype}, {self.device})"
+
     @property
     def device(self) -> torch.device:
         return device_of(self.module)

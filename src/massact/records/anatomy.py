@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from massact.records.errors import UserError, near
-from massact.records.sites import POINTS, READER, Site, ranges
+from massact.records.sites import POINTS, READER, Site, ranges, runs_of
 
 TURNED = "(tokens, batch, width)"
 GRID = "(batch, rows, columns, width)"
@@ -329,6 +329,15 @@ class Anatomy:
     left_out: tuple[str, ...] = ()
     attentions: dict[Site, AttentionPlace] = field(default_factory=dict)
     no_attention: dict[Site, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Its stacks with their layers and width; those that are alike together."""
+        alike: dict[tuple[int, int], list[str]] = {}
+        for stack in self.stacks:
+            alike.setdefault((len(stack.blocks), stack.d_model), []).append(stack.name)
+        told = [f"{', '.join(runs_of(names))}: " * bool(any(names)) + f"{n} layers of width {width}"
+                for (n, width), names in alike.items()]  # fmt: skip
+        return f"Anatomy({'; '.join(told)})"
 
     @property
     def notes(self) -> list[str]:

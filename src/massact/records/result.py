@@ -68,6 +68,11 @@ class Result:
         """Newest schema version of its record that is read: the one that is written."""
         return cls.INFO.schema_version
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know, a sentence each: what was left out, what is unavailable, and why."""
+        return list(self.info.notes)
+
     def tables(self) -> dict[str, pd.DataFrame]:
         """Its tables by name, without those that are left out where they are empty."""
         held = {name: getattr(self, name) for name in self.TABLES}

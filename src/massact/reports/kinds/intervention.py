@@ -41,6 +41,7 @@ from massact.reports.spelling import (
     spanned,
     visible,
 )
+from massact.reports.stack_words import called
 
 NONE_FOUND = "The scan has no massive activations, and these edits ask for none"
 EDITS_ABREAST = 4  # columns of one table that a narrow terminal holds
@@ -167,8 +168,8 @@ def _where(target: Mapping[str, Any]) -> str:
     layers = [int(x) for x in target.get("layers") or []]
     where = site if len(layers) < 2 else f"{site.rpartition('.')[2]} of {spanned('layer', layers)}"
     those = f" (those of layer {layers[0]})" if len(layers) > 1 else ""
-    stacks = [visible(str(x)) for x in target.get("stacks") or []]
-    where += f" and in the same places of {listed(stacks[1:], 6)}" if len(stacks) > 1 else ""
+    stacks = [str(x) for x in target.get("stacks") or []]
+    where += f" and in the same places of {called(stacks[1:])}" if len(stacks) > 1 else ""
     return where if target.get("clusters") and not those else f"{where}, {dims}{those}"
 
 
