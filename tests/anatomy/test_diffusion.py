@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import massact as ma
 from massact.records.errors import UserError
+from massact.reports import answer_in_words, show
+from massact.reports.spelling import cell
 from massact.trace import recorded
 from tests.facts import each, tells
 
@@ -150,6 +155,13 @@ def test_scan_by_timestep(denoised: tuple[Any, Any], tmp_path: Path) -> None:
     scan.save(tmp_path / "run")
     again = ma.open_run(tmp_path / "run")
     assert again.by_input.equals(table) and again.info.config["by"] == "timestep"
+    said = answer_in_words(again)
+    assert tells(said, "timestep", 900, 700)
+    console = Console(file=io.StringIO(), width=80)
+    show(again, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    best = table[table["value"] == 700].sort_values("ratio").iloc[-1]
+    assert re.search(rf"700 +{best['layer']} +{re.escape(cell(best['top1']))}", text)
     report = Path(ma.report(tmp_path / "run")).read_text(encoding="utf-8")
     assert "timestep" in report
 

@@ -8,11 +8,13 @@ import pandas as pd
 from massact.records.kinds.scan import ScanResult
 from massact.reports import panels
 from massact.reports.kinds.scan.curves import named
+from massact.reports.kinds.scan.views import StackView
 from massact.reports.panels import Line, Panel, Sheet
-from massact.reports.parts import Section, Words, parts_of, table_of
-from massact.reports.spelling import counted, listed, number, visible
+from massact.reports.parts import Section, Table, Words, grid, parts_of, table_of
+from massact.reports.spelling import cell, counted, listed, number, visible
 
 MOST_CURVES = 6
+KEPT = ("top1", "median", "ratio")
 
 
 def by_input(scan: ScanResult) -> Section | None:
@@ -20,9 +22,30 @@ def by_input(scan: ScanResult) -> Section | None:
     if not len(scan.by_input):
         return None
     name = visible(str(scan.by_input["input"].iloc[0]))
-    said = [_said(str(stack), rows, name) for stack, rows in scan.by_input.groupby("stack", sort=False)]
+    said = by_input_in_words(scan)
     table = table_of("by_input", scan.by_input, f"Every layer for each {name}")
     return Section("by_input", f"By {name}", parts_of(Words(said), *_panels(scan), table))
+
+
+def by_input_in_words(scan: ScanResult) -> list[str]:
+    """A sentence or two for each stack: at which values findings are; none of runs that tell nothing apart."""
+    rows = scan.by_input
+    name = visible(str(rows["input"].iloc[0])) if len(rows) else ""
+    return [_said(str(stack), mine, name) for stack, mine in rows.groupby("stack", sort=False)]
+
+
+def small_by_input(scan: ScanResult, view: StackView) -> Table | None:
+    """One row for each value: the layer where |h| is largest against the median there, and the findings of all."""
+    mine = scan.by_input[(scan.by_input["stack"].fillna("") == view.stack) & (scan.by_input["site"] == view.site)]
+    rows = []
+    for value, of in mine.groupby("value", sort=True):
+        known = of["ratio"].notna().any()
+        best = of.loc[of["ratio"].idxmax()] if known else None
+        shown = ["-"] * 4 if best is None else [str(int(best["layer"])), *(cell(best[c]) for c in KEPT)]
+        rows.append([number(value), *shown, f"{int(of['n_findings'].sum()):,}"])
+    name = visible(str(mine["input"].iloc[0])) if len(mine) else ""
+    heads = (name, "layer", "top 1", "median", "ratio", "findings")
+    return grid(f"By {name}: the layer of the greatest ratio, and the findings of all layers", heads, rows)
 
 
 def _said(stack: str, rows: pd.DataFrame, name: str) -> str:

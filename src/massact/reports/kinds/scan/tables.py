@@ -9,6 +9,7 @@ import pandas as pd
 
 from massact.records.clusters import HUMP, OUTLIER
 from massact.records.kinds.scan import ScanResult
+from massact.reports.kinds.scan.by_input import small_by_input
 from massact.reports.kinds.scan.criteria import small
 from massact.reports.kinds.scan.rises import mixed_ways, rises
 from massact.reports.kinds.scan.sections import ranks_of
@@ -40,6 +41,7 @@ def brief(scan: ScanResult) -> list[Section]:
     for view in (v for v in stacks if v.label not in other):
         tables = (
             _layers(view),
+            small_by_input(scan, view),
             _clusters(view, rule),
             rises(view, scan.rises),
             *_ranks(view, of),

@@ -12,6 +12,7 @@ from typing import Any
 from massact.records.answer import Peak
 from massact.records.clusters import MASSIVE, OUTLIER, passing
 from massact.records.kinds.scan import ScanResult
+from massact.reports.kinds.scan.by_input import by_input_in_words
 from massact.reports.kinds.scan.cluster_words import CLASSES, clusters_in_words
 from massact.reports.kinds.scan.criteria import disagreement
 from massact.reports.kinds.scan.rises import mixers_in_words
@@ -57,7 +58,7 @@ def answer_in_words(result: ScanResult) -> list[str]:
             continue
         told.append((view.label, [line(view, lead, rule, result.criteria)]))
         told.append((view.label, [s for s in rules if any(s in sentences for _, sentences in told)]))
-    said = [_headline(result, rule, stacks), *said_once(told)]
+    said = [_headline(result, rule, stacks), *said_once(told), *by_input_in_words(result)]
     if any(v.n_sequences for v in stacks) and not any(_nonfinite(v) for v in stacks):
         said.append("All measured values are finite.")
     return said + _null(answer.null, result) + _bos(answer.bos) + noted(result.info.notes)
