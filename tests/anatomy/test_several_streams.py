@@ -157,6 +157,56 @@ def test_blocks_that_are_given_are_read_as_those_that_are_found() -> None:
     assert load(module, blocks="model.layers").anatomy == load(module).anatomy
 
 
+class Static(nn.Module):
+    """Hyper-connections of parameters alone: streams mixed by a matrix, a sublayer with its norm inside."""
+
+    class Block(nn.Module):
+        def __init__(self, n: int) -> None:
+            super().__init__()
+            self.sub = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16))
+            self.mix, self.add, self.read = (nn.Parameter(torch.rand(*s)) for s in ((n, n), (n,), (n,)))
+
+        def forward(self, h: Tensor) -> Tensor:
+            out = self.sub(torch.einsum("n,btnd->btd", self.read, h))
+            return torch.einsum("mn,btnd->btmd", self.mix, h) + self.add[:, None] * out[:, :, None]
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n, self.enter, self.blocks = n, nn.Linear(5, 16), nn.ModuleList(self.Block(n) for _ in range(2))
+
+    def forward(self, signal: Tensor) -> Tensor:
+        h = self.enter(signal)[:, :, None].repeat(1, 1, self.n, 1)
+        for block in self.blocks:
+            h = block(h)
+        return h.sum(2)
+
+
+@pytest.mark.parametrize("n", [2, 3, 16])
+def test_streams_mixed_by_parameters(n: int) -> None:
+    """As many streams as rows of the example, or as dims; what is read of them is the output of the model itself."""
+    torch.manual_seed(0)
+    module = Static(n)
+    model = load(module, inputs={"signal": torch.randn(2, 13, 5)}, blocks="blocks")
+    assert [s.name for s in model.anatomy.stacks] == [*(f"stream_{k}" for k in range(n)), "collapsed"]
+    signal, block, k = torch.randn(3, 7, 5), module.blocks[1], n - 1
+    with torch.no_grad():
+        h = module.blocks[0](module.enter(signal)[:, :, None].repeat(1, 1, n, 1))
+        read = (block.read[:, None] * h).sum(2)
+        wanted = {
+            f"stream_{k}/2.resid_scaled": (block.mix[k][:, None] * h).sum(2),
+            f"stream_{k}/2.mlp_out": block.add[k] * block.sub(read),
+            f"stream_{k}/2.resid_post": block(h)[:, :, k],
+            "collapsed/1.resid_post": read,
+            "collapsed/2.resid_post": module(signal),
+        }
+    measured = measure(model, ma.corpus({"signal": signal}), [Probe(s, s, Keep) for s in wanted], batch_size=3)
+    for site, b in wanted.items():
+        a = torch.from_numpy(np.stack(measured.result(site, measured.sites(site)[0]).values))
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5), site
+    scan = ma.scan(model, ma.corpus({"signal": signal}), null=False, thresholds={"magnitude": 0.1, "ratio": 1.5})
+    assert max(ma.explain(model, ma.corpus({"signal": signal}), scan).info.closure.values()) < 1e-5
+
+
 class Images(nn.Module):
     """Blocks of four axes that are no streams: rows and columns of an image."""
 

@@ -135,14 +135,17 @@ class SeveralStreams:
         passed_over = {write, *own, *(s.key for c in norms for s in c.outputs)}
         order = {k: i for i, k in enumerate(self.watch.steps)}
         start = canon(stretches.start.key)
-        taken = {s.key for c in reader.inner for s in c.inputs if s.shape == self.token_shape} - passed_over
-        good = [
-            k
-            for k in taken & set(stretches.borders)
-            if start not in reached(self.watch, [write], {canon(k), start}) and reached(self.watch, [write], {canon(k)})
-        ]
-        good.sort(key=lambda k: (k in of_norms, order.get(k, -1)))
-        return good[-1] if good else None
+        taken = {s.key for c in reader.inner for s in c.inputs if s.shape == self.token_shape}
+        for known in (taken - passed_over, taken & own - {s.key for c in norms for s in c.outputs}):
+            good = [
+                k
+                for k in known & set(stretches.borders)
+                if start not in reached(self.watch, [write], {canon(k), start})
+                and reached(self.watch, [write], {canon(k)})
+            ]
+            if good:  # only where the norm is inside the module that writes, that takes it itself
+                return max(good, key=lambda k: (k in of_norms, order.get(k, -1)))
+        return None
 
     def _behind(self) -> Place:
         """What is read of the streams behind the last block: the first tensor that the output is made from alone."""
@@ -150,8 +153,8 @@ class SeveralStreams:
         last = self.calls[-1]
         later = [c for c in self.watch.calls[self.watch.calls.index(last) + 1 :] if not c.inside(last)]
         top = [self.watch.canon(s.key) for s in self.watch.calls[0].outputs]
-        for call in later:
-            for side, seen in (("in", call.inputs), ("out", call.outputs)):
+        for call in [*later, self.watch.calls[0]]:
+            for side, seen in (("in", call.inputs if call.name else []), ("out", call.outputs)):
                 for s in seen:
                     if s.shape != self.token_shape or not reached(self.watch, [s.key], {end}):
                         continue

@@ -89,7 +89,8 @@ class Terms:
         if n is None or a is None or b is None or a[-1] not in (1, n):
             return []
         D = self.shape[-1]  # einsum lays tokens and dims out in one axis
-        return [k for k, s, wide in ((reads[0], a, -2), (reads[1], b, -1)) if s[wide] % D == 0]
+        sides = [k for k, s, wide in ((reads[0], a, -2), (reads[1], b, -1)) if s[wide] % D == 0]
+        return [k for k in sides if self.leads(k) or self.holds(k)] if len(sides) > 1 else sides  # as many as dims
 
     def _reads_stream(self, factor: Key) -> bool:
         """Whether a factor is made from the stream itself, with no module between (a norm divides by what it reads)."""
@@ -279,6 +280,8 @@ class _Maker:
         found = {k: self.term(k) for k in carried}
         if all(v is None for v in found.values()):
             return None
+        if None in found.values():
+            raise NoTerms(f"{step.op!r} of two tensors that are both made from the stream")
         if step.op not in _SAME:
             self.plain = False
         if step.op in ("div", "neg") or step.op.endswith("mm"):
@@ -394,6 +397,8 @@ class _Maker:
         if kept and self._has_one_size(reads[0]):
             return tuple(sizes)
         found: list[Any] = []
+        # einsum puts streams first: there the batch stands before the tokens
+        before = next((i for i in range(len(sizes) - 1) if T > 1 and sizes[i : i + 2] == [B, T]), None)
         for axis, size in enumerate(sizes):
             times = next((k for k in (1, D, n, n * D) if T > 1 and size == B * T * k), None)
             if step.op == "expand" and axis < len(source) == len(sizes) and source[axis] == size:
@@ -402,7 +407,12 @@ class _Maker:
                 found.append(Size("T"))
             elif times is not None:
                 found.append(Size("BT", times))
-            elif size == B and (axis == 0 or (axis == t.axes[0] and source[t.axes[0] : axis + 1] == (B,))):
+            elif (
+                axis == before
+                or (n != B or before is None)
+                and size == B
+                and (axis == 0 or (axis == t.axes[0] and source[t.axes[0] : axis + 1] == (B,)))
+            ):
                 found.append(Size("B"))
             else:
                 found.append(size)

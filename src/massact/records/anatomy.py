@@ -288,8 +288,12 @@ class Stack:
                     layers.setdefault(change.how, []).append(block.layer)
                     formula = block.places[change.end].formula
                     by.setdefault(change.how, f", the first time by {formula.words}" if formula is not None else "")
-        head = f"Stack {self.name!r}, layers" if self.name else "Layers"
-        told = [f"{head} {ranges(where)}: the stream {_CHANGES[how]}{by[how]}." for how, where in layers.items()]
+
+        def head(where: list[int]) -> str:
+            word = "layer" if len(where) == 1 else "layers"
+            return f"Stack {self.name!r}, {word} {ranges(where)}" if self.name else f"{word.title()} {ranges(where)}"
+
+        told = [f"{head(where)}: the stream {_CHANGES[how]}{by[how]}." for how, where in layers.items()]
         cuts: dict[tuple[str, tuple[float, float]], list[int]] = {}
         for block in self.blocks:
             for cut in block.cuts.items():
@@ -297,7 +301,7 @@ class Stack:
         for (point, bounds), where in cuts.items():
             limits = " to ".join("a bound that is computed" if x != x else f"{x:,.6g}" for x in bounds)
             told.append(
-                f"{head} {ranges(where)}: {point} is cut to {limits} (a clamp, which cut nothing when the model was "
+                f"{head(where)}: {point} is cut to {limits} (a clamp, which cut nothing when the model was "
                 "proved): where it does, what is written is not what is added."
             )
         return told
