@@ -90,6 +90,12 @@ SITES = """
 
 A site is `layer.point`, or `stack/layer.point` in a model with several stacks; layer 0 is the embedding output, layer l
 the residual stream after block l. Selectors are globs: `*.resid_post`, `3.mlp_*`, `encoder/*.attn_out`.
+
+The name of a stack is also the column `stack` of every table and what `--stack` takes. Blocks that carry n streams
+(hyper-connections, AltUp) have n + 1 stacks: `stream_0`, `stream_1`, ..., one for each, with what is added to it, so
+that the table `writers` is of these; and `collapsed`, what the blocks read of all streams together, which has the
+sublayers, so that the tables of attention (`heads`, `axes`, `sinks`, ...) are of it
+([Several streams](residual-stream.md#several-streams)).
 """
 
 

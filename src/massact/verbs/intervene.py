@@ -50,7 +50,11 @@ class InterveneConfig(Options):
         "Only this one, as 507@start, at its own onset; each: also every other that passes, one by one; nothing: the "
         "largest, with those of its label at that layer.",
     )
-    stack: str | None = option(None, "Of several stacks, which; nothing: the one with most findings.")
+    stack: str | None = option(
+        None,
+        "Of several stacks, which (see the column stack of findings); of several streams that one alone. Nothing: the "
+        "one with most findings; of several streams all of them, as one edit.",
+    )
     exact: bool = option(False, "Only the entries that the scan found, not all of half their size or more.")
     hold_out: bool = option(True, "Means of the first half of the sequences, effects on the second, from eight on.")
     sinks: bool = option(True, "Also what sinks do.", shown=False)

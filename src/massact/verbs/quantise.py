@@ -33,7 +33,9 @@ class QuantiseConfig(Options):
     sites: Names = option(
         (), "Only these sites of activations, with commas: attn_in,o_in,mlp_in,mlp_act (ssm_in, linear_attn_in, ...)."
     )
-    stack: str | None = option(None, "Of several stacks, which; nothing: that of the largest cluster.")
+    stack: str | None = option(
+        None, "Of several stacks, which (see the column stack of findings); nothing: that of the largest cluster."
+    )
     guilty: str | None = option(
         None, "Scheme whose guilty sites are looked for; nothing: of those by tensor the worst; none: no curve."
     )
