@@ -162,3 +162,15 @@ def test_a_column_of_words_is_not_broken_into_letters() -> None:
     show(scan, console)
     words = console.file.getvalue().split()  # type: ignore[attr-defined]
     assert {"mixer", "attention+ssm", "linear_attn", "massive", "onset"} <= set(words)
+
+
+@pytest.mark.parametrize("column", ["before", "value", "kept", "kept_between"])
+def test_a_rise_of_which_something_is_unknown_is_told_without_nan(column: str) -> None:
+    scan = synthetic.massive()
+    scan.layers["mixer"] = ["", *["attention", "ssm"] * 16]
+    rise = _fill("rises", site="resid_post", dim=7, layer=2, mixer="ssm", next_mixer="attention", next_attention=5)
+    scan.rises = frame("rises", [rise | {"kept": 1.4, column: np.nan}])
+    scan.layers.loc[30, "median"] = scan.clusters.loc[0, "per_sequence"] = np.nan
+    (said,) = tells(answer_in_words(scan), "Dim 7 rises")
+    assert not [s for s in answer_in_words(scan) if re.search(r"\bnan\b", s, re.IGNORECASE)]
+    assert column == "kept" or (number(1.4) in said and percent(1.4) not in said)

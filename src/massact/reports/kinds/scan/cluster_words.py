@@ -103,7 +103,7 @@ def _tokens(row: pd.Series, view: StackView) -> str:
     shown = [quoted(t) for t in strings[:MOST_TOKENS]]
     named = listed(shown + [f"{n - len(shown):,} more"] * (n > len(shown))) if shown else ""
     said = f"In {_sequences(row, view)}{_passing(row, view)}"
-    if not math.isclose(each, 1, abs_tol=ROUNDING):
+    if not math.isnan(each) and not math.isclose(each, 1, abs_tol=ROUNDING):
         said += f", on {number(each)} tokens each" + " on average" * (each % 1 != 0)
         said += f": {named}" if named else ""
     elif named:

@@ -47,16 +47,20 @@ def _called(mixer: str) -> str:
 
 def _rise(row: pd.Series) -> str:
     """'layer 3 (state-space scans) from 2.1 to 1,200, right before attention'."""
-    said = f"layer {int(row['layer'])} ({_called(visible(row['mixer']))}) from {number(row['before'])} to "
-    said += number(row["value"])
+    said = f"layer {int(row['layer'])} ({_called(visible(row['mixer']))}) from {_size(row['before'])} to "
+    said += _size(row["value"])
     attention, kept = int(row["next_attention"]), real(row["kept"])
     if attention == int(row["layer"]) + 1:
         said += f", right before the attention of layer {attention}"
     elif attention > 0 and not math.isnan(kept):
         said += f"; the next attention, at layer {attention}, reads {portion([kept], 'it')}"
     left = real(row["kept_between"])
-    least = "what is left of it is not known" if math.isnan(left) else f"at least {portion([left], 'it')}"
+    least = "an unknown part of it" if math.isnan(left) else f"at least {portion([left], 'it')}"
     return said + f" ({least} {_until(row)})"
+
+
+def _size(value: float) -> str:
+    return "an unknown value" if math.isnan(real(value)) else number(value)
 
 
 def _until(row: pd.Series) -> str:

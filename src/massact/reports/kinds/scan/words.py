@@ -268,8 +268,9 @@ def _range(view: StackView) -> str:
 def _step(view: StackView, step: float, layer: int) -> str:
     """'steps of 128 at the largest |h|, 23,400 (layer 12, where the median |h| is 1.66)'."""
     row = view.layers[view.layers["layer"] == layer].iloc[0]
-    return (f"steps of {number(step)} at the largest |h|, {number(row['max'])} (layer {layer}, where the median |h| is "
-            f"{number(row['median'])})")  # fmt: skip
+    median = real(row["median"])  # NaN where half of the values are not finite
+    beside = "" if math.isnan(median) else f", where the median |h| is {number(median)}"
+    return f"steps of {number(step)} at the largest |h|, {number(row['max'])} (layer {layer}{beside})"
 
 
 def _nonfinite(view: StackView) -> str:
