@@ -52,6 +52,39 @@ def test_offloaded_weights_give_the_numbers_of_the_plain_model(name: str, bare: 
     assert bool(n) == (name != "hooks alone") and bool(tells(" ".join(model.around), "offloaded", n)) == bool(n)
 
 
+class LayerScaled(transformers.models.llama.modeling_llama.LlamaDecoderLayer):
+    """A block that scales what it adds, and the stream, by parameters of its own."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.kept, self.added = nn.Parameter(torch.rand(64) + 0.5), nn.Parameter(torch.rand(64) + 0.5)
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        h = self.kept * hidden_states + self.self_attn(self.input_layernorm(hidden_states), **kwargs)[0]
+        return h + self.added * self.mlp(self.post_attention_layernorm(h))
+
+
+def scaled() -> nn.Module:
+    module = tiny()
+    for i in range(3):
+        torch.manual_seed(i)
+        layer = LayerScaled(module.config, i).eval()
+        layer.load_state_dict(module.model.layers[i].state_dict(), strict=False)
+        module.model.layers[i] = layer
+    return module
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_offloaded_parameters_that_scale_the_stream(where: str, tmp_path: Path) -> None:
+    """They are other tensors in every call: known by the module that holds them then."""
+    plain = ma.load(scaled())
+    assert "resid_scaled" in plain.anatomy.stacks[0].blocks[0].places
+    away = accelerate.cpu_offload(scaled(), execution_device="cpu") if where == "cpu" else accelerate.disk_offload(
+        scaled(), tmp_path, execution_device="cpu")  # fmt: skip
+    assert ma.load(away).anatomy == plain.anatomy
+    same(everything(away), everything(scaled()))
+
+
 def test_a_folder_read_onto_the_disk(bare: dict[str, Any], tmp_path: Path) -> None:
     tiny().save_pretrained(tmp_path / "model")
     options = {"device_map": MIXED, "offload_folder": str(tmp_path / "away")}

@@ -59,7 +59,7 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
         ) from error
     counts = layer_counts(getattr(model, "config", None))
     candidates = find_stacks(watch, blocks, counts)
-    params = {id(p): name for name, p in model.named_parameters()}
+    params = {id(p): name for name, p in model.named_parameters()} | watch.brought
     found: list[tuple[str, Callable[[str], list[Stack]]]] = []
     refused: list[ProofError] = []
     unnamed = [] if blocks is not None else unnamed_lists(watch, candidates)

@@ -17,6 +17,7 @@ from massact.records.anatomy import Anatomy, Formula, Place
 from massact.records.errors import ProofError
 from massact.trace.formulas import Gathered
 from massact.trace.hooks import tapped
+from massact.trace.named_tensors import NamedTensors
 
 _FACTORS = (1.0, -1.0, 0.5, -0.5)  # powers of two: nothing is rounded, nothing grows
 
@@ -35,7 +36,7 @@ def prove_local(module: nn.Module, anatomy: Anatomy, run: Callable[[], Any], tol
     Raises:
         ProofError: names the block, the term, and what it is made from.
     """
-    named = dict(module.named_parameters()) | dict(module.named_buffers())
+    named = NamedTensors(module)
     terms = {
         (block.module, point): Gathered(place.formula, named)
         for stack in anatomy.stacks

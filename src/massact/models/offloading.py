@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from massact.trace.compilation import ORIGINAL
+from massact.trace.named_tensors import fetched, hooks_of
 
 
 def stored(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -19,37 +20,19 @@ def stored(module: nn.Module) -> Iterator[tuple[str, Any]]:
     for key, name in sorted((name.replace(f"{ORIGINAL}.", ""), name) for name in state):
         value = state[name]
         if isinstance(value, Tensor) and value.is_meta:
-            value = _fetched(module, name, value)
+            value = fetched(module, name, value)
         yield key, value
-
-
-def _fetched(module: nn.Module, name: str, value: Tensor) -> Tensor:
-    """What a tensor on the meta device stands for; itself where nothing is kept of it."""
-    holder, _, leaf = name.rpartition(".")
-    kept = next((k for k in map(_kept, _hooks(module.get_submodule(holder))) if k is not None), None)
-    return value if kept is None else kept[leaf].to(value.dtype)
 
 
 def held(module: nn.Module, name: str = "weight") -> Tensor:
     """A parameter of a module, by its own name; fetched where it was offloaded."""
     weight: Tensor = getattr(module, name)
-    return _fetched(module, name, weight) if weight.is_meta else weight
-
-
-def _hooks(module: nn.Module) -> list[Any]:
-    """accelerate's hooks of one module."""
-    hook = getattr(module, "_hf_hook", None)
-    return [] if hook is None else list(getattr(hook, "hooks", [hook]))
-
-
-def _kept(hook: Any) -> Any:
-    """Where a hook keeps weights, by their names inside the module."""
-    return getattr(hook, "weights_map", None) if getattr(hook, "offload", False) else None
+    return fetched(module, name, weight) if weight.is_meta else weight
 
 
 def dispatched(module: nn.Module) -> bool:
     """Whether hooks bring inputs and weights to their devices: such a model cannot be moved."""
-    return any(_hooks(part) for part in module.modules())
+    return any(hooks_of(part) for part in module.modules())
 
 
 def offload_notes(module: nn.Module) -> list[str]:

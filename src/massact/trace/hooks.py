@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from massact.records.anatomy import CHANNELS, GRID, ONE_ROW, PIECES, TURNED, Place
 from massact.records.errors import WorkError
 from massact.trace.formulas import Gathered
+from massact.trace.named_tensors import NamedTensors
 from massact.trace.watch import follow, replaced
 
 RECORDERS = "transformers.utils.output_capturing"
@@ -158,12 +159,10 @@ def tapped(
         until: and this is true.
     """
     by_border: dict[tuple[str, str], list[_Tap | _Leaf]] = defaultdict(list)
-    params: dict[str, Tensor] = dict(root.named_parameters())
-    all_taps = list(taps)
-    named = params | dict(root.named_buffers())
+    all_taps, named = list(taps), NamedTensors(root)
     state = Taps(len(all_taps), stop, until)
     for i, (place, see) in enumerate(all_taps):
-        scale = params[place.scale] if isinstance(place.scale, str) else place.scale
+        scale = named[place.scale] if isinstance(place.scale, str) else place.scale
         tap = _Tap(i, place, see, None if isinstance(scale, float) and scale == 1.0 else scale)
         if place.formula is None:
             by_border[place.module, place.side].append(tap)

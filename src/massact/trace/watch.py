@@ -192,6 +192,8 @@ class Watch(TorchDispatchMode):
         self._alive: list[Tensor] = []  # an identity is only unique while its tensor lives
         self._open: list[Call] = []
         self._counts: dict[str, int] = defaultdict(int)
+        self._weights = {id(p) for p in root.parameters()}
+        self.brought: dict[int, str] = {}  # parameters that were brought in for a call (offloading), by identity
 
     # ---- tensors
     def key(self, tensor: Tensor) -> Key:
@@ -214,6 +216,7 @@ class Watch(TorchDispatchMode):
                 return out if _functional(func) is func else args[0].copy_(out)
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         keys = tuple(self.key(t) for t in given)
+        self._name_brought(given)
         self._shapes.update((k, tuple(t.shape)) for k, t in zip(keys, given, strict=True))
         shown = tuple(self.key(a) if isinstance(a, Tensor) else a for a in args)
         refs = tree_map(lambda a: Ref(self.key(a)) if isinstance(a, Tensor) else a, (args, kwargs))
@@ -243,6 +246,14 @@ class Watch(TorchDispatchMode):
                 self._parts[id(tensor)] = given[0], self.steps[key]
         self._alive.extend(given)
         return out
+
+    def _name_brought(self, given: list[Tensor]) -> None:
+        """Name parameters that the model did not hold before the pass, by the module that holds them now."""
+        for t in given:
+            if isinstance(t, nn.Parameter) and id(t) not in self._weights and id(t) not in self.brought:
+                for call in reversed(self._open):
+                    for leaf in (n for n, p in call.module._parameters.items() if p is t):
+                        self.brought[id(t)] = f"{call.name}.{leaf}".lstrip(".")
 
     def _note_step(self, key: Key, tensor: Tensor, func: Any, refs: Any, out: Any) -> None:
         """Note how a tensor was made."""
