@@ -34,6 +34,11 @@ OFFLOADED: dict[str, Callable[[Path], nn.Module]] = {
 }  # fmt: skip
 
 
+def even() -> Any:
+    """With widths that blocks of 64 codes divide: bitsandbytes runs no others on some processors."""
+    return tiny(intermediate_size=128)
+
+
 @pytest.fixture(scope="module")
 def bare() -> dict[str, Any]:
     return everything(tiny())
@@ -162,7 +167,7 @@ def _bits4(plain: nn.Linear) -> nn.Module:
 def _torchao(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         q = pytest.importorskip("torchao.quantization")
-        module = tiny()
+        module = even()
         config = {"int8": q.Int8WeightOnlyConfig, "int8 inputs": q.Int8DynamicActivationInt8WeightConfig}[name]
         q.quantize_(module, config())
         return module
@@ -172,9 +177,9 @@ def _torchao(name: str) -> Callable[[], nn.Module]:
 
 # name -> model, package that the record names, type, whether inputs are quantised (None: nobody knows)
 PACKED: dict[str, tuple[Callable[[], nn.Module], str, str, bool | None]] = {
-    "codes": (lambda: _replaced(tiny(), Codes), "tests", "int4", None),
-    "bitsandbytes 8": (lambda: _replaced(tiny(), _bits8), "bitsandbytes", "int8", True),
-    "bitsandbytes 4": (lambda: _replaced(tiny(), _bits4), "bitsandbytes", "int4", False),
+    "codes": (lambda: _replaced(even(), Codes), "tests", "int4", None),
+    "bitsandbytes 8": (lambda: _replaced(even(), _bits8), "bitsandbytes", "int8", True),
+    "bitsandbytes 4": (lambda: _replaced(even(), _bits4), "bitsandbytes", "int4", False),
     "torchao 8": (_torchao("int8"), "torchao", "int8", False),
     "torchao 8, inputs too": (_torchao("int8 inputs"), "torchao", "int8", True),
 }
@@ -186,13 +191,13 @@ def test_packed_weights_are_seen_named_and_multiplied_out(name: str) -> None:
     module = make()
     wanted = logits(module)
     model = with_attention(ma.load(module))
-    assert torch.equal(logits(model.module), wanted) and not torch.equal(wanted, logits(tiny()))
+    assert torch.equal(logits(model.module), wanted) and not torch.equal(wanted, logits(even()))
     packing = model.quantised
     assert packing is not None and packing["method"] == package and set(packing["types"]) == {kind}
     assert (None if packing["activations"] is None else bool(packing["activations"])) is inputs
-    assert n_parameters(module) == n_parameters(tiny())
-    down, plain = model.module.get_submodule("model.layers.0.mlp.down_proj"), tiny().model.layers[0].mlp.down_proj
-    error = (matrix_of(down, 96) - plain.weight.detach()).abs().amax(1) / plain.weight.detach().abs().amax(1)
+    assert n_parameters(module) == n_parameters(even())
+    down, plain = model.module.get_submodule("model.layers.0.mlp.down_proj"), even().model.layers[0].mlp.down_proj
+    error = (matrix_of(down, 128) - plain.weight.detach()).abs().amax(1) / plain.weight.detach().abs().amax(1)
     assert 0 < error.median() < (0.2 if kind == "int4" else 0.02)
     x_RI = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     for place in model.anatomy.attentions.values():
@@ -208,16 +213,16 @@ def test_packed_weights_are_seen_named_and_multiplied_out(name: str) -> None:
 
 def test_the_matrix_is_that_of_the_codes() -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
-    plain = tiny().model.layers[0].mlp.down_proj
+    plain = even().model.layers[0].mlp.down_proj
     codes, packed = Codes(plain), _bits4(plain)
-    torch.testing.assert_close(matrix_of(codes, 96), codes.plain(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(matrix_of(codes, 128), codes.plain(), rtol=0, atol=1e-7)
     wanted = functional.dequantize_4bit(packed.weight.data, packed.weight.quant_state)
-    torch.testing.assert_close(matrix_of(packed, 96), wanted, rtol=0, atol=1e-6)
-    assert matrix_of(plain, 96).equal(plain.weight.detach())
+    torch.testing.assert_close(matrix_of(packed, 128), wanted, rtol=0, atol=1e-6)
+    assert matrix_of(plain, 128).equal(plain.weight.detach())
 
 
 def test_codes_give_the_numbers_of_the_weights_that_they_stand_for() -> None:
-    packed, plain = _replaced(tiny(), Codes), tiny()
+    packed, plain = _replaced(even(), Codes), even()
     with torch.no_grad():
         for name, part in packed.named_modules():
             if isinstance(part, Codes):
@@ -227,7 +232,7 @@ def test_codes_give_the_numbers_of_the_weights_that_they_stand_for() -> None:
 
 def test_a_saved_checkpoint_of_bitsandbytes(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    tiny().save_pretrained(tmp_path / "plain")
+    even().save_pretrained(tmp_path / "plain")
     config = transformers.BitsAndBytesConfig(load_in_4bit=True)
     live = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=config)
     live.save_pretrained(tmp_path / "packed")
@@ -242,15 +247,15 @@ def test_an_adapter_on_packed_weights(tmp_path: Path) -> None:
     """QLoRA: the matrix is that of the codes and of the adapter beside them."""
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=4, target_modules=["o_proj", "down_proj"], init_lora_weights=False)
-    module = peft.get_peft_model(_replaced(tiny(), _bits4), config)
+    module = peft.get_peft_model(_replaced(even(), _bits4), config)
     model = ma.load(module)
     down = model.module.get_submodule("model.layers.0.mlp.down_proj")
-    codes = matrix_of(down.base_layer, 96)
+    codes = matrix_of(down.base_layer, 128)
     beside = down.lora_B["default"].weight @ down.lora_A["default"].weight * down.scaling["default"]
-    torch.testing.assert_close(matrix_of(down, 96), codes + beside.detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(matrix_of(down, 128), codes + beside.detach(), atol=1e-5, rtol=1e-4)
     tables = everything(module)
     assert tables["neurons"].iloc[0]["module"] == "model.layers.0.mlp.down_proj"
-    assert model.quantised["method"] == "bitsandbytes" and n_parameters(model.module) > n_parameters(tiny())
+    assert model.quantised["method"] == "bitsandbytes" and n_parameters(model.module) > n_parameters(even())
 
 
 def test_inputs_quantised_with_one_step_for_the_batch_are_refused() -> None:

@@ -17,7 +17,7 @@ from massact.records.anatomy import Anatomy, Formula, Place
 from massact.records.errors import ProofError
 from massact.trace.formulas import Gathered
 from massact.trace.hooks import tapped
-from massact.trace.named_tensors import NamedTensors
+from massact.trace.parameter_values import NamedTensors
 
 _FACTORS = (1.0, -1.0, 0.5, -0.5)  # powers of two: nothing is rounded, nothing grows
 

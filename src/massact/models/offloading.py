@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from massact.trace.compilation import ORIGINAL
-from massact.trace.named_tensors import fetched, hooks_of
+from massact.trace.parameter_values import fetched, hooks_of
 
 
 def stored(module: nn.Module) -> Iterator[tuple[str, Any]]:

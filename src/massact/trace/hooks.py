@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from massact.records.anatomy import CHANNELS, GRID, ONE_ROW, PIECES, TURNED, Place
 from massact.records.errors import WorkError
 from massact.trace.formulas import Gathered
-from massact.trace.named_tensors import NamedTensors
+from massact.trace.parameter_values import NamedTensors
 from massact.trace.watch import follow, replaced
 
 RECORDERS = "transformers.utils.output_capturing"
