@@ -46,3 +46,9 @@ def test_a_result_has_its_notes(verb: str) -> None:
     assert result.notes == result.info.notes and result.notes
     result.notes.clear()
     assert result.notes
+
+
+@pytest.mark.parametrize("name", ["deepseek_v4", "gemma3n"])
+def test_a_note_on_streams_names_all_of_them_once(name: str) -> None:
+    notes = [note for note in load(streams(name)).anatomy.notes if "resid_scaled" in note]
+    assert len(notes) == 1 and "stream_0 to stream_3" in notes[0]

@@ -346,8 +346,15 @@ class Anatomy:
     @property
     def notes(self) -> list[str]:
         """What a reader of any number of this model must know: what was left out, what lies between blocks."""
-        told = [s for s in self.stacks if s.stream_of is None or s.name == self.stack(s.stream_of).streams[0]]
-        return [*self.left_out, *(note for stack in told for note in stack.notes())]
+        of: dict[str, list[str]] = {}  # what is the same of several streams is said once, with all their names
+        for stack in self.stacks:
+            head = f"Stack {stack.name!r}"
+            for note in stack.notes():
+                alike = stack.stream_of is not None and note.startswith(head)
+                of.setdefault(note.removeprefix(head) if alike else note, []).extend([stack.name] * alike)
+        told = [f"Stack{'s' * (len(names) > 1)} {', '.join(runs_of(names))}{note}" if names else note
+                for note, names in of.items()]  # fmt: skip
+        return [*self.left_out, *told]
 
     def stack(self, name: str) -> Stack:
         for stack in self.stacks:
