@@ -75,8 +75,8 @@ def with_attention(model: Model) -> Model:
             for place in (m for m in made if isinstance(m, AttentionPlace)):
                 point = "cross_attention" if place.cross else "attention"
                 places[_fresh(stack.name, block.layer, point, places)] = place
-            for why in (m for m in made if isinstance(m, str)):  # last: a call that is seen has the plain name
-                unavailable[_fresh(stack.name, block.layer, "attention", places | unavailable)] = why
+            for why in (m for m in made if isinstance(m, str)):  # one for all (windows); seen calls have the plain name
+                unavailable[_fresh(stack.name, block.layer, "attention", places)] = why
     anatomy = replace(model.anatomy, attentions=places, no_attention=unavailable)
     return replace(model, anatomy=anatomy, proof=replace(model.proof, calls=model.proof.calls | calls))
 
