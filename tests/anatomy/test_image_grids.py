@@ -10,6 +10,7 @@ from torch import nn
 import massact as ma
 from massact.corpora import Corpus
 from massact.models import load
+from massact.records.errors import ProofError
 from massact.stats import Keep
 from massact.trace import Edit, Probe, measure
 
@@ -163,3 +164,31 @@ def test_attention_over_frames_and_over_patches() -> None:
     assert torch.allclose(pre + sum(added), mid, atol=1e-5)
     assert sorted(float(x[:, 0].abs().max()) > 0 for x in added) == [False, True]  # time is not attended to by it
     assert len(ma.scan(model, videos, null=False, bos_contrast=False).layers) == 3
+
+
+def small(config: type, model: type, **sizes: object) -> nn.Module:
+    torch.manual_seed(0)
+    return model(config(image_size=64, hidden_sizes=[16, 24, 32, 40], **sizes)).eval()
+
+
+def test_stages_of_images_that_are_read_as_tokens() -> None:
+    """Lists of a hybrid pyramid (SwiftFormer) are stacks, those of convolutions and pooling alone are none."""
+    module = small(
+        transformers.SwiftFormerConfig, transformers.SwiftFormerModel,
+        depths=[1, 2, 2, 1], embed_dims=[16, 24, 32, 40], layer_scale_init_value=0.5,
+    )  # fmt: skip
+    model = load(module)
+    assert [stack.n_layers for stack in model.anatomy.stacks] == [1, 2, 2, 1]
+    second = model.anatomy.stacks[1]
+    images = ma.corpus({"pixel_values": torch.rand(3, 3, 64, 64)})
+    sums = second.blocks[1].sums
+    names = dict.fromkeys(name for s in sums for name in (s.start, *s.writes, s.end))
+    sites = {name: f"{second.name}/2.{name}" for name in names}
+    measured = measure(model, images, [Probe(s, s, Keep) for s in sites.values()], batch_size=3)
+    h = {n: torch.stack([torch.from_numpy(x) for x in measured.result(s, measured.sites(s)[0]).values])
+         for n, s in sites.items()}  # fmt: skip
+    for one in sums:
+        assert torch.allclose(h[one.start] + sum(h[w] for w in one.writes), h[one.end], atol=1e-5)
+    pooled = small(transformers.PoolFormerConfig, transformers.PoolFormerModel, depths=[2, 2, 2, 2])
+    with pytest.raises(ProofError, match="No stack"):
+        load(pooled)

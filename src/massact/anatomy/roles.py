@@ -111,7 +111,8 @@ def mixing_writes(model: nn.Module, blocks: Iterable[Block], run: Callable[[], A
             _try_all(model, run, same, mine, turn_BT)
             for trial in mine:
                 # of rows of one token nothing else can be felt than other rows
-                if trial.sequences and not trial.reach and turn_BT.shape[1] > 1:
+                alone = trial.coarse or not any(t.reach for t in mine)  # else rows that attend to one another
+                if trial.sequences and not trial.reach and turn_BT.shape[1] > 1 and alone:
                     raise _first_axis(trial)
         far = [t for t in mine if t.reach and not t.name.startswith("attn")]  # of attention it tells nothing
         for turn_BT in _ends(mine[0].stream_BTD) if far else ():

@@ -44,9 +44,26 @@ def find_stacks(
     several = [(p, c) for p, c in lists_inside(watch, rank=4) if len(c) in counts and p not in without]
     several = [(p, c) for p, c in several if not any(p == q or _below(p, q) for q, _ in named)]
     outer, named = ([(p, c) for p, c in of if not any(_below(p, q) for q, _ in several)] for of in (outer, named))
-    return sorted(
-        [*(named or ([] if several else outer)), *apart, *several], key=lambda item: watch.calls.index(item[1][0])
-    )
+    found = [*(named or ([] if several else outer)), *apart, *several] or _of_images(watch, without)
+    return sorted(found, key=lambda item: watch.calls.index(item[1][0]))
+
+
+def _of_images(watch: Watch, without: Container[str]) -> list[Listed]:
+    """The innermost lists on (batch, width, rows, columns) whose children read patches as tokens: no convolutions."""
+    lists = {
+        path: calls
+        for path, calls in _lists(watch, 4).items()
+        if path not in without and any(_reads_tokens(watch, call) for call in calls)
+    }
+    return [(p, calls) for p, calls in lists.items() if not any(_below(q, p) for q in lists)]
+
+
+def _reads_tokens(watch: Watch, call: Call) -> bool:
+    """Whether a module inside takes (batch, rows x columns, width) of what the call takes."""
+    tokens = {
+        (b, rows * columns, width) for b, width, rows, columns in (s.shape for s in call.inputs if len(s.shape) == 4)
+    }
+    return any(s.shape in tokens for inner in watch.calls if inner.inside(call) for s in inner.inputs)
 
 
 def unnamed_lists(watch: Watch, chosen: Iterable[Listed]) -> list[str]:
