@@ -161,6 +161,7 @@ def _bits4(plain: nn.Linear) -> nn.Module:
     bnb = pytest.importorskip("bitsandbytes")
     made = bnb.nn.Linear4bit(plain.in_features, plain.out_features, bias=False, compute_dtype=torch.float32)
     made.weight = bnb.nn.Params4bit(plain.weight.data.clone(), requires_grad=False)
+    made.support_avx512bf16_for_cpu = False  # else the first pass packs the weights anew, on some CPUs
     return made.to("cpu")
 
 
@@ -236,11 +237,27 @@ def test_a_saved_checkpoint_of_bitsandbytes(tmp_path: Path) -> None:
     config = transformers.BitsAndBytesConfig(load_in_4bit=True)
     live = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=config)
     live.save_pretrained(tmp_path / "packed")
-    model = ma.load(tmp_path / "packed")
+    model, same_one = ma.load(tmp_path / "packed"), ma.load(live)
     assert torch.equal(logits(model.module), logits(live)) and model.quantised["method"] == "bitsandbytes"
-    assert model.info().weights_sha256 == ma.load(live).info().weights_sha256
+    assert model.info().weights_sha256 == same_one.info().weights_sha256
     scan = ma.scan(model, IDS, **RULE)
     assert ma.explain(model, IDS, scan).neurons.iloc[0]["neuron"] == 7
+
+
+def test_weights_that_were_packed_for_a_cpu_are_refused() -> None:
+    """On CPUs with bfloat16 instructions the first pass packs 4-bit weights, and reading these changes them."""
+    bnb = pytest.importorskip("bitsandbytes")
+    module = _replaced(even(), _bits4)
+    parts = [part for part in module.modules() if isinstance(part, bnb.nn.Linear4bit)]
+    for part in parts:
+        part.support_avx512bf16_for_cpu = True
+    assert "bitsandbytes" in " ".join(ma.load(module).around)
+    assert not any(part.support_avx512bf16_for_cpu for part in parts)
+    parts[0].support_avx512bf16_for_cpu = True
+    parts[0].weight.quant_state.packing_format_for_cpu = True
+    with pytest.raises(UserError):
+        ma.load(module)
+    parts[0].weight.quant_state.packing_format_for_cpu = False
 
 
 def test_an_adapter_on_packed_weights(tmp_path: Path) -> None:

@@ -77,6 +77,27 @@ def unpack(module: nn.Module) -> None:
     compressor.remove_decompression_hook(module)
 
 
+def unpacked_for_cpu(module: nn.Module) -> list[str]:
+    """Keep bitsandbytes from packing 4-bit weights for this CPU in the first forward pass, and say so.
+
+    Whoever calls `state_dict()` after that has scales that are laid out otherwise than the weights (bitsandbytes 0.50).
+
+    Raises:
+        UserError: they are packed already.
+    """
+    parts = [part for part in module.modules() if getattr(part, "support_avx512bf16_for_cpu", False)]
+    for part in parts:
+        if getattr(getattr(part.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise UserError(
+                "The 4-bit weights of this model are packed for this CPU.",
+                "bitsandbytes did so when the model ran, and reading packed weights changes them.",
+                "Build or read the model again, and load it before it runs.",
+            )
+    for part in parts:
+        part.support_avx512bf16_for_cpu = False
+    return ["bitsandbytes does not pack 4-bit weights for this CPU: reading packed ones changes them."] if parts else []
+
+
 def packing_record(module: nn.Module) -> dict[str, Any] | None:
     """How the weights of a module are quantised, see `massact.records.weight_types`; None where they are not."""
     method = method_of(getattr(module, "config", None))

@@ -15,6 +15,7 @@ from torch import nn
 
 from massact.anatomy.examples import device_of, example_variants, float_dtype, to_device
 from massact.models.adapters import adapter_states
+from massact.models.checkpoint_formats import unpacked_for_cpu
 from massact.models.offloading import offload_notes
 from massact.models.sharding import refuse_shards
 from massact.records.errors import UserError, class_and_line
@@ -49,7 +50,7 @@ def unwrapped(module: nn.Module, inputs: dict[str, Any] | None = None) -> tuple[
     if compiled:
         notes.append(f"torch.compile was left aside in {_few(compiled)}: measured are the original modules, whose "
                      "numbers compiled ones repeat up to rounding.")  # fmt: skip
-    return inside, [*notes, *offload_notes(inside)]
+    return inside, [*notes, *offload_notes(inside), *unpacked_for_cpu(inside)]
 
 
 def no_plain_weights(module: nn.Module) -> tuple[str, str] | None:
