@@ -61,7 +61,7 @@ def test_explain_adds_its_files_and_leaves_those_of_the_scan(scanned: Path, expl
     added = {*(f"{t}.parquet" for t in TABLES), "explain.json", "attention.npz"}
     assert {n for n in after if "/" not in n} - set(before) == added
     drawn = {Path(n).name for n in set(after) - set(before) if n.startswith("figures")}
-    assert drawn == {f"{name}.{kind}" for name in EXPLAIN_FIGURES for kind in ("png", "svg")}
+    assert drawn == {f"{name}.png" for name in EXPLAIN_FIGURES}
     for name in drawn:
         if name.endswith(".png"):
             with Image.open(explained / "figures" / name) as image:

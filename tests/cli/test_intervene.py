@@ -75,7 +75,7 @@ def test_intervene_adds_its_files_and_leaves_those_of_the_scan(scanned: Path, do
     before, after = files(scanned), files(done)
     assert all(after[name] == data for name, data in before.items())
     assert set(after) - set(before) == {
-        "effects.parquet", "intervene.json", "figures/effects.png", "figures/effects.svg"}  # fmt: skip
+        "effects.parquet", "intervene.json", "figures/effects.png"}  # fmt: skip
     with Image.open(done / "figures" / "effects.png") as image:
         assert len(image.convert("RGB").getcolors(2**24)) > 10, "blank"
     record, run_json = (json.loads((done / f"{n}.json").read_text()) for n in ("intervene", "run"))

@@ -43,8 +43,8 @@ def test_scan_show_and_json(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert tells(printed, "between step10 and step100", "layer 2", "dim 7")
     assert {p.name for p in out.iterdir()} == {"trajectory.json", "revisions.parquet", "figures", "step9", "step10",
                                                "step100"}  # fmt: skip
-    assert {p.name for p in (out / "figures").iterdir()} == {"trajectory.png", "trajectory.svg"}
-    assert {p.suffix for p in (out / "step100" / "figures").iterdir()} == {".png", ".svg"}
+    assert {p.name for p in (out / "figures").iterdir()} == {"trajectory.png"}
+    assert {p.suffix for p in (out / "step100" / "figures").iterdir()} == {".png"}
     assert len(ma.open_run(out / "step100").findings)
     assert run(monkeypatch, "show", str(out)) == 0
     assert capsys.readouterr().out.strip() in printed

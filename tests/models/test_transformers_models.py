@@ -91,6 +91,23 @@ def test_random_twin_is_the_same_architecture_with_other_weights() -> None:
     assert [p.shape for p in twin.module.parameters()] == [p.shape for p in model.module.parameters()]
 
 
+def test_a_twin_in_the_place_of_the_weights_is_one_of_the_same_kind() -> None:
+    """Where the weights may go, they are overwritten; statistics that were learned keep a model from it."""
+    from massact.models import random_twin
+
+    model, again = ma.load(build("llama", seed=3)), ma.load(build("llama", seed=4))
+    before = weights_hash(model.module)
+    twin, other = random_twin(model, seed=1, spend=True), random_twin(again, seed=1, spend=True)
+    assert not isinstance(twin, str) and not isinstance(other, str)
+    assert twin.module is model.module and weights_hash(twin.module) == weights_hash(other.module) != before
+    fresh = random_twin(ma.load(build("llama", seed=3)), seed=1)
+    assert not isinstance(fresh, str)
+    for mine, theirs in zip(twin.module.parameters(), fresh.module.parameters(), strict=True):
+        assert mine.std().item() == pytest.approx(theirs.std().item(), rel=0.2, abs=1e-6)
+    model.module.register_buffer("learned", torch.ones(3))
+    assert random_twin(model, spend=True).module is not model.module
+
+
 def test_a_local_folder_has_no_revisions(tmp_path: Path) -> None:
     build("gpt2").save_pretrained(tmp_path)
     for spec in (tmp_path, None):

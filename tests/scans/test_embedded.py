@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -88,3 +91,23 @@ def test_heads_put_their_attention_on_the_first_token(model: Model, text: Corpus
         eager.set_attn_implementation("sdpa")
     mass = torch.stack([a[:, :, 8:, 0].mean((0, 2)) for a in maps])
     assert int((mass > 0.9).sum()) >= 14 and float(mass[0].max()) < 0.5
+
+
+def test_controls_read_in_proportion_and_say_what(model: Model, text: Corpus) -> None:
+    """The twin and both ways of BOS read an eighth of the scan's tokens together; what they find is found there."""
+    first = int(text.inputs["input_ids"][0, 0])
+    tokenizer = copy.deepcopy(model.tokenizer)
+    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(first)
+    result = ma.scan(replace(model, tokenizer=tokenizer), None, seq_len=128, n_sequences=24, rank_sequences=0)
+    null, bos = (result.info.answer[name] for name in ("null", "bos"))
+    read = null["n_sequences"] * null["n_tokens"] + sum(s["n_sequences"] * s["n_tokens"] for s in bos.values())
+    assert 0.1 <= read / (24 * 128) <= 0.13
+    begins = text.head(null["n_sequences"]).cut(null["n_tokens"])
+    assert begins is not None and begins.inputs["input_ids"].shape == (4, null["n_tokens"])
+    twin = ma.models.random_twin(model, seed=0)
+    assert not isinstance(twin, str)
+    alone = ma.scan(twin, begins, null=False, bos_contrast=False, rank_sequences=0)
+    assert null["n_findings"] == len(alone.findings)
+    assert null["largest_magnitude"] == pytest.approx(float(alone.layers["max"].max()), rel=1e-5)
+    without = ma.scan(model, {"input_ids": begins.inputs["input_ids"][:, 1:]}, null=False, bos_contrast=False)
+    assert bos["without"]["n_findings"] == len(without.findings)

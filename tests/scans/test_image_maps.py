@@ -149,7 +149,7 @@ def test_figures_are_written(tmp_path: Path) -> None:
         },
         tmp_path,
     )
-    assert len(written) == 14 and all(p.stat().st_size > 2000 for p in written)
+    assert len(written) == 7 and all(p.stat().st_size > 2000 for p in written)
 
 
 def test_figures_of_nothing_are_refused() -> None:

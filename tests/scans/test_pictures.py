@@ -125,7 +125,7 @@ def test_the_run_directory_holds_it_and_its_figures(tmp_path: Path) -> None:
     assert again.images.keys() == result.images.keys()
     for name, value in result.images.items():
         np.testing.assert_array_equal(again.images[name], value)
-    written = write_figures(again, PATCH_FIGURES, tmp_path)
+    written = write_figures(again, PATCH_FIGURES, tmp_path, ("png", "svg"))
     assert {p.stem.removeprefix("patches_") for p in written} == {
         "overlay",
         "share",
@@ -133,7 +133,7 @@ def test_the_run_directory_holds_it_and_its_figures(tmp_path: Path) -> None:
         "histograms",
         "neighbours",
     }
-    written += write_figures(told, {"attention": draw_patch_attention}, tmp_path)
+    written += write_figures(told, {"attention": draw_patch_attention}, tmp_path, ("png", "svg"))
     assert len(written) == 12 and all(p.stat().st_size > 2000 for p in written)
 
 
@@ -142,7 +142,7 @@ def test_no_pictures_and_text_and_nothing_massive(tmp_path: Path) -> None:
     quiet = ma.scan(model, corpus, pictures=False, **{**RULE, "thresholds": {"magnitude": 1e9}})
     assert "pictures" not in quiet.images and len(quiet.images["norms"]) == K
     assert not quiet.images["massive_share"].any()
-    names = {p.stem for p in write_figures(quiet, PATCH_FIGURES, tmp_path)}
+    names = {p.stem for p in write_figures(quiet, PATCH_FIGURES, tmp_path, ("png", "svg"))}
     assert names == {"patches_norms", "patches_histograms", "patches_neighbours"} and set(
         quiet.patch_cosines["group"]
     ) == {"other"}

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
@@ -93,7 +94,9 @@ def perform(verb: Verb, inputs: Any, options: Options) -> None:
     scan = _scan_of(inputs)
     _quiet_libraries()
     with _progress_bar(quiet or json) as progress:
-        call = Call(verb, inputs, options, progress, _say(quiet or json), _keep, scan)
+        call = Call(
+            verb, inputs, options, progress, _say(quiet or json), partial(_keep, formats=inputs.formats()), scan
+        )
         if getattr(inputs, "listed", False):
             for line in named(verb.lists)(call):
                 typer.echo(line)
@@ -136,7 +139,7 @@ def _on_scan(call: Call) -> Done:
         opened = scan_first(inputs.target, inputs.corpus, asked=inputs.scan_options(call.options), **given)
         if out is not None:
             opened.scan.save(out)
-            _keep(opened.scan, out)
+            call.keep(opened.scan, out)
         options |= {"n_sequences": None} if "n_sequences" in options else {}  # the scan has no more
     return call.added(opened.run(named(call.verb.job), call.progress, **options), out)
 

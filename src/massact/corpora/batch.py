@@ -305,6 +305,19 @@ class Corpus:
         inputs, mask = trim_padding(inputs, self.mask[start:stop])
         return replace(self, inputs=inputs, mask=None if mask.all() else mask, **parts)
 
+    def cut(self, n_tokens: int) -> Corpus | None:
+        """Return the first tokens of every sequence; None where there is more than tokens, or a row would be empty."""
+        of_tokens = [
+            self.kind == "tokens" and t.shape[:2] == self.inputs["input_ids"].shape for t in self.inputs.values()
+        ]
+        if not all(of_tokens) or self.packed or self.counts:
+            return None
+        mask = None if self.mask is None else self.mask[:, :n_tokens]
+        if mask is not None and not bool(mask.any(1).all()):
+            return None
+        mask = None if mask is None or bool(mask.all()) else mask
+        return replace(self, inputs={name: t[:, :n_tokens] for name, t in self.inputs.items()}, mask=mask)
+
     def with_tokenizer(self, tokenizer: Any) -> Corpus:
         """Return the same corpus with readable token strings (token ids that came without a tokenizer)."""
         return replace(self, spelling=Spelling(tokenizer))

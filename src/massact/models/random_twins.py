@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,10 +13,14 @@ from massact.models.loading import Model, proved
 from massact.records.errors import UserError, class_and_line
 
 
-def random_twin(model: Model, seed: int = 0) -> Model | str:
+def random_twin(model: Model, seed: int = 0, spend: bool = False) -> Model | str:
     """The same architecture with its own random initialisation, in full precision and without adapters.
 
     Blocks and other modules that a model has in several places are one in its twin too.
+
+    Args:
+        model: stays as it is, unless
+        spend: its own weights may be overwritten, where that gives the same twin: half the memory.
 
     Returns:
         The twin, or the reason why there is none.
@@ -29,7 +34,9 @@ def random_twin(model: Model, seed: int = 0) -> Model | str:
         if hasattr(config, "quantization_config"):  # its weights are not
             del config.quantization_config
         try:
-            twin = type(model.module)(config)
+            if spend and _is_as_built(model) and _initialised(model.module):
+                return replace(model, name=f"random twin of {model.name}", revision=None)
+            twin = _built(type(model.module), config, seed)
         except Exception as error:
             return f"its configuration alone does not make another one ({class_and_line(error)})"
         for change in getattr(model.module, "massact_changes", ()):  # attention variants and other changes by training
@@ -40,6 +47,38 @@ def random_twin(model: Model, seed: int = 0) -> Model | str:
     if names >= {place.module for place in model.anatomy.sites().values()}:
         return made
     return _proved_anew(made)  # modules have other names: compiled ones, adapters
+
+
+def _is_as_built(model: Model) -> bool:
+    """Whether nothing was put around or into a model since it was built, and all of its weights are numbers."""
+    changed = bool(model.around or model.quantised) or hasattr(model.module, "massact_changes")
+    known = {name for name, _ in model.module.named_parameters(remove_duplicate=False)}
+    kept = set(model.module.state_dict(keep_vars=True)) - known
+    numbers = all(p.is_floating_point() and p.device.type != "meta" for p in model.module.parameters())
+    return numbers and not changed and not kept  # statistics that were learned are not drawn anew
+
+
+def _built(kind: Any, config: Any, seed: int) -> nn.Module:
+    """A model of a configuration, initialised once: building it otherwise draws most weights twice."""
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        made: nn.Module = kind(config)
+    if not _initialised(made):
+        torch.manual_seed(seed)
+        made = kind(config)
+    return made
+
+
+def _initialised(module: Any) -> bool:
+    """Give a module its own random initialisation; False where that does not set all of its parameters."""
+    for tensor in module.parameters():
+        tensor.data.fill_(torch.nan)
+        tensor.__dict__.pop("_is_hf_initialized", None)
+    for part in module.modules():
+        part.__dict__.pop("_is_hf_initialized", None)
+    module.init_weights()
+    return not any(bool(tensor.isnan().any()) for tensor in module.parameters())
 
 
 def _with_same_sharing(twin: nn.Module, module: nn.Module) -> nn.Module:

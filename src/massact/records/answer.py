@@ -91,7 +91,7 @@ class Answer:
         null: the same for a random-init twin: {"n_findings", "largest_ratio", "largest_magnitude"}, or
             {"unavailable": reason}.
         bos: with and without BOS, each {"n_findings", "onset", "dims", "classes", "largest_ratio"}, or
-            {"unavailable": reason}.
+            {"unavailable": reason}. Both say what they read: the first `n_tokens` (None: all) of `n_sequences`.
     """
 
     found: bool
@@ -126,6 +126,7 @@ class Short(TypedDict, total=False):
     largest_ratio: float
     largest_magnitude: float
     n_sequences: int
+    n_tokens: int | None
 
 
 _adapter = cache(TypeAdapter)  # making one costs 10 ms, and a run is opened with a dozen kinds

@@ -20,7 +20,7 @@ from massact.reports.render.html import html
 from massact.reports.render.latex import latex
 from massact.reports.render.markdown import markdown
 
-USUAL = ("png", "svg")
+USUAL = ("png",)
 # Name of a format -> name of the file in the run directory, and who writes a page so.
 FORMATS: dict[str, tuple[str, Callable[[Page], str] | None]] = {
     "html": ("report.html", html), "md": ("report.md", markdown), "latex": ("report.tex", latex),
@@ -110,6 +110,8 @@ def draw(result: Any, directory: Path, formats: Sequence[str] = USUAL, only: Con
     Raises:
         UserError: the directory cannot be written, or there is no such format.
     """
+    if not formats:
+        return []
     from massact.reports.render.figures import write_figures  # nothing else needs matplotlib, which is slow to import
 
     figures = reading_of(result.KIND).figures

@@ -35,7 +35,7 @@ MOST_NAMED = 4
 
 
 def write_pictures(figures: Mapping[str, Callable[[], Sheet]], directory: Path) -> list[Path]:
-    """Write figures as PNG and SVG into `figures/` of a directory.
+    """Write figures as PNG into `figures/` of a directory.
 
     Args:
         figures: name -> a function without arguments that gives its sheet.
@@ -48,7 +48,7 @@ def write_pictures(figures: Mapping[str, Callable[[], Sheet]], directory: Path) 
     def one(make: Callable[[], Sheet]) -> Callable[[Any], Sheet | None]:
         return lambda _: make()
 
-    return write_figures(None, {name: one(make) for name, make in figures.items()}, directory)
+    return write_figures(None, {name: one(make) for name, make in figures.items()}, directory, ("png",))
 
 
 def draw_overlay(

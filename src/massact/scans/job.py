@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -51,6 +51,8 @@ Progress = Callable[[str, int, int], None]  # stage, sequences done, sequences i
 
 TWIN_PARAMETERS = 500_000_000  # above this a random-init twin is built only when asked for
 CONTRAST_SEQUENCES = 4
+CONTRAST_SHARE = 0.125  # of what the scan reads, which the twin and both ways of BOS read together
+LEAST_CUT = 16  # tokens of a sequence
 
 
 def scan(
@@ -61,6 +63,7 @@ def scan(
     resume: bool = False,
     progress: Progress | None = None,
     probes: Sequence[Probe] = (),
+    spend: bool = False,
     **options: Any,
 ) -> ScanResult:
     """Find massive activations: run a model over a corpus once and apply a criterion.
@@ -72,6 +75,7 @@ def scan(
         resume: go on with the interrupted scan in `out`; a finished one with the same inputs is read.
         progress: called with (stage, sequences done, sequences in all).
         probes: also look with these; their statistics add columns to the table `layers` (`massact.stats.Columned`).
+        spend: the model is not needed any more: its random twin may take the place of its weights, which are lost.
         **options: see `ScanConfig`.
 
     Returns:
@@ -86,7 +90,7 @@ def scan(
     loaded = model if isinstance(model, Model) else load(model)
     source = corpus if isinstance(corpus, Corpus | AnySource) else make_corpus(corpus)
     text = Text(source, ready_corpus(loaded, source, config), named(corpus))
-    return scan_text(loaded, text, config, out=out, resume=resume, progress=progress, probes=probes)
+    return scan_text(loaded, text, config, out=out, resume=resume, progress=progress, probes=probes, spend=spend)
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ def scan_text(
     resume: bool = False,
     progress: Progress | None = None,
     probes: Sequence[Probe] = (),
+    spend: bool = False,
 ) -> ScanResult:
     """A scan whose corpus was made before, as for several checkpoints of one model; see `scan`."""
     rule = criterion(config.criterion)
@@ -140,7 +145,7 @@ def scan_text(
     began = time.perf_counter()
     try:
         job = _Job(extra, ready, source, config, rule, thresholds, progress or (lambda *_: None))
-        result = job.run(info, saved, *stacks)
+        result = job.run(info, saved, *stacks, spend=spend)
         info.status, info.wall_s = "ok", saved.earlier_s + time.perf_counter() - began
         if saved.path is not None:
             result.save(saved.path)
@@ -204,7 +209,9 @@ class _Job:
     def model(self) -> Model:
         return self.extra.model
 
-    def run(self, info: RunInfo, saved: Saved, stacks: list[str], unreached: list[str]) -> ScanResult:
+    def run(
+        self, info: RunInfo, saved: Saved, stacks: list[str], unreached: list[str], spend: bool = False
+    ) -> ScanResult:
         info.notes += self.extra.notes
         info.notes += [f"Stack {name!r} was not scanned: this corpus does not reach it." for name in unreached]
         self.layout = scanned_layout(self.model, self.corpus, stacks)
@@ -225,8 +232,7 @@ class _Job:
         clusters = scanned_clusters(found, near, seen, self.corpus.n_sequences)
         tables = (found, coordinates, clusters)
         answers = [stack_answer(stack, site, seen, tables, texts[stack]) for stack, site in _pairs(seen)]
-        answer = Answer(len(found) > 0, answers, self.null(stacks, info), self.bos(stacks))
-        info.answer = jsonable(answer.as_dict())
+        answer = Answer(len(found) > 0, answers, {}, self.bos(stacks))
         info.notes += [*self.notes(seen, rows, near_rows), *padding_notes(self.model, self.corpus, stacks)]
         info.notes += jump_notes(self.corpus)
         info.notes += notes_on_positions(self.model, self.corpus, seen.norms.groupby("stack").pos.max())
@@ -241,6 +247,8 @@ class _Job:
             except MassactError as error:
                 result.info.notes.append(f"No figures of patches: {error.what}")
         self.show_prompt(result, answer, seen)
+        answer = replace(answer, null=self.null(stacks, info, spend))  # last: the model's weights may be lost by it
+        info.answer = jsonable(answer.as_dict())
         return result
 
     def probes(self, stacks: list[str], top_k: int) -> list[Probe]:
@@ -300,7 +308,7 @@ class _Job:
             top_k, stage = min(top_k * 16, MOST_KEPT), f"{stage}, keeping more than {top_k} values"
 
     # ---- controls
-    def null(self, stacks: list[str], info: RunInfo) -> dict[str, Any]:
+    def null(self, stacks: list[str], info: RunInfo, spend: bool) -> dict[str, Any]:
         """The same scan of a random-init twin: what the criterion finds where there can be nothing to find."""
         if self.config.null is False:
             return {"unavailable": "not asked for"}
@@ -308,19 +316,28 @@ class _Job:
         if self.config.null == "auto" and size > TWIN_PARAMETERS:
             return {"unavailable": f"the model has {size:,} parameters; ask for it with --null"}
         try:
-            twin = random_twin(self.model, seed=self.config.seed or 0)
-            return {"unavailable": twin} if isinstance(twin, str) else self.short(twin, self.corpus, stacks)
+            twin = random_twin(self.model, self.config.seed or 0, spend)
+            return {"unavailable": twin} if isinstance(twin, str) else self.short(twin, self.few(), stacks)
         except (WorkError, MemoryError, torch.OutOfMemoryError) as error:  # a control must not cost the answer
             return {"unavailable": f"the random-init twin does not fit: {str(error).splitlines()[0]}"}
 
-    def short(self, model: Model, corpus: Corpus, stacks: list[str]) -> dict[str, Any]:
-        few = corpus.head(min(CONTRAST_SEQUENCES, corpus.n_sequences))
+    def few(self) -> Corpus:
+        """What each of the three controls reads: the beginnings of the first sequences, in proportion to the scan."""
+        each = self.corpus.n_sequences * CONTRAST_SHARE / 3  # sequences' worth
+        n = min(CONTRAST_SEQUENCES, self.corpus.n_sequences)
+        width = self.corpus.inputs["input_ids"].shape[1] if self.corpus.kind == "tokens" else 0
+        room = max(LEAST_CUT, int(width * each / n))
+        cut = self.corpus.head(n).cut(room) if room < width else None
+        return cut or self.corpus.head(n if room >= width > 0 else max(1, min(n, int(each))))
+
+    def short(self, model: Model, few: Corpus, stacks: list[str]) -> dict[str, Any]:
         done = self.complete(model, few, stacks, None)
         seen, rows = done.evidence, done.rows
         texts, near = self.texts(few, seen), self.rule.near_misses(seen, self.thresholds)
         found = findings_table(rows, self.rule, texts)
         short = short_answer(found, findings_table(near, self.rule, texts), seen, few.n_sequences)
-        return short | {"n_sequences": few.n_sequences}
+        whole = few.kind != "tokens" or few.inputs["input_ids"].shape[1] >= self.corpus.inputs["input_ids"].shape[1]
+        return short | {"n_sequences": few.n_sequences, "n_tokens": None if whole else few.inputs["input_ids"].shape[1]}
 
     def bos(self, stacks: list[str]) -> dict[str, Any]:
         """The first sequences with and without BOS in front of the same text (Sun 2024, App. A.3)."""
@@ -335,7 +352,7 @@ class _Job:
         if first is None:
             return {"unavailable": "the tokenizer has no BOS token"}
         try:
-            both = both_ways(self.corpus.head(min(CONTRAST_SEQUENCES, len(self.corpus))), first, self.model.context)
+            both = both_ways(self.few(), first, self.model.context)
         except UserError as error:
             return {"unavailable": error.what}
         return {name: self.short(self.model, text.with_types(self.model), stacks) for name, text in both.items()}

@@ -47,11 +47,12 @@ def run(call: Call) -> Done:
     loaded = load(given.model, revision=given.revision, **loading)
     call.progress("load", 1, 1)
     result = scan(loaded, given.corpus, out=given.out, resume=given.resume, progress=call.progress,
-                  **call.options.given())  # fmt: skip
+                  spend=True, **call.options.given())  # fmt: skip
     if given.out is None:
         return Done(result, NOT_SAVED)
     call.keep(result, given.out)
-    return Done(result, f"Saved in {given.out}: tables, run.json, figures/. Print it again: massact show {given.out}")
+    drawn = ", figures/" if given.formats() else ""
+    return Done(result, f"Saved in {given.out}: tables, run.json{drawn}. Print it again: massact show {given.out}")
 
 
 def _scan_all(call: Call, loading: dict[str, Any]) -> Done:

@@ -18,7 +18,8 @@ from massact.trace.hooks import AllSeen
 from massact.trace.integrity import unchanged
 from massact.trace.observation import Measurements, Observable, Plan, Probe, Seen, observing, plan
 
-TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384}
+TOKENS_PER_BATCH = {"cuda": 16384}
+TOKENS_PER_THREAD = 256  # of a CPU: more at once is no faster, and takes more memory
 
 
 class Traceable(Observable, Protocol):
@@ -116,6 +117,8 @@ class _Queue:
                 raise UserError(f"Batch size {size!r} is not 'auto' or a number from 1 on.")
             return size
         budget = TOKENS_PER_BATCH.get(model.device.type, 4096)
+        if model.device.type == "cpu":
+            budget = TOKENS_PER_THREAD * min(8, max(2, torch.get_num_threads()))
         longest = self.corpus.inputs["input_ids"].shape[1] if self.corpus.kind == "tokens" else 256
         return max(1, min(budget // longest, 64))
 

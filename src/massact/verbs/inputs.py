@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from massact.records.errors import UserError
+from pydantic import field_validator
+
+from massact.records.errors import UserError, near
 from massact.verbs.options import Options, Preprocess, option
 
+FORMATS = ("png", "svg", "pdf")
 CODE = "Run code that comes with the model."
 PICKLE = "Read .bin weights, with weights_only=True."
 GGUF = "Name of a GGUF file in the folder or repository that MODEL names."
@@ -23,6 +26,22 @@ class Inputs(Options):
 
     json_: bool = option(False, "Print the records as JSON instead of tables.", "--json", last=True)
     quiet: bool = option(False, "No progress bar, no tables.", "--quiet,-q", last=True)
+    figures: str = option("png", "Formats of the figures in the run directory: png, svg, pdf, with commas; or none.",
+                          last=True)  # fmt: skip
+
+    @field_validator("figures")
+    @classmethod
+    def _formats(cls, figures: str) -> str:
+        for name in () if figures == "none" else figures.split(","):
+            if name.strip() not in FORMATS:
+                raise UserError(
+                    f"No figures in the format {name.strip()!r}.", do=near(name.strip(), [*FORMATS, "none"])
+                )
+        return figures
+
+    def formats(self) -> tuple[str, ...]:
+        """Of the figures."""
+        return () if self.figures == "none" else tuple(dict.fromkeys(name.strip() for name in self.figures.split(",")))
 
 
 class Loading(Inputs):

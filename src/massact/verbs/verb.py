@@ -105,7 +105,9 @@ class Call:
         result.save(out)
         self.keep(result, out)
         tables = [f"{name}.parquet" for name in result.tables()]
-        files = ", ".join([*(tables if len(tables) < 3 else ["tables"]), result.FILE, "figures/"])
+        files = ", ".join(
+            [*(tables if len(tables) < 3 else ["tables"]), result.FILE, *["figures/"] * bool(self.inputs.formats())]
+        )
         return Done(result, f"Added to {out}: {files}. Print it again: massact show {out}")
 
 

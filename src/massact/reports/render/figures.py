@@ -23,11 +23,10 @@ METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None}, "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }  # fmt: skip
-USUAL = ("png", "svg")
 
 
 def write_figures(
-    result: Any, figures: Mapping[str, Callable[[Any], Sheet | None]], directory: Path, formats: Sequence[str] = USUAL
+    result: Any, figures: Mapping[str, Callable[[Any], Sheet | None]], directory: Path, formats: Sequence[str]
 ) -> list[Path]:
     """Write named figures of a result into `figures/` of a directory, each in all the formats (png, svg, pdf).
 
@@ -37,7 +36,7 @@ def write_figures(
     for kind in formats:
         if kind not in METADATA:
             raise UserError(f"No figures in the format {kind!r}.", do=near(kind, METADATA))
-    if not figures:
+    if not figures or not formats:
         return []
     folder = Path(directory) / "figures"
     written: list[Path] = []

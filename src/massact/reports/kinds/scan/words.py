@@ -291,22 +291,26 @@ def _null(null: dict[str, Any], result: ScanResult) -> list[str]:
         return [f"There is no random-init twin to compare with: {_reason(null)}"]
     n = int(real(null.get("n_sequences", 0)))
     count = int(real(null.get("n_findings", 0)))
-    ours = _in_first(result, n)
+    ours = _in_first(result, n, null.get("n_tokens"))
     beside = "" if ours is None or not n else f"; the model has {_rate(ours, n)} there"
     return [
-        f"A random-init twin of the same architecture has {_rate(count, n)}{_of_first(n)} (largest ratio |h| / "
+        f"A random-init twin of the same architecture has {_rate(count, n)}{_of_first(null)} (largest ratio |h| / "
         f"median {number(null.get('largest_ratio'))}, largest |h| {number(null.get('largest_magnitude'))}){beside}."
     ]
 
 
-def _in_first(result: ScanResult, n: int) -> int | None:
-    """Findings of the scan in its first n sequences; None where they are of no single sequence."""
-    sequence = result.findings["sequence"]
-    return None if (sequence < 0).any() else int((sequence < n).sum())
+def _in_first(result: ScanResult, n: int, n_tokens: int | None) -> int | None:
+    """Findings of the scan in the first tokens of its first n sequences; None where they are of no single sequence."""
+    sequence, pos = result.findings["sequence"], result.findings["pos"]
+    inside = (sequence < n) & (True if n_tokens is None else pos < n_tokens)
+    return None if (sequence < 0).any() else int(inside.sum())
 
 
-def _of_first(n: int) -> str:
-    """' in the first 4 sequences'; nothing where their number was not recorded."""
+def _of_first(control: dict[str, Any]) -> str:
+    """' in the first 42 tokens of the first 4 sequences'; nothing where their number was not recorded."""
+    n, n_tokens = int(real(control.get("n_sequences", 0))), control.get("n_tokens")
+    if n_tokens is not None and n:
+        return f" in the first {counted(int(n_tokens), 'token')} of {f'{n} sequences' if n > 1 else 'one sequence'}"
     return f" in the first {counted(n, 'sequence')}" if n > 1 else " in the first sequence" if n else ""
 
 
@@ -332,7 +336,10 @@ def _side(side: dict[str, Any]) -> str:
     if "unavailable" in side:
         return f"not available: {_reason(side)}"
     n, count = int(real(side.get("n_sequences", 0))), int(real(side.get("n_findings", 0)))
-    found, ratio = f"{_rate(count, n)}{_of_first(n)}", f"largest ratio |h| / median {number(side.get('largest_ratio'))}"
+    found, ratio = (
+        f"{_rate(count, n)}{_of_first(side)}",
+        f"largest ratio |h| / median {number(side.get('largest_ratio'))}",
+    )
     if not count:
         return f"{found}; {ratio}."
     dims = [d for d in side.get("dims") or [] if int(d) >= 0]
