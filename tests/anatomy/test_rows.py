@@ -67,6 +67,27 @@ def test_rows_that_are_no_sequences(layout: str, shapes: list[str]) -> None:
     assert "batch_first=True" in error.value.do
 
 
+class Images(Net):
+    """Several images a sequence, each a row: two of them and no other number, or as many as there are."""
+
+    def __init__(self, pairs: bool) -> None:
+        super().__init__("")
+        self.pairs = pairs
+
+    def forward(self, signal: Tensor) -> Tensor:
+        if self.pairs and signal.shape[1] != 2:
+            raise ValueError("pairs of images")
+        return super().forward(signal.flatten(0, 1))
+
+
+def test_images_are_pieces_of_a_sequence_where_there_can_be_no_other_number_of_them() -> None:
+    pairs = ma.load(Images(pairs=True).eval(), inputs={"signal": torch.randn(3, 2, 7, 5)})
+    place = pairs.anatomy.stacks[0].blocks[0].places["resid_pre"]
+    assert (place.layout, place.pieces) == (PIECES, 2)
+    with pytest.raises(ProofError):
+        ma.load(Images(pairs=False).eval(), inputs={"signal": torch.randn(3, 2, 7, 5)})
+
+
 def entry_zeroed(h: Tensor, _: object) -> Tensor:
     """Dim 7 of position 3 of every sequence; of a site where all sequences are in one row as well."""
     new = h.clone().reshape(5, 14, D)

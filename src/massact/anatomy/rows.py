@@ -88,9 +88,8 @@ def _laid_out(module: nn.Module, example: dict[str, Any], stack: Stack, before: 
     if len(was) != 3 or len(now) != 3 or was[2] != now[2] or was == now:
         return stack
     pieces, left = divmod(was[0], n)
-    # As many as an input has images or frames are no pieces: the next input may have more.
-    counted = {size for x in example.values() if isinstance(x, Tensor) for size in x.shape[1:]}
-    if pieces > 1 and not left and pieces not in counted and now[:2] == (pieces * (n + 1), was[1]):
+    in_order = pieces > 1 and not left and now[:2] == (pieces * (n + 1), was[1])
+    if in_order and _are_fixed(module, example, pieces):
         layout = PIECES
     elif was[0] == now[0] == 1 and was[1] * (n + 1) == now[1] * n:
         layout, pieces = ONE_ROW, 1
@@ -104,6 +103,23 @@ def _laid_out(module: nn.Module, example: dict[str, Any], stack: Stack, before: 
                                       for name, place in block.places.items()})  # fmt: skip
 
     return replace(stack, blocks=tuple(map(laid, stack.blocks)))
+
+
+def _are_fixed(module: nn.Module, example: dict[str, Any], pieces: int) -> bool:
+    """Whether a sequence cannot have another number of pieces: as many as an input has images are none, unless the
+    model takes nothing else and no other number of them (pairs of images)."""
+    inputs = [x for x in example.values() if isinstance(x, Tensor)]
+    if not any(pieces in x.shape[1:] for x in inputs):
+        return True
+    if not all(x.ndim > 1 and x.shape[1] == pieces for x in inputs):
+        return False
+    more = {k: torch.cat([x, x[:, :1]], 1) if isinstance(x, Tensor) else x for k, x in example.items()}
+    try:
+        with torch.inference_mode(), unchanged(module, values=True):
+            run_example(module, more)
+    except UserError:
+        return True
+    return False
 
 
 def _shapes(module: nn.Module, inputs: dict[str, Any], places: set[Place]) -> dict[Place, tuple[int, ...]]:
