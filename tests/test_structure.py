@@ -44,7 +44,7 @@ ARROWS: dict[str, set[str]] = {
     }.items()
 }
 # The ways up, inside a function alone: (file, room) -> why.
-UPWARDS = {("records/result.py", "reports"): "a notebook shows a result by the words of its report"}
+UPWARDS = {("records/display.py", "reports"): "a prompt or a notebook shows a result by the words of its report"}
 NO_TORCH = {"records", "verbs", "reports"}
 DOORS = {"cli", "__init__", "__main__"}  # may import anything, lazily
 

@@ -34,4 +34,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ROOMS])
+    return sorted([*_ROOMS, "__version__", "__doc__"])  # what a user may want to complete, and nothing else

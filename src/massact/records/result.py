@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 import pandas as pd
 
 from massact.records.arrays import read_arrays
+from massact.records.display import Display
 from massact.records.errors import UserError
 from massact.records.runinfo import jsonable
 from massact.records.sidecars import Sidecar, read_sidecar, save_beside
@@ -23,7 +24,7 @@ def table(name: str) -> Any:
 
 
 @dataclass(repr=False)
-class Result:
+class Result(Display):
     """What a verb found, in memory and as files of a run directory.
 
     A kind is a subclass: a file of its own in `records/kinds`, or of another package (entry point `massact.results`).
@@ -83,12 +84,6 @@ class Result:
         held = {f.name: getattr(self, f.name) for f in fields(self)}
         rows = [f"{name}: {len(t):,} rows" for name, t in held.items() if isinstance(t, pd.DataFrame) and len(t)]
         return f"{type(self).__name__}({', '.join(rows)})"
-
-    def _repr_html_(self) -> str:
-        """Its words and the first rows of its main table: what a notebook shows."""
-        from massact.reports import notebook_html  # the one way up, see tests/test_structure.py
-
-        return notebook_html(self)
 
     def save(self, directory: str | Path) -> Path:
         """Write its files into a directory; the record last, so that its presence speaks for the rest.

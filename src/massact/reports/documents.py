@@ -1,11 +1,11 @@
-"""From run directories to files: `report` and `draw`."""
+"""From run directories to files: `report` and `draw`; one figure of a result: `plot`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from massact.records.disk import write_atomic
 from massact.records.errors import UserError, near
@@ -19,6 +19,10 @@ from massact.reports.provenance import model_card
 from massact.reports.render.html import html
 from massact.reports.render.latex import latex
 from massact.reports.render.markdown import markdown
+from massact.reports.spelling import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 USUAL = ("png",)
 # Name of a format -> name of the file in the run directory, and who writes a page so.
@@ -116,3 +120,22 @@ def draw(result: Any, directory: Path, formats: Sequence[str] = USUAL, only: Con
 
     figures = reading_of(result.KIND).figures
     return write_figures(result, {n: make for n, make in figures.items() if not only or n in only}, directory, formats)
+
+
+def plot(result: Any, name: str | None = None) -> Figure:
+    """One figure of a result of any kind, as matplotlib has it; see `massact.records.display.Display.plot`.
+
+    Raises:
+        UserError: there is none, or none of this name.
+    """
+    drawings = reading_of(result.KIND).drawings(result)
+    wanted = drawings if name is None else {name: drawings[name]} if name in drawings else {}
+    sheet = next((sheet for make in wanted.values() if (sheet := make(result))), None)
+    if sheet is None:
+        there = [n for n, make in drawings.items() if make(result)]
+        what = f"This {result.KIND} has no figure" + ("." if name is None else f" {visible(name)!r}.")
+        raise UserError(what, "It has no values to draw in one." * (name in drawings or not there),
+                        near(str(name), there) if there else "Look at its tables.")  # fmt: skip
+    from massact.reports.render.figures import shown_figure  # nothing else needs matplotlib, which is slow to import
+
+    return shown_figure(sheet)

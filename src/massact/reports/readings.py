@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from massact.reports.panels import Sheet
+from massact.reports.panels import Drawn, Sheet
 from massact.reports.parts import Part, Section
 
 
@@ -29,6 +29,7 @@ class Reading:
         noun: what it is called above its words, behind the names of model and corpus; None: its kind.
         figures: name of the file -> its sheet of panels; None where there is nothing to show.
         table: the one whose first rows stand for it. by: the column whose greatest come first; "": as they lie.
+            columns: those of it that stand for it; nothing: all.
     """
 
     words: Callable[[Any], list[str]]
@@ -39,6 +40,7 @@ class Reading:
     figures: Mapping[str, Callable[[Any], Sheet | None]] = field(default_factory=dict)
     table: str = ""
     by: str = ""
+    columns: Sequence[str] = ()
 
     def sections_of(self, result: Any) -> list[Section]:
         """Its sections of a page; figures that none of them shows stand in one of their own."""
@@ -48,6 +50,13 @@ class Reading:
         sheets = [sheet for sheet in sheets if not shown & {part.title for part in sheet.parts}]
         left = [part for sheet in sheets for part in sheet.parts if part]
         return [*made, *([Section("figures", "Figures", left)] if left else [])]
+
+    def drawings(self, result: Any) -> Mapping[str, Callable[[Any], Sheet | None]]:
+        """Name -> what draws it, the main figure first; of a kind without figures the panels of its sections."""
+        if self.figures:
+            return self.figures
+        parts = [part for section in self.sections_of(result) for part in section.parts if isinstance(part, Drawn)]
+        return {result.KIND: lambda _: Sheet(parts)} if parts else {}
 
     def first_rows(self, result: Any) -> pd.DataFrame | None:
         """The rows of its main table, those first that a reader wants first."""

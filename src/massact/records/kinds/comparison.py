@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
+from massact.records.display import Display
 from massact.records.errors import UserError
 from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.scan import TABLES as SCANNED
@@ -118,8 +119,8 @@ class ComparedRun:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass
-class Comparison:
+@dataclass(repr=False)
+class Comparison(Display):
     """What a comparison gives.
 
     Args:
@@ -138,6 +139,10 @@ class Comparison:
     compare_layers: pd.DataFrame = table("compare_layers")
     notes: list[str] = field(default_factory=list)
     survival: pd.DataFrame = table("survival")
+
+    def __repr__(self) -> str:
+        """The names of its runs: what a prompt shows."""
+        return f"Comparison({', '.join(run.label for run in self.runs)})"
 
     def save(self, directory: str | Path) -> Path:
         """Write the tables; that of quantised forms only where there are any.

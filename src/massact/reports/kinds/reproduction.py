@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from massact.records.kinds.reproduction import (
@@ -18,6 +20,7 @@ from massact.records.kinds.reproduction import (
     VERDICTS,
     Reproduction,
 )
+from massact.reports.panels import Color, Line, Panel, column, log_axis
 from massact.reports.parts import Section, Words, grid, parts_of, table_of
 from massact.reports.readings import Reading
 from massact.reports.spelling import counted, noted, number, or_dash, shortened, visible
@@ -156,10 +159,31 @@ def section(r: Reproduction) -> Section:
                "published_text", "tag", "source", "verdict", "reason")  # fmt: skip
     return Section("paper", "The founding paper, redone", parts_of(
         Words(reproduction_in_words(r)),
+        _beside(r),
         table_of("claims", r.claims, "What the paper claims, tested", CLAIMED, shown_first=True),
         table_of("reproduced", _compared(r), "Beside published values", columns, shown_first=True),
         table_of("reproduced", r.reproduced[r.reproduced["headline"]], "What the lines say", columns, most=400),
     ))  # fmt: skip
+
+
+def _beside(r: Reproduction) -> Panel | None:
+    """What was found over what was published, on the diagonal where both are the same."""
+    rows, lines = _compared(r), []
+    sizes = {side: np.abs(column(rows, side)) for side in ("published", "ours")}
+    drawn = (sizes["published"] > 0) & (sizes["ours"] > 0)
+    if not drawn.any():
+        return None
+    axis = log_axis(np.concatenate([values[drawn] for values in sizes.values()]))
+    for verdict, color, symbol in ((AGREES, Color.BLUE, "circle"), (DIFFERS, Color.ORANGE, "square")):
+        at = drawn & (rows["verdict"] == verdict).to_numpy()
+        said = [f"{e}: {visible(q)}" for e, q in zip(rows["experiment"][at], rows["quantity"][at], strict=True)]
+        lines += [Line(sizes["published"][at], sizes["ours"][at], verdict, color, symbol, "", said=said)] * bool(
+            at.any()
+        )
+    ends = axis.limits
+    lines.append(Line(ends, ends, "the same", Color.MUTED, "", "dash"))
+    caption = "Every value of which one was published, by size; a value of zero has no place here."
+    return Panel("Found and published", lines, replace(axis, title="Published"), replace(axis, title="Here"), caption)
 
 
 def _compared(r: Reproduction) -> pd.DataFrame:

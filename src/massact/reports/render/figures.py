@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,29 @@ METADATA: dict[str, dict[str, None]] = {
     "png": {"Software": None}, "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }  # fmt: skip
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook shows as it is, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        return png_of(self)
+
+
+def shown_figure(sheet: Sheet) -> Figure:
+    """A sheet as a figure of matplotlib, which its owner may change and save; nothing of pyplot is touched."""
+    with style():
+        figure = figure_of(sheet)
+    figure.__class__ = ShownFigure
+    return figure
+
+
+def png_of(figure: Figure, dpi: int = DPI) -> bytes:
+    """The bytes of a PNG file of a figure."""
+    out = io.BytesIO()
+    with style():
+        FigureCanvasAgg(figure).print_figure(out, format="png", dpi=dpi, facecolor="white", metadata=METADATA["png"])
+    return out.getvalue()
 
 
 def write_figures(

@@ -29,11 +29,9 @@ def show(result: Any, console: Console) -> None:
     """
     reading = reading_of(result.KIND)
     words = reading.words(result)
-    console.print(_frame(words, _heading(result, reading.noun), console.encoding))
-    told = "\n".join(words)
-    for note in getattr(getattr(result, "info", None), "notes", ()):
-        if visible(str(note)) not in told:
-            console.print(_text(visible(str(note)), console.encoding, "dim"))
+    console.print(_frame(words, heading(result, reading.noun), console.encoding))
+    for note in notes_beside(result, words):
+        console.print(_text(note, console.encoding, "dim"))
     for section in reading.brief(result):
         tables = [part for part in section.parts if isinstance(part, Table)]
         if section.title and tables:
@@ -47,7 +45,14 @@ def show(result: Any, console: Console) -> None:
                 console.print(_text(note, console.encoding, "dim"))
 
 
-def _heading(result: Any, noun: str | None) -> str:
+def notes_beside(result: Any, words: Sequence[str]) -> list[str]:
+    """The notes of a result that its words do not tell."""
+    told = "\n".join(words)
+    notes = [visible(str(note)) for note in getattr(getattr(result, "info", None), "notes", ())]
+    return [note for note in notes if note not in told]
+
+
+def heading(result: Any, noun: str | None) -> str:
     """'gpt2 on wikitext-2: explanation'."""
     info = getattr(result, "info", None)
     model, corpus = (getattr(info, name, None) or {} for name in ("model", "corpus"))

@@ -34,6 +34,6 @@ READING = Reading(
         "by_input": draw_by_input,
         **PATCH_FIGURES,
     },
-    table="findings",
-    by="magnitude",
+    table="clusters",
+    columns=("stack", "site", "label", "dim", "position_class", "onset", "offset", "share", "mean", "spread"),
 )
