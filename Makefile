@@ -6,7 +6,7 @@ VISION := .venv-vision
 QUANT := .venv-quant
 STAMP := $(VENV)/.installed
 
-.PHONY: demo docs families test test-long test-real test-vision test-quant lint clean
+.PHONY: demo dist docs families test test-long test-real test-vision test-quant lint clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("massact needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Use: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
@@ -57,6 +57,12 @@ families: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict
+
+# What a release builds, tried in environments that hold nothing else of this checkout.
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python recipes/distribution.py build dist
+	$(BIN)/python recipes/distribution.py check dist --offline
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -34,6 +34,24 @@ ARCHITECTURE = Path(__file__).parent / "architecture.md"
 ERRORS_PAGE = Path(__file__).parent / "errors.md"
 SOURCE = Path(__file__).parents[1] / "src" / "massact"
 
+FILES = """
+## Tables of a run
+
+Every table is a parquet file, which anything reads:
+
+```python
+pandas.read_parquet("runs/demo/layers.parquet")
+polars.read_parquet("runs/demo/layers.parquet")
+duckdb.sql("select layer, top1, ratio from 'runs/demo/layers.parquet' where ratio > 1000")
+```
+
+What a column means stands below, and in the file itself, as metadata of its field:
+
+```python
+pyarrow.parquet.read_schema("runs/demo/layers.parquet").field("ratio").metadata[b"description"]
+```
+"""
+
 TOP = """# Reference
 
 Made by `python docs/generate.py` from the code; a test fails when it is stale.
@@ -152,7 +170,7 @@ def page() -> str:
     )
     out += [SITES]
     out += table(["point", "what it is"], [[f"`{k}`", v] for k, v in POINTS.items()])
-    out += ["", "## Tables of a run", ""]
+    out += [FILES]
     for name, columns in tables().items():
         out += [f"### {name}.parquet", ""]
         out += table(["column", "type", "meaning"], [[f"`{c}`", t, m] for c, (t, m) in columns.items()]) + [""]

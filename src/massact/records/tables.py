@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from massact.records.disk import write_atomic
 from massact.records.errors import UserError, class_and_line, first_line
@@ -81,12 +82,20 @@ def all_columns(table: str, data: pd.DataFrame) -> Columns:
     return columns_of(table) | {c: ("float64", str(meaning)) for c, meaning in known if c in data.columns}
 
 
+def described(table: str, data: pd.DataFrame) -> pa.Schema:
+    """The schema of a table as a file, each column with its meaning as metadata (b"description")."""
+    meanings = {c: meaning for c, (_, meaning) in all_columns(table, data).items()}
+    schema = pa.Schema.from_pandas(data, preserve_index=False)
+    fields = [f.with_metadata({"description": meanings[f.name]}) if f.name in meanings else f for f in schema]
+    return pa.schema(fields, schema.metadata)
+
+
 def write_table(directory: Path, table: str, data: pd.DataFrame) -> None:
-    """Write one table of a run as parquet."""
+    """Write one table of a run as parquet, whose columns say what they are."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:  # pyarrow itself opens only paths that are Unicode
-            data.to_parquet(file, index=False)
+            data.to_parquet(file, index=False, schema=described(table, data))
 
     write_atomic(directory / f"{table}.parquet", write)
 
