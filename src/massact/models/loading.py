@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
@@ -26,7 +26,6 @@ from massact.anatomy.examples import (
 from massact.anatomy.proof import Proof, prove
 from massact.anatomy.rows import proved_rows
 from massact.corpora import Prompt
-from massact.corpora.tensors import is_cache, no_cache
 from massact.models.adapters import (
     adapter_config,
     adapter_notes,
@@ -40,12 +39,13 @@ from massact.models.failures import failure_of
 from massact.models.gguf_header import in_folder, is_gguf
 from massact.models.names import short_name
 from massact.models.offloading import dispatched
+from massact.models.requests import checked_example, live_name, paths_of, request_of
 from massact.models.speech import prompt_of
 from massact.models.timm_models import TIMM, read_timm
 from massact.models.weight_values import check_finite, n_parameters, vectors_hash, weights_hash
 from massact.models.wrappers import says_inputs, unwrapped
 from massact.records.anatomy import Anatomy, Place, Stack
-from massact.records.errors import ProofError, UserError, first_line
+from massact.records.errors import ProofError, UserError
 from massact.records.runinfo import ModelInfo
 from massact.records.weight_types import of_gguf
 from massact.trace import unchanged
@@ -53,8 +53,6 @@ from massact.trace.compilation import compiled_parts
 
 EMBEDDED = "embedded"
 SOUND = ("input_features", "input_values")  # what transformers calls inputs of sound
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
-          "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}  # fmt: skip
 
 
 @dataclass
@@ -302,11 +300,12 @@ def load(
     tokenizer: Any = None,
     blocks: str | Iterable[str] | None = None,
     inputs: dict[str, Any] | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     options: dict[str, Any] | None = None,
     processor: Any = None,
+    **pretrained: Any,
 ) -> Model:
     """Load a model, find its anatomy and prove it.
 
@@ -318,33 +317,41 @@ def load(
         blocks: dotted path(s) of the list(s) of blocks, where the search does not find them.
         inputs: one short example input (name -> tensor) for a module that is not from transformers or timm.
         device: "auto" (CUDA where there is one), or any torch device.
-        dtype: "auto" (as stored; of GGUF float32, which holds all of its values), "float32", "float16", "bfloat16".
+        dtype: "auto" (as stored; of GGUF float32, which holds all of its values), "float32", "float16", "bfloat16", or
+            one of torch (torch.bfloat16); torch_dtype is another name for it.
         revision: of a Hub model; an error for a local folder, which has none.
         options: more keyword arguments for `from_pretrained` (for example trust_remote_code=True,
             allow_pickle=True to read `.bin` weights with weights_only=True, or gguf_file="NAME.gguf").
         processor: of images or sound, for a live module; read beside the weights otherwise.
+        **pretrained: the usual ones of `options` by name: torch_dtype, device_map, trust_remote_code,
+            attn_implementation, ... (see `massact.models.requests.PRETRAINED`).
+
+    A live module stays where and as it is; it is called by its `name_or_path`, where it has one.
 
     Raises:
-        UserError: the model cannot be found or read.
+        UserError: the model cannot be found or read, or an option means nothing for it.
         ProofError: the model was read but cannot be proved to be understood.
     """
+    request = request_of(device, dtype, revision, options, pretrained)
     if isinstance(spec, nn.Module):
+        request.refuse_of_live()
         given, name = spec, ""
     else:
-        where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else _device(device)
-        asked = dict(options or {})
+        asked = dict(request.options)
         name = in_folder(EMBEDDED if spec is None else os.fspath(spec), asked.pop("gguf_file", None))
-        given, found, known = _read(name, _dtype(dtype), revision, asked)
-        given = (given if dispatched(given) else given.to(where)).eval()
+        given, found, known = _read(name, request.dtype, revision, asked)
+        placed = dispatched(given) or "device_map" in asked
+        given = (given if placed else given.to(request.device)).eval()
         tokenizer, processor = tokenizer or found, known if processor is None else processor
     module, around = unwrapped(given, inputs)
-    name = name or type(module).__name__
+    name = name or live_name(module)
     processor = timm_cfg(module) if processor is None else processor
     check_finite(module)
     with unchanged(module, values=True):
         anatomy, proof, arguments, example = proved(module, blocks, inputs)
-    made = Model(module, anatomy, proof, tokenizer, name, revision, arguments, example, processor, None, options or {},
-                 around, bool(compiled_parts(given)))  # fmt: skip
+    compiled = bool(compiled_parts(given))
+    made = Model(module, anatomy, proof, tokenizer, name, revision, arguments, example, processor, None,
+                 request.options, around, compiled)  # fmt: skip
     return replace(made, anatomy=proved_rows(module, anatomy, example, made.reads))
 
 
@@ -352,13 +359,13 @@ def proved(
     module: nn.Module, blocks: str | Iterable[str] | None, inputs: dict[str, Any] | None
 ) -> tuple[Anatomy, Proof, dict[str, Any], dict[str, Any]]:
     """The anatomy of a module and its proof, arguments of every forward pass, and the example it was proved on."""
-    paths = _paths(blocks)
+    paths = paths_of(blocks)
     arguments = fixed_arguments(module) if inputs is None and hasattr(module, "config") else {}
     place = _placer(module)
     if inputs is None:
         pairs = _own_examples(module)
     else:
-        pairs = [(_example(inputs), inputs)]
+        pairs = [(checked_example(inputs), inputs)]
     refused: UserError | None = None
     for first, second in pairs:
         try:
@@ -425,31 +432,6 @@ def _own_examples(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any
         ) from error
 
 
-def _paths(blocks: str | Iterable[str] | None) -> tuple[str, ...] | None:
-    if blocks is None:
-        return None
-    paths = (blocks,) if isinstance(blocks, str) else tuple(blocks) if isinstance(blocks, Iterable) else ()
-    if not paths or not all(isinstance(p, str) for p in paths):
-        raise UserError(
-            f"blocks={blocks!r} is no path.",
-            do="Give the dotted path(s) of the list(s) of blocks: blocks='model.layers'.",
-        )
-    return paths
-
-
-def _example(inputs: Any) -> dict[str, Any]:
-    if not isinstance(inputs, Mapping):
-        raise UserError(
-            f"inputs= is {type(inputs).__name__}, not a dictionary.",
-            "massact calls the model by keywords.",
-            "Give load(model, inputs={'name': tensor, ...}).",
-        )
-    for name, value in inputs.items():
-        if is_cache(name, value):
-            raise no_cache(name)
-    return dict(inputs)
-
-
 def _placer(module: nn.Module) -> Any:
     device, dtype = device_of(module), float_dtype(module)
     return lambda given: to_device(given, device, dtype)
@@ -460,23 +442,6 @@ def location_of(name: str) -> str:
     if name != EMBEDDED:
         return name
     return str(resources.files("massact.models") / "embedded")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-        return device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"Device {name!r} cannot be used.", first_line(error), "Use --device cpu, or auto.") from None
-
-
-def _dtype(name: str) -> torch.dtype | str:
-    if name == "auto":
-        return "auto"
-    if name not in DTYPES:
-        raise UserError(f"Unknown dtype {name!r}.", do=f"Known: auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
 
 
 def _decoder(module: nn.Module) -> nn.Module | None:
