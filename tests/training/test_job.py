@@ -124,12 +124,14 @@ def test_micro_batches_give_the_same_step(whole: Trained, tmp_path: Path) -> Non
 
 
 def test_progress_rows_and_tensorboard(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     told, rows = [], []
     done = train(
-        small(report_to=("tensorboard",)), tmp_path / "run", progress=lambda *p: told.append(p), on_row=rows.append
+        small(report_to=("tensorboard",), per_layer=True),
+        tmp_path / "run",
+        progress=lambda *p: told.append(p),
+        on_row=rows.append,
     )
     assert [p for p in told if p[0] == "train"] == [("train", i, STEPS) for i in range(1, STEPS + 1)]
     assert [r["step"] for r in rows if r["loss"] == r["loss"]][-1] == STEPS

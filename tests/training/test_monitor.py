@@ -50,6 +50,11 @@ def ids(seed: int = 0, n: int = B) -> torch.Tensor:
     return torch.randint(0, V, (n, T), generator=torch.Generator().manual_seed(seed))
 
 
+def last_rows(monitor: Monitor) -> pd.DataFrame:
+    rows = monitor.history
+    return rows[rows["step"] == rows["step"].max()].reset_index(drop=True)
+
+
 def naive(model: torch.nn.Module, x: torch.Tensor) -> pd.DataFrame:
     """The table from output_hidden_states and output_attentions; the last hidden state is behind the final norm."""
     held = model.config._attn_implementation
@@ -113,8 +118,8 @@ def test_numbers_are_those_of_the_training_pass(make: Any) -> None:
         rows = monitor.step()
         assert (rows is None) == (expected is None)
         if expected is not None:
-            same(monitor.last(), expected)
-            assert set(monitor.last()["step"]) == {step} and set(monitor.last()["n_sequences"]) == {B}
+            same(last_rows(monitor), expected)
+            assert set(last_rows(monitor)["step"]) == {step} and set(last_rows(monitor)["n_sequences"]) == {B}
     assert sorted(set(monitor.history["step"])) == [1, 2, 4] and monitor.notes == []
 
 
@@ -130,7 +135,7 @@ def test_step_alone_is_enough_and_only_the_first_sequences_are_read() -> None:
         model(input_ids=x).logits.sum().backward()
         assert (monitor.step() is None) == (step == 0)
         if step:
-            same(monitor.last(), expected)
+            same(last_rows(monitor), expected)
     monitor.close()
     assert hooks(model) == before
 
@@ -143,7 +148,7 @@ def test_several_micro_batches_the_first_is_seen() -> None:
         with monitor:
             model(input_ids=ids(seed)).logits.sum().backward()
     monitor.step()
-    same(monitor.last(), expected)
+    same(last_rows(monitor), expected)
 
 
 def test_vision_and_wrapped_models() -> None:
@@ -156,7 +161,7 @@ def test_vision_and_wrapped_models() -> None:
     with monitor:
         vit(pixel_values=torch.randn(2, 3, 16, 16)).logits.sum().backward()
     monitor.step()
-    assert list(monitor.last()["layer"]) == [0, 1, 2] and monitor.last()["sink_mass"][1:].between(0, 1).all()
+    assert list(monitor.last().index) == [0, 1, 2] and monitor.last()["sink_mass"][1:].between(0, 1).all()
     assert all(m.training for m in vit.modules()), "the mode was changed"
 
 
@@ -197,7 +202,7 @@ def test_probe_batch_instead_of_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     monitor = Monitor(model, every=3, probe_batch={"input_ids": ids(4), "labels": ids(4)})
     model(input_ids=ids(5)).logits.sum().backward()
     monitor.step()
-    same(monitor.last(), expected)
+    same(last_rows(monitor), expected)
 
 
 def test_a_compiled_model_needs_a_probe_batch() -> None:
@@ -206,7 +211,7 @@ def test_a_compiled_model_needs_a_probe_batch() -> None:
         Monitor(model)
     monitor = Monitor(model, every=1, probe_batch={"input_ids": ids(4)})
     monitor.step()
-    same(monitor.last(), naive(unwrapped(model), ids(4)))
+    same(last_rows(monitor), naive(unwrapped(model), ids(4)))
 
 
 def test_nothing_seen_is_an_error() -> None:
@@ -285,11 +290,12 @@ def data() -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": x, "labels": x} for x in ids(n=64)]
 
 
-def trained(data: Any, tmp: Any, attach: bool, **options: Any) -> Iterator[Any]:
-    seen, watch = Collect(), MassiveActivationsCallback(every=2)
+def trained(data: Any, tmp: Any, attach: bool, per_layer: bool = False, **options: Any) -> Iterator[Any]:
+    seen, watch = Collect(), MassiveActivationsCallback(every=2, per_layer=per_layer)
+    given = {"report_to": "none"} | options
     args = TrainingArguments(
-        output_dir=str(tmp), max_steps=4, per_device_train_batch_size=B, report_to="none", use_cpu=True,
-        disable_tqdm=True, logging_steps=2, save_strategy="no", train_sampling_strategy="sequential", **options,
+        output_dir=str(tmp), max_steps=4, per_device_train_batch_size=B, use_cpu=True,
+        disable_tqdm=True, logging_steps=2, save_strategy="no", train_sampling_strategy="sequential", **given,
     )  # fmt: skip
     mine = [seen] if attach else [watch, seen]
     trainer = Trainer(gpt2(), args, train_dataset=data, callbacks=mine)
@@ -302,17 +308,67 @@ def trained(data: Any, tmp: Any, attach: bool, **options: Any) -> Iterator[Any]:
 @pytest.mark.parametrize("attach", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_callback_in_any_trainer(data: Any, tmp_path: Any, attach: bool, accumulate: int) -> None:
-    _, monitor, logs = trained(data, tmp_path, attach, gradient_accumulation_steps=accumulate)
+    _, monitor, logs = trained(data, tmp_path, attach, True, gradient_accumulation_steps=accumulate)
     assert sorted(set(monitor.history["step"])) == [1, 2, 4]
     same(monitor.history[monitor.history["step"] == 1], naive(gpt2(), torch.stack([d["input_ids"] for d in data[:B]])))
     ours = [entry for entry in logs if "massact/layer_01/top1" in entry]
     assert [entry["step"] for entry in ours] == [1, 2, 4]
-    last = monitor.last().set_index("layer")
+    last = monitor.last()
     for name in ("top1", "top2", "top3", "median", "ratio", "sink_mass", "value_drain"):
         assert ours[-1][f"massact/layer_02/{name}"] == last[name][2]
     assert "massact/layer_00/sink_mass" not in ours[-1]
     # The Trainer's own logs of the same steps are still there.
     assert [entry["step"] for entry in logs if "loss" in entry] == [2, 4]
+
+
+def test_three_numbers_a_step_unless_layers_are_asked_for(data: Any, tmp_path: Any) -> None:
+    _, monitor, logs = trained(data, tmp_path, False)
+    ours = [{k: v for k, v in entry.items() if k.startswith("massact/")} for entry in logs]
+    steps = monitor.history.groupby("step")[["top1", "ratio"]].max()
+    assert [o for o in ours if o] == [
+        {"massact/top1_max": row["top1"], "massact/ratio_max": row["ratio"]} for _, row in steps.iterrows()
+    ]
+
+
+def test_onset_is_logged_once_there_is_one() -> None:
+    monitor = Monitor(gpt2(), every=1, on_alarm=lambda alarm: None)
+    onsets = []
+    for value in (0.0, 1e5, 1e5):
+        with torch.no_grad():
+            monitor.model.transformer.h[0].mlp.c_proj.bias[3] = value
+        with monitor:
+            monitor.model(input_ids=ids()).logits.sum().backward()
+        logged = monitor.as_logged(monitor.step())
+        onsets.append(logged.get("massact/onset"))
+        assert logged["massact/top1_max"] >= value
+    assert onsets == [None, 2.0, 2.0]
+
+
+def test_what_is_not_known_is_not_logged() -> None:
+    monitor = Monitor(gpt2(), every=1)
+    nan = dict.fromkeys(("top1", "top2", "top3", "median", "ratio", "sink_mass", "value_drain"), math.nan)
+    rows = [{"step": 1, "stack": "", "layer": i, **nan} for i in range(3)]
+    assert monitor.as_logged(rows) == {}
+    rows[1]["top1"] = 5.0
+    assert monitor.as_logged(rows) == {"massact/top1_max": 5.0}
+
+
+def test_the_last_step_can_be_read() -> None:
+    monitor = Monitor(gpt2(), every=1)
+    assert monitor.last().empty
+    for _ in range(2):
+        with monitor:
+            monitor.model(input_ids=ids()).logits.sum().backward()
+        monitor.step()
+    last, rows = monitor.last(), last_rows(monitor)
+    assert last.columns.name == "step 2" and last.index.name == "layer" and list(last.index) == [0, 1, 2]
+    np.testing.assert_array_equal(last["ratio"], rows["ratio"])
+    assert "nonfinite" not in last and list(last["massive"]) == [0, 0, 0]
+    assert max(map(len, str(last.round(2)).splitlines())) <= 80
+    monitor.rows[-1]["nonfinite"] = 3
+    assert list(monitor.last()["nonfinite"]) == [0, 0, 3]
+    monitor.rows[-1]["stack"] = "decoder"
+    assert monitor.last().index.names == ["stack", "layer"]
 
 
 def test_checkpointed_activations_are_seen_once(data: Any, tmp_path: Any) -> None:

@@ -18,11 +18,12 @@ class MassiveActivationsCallback(TrainerCallback):
     """Monitor massive activations in any Trainer: `Trainer(..., callbacks=[MassiveActivationsCallback(every=100)])`.
 
     The forward pass that is looked at is the first micro-batch of steps 1, N, 2 N, ... of the training itself. The
-    numbers go through `trainer.log`, so every integration of the Trainer gets `massact/layer_03/top1` and so on
-    (TensorBoard and W&B put their usual `train/` in front), and into `monitor.history`.
+    numbers go through `trainer.log`, so every integration of the Trainer (TensorBoard, W&B, trackio: `report_to`) gets
+    `massact/top1_max`, `massact/ratio_max` and `massact/onset`, with `train/` in front; all are in `monitor.history`.
 
     Args:
         every: N. sequences, warn, probe_batch, on_alarm: see `Monitor`. With torch.compile probe_batch is needed.
+        per_layer: also hand on `massact/layer_03/top1` and so on, seven numbers of every layer.
     """
 
     def __init__(
@@ -33,8 +34,11 @@ class MassiveActivationsCallback(TrainerCallback):
         warn: tuple[float, float] = (10.0, 100.0),
         probe_batch: Mapping[str, Tensor] | None = None,
         on_alarm: Callable[[Alarm], object] | None = None,
+        per_layer: bool = False,
     ) -> None:
-        self.options = dict[str, Any](sequences=sequences, warn=warn, probe_batch=probe_batch, on_alarm=on_alarm)
+        self.options = dict[str, Any](
+            sequences=sequences, warn=warn, probe_batch=probe_batch, on_alarm=on_alarm, per_layer=per_layer
+        )
         self.every = every
         self._monitor: Monitor | None = None
         self.trainer: Trainer | None = None

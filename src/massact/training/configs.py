@@ -17,7 +17,7 @@ SCHEDULES = ("constant", "cosine", "linear", "cooldown")
 ORDERS = ("random", "consecutive")
 DECAYS = ("matrices", "all")
 # What may differ when a training is resumed: nothing that a weight depends on.
-FREE = ("keep", "report_to", "workers", "notes")
+FREE = ("keep", "report_to", "per_layer", "workers", "notes")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class TrainConfig:
         eval_every, save_every, log_every, monitor_every: steps between; 0: never (evaluation: at the end only).
         monitor_sequences: sequences of a forward pass that the monitor looks at.
         keep: checkpoints that are kept.
-        report_to: integrations of the Trainer: "tensorboard", "wandb", ...
+        report_to: integrations of the Trainer: "tensorboard", "wandb", "trackio", ...
+        per_layer: whether these get the monitor's numbers of every layer, beside the three of the model.
         workers: processes that load data.
         seed: of weights and of the order of the data.
         notes: on the source of the numbers.
@@ -99,6 +100,7 @@ class TrainConfig:
     monitor_sequences: int = 4
     keep: int = 2
     report_to: tuple[str, ...] = ()
+    per_layer: bool = False
     workers: int = 0
     seed: int = 0
     notes: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from massact.models import weights_hash
 from massact.records.disk import disk_full, leftovers
-from massact.records.errors import MassactError, UserError, WorkError
+from massact.records.errors import MassactError, UserError, WorkError, near
 from massact.records.kinds.training import Trained, TrainInfo
 from massact.records.runinfo import git_state, versions
 from massact.records.sidecars import write_sidecar
@@ -93,6 +93,7 @@ def train(
     if before is not None and before.info.status == "ok":
         return before
     _need("accelerate", "The Hugging Face Trainer needs it.")
+    check_reporters(config.report_to)
     info = TrainInfo(config=config.as_dict(), git=git_state(), notes=list(config.notes))
     if before is not None:
         info.corpus, info.started, info.wall_s = before.info.corpus, before.info.started, before.info.wall_s
@@ -221,7 +222,7 @@ class _Run:
             batch = torch.utils.data.default_collate([read.held[i] for i in range(min(len(read.held), 4))])
             probe = batch if config.compile else None
             watcher = MassiveActivationsCallback(
-                config.monitor_every, sequences=config.monitor_sequences, probe_batch=probe
+                config.monitor_every, sequences=config.monitor_sequences, probe_batch=probe, per_layer=config.per_layer
             )
         try:
             arguments = self._arguments(root)
@@ -358,6 +359,26 @@ class _Run:
         from transformers import PrinterCallback
 
         self.trainer.remove_callback(PrinterCallback)
+
+
+def check_reporters(names: Iterable[str]) -> None:
+    """Refuse integrations that the Trainer has not, or whose package is missing, before anything is read.
+
+    TensorBoard, which recipes ask for by themselves, is left out with a note where it is missing.
+
+    Raises:
+        UserError: says which are near, or what to install.
+    """
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as KNOWN
+
+    there = [*get_available_reporting_integrations(), "tensorboard", "none", "all"]
+    for name in names:
+        if name not in (*KNOWN, "none", "all"):
+            raise UserError(f"The Trainer cannot report to {name!r}.", do=near(name, KNOWN))
+        if name not in there:
+            raise UserError(f"report_to={name!r} needs a package that is not installed.",
+                            do=f"Install it: pip install {name.replace('_', '-')}")  # fmt: skip
 
 
 def _need(package: str, why: str) -> None:

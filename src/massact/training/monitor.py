@@ -97,6 +97,7 @@ class Monitor:
         on_alarm: called with an `Alarm` the first time a layer meets the warning, and the first time it is massive;
             by default it goes to the log "massact".
         start: steps that are already done.
+        per_layer: what `as_logged` gives: numbers of every layer beside the three of the model.
 
     Raises:
         UserError: every or sequences below 1; a compiled model without probe_batch; a model that cannot be proved.
@@ -112,6 +113,7 @@ class Monitor:
         probe_batch: Mapping[str, Tensor] | None = None,
         on_alarm: Callable[[Alarm], object] | None = None,
         start: int = 0,
+        per_layer: bool = False,
     ) -> None:
         if every < 1 or sequences < 1:
             raise UserError(f"every={every}, sequences={sequences}: both must be 1 or more.")
@@ -123,7 +125,7 @@ class Monitor:
             )
         self.model, self.every, self.sequences, self.warn = model, every, sequences, warn
         self.probe_batch, self.on_alarm = probe_batch, on_alarm or (lambda alarm: log.warning(str(alarm)))
-        self.n_steps, self.alarms = start, list[Alarm]()
+        self.n_steps, self.alarms, self.per_layer = start, list[Alarm](), per_layer
         self.rows: list[dict[str, Any]] = []
         self.notes: list[str] = []
         self._read(understood(unwrapped(model), self.notes))
@@ -257,8 +259,17 @@ class Monitor:
         return frame("monitor", self.rows)
 
     def last(self) -> pd.DataFrame:
-        """The rows of the last step that was looked at."""
-        return frame("monitor", [r for r in self.rows if r["step"] == self.rows[-1]["step"]])
+        """The last step that was looked at, a line for each layer: its numbers, and the share that is massive.
+
+        Returns:
+            Columns `LOGGED` and massive, and nonfinite where there is any; the index is the layer (with more than one
+            stack its name too), and the name of the columns says which step it is. Empty before the first look.
+        """
+        rows = self.history
+        rows = rows[rows["step"] == rows["step"].max()]
+        index = ["stack", "layer"] if rows["stack"].nunique() > 1 else ["layer"]
+        columns = [*LOGGED, "massive", *(["nonfinite"] if rows["nonfinite"].any() else [])]
+        return rows.set_index(index)[columns].rename_axis(columns=f"step {rows['step'].max()}" if len(rows) else None)
 
     def restore(self, history: pd.DataFrame, alarms: list[dict[str, Any]]) -> None:
         """Go on from the history of an interrupted training."""
@@ -266,11 +277,20 @@ class Monitor:
         self.alarms = [Alarm(**a) for a in alarms]
 
     def as_logged(self, rows: list[dict[str, Any]]) -> dict[str, float]:
-        """Rows as scalars for a logger: massact/layer_03/top1, of a named stack massact/encoder/layer_03/top1."""
+        """Rows of a step as scalars for a logger, those that are known.
+
+        massact/top1_max and massact/ratio_max = the greatest top1 and ratio of all layers;
+        massact/onset = the first step with massive activations (sun2024), once there is one.
+        With `per_layer` also massact/layer_03/top1 and so on, of a named stack massact/encoder/layer_03/top1.
+        """
         logged: dict[str, float] = {}
-        for row in rows:
-            name = f"massact/{row['stack'] + '/' if row['stack'] else ''}layer_{row['layer']:02d}"
-            logged |= {f"{name}/{k}": row[k] for k in LOGGED if row[k] == row[k]}
+        for name in ("top1", "ratio"):
+            known = [row[name] for row in rows if row[name] == row[name]]
+            logged |= {f"massact/{name}_max": max(known)} if known else {}
+        logged |= {"massact/onset": float(self.onset.step)} if self.onset is not None else {}
+        for row in rows if self.per_layer else ():
+            layer = f"massact/{row['stack'] + '/' if row['stack'] else ''}layer_{row['layer']:02d}"
+            logged |= {f"{layer}/{k}": row[k] for k in LOGGED if row[k] == row[k]}
         return logged
 
     def dynamics(self, value: str = "ratio") -> pd.DataFrame:

@@ -21,8 +21,8 @@ from massact.reports.kinds.scan.views import rule_of
 from massact.reports.spelling import listed, number, quoted, ranges, real, shortened, visible
 
 # Fields of a training's configuration that make it no other training: what it is called and how it is run.
-INCIDENTAL = ("seed", "keep", "report_to", "workers", "notes", "device", "save_every", "log_every", "monitor_every",
-              "monitor_sequences", "eval_every")  # fmt: skip
+INCIDENTAL = ("seed", "keep", "report_to", "per_layer", "workers", "notes", "device", "save_every", "log_every",
+              "monitor_every", "monitor_sequences", "eval_every")  # fmt: skip
 TRAINED = ("steps", "tokens", "train_loss", "eval_loss", "perplexity")
 SCANNED = ("massive", "onset", "max", "ratio")
 EXPLAINED = ("sink_rate", "mass_first", "slot_mass", "value_norm_first")
