@@ -141,9 +141,13 @@ def test_curves_are_those_of_the_file(hostile: tuple[Path, float], page: read_pa
     trace, finite = shown["data"][0], np.isfinite(effects["delta"].to_numpy())
     assert [x is None for x in trace["x"]] == list(~finite)
     kept = effects[finite & effects["ci_low"].notna().to_numpy()]
-    assert np.allclose([x for x in trace["x"] if x is not None], kept["delta"])
-    ends = [e for e, ok in zip(trace["error_x"]["arrayminus"], finite, strict=True) if ok]
-    assert np.allclose(ends, kept["delta"] - kept["ci_low"])
+    assert np.allclose([x for x in trace["customdata"] if x is not None], kept["delta"])
+    at = np.array([x for x in trace["x"] if x is not None])
+    back = np.array([e for e, ok in zip(trace["error_x"]["arrayminus"], finite, strict=True) if ok])
+    near = 0.1  # a hundredth of a perplexity of ten and more: linear up to it, a step for each decade beyond
+    for place, value in ((at, kept["delta"]), (at - back, kept["ci_low"])):
+        far = place > 1
+        np.testing.assert_allclose(np.where(far, near * 10 ** (place - 1), near * place), value, rtol=1e-4)
     colors = [c for c, ok in zip(trace["marker"]["color"], finite, strict=True) if ok]
     assert set(colors[::2]) == {"--limit"} and set(colors[1::2]) == {"--s3"}  # harmful, harmless in turn
 

@@ -48,9 +48,9 @@ def test_bars_points_and_maps_are_the_same_in_both() -> None:
     heights = [p.get_height() for p in axes.patches]
     assert one["y"] + other["y"] == heights and one["x"] == other["x"] == X
     points = Points([1.0, math.nan], [0, 1], [Color.LIMIT] * 2, ["circle"] * 2, [0.5, 0], [2.0, 1], ["p", "q"])
-    (trace,), axes = both(Panel("t", [points], Axis(scale="symlog"), panels.named_axis(["p", "q"])))
+    (trace,), axes = both(Panel("t", [points], Axis(), panels.named_axis(["p", "q"])))
     assert trace["x"] == [1.0, None] and trace["error_x"]["array"] == [1.0, None]
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["p", "q"] and axes.get_xscale() == "symlog"
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["p", "q"]
     values = np.array([[1.0, 10.0], [0.0, 1000.0]])
     for log in (False, True):
         (trace,), axes = both(Panel("t", [Heat(values, [0, 1], [3, 4], "v", log)]))
@@ -58,6 +58,41 @@ def test_bars_points_and_maps_are_the_same_in_both() -> None:
         shown = np.array([floats(row) for row in trace["z"]])
         np.testing.assert_allclose(10**shown if log else shown, drawn, rtol=1e-3)
         assert np.isnan(drawn[1, 0]) == log  # zero has no place on a log scale
+
+
+def test_effects_of_any_size_stand_on_both_sides_of_zero_in_both() -> None:
+    """Linear within 0.1, a step for each decade beyond: 10 stands at 1 + log10(10 / 0.1) = 3, -0.05 at half a step."""
+    values, low, high = [10.0, -0.05, 0.001], [1.0, -0.1, -0.001], [1000.0, 0.0, 0.003]
+    points = Points(values, [0, 1, 2], [Color.LIMIT] * 3, ["circle"] * 3, low, high, ["a", "b", "c"], ["A", "B", "C"])
+    axis = panels.symlog_axis([values, low, high], 0.1, "Change")
+    panel = Panel("t", [points], axis, panels.named_axis(["a", "b", "c"]))
+    (trace,), axes = both(panel)
+    np.testing.assert_allclose(trace["x"], [3.0, -0.5, 0.01])
+    np.testing.assert_allclose(np.add(trace["x"], trace["error_x"]["array"]), [5.0, 0.0, 0.03], atol=1e-5)
+    np.testing.assert_allclose(np.subtract(trace["x"], trace["error_x"]["arrayminus"]), [2.0, -1.0, -0.01], atol=1e-5)
+    assert trace["customdata"] == values and trace["text"] == ["A", "B", "C"]  # what hovers is in the axis's own unit
+    side = chart(panel)["layout"]["xaxis"]
+    named = dict(zip(side["ticktext"], side["tickvals"], strict=True))
+    assert named["0"] == 0 and named["-0.1"] == -1 and named["0.1"] == 1 and named["100"] == pytest.approx(4)
+    assert side["range"][0] < -1 and side["range"][1] > 5 and "\u00b10.1" in side["title"]["text"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == side["ticktext"] and axes.get_xscale() == "symlog"
+    assert {t.get_text() for t in axes.texts} == {"A", "B", "C"}
+
+
+@pytest.mark.parametrize("values", [[5.0, 7.0], [-5.0, -7.0], [math.nan], [1e150, -1e-150]])
+def test_zero_and_both_its_sides_are_on_a_symlog_axis_whatever_the_values(values: list[float]) -> None:
+    axis = panels.symlog_axis(values, 0.01, "x")
+    assert axis.limits is not None and axis.limits[0] < -0.01 and axis.limits[1] > 0.01
+    places = [place for place, _ in axis.ticks or ()]
+    assert 0.0 in places and min(places) < 0 < max(places) and places == sorted(places) and len(places) <= 18
+    assert all(axis.limits[0] <= v <= axis.limits[1] for v in values if math.isfinite(v))
+
+
+def test_what_to_see_comes_right_behind_the_title() -> None:
+    panel = Panel("A title", [Line(X, [1.0, 2.0, 3.0, 4.0])], caption="More.", note="Read this.", sees="Look here.")
+    assert panels.caption_of(panel) == ["A title.", "Look here.", "More.", "Read this."]
+    _, axes = both(panel)
+    assert axes.get_title("left") == "A title\nRead this." and [t.get_text() for t in axes.texts] == ["Look here."]
 
 
 def test_limits_shades_and_notes_stand_where_they_belong() -> None:

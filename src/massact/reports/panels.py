@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -46,7 +46,7 @@ class Axis:
 
     Args:
         title: what runs along it.
-        scale: linear, log, or symlog (linear up to `near` around zero; a page has no such axis and takes linear).
+        scale: linear, log, or symlog: linear up to `near` on both sides of zero, logarithmic beyond.
         limits: its ends; the first greater than the second turns it round. None: as the values are.
         ticks: places and labels; None: as the drawer likes, `whole` for whole numbers only.
         grid: whether lines stand at its ticks. hidden: neither line nor ticks.
@@ -60,6 +60,14 @@ class Axis:
     near: float = 1.0
     grid: bool = True
     hidden: bool = False
+
+    def placed(self, values: Any) -> np.ndarray:
+        """Where values stand: on a symlog axis in units of `near`, a unit for each decade beyond; else as they are."""
+        at = np.asarray(values, float)
+        if self.scale != "symlog":
+            return at
+        share = at / self.near
+        return np.where(np.abs(share) <= 1, share, np.sign(share) * (1 + np.log10(np.fmax(np.abs(share), 1))))
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Points:
-    """Points with a colour and a symbol each, and how far each reaches along x."""
+    """Points with a colour and a symbol each, and how far each reaches along x.
+
+    Args:
+        said: about each. told: what is written above each.
+    """
 
     x: Any
     y: Any
@@ -96,6 +108,7 @@ class Points:
     low: Any
     high: Any
     said: Sequence[str]
+    told: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -170,6 +183,7 @@ class Panel:
 
     Args:
         title, caption: plain text. note: what must be read with the figure wherever it stands.
+        sees: a sentence that says what to see, to who does not know the words of the title; it stands before all else.
         limits, shades, notes: lines across, (first, last) along x that are shaded, words.
         height: pixels on a page. width: "full", "half" or "third" of it.
         both: y is a log axis, and wanted on a linear one, too: side by side in a file, by a button on a page.
@@ -186,6 +200,7 @@ class Panel:
     limits: Sequence[Limit] = ()
     shades: Sequence[tuple[float, float]] = ()
     notes: Sequence[Note] = ()
+    sees: str = ""
     height: int = 300
     width: str = "half"
     both: bool = False
@@ -214,6 +229,7 @@ class Scene:
     top: float = 1.0
     caption: str = ""
     note: str = ""
+    sees: str = ""
     height: int = 300
     width: str = "third"
     empty: str = "All values are NaN or Inf."
@@ -246,6 +262,8 @@ class Gallery:
     title: str
     pictures: Sequence[Picture]
     caption: str = ""
+    note: str = ""
+    sees: str = ""
 
 
 Drawn = Panel | Scene | Gallery
@@ -271,6 +289,12 @@ def parts_in(sheet: Sheet | None) -> list[Any]:
 def unmeasured() -> Sheet:
     """The figure of a scan of nothing."""
     return Sheet([Panel("", empty="Nothing was measured: no sequences.", height=200, width="full")])
+
+
+def caption_of(part: Drawn) -> list[str]:
+    """What stands with a figure, in this order: its title, what to see, its caption, and the note if that lacks it."""
+    note = "" if part.note.rstrip(".") in part.caption else part.note
+    return [f"{text.rstrip('.')}." for text in (part.title, part.sees, part.caption, note) if text]
 
 
 def headed(head: str, title: str) -> str:
@@ -329,6 +353,24 @@ def log_axis(values: Any, title: str = "") -> Axis:
     high = max(high, low + 1)
     powers = [10.0**p for p in range(low, high + 1, -(-(high - low) // MOST_TICKS))]
     return Axis(title, "log", (10.0 ** (low - 0.1), 10.0 ** (high + 0.1)), [(p, number(p)) for p in powers])
+
+
+def symlog_axis(values: Any, near: float, title: str) -> Axis:
+    """Both sides of zero: linear within `near`, logarithmic beyond, as the title says; either side is always there."""
+    known = _known(values)
+    axis = Axis(f"{title}; linear within \u00b1{number(near)}, logarithmic beyond", "symlog", near=near)
+    least, most = axis.placed([known.min(initial=-near), known.max(initial=near)])
+    ends = (float(least) - 0.4, float(most) + 0.4)
+    step = -(-math.ceil(ends[1] - ends[0]) // MOST_TICKS)
+    up, down = (range(1, math.floor(end) + 1, step) for end in (ends[1], -ends[0]))
+    ticks = [*(-_unplaced(i, near) for i in reversed(down)), 0.0, *(_unplaced(i, near) for i in up)]
+    limits = (-_unplaced(-ends[0], near), _unplaced(ends[1], near))
+    return replace(axis, limits=limits, ticks=[(x, number(x)) for x in ticks])
+
+
+def _unplaced(at: float, near: float) -> float:
+    """The value beyond `near` that stands at a place of a symlog axis."""
+    return float(near * 10.0 ** (at - 1))
 
 
 def share_axis(title: str = "") -> Axis:

@@ -25,7 +25,7 @@ from massact.records.verdicts import (
     unit_of,
     verdict_of,
 )
-from massact.reports.panels import Axis, Color, Limit, Panel, Points, Sheet, column, headed, named_axis
+from massact.reports.panels import Color, Limit, Panel, Points, Sheet, column, headed, named_axis, symlog_axis
 from massact.reports.parts import Facts, Part, Section, Table, Words, grid, parts_of, table_of
 from massact.reports.readings import Reading
 from massact.reports.spelling import (
@@ -254,27 +254,27 @@ def effects_panel(effects: pd.DataFrame, title: str = "", margin: float = MARGIN
     delta, low, high = (column(rows, name) for name in ("delta", "ci_low", "ci_high"))
     said = [f"{n}: {v}, 95% interval {a:.4g} to {b:.4g}" for n, v, a, b in zip(names, verdicts, low, high, strict=True)]
     colors, symbols = zip(*(LOOKS[v] for v in verdicts), strict=True)
-    points = Points(delta, range(len(names)), colors, symbols, low, high, said)
+    told = [f"{signed(d)}, {v}" for d, v in zip(delta, verdicts, strict=True)]
+    points = Points(delta, range(len(names)), colors, symbols, low, high, said, told)
     base, spaced = real(rows["baseline"].iloc[0]), metric.replace("_", " ")
     unseen = [n for n, d in zip(names, delta, strict=True) if not math.isfinite(d)]
-    caption = f"Without an edit {spaced} is {base:.4g}. Bars: 95% intervals. Red diamonds: "
+    caption = f"Without an edit {spaced} is {base:.4g}. Lines: 95% intervals. Red diamonds: "
     caption += "harmful; blue: helpful; green circles: harmless; grey squares: not settled; grey circles: not tested."
     caption += f" Margin: {number(margin)}."
     left_out = f"Not finite, so not drawn: {', '.join(unseen)}." if unseen else ""
     known = number(base) if math.isfinite(base) else "not finite"
-    x = _change_axis(np.concatenate([delta, low, high]), base, f"Change of {spaced} (without edit: {known})")
+    x = symlog_axis([delta, low, high], _near(base), f"Change of {spaced} (without edit: {known})")
     head, y = "change under each edit" if title else "Change under each edit", named_axis(names, slots=3)
     nothing, height = Limit(0.0, upright=True, color=Color.MUTED), 90 + 44 * max(len(names), 3)
-    return Panel(headed(title, head), [points], x, y, caption, left_out, [nothing], height=height, width="full")
+    sees = f"Each dot is one edit: how much {spaced} changes when the massive activations are set so. "
+    sees += "A dot near the line at zero: the model does not miss them; far from it: it depends on them."
+    given = (headed(title, head), [points], x, y, caption, left_out, [nothing])
+    return Panel(*given, sees=sees, height=height, width="full")
 
 
-def _change_axis(values: np.ndarray, base: float, title: str) -> Axis:
-    """Logarithmic to both sides of what counts as nothing, so that a harm does not hide the harmless."""
-    near = 10.0 ** math.floor(math.log10(max(MARGIN * base if math.isfinite(base) else 0.0, 1e-3)))
-    far = max([near, *np.abs(values[np.isfinite(values)])])
-    decades = near * 10.0 ** np.arange(0, max(1, math.ceil(math.log10(far / near)) + 1))
-    ticks = [(float(x), number(x)) for x in (*-decades[::-1], 0.0, *decades)]
-    return Axis(title, "symlog", ticks=ticks, near=near)
+def _near(base: float) -> float:
+    """The power of ten below what counts as nothing, so that a harm does not hide the harmless."""
+    return 10.0 ** math.floor(math.log10(max(MARGIN * base if math.isfinite(base) else 0.0, 1e-3)))
 
 
 def brief(e: Intervention) -> list[Section]:

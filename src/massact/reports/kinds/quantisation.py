@@ -10,7 +10,6 @@ import pandas as pd
 from massact.records.kinds.quantisation import EXPORT, Quantisation
 from massact.records.verdicts import HARMFUL, HARMLESS, HELPFUL, LEAST, MARGIN, OPEN, UNTESTED, judged
 from massact.reports.panels import (
-    Axis,
     Color,
     Heat,
     Limit,
@@ -24,6 +23,7 @@ from massact.reports.panels import (
     log_axis,
     looks,
     named_axis,
+    symlog_axis,
 )
 from massact.reports.parts import Code, Section, Words, grid, parts_of, table_of
 from massact.reports.readings import Reading
@@ -306,21 +306,18 @@ def losses_panel(q: Quantisation) -> Panel | None:
     said = [f"{n}: {v}, {d:.4g} nats, 95% interval {a:.4g} to {b:.4g}"
             for n, v, d, a, b in zip(names, verdicts, delta, low, high, strict=True)]  # fmt: skip
     colors, symbols = zip(*(LOOKS[v] for v in verdicts), strict=True)
-    near = max(margin, 1e-3)
-    far = max([near, *np.abs(np.concatenate([delta, low, high])[np.isfinite(np.concatenate([delta, low, high]))])])
-    decades = near * 10.0 ** np.arange(0, max(1, math.ceil(math.log10(far / near))) + 1)
-    ticks = [(float(x), number(x)) for x in (*-decades[:1], 0.0, *decades)]
     base = number(rows["baseline"].iloc[0])
-    x = Axis(
-        f"Loss in nats beyond full precision ({base}); linear within {number(near)}", "symlog", ticks=ticks, near=near
-    )
-    caption = "Bars: 95% intervals. Red diamonds: harmful; green circles: harmless; grey squares: not settled."
+    x = symlog_axis([delta, low, high], max(margin, 1e-3), f"Loss in nats beyond full precision ({base})")
+    caption = "Lines: 95% intervals. Red diamonds: harmful; green circles: harmless; grey squares: not settled."
     lost = [n for n, d in zip(names, delta, strict=True) if not math.isfinite(d)]
     note = f"Not finite, so not drawn: {', '.join(lost)}." if lost else ""
     lines = [Limit(0.0, upright=True, color=Color.MUTED)]
     points = Points(delta, range(len(names)), colors, symbols, low, high, said)
     y, height = named_axis(names, slots=3), 110 + 26 * max(len(names), 4)
-    return Panel("Loss of each scheme", [points], x, y, caption, note, lines, height=height, width="full")
+    sees = "Each dot is one way to store numbers in fewer bits: how much worse the model predicts with it; "
+    sees += "at the line at zero it predicts as in full precision."
+    given = ("Loss of each scheme", [points], x, y, caption, note, lines)
+    return Panel(*given, sees=sees, height=height, width="full")
 
 
 def errors_panel(q: Quantisation) -> Panel | None:

@@ -59,8 +59,8 @@ def chart(part: Panel | Scene) -> dict[str, Any]:
 
 
 def _placed(value: float, axis: Axis) -> float:
-    """Where a value stands for a note, which wants the logarithm on a log axis."""
-    return math.log10(value) if axis.scale == "log" and value > 0 else value
+    """Where a value stands along an axis as plotly has it: it knows log axes, and symlog ones are linear to it."""
+    return math.log10(value) if axis.scale == "log" and value > 0 else float(axis.placed(value))
 
 
 def _shape(kind: str, along: str, first: float, last: float) -> dict[str, Any]:
@@ -82,12 +82,10 @@ def _axis(axis: Axis) -> dict[str, Any]:
     made: dict[str, Any] = {"title": {"text": figure_text(axis.title)}, "showgrid": axis.grid}
     if axis.scale == "log":
         made["type"] = "log"
-    if axis.scale == "symlog":
-        return made | {"zeroline": True, "zerolinewidth": 1}
     if axis.limits is not None:
         made |= {"range": [_placed(end, axis) for end in axis.limits], "zeroline": False}
     if axis.ticks is not None:
-        made |= {"tickmode": "array", "tickvals": [place for place, _ in axis.ticks]}
+        made |= {"tickmode": "array", "tickvals": axis.placed([place for place, _ in axis.ticks]).tolist()}
         made |= {"ticktext": [figure_text(label, 22) for _, label in axis.ticks]}
     elif axis.whole:
         made["tickformat"] = ",d"
@@ -137,10 +135,15 @@ def _reach(values: Any, low: Any, high: Any) -> dict[str, Any]:
 
 
 def _points(points: Points, panel: Panel) -> list[dict[str, Any]]:
+    """Dots with their intervals at their places; what hovers has the values themselves."""
     marker = {"size": 9, "color": list(points.colors), "symbol": list(points.symbols)}
-    trace = {"type": "scatter", "mode": "markers", "x": drawable(points.x), "y": list(points.y), "marker": marker}
-    said = {"text": _said(points.said), "hovertemplate": "%{text}<br>change %{x:+.4~g}<extra></extra>"}
-    return [{**trace, **said, "error_x": _reach(points.x, points.low, points.high)}]
+    x, low, high = (panel.x.placed(v) for v in (points.x, points.low, points.high))
+    trace = {"type": "scatter", "mode": "markers", "x": drawable(x), "y": list(points.y), "marker": marker}
+    if points.told:
+        trace |= {"mode": "markers+text", "text": _said(points.told), "textposition": "top center", "cliponaxis": False}
+    said = {"hovertext": _said(points.said), "customdata": drawable(points.x)}
+    said["hovertemplate"] = "%{hovertext}<br>change %{customdata:+.4~g}<extra></extra>"
+    return [{**trace, **said, "error_x": _reach(x, low, high)}]
 
 
 def _bars(bars: Bars, panel: Panel) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from massact.reports.pages import Page
-from massact.reports.panels import Gallery, Panel, Picture, Scene
+from massact.reports.panels import Gallery, Panel, Picture, Scene, caption_of
 from massact.reports.parts import UNAVAILABLE, Column, Part, Section, Table
 from massact.reports.render.charts import chart
 from massact.reports.render.markup import render_template
@@ -78,8 +78,8 @@ def _url(one: Picture) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
-def _caption(part: Panel | Scene | Gallery) -> str:
-    """Title, caption, and what must be read with the figure, if the caption does not say it."""
-    note = getattr(part, "note", "")
-    said = [part.title, part.caption, "" if note.rstrip(".") in part.caption else note]
-    return " ".join(f"{text.rstrip('.')}." for text in said if text)
+def _caption(part: Panel | Scene | Gallery) -> tuple[list[str], list[str]]:
+    """What is said of a figure: its title and what to see, then all else."""
+    head = bool(part.title) + bool(part.sees)
+    said = caption_of(part)
+    return said[:head], said[head:]

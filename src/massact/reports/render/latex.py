@@ -1,8 +1,9 @@
-"""The main tables of a page as LaTeX, under its answer as a comment."""
+"""The main tables of a page as LaTeX, under its answer and what its figures show as comments."""
 
 from __future__ import annotations
 
 from massact.reports.pages import Page
+from massact.reports.panels import Gallery, Panel, Scene, caption_of
 from massact.reports.parts import Table, Words
 from massact.reports.render.markup import plain, tex
 
@@ -12,6 +13,8 @@ def latex(page: Page) -> str:
     lines = [f"% {plain(page.title)}: {plain(page.subtitle)}", "% \\usepackage{booktabs,longtable}"]
     for section in page.sections:
         lines += [f"% {plain(s)}" for p in section.parts if isinstance(p, Words) and p.lead for s in p.sentences]
+        drawn = [p for p in section.parts if isinstance(p, Panel | Scene | Gallery)]
+        lines += [f"% Figure. {plain(' '.join(caption_of(p)))}" for p in drawn]
         lines += [x for p in section.parts if isinstance(p, Table) and p.open and p.columns for x in _latex_table(p)]
     return "\n".join(lines) + "\n"
 

@@ -1,8 +1,9 @@
-"""A page as Markdown: the words and the main tables."""
+"""A page as Markdown: the words, what the figures show, and the main tables."""
 
 from __future__ import annotations
 
 from massact.reports.pages import Page
+from massact.reports.panels import Gallery, Panel, Scene, caption_of
 from massact.reports.parts import Facts, Section, Table, Words
 from massact.reports.render.markup import md
 
@@ -24,6 +25,8 @@ def _markdown_section(section: Section) -> list[str]:
         elif isinstance(part, Facts):
             lines += [f"**{md(part.title)}**", ""] if part.title else []
             lines += [*(f"- {md(name)}: {md(value)}" for name, value in part.pairs), ""]
+        elif isinstance(part, Panel | Scene | Gallery):
+            lines += [f"*Figure.* {' '.join(md(text) for text in caption_of(part))}", ""]
         elif isinstance(part, Table) and part.open and part.columns:
             lines += [f"**{md(part.title)}**", "", "| " + " | ".join(md(c.name) for c in part.columns) + " |"]
             lines += ["|" + "".join("---:|" if c.numeric else "---|" for c in part.columns)]

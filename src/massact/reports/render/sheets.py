@@ -97,10 +97,8 @@ def _cells(part: Drawn, legend: Legend) -> list[Cell]:
 
 def _panel(axes: Axes, panel: Panel, log: bool, legend: Legend) -> None:
     """One panel; of one that is wanted on both scales that with or without `log`, the note on the first's right."""
-    lines = [panel.title] * (not (panel.both and panel and log)) + [panel.note] * bool(panel.note and log)
-    width = int(_inches(axes) * 14.5)
-    wrapped = [textwrap.fill(drawable(line, 160), max(width, 20)) for line in lines]
-    axes.set_title("\n".join(wrapped), fontsize=9)
+    first = not (panel.both and panel and log)
+    _head(axes, [panel.title] * first + [panel.note] * bool(panel.note and log), panel.sees if first else "")
     if not panel:
         says(axes, panel.empty)
         return
@@ -118,6 +116,18 @@ def _panel(axes: Axes, panel: Panel, log: bool, legend: Legend) -> None:
     _words(axes, panel)
     if panel.square:
         axes.set_aspect("equal")
+
+
+def _head(axes: Axes, lines: list[str], sees: str) -> None:
+    """Lines above a panel, and smaller below them what to see."""
+    inches, pad = _inches(axes), 6.0
+    if sees:
+        small = textwrap.fill(drawable(sees, 400), max(int(inches * 16.5), 24))
+        look: dict[str, Any] = {"fontsize": 8, "color": PAINT[Color.MUTED], "linespacing": 1.15}
+        axes.annotate(small, (0, 1), (0, 5), "axes fraction", "offset points", va="bottom", **look)
+        pad += 8 * 1.38 * (small.count("\n") + 1)
+    wrapped = [textwrap.fill(drawable(line, 160), max(int(inches * 14.5), 20)) for line in lines]
+    axes.set_title("\n".join(wrapped), fontsize=9, pad=pad)
 
 
 def _inches(axes: Axes) -> float:
@@ -202,6 +212,10 @@ def _points(axes: Axes, points: Points, panel: Panel, legend: Legend) -> None:
     axes.errorbar(x, at, xerr=reach, fmt="none", ecolor=PAINT["--s5"], capsize=3, linewidth=1, zorder=2)
     for one, place, color, symbol in zip(x, at, points.colors, points.symbols, strict=True):
         axes.plot([one], [place], color=PAINT[color], marker=MARKERS[symbol], markersize=6, linestyle="none", zorder=3)
+    look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": 8}
+    for one, place, text in zip(x, at, points.told, strict=False):
+        if np.isfinite(one):
+            axes.annotate(drawable(text), (one, place), (0, 5), color="#444444", **look)
 
 
 def _reach(values: np.ndarray, low: Any, high: Any) -> np.ndarray:
