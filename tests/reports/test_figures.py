@@ -26,7 +26,7 @@ from massact.reports.kinds import READINGS
 from massact.reports.kinds.scan.census import draw_census
 from massact.reports.kinds.scan.cluster_curves import draw_clusters
 from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
-from massact.reports.kinds.scan.portrait import draw_magnitudes, outline, peaks
+from massact.reports.kinds.scan.portrait import draw_magnitudes, named_spikes, outline, peaks
 from massact.reports.kinds.scan.views import rule_of
 from massact.reports.panels import Line, Panel, Sheet, token_label
 from massact.reports.render.lettering import drawable, style
@@ -214,7 +214,7 @@ def test_a_new_figure_is_one_function_for_file_and_page(tmp_path: Path, monkeypa
 
 def test_massive_tokens_are_bold_and_every_spike_is_drawn() -> None:
     result = synthetic.massive()
-    axes = drawn(draw_magnitudes, result).axes[1]
+    axes = drawn(draw_magnitudes, result).axes[0]  # the peak layer is the large one
     bold = [t.get_text() for t in axes.get_xticklabels() if t.get_fontweight() == "bold"]
     assert bold == ["Summer", "."] and [t.get_text() for t in axes.get_yticklabels()] == ["1415", "2533"]
     stems = [line.get_data_3d() for line in axes.get_lines() if len(line.get_data_3d()[0]) == 2]
@@ -227,14 +227,29 @@ def test_massive_tokens_are_bold_and_every_spike_is_drawn() -> None:
     assert not any(line.get_clip_on() for line in axes.get_lines())
 
 
+def test_one_layer_is_large_its_axes_are_named_and_its_spike_has_dim_and_token() -> None:
+    large, *beside = drawn(draw_magnitudes, synthetic.massive()).axes
+    assert len(beside) == 2 and large.bbox.width > 2 * beside[0].bbox.width
+    for axes in (large, *beside):
+        assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_zlabel()) == ("Token", "Dim", "|h|")
+        assert axes.get_zlim() == large.get_zlim()
+    (greatest, *_) = [t.get_text() for t in large.texts]
+    assert tells([greatest], "dim 2533", "\u201c.\u201d", 2600.0)
+
+
+def test_spikes_that_stand_together_have_one_name() -> None:
+    spikes, tokens = [(0, 10, 9.0), (0, 12, 8.0), (1, 11, 7.0), (0, 80, 6.0), (9, 10, 5.0)], list("abcdefghij")
+    assert [i for i, _ in named_spikes(spikes, tokens, 100)] == [0, 3, 4]
+    assert tells([named_spikes(spikes, tokens, 100)[2][1]], "dim 10", "j", 5.0)
+
+
 def test_long_prompts_keep_their_massive_tokens() -> None:
     result = synthetic.massive()
     words = [f"w{i}" for i in range(400)]
     result.portrait = synthetic_tables.portrait(words, 64, (1, 2), [(333, 5, 900.0), (0, 5, 800.0)])
-    figure = drawn(draw_magnitudes, result)
-    first, axes = figure.axes
+    axes, other = drawn(draw_magnitudes, result).axes
     assert [t.get_text() for t in axes.get_xticklabels() if t.get_fontweight() == "bold"] == ["w0", "w333"]
-    assert len(first.get_lines()) + 2 == len(axes.get_lines())  # the same tokens, and two stems
+    assert len(other.get_lines()) + 2 == len(axes.get_lines())  # the same tokens, and two stems
     assert "48 tokens of 400" in axes.get_title() or "47 tokens of 400" in axes.get_title()
     assert len(axes.get_xticklabels()) <= 16
 

@@ -154,8 +154,17 @@ def test_curves_are_those_of_the_file(hostile: tuple[Path, float], page: read_pa
 
 def test_the_portrait_keeps_every_spike(hostile: tuple[Path, float], page: read_page.Page) -> None:
     h_PTD = open_run(hostile[0]).portrait["magnitude"]
-    shown = [f["data"][0] for t, f in page.figures().items() if f["data"][0]["type"] == "scatter3d"]
+    (figure,) = [f for f in page.figures().values() if f["data"][0]["type"] == "scatter3d"]
+    shown = [trace for trace in figure["data"] if trace["mode"] == "lines"]
     assert len(shown) == len(h_PTD) == 3
+    (slider,) = figure["layout"]["sliders"]
+    for i, step in enumerate(slider["steps"]):  # each step shows its layer alone, the first one shown the greatest
+        (seen,) = (one["visible"] for one in step["args"])
+        assert [t for t, on in zip(figure["data"], seen, strict=True) if on and t["mode"] == "lines"] == [shown[i]]
+    greatest = int(h_PTD.max((1, 2)).argmax())
+    assert slider["active"] == greatest and [trace["visible"] for trace in shown] == [i == greatest for i in range(3)]
+    labels = [trace["text"] for trace in figure["data"] if trace["mode"] != "lines" and trace["visible"]]
+    assert "dim 3," in labels[0][0] and figure["layout"]["scene"]["yaxis"]["title"]["text"] == "Dim"
     for trace, h_TD in zip(shown, h_PTD, strict=True):
         peak = int(np.argmax([-1 if z is None else z for z in trace["z"]]))
         pos, dim = np.unravel_index(int(h_TD.argmax()), h_TD.shape)

@@ -213,11 +213,12 @@ class Panel:
 
 @dataclass(frozen=True)
 class Scene:
-    """|h| of one prompt over tokens and dims, in three dimensions.
+    """|h| of one sequence over positions and dims, in three dimensions.
 
     Args:
         curves: of each token: its label, its position, dims and |h| there. n_dims: how many dims there are.
         spikes: (place among the curves, dim, |h|) of what is massive. ticks: dims that are named.
+        named: (which of the spikes, what is written at it). sides: titles of the three axes.
         top: end of the upright axis. note: what must be read with it. empty: said where there is nothing to draw.
     """
 
@@ -233,9 +234,33 @@ class Scene:
     height: int = 300
     width: str = "third"
     empty: str = "All values are NaN or Inf."
+    named: Sequence[tuple[int, str]] = ()
+    sides: tuple[str, str, str] = ("Token", "Dim", "|h|")
 
     def __bool__(self) -> bool:
         return bool(self.curves)
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Scenes with the same axes, one of them large: on a page a slider goes through them, a file has the others beside.
+
+    Args:
+        scenes: none of them empty. shown: which is large at first.
+    """
+
+    title: str
+    scenes: Sequence[Scene] = ()
+    shown: int = 0
+    caption: str = ""
+    note: str = ""
+    sees: str = ""
+    height: int = 560
+    width: str = "full"
+    empty: str = "All values are NaN or Inf."
+
+    def __bool__(self) -> bool:
+        return bool(self.scenes)
 
 
 @dataclass(frozen=True)
@@ -266,7 +291,7 @@ class Gallery:
     sees: str = ""
 
 
-Drawn = Panel | Scene | Gallery
+Drawn = Panel | Scene | Scenes | Gallery
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from massact.records.tables import all_columns
-from massact.reports.panels import Gallery, Panel, Scene
+from massact.reports.panels import Drawn, Panel, Scene, Scenes
 from massact.reports.render.markup import cut
 from massact.reports.spelling import cell, listed, token_list, visible
 
@@ -91,7 +91,7 @@ class Code:
     body: str
 
 
-Part = Words | Table | Panel | Scene | Gallery | Facts | Code
+Part = Words | Table | Drawn | Facts | Code
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def parts_of(*parts: Part | None) -> list[Part]:
     return [part for part in parts if part]
 
 
-def said_where_empty(drawn: Sequence[Panel | Scene], tail: str = ".") -> list[Part]:
+def said_where_empty(drawn: Sequence[Panel | Scene | Scenes], tail: str = ".") -> list[Part]:
     """Panels, and a sentence instead of each that has nothing to draw."""
     said = [f"{part.title}: {part.empty[:1].lower()}{part.empty[1:].rstrip('.')}{tail}" for part in drawn]
     return [part or Words([sentence]) for part, sentence in zip(drawn, said, strict=True)]

@@ -13,7 +13,7 @@ from massact.records.weight_types import packing_in_words, packing_of
 from massact.reports.contents import Contents
 from massact.reports.kinds.scan.views import rule_of
 from massact.reports.kinds.scan.words import answer_in_words
-from massact.reports.panels import Gallery, Panel, Scene
+from massact.reports.panels import Drawn, caption_of
 from massact.reports.parts import Code, Facts, Part, Section, Table, Words
 from massact.reports.render.markup import md, plain
 from massact.reports.spelling import number, shortened, visible
@@ -84,8 +84,8 @@ def _said(part: Part) -> str:
         return " ".join(part.sentences)
     if isinstance(part, Table):
         return " ".join([part.title, *(c.meaning for c in part.columns)])
-    if isinstance(part, Panel | Scene | Gallery):
-        return f"{part.title} {part.caption}"
+    if isinstance(part, Drawn):
+        return " ".join(caption_of(part))
     return " ".join(value for _, value in part.pairs) if isinstance(part, Facts) else ""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from massact.reports import panels
-from massact.reports.panels import Axis, Bars, Heat, Line, Panel, Points, Scene, shown
+from massact.reports.panels import Axis, Bars, Heat, Line, Panel, Points, Scene, Scenes, shown
 from massact.reports.render.markup import figure_text
 from massact.reports.spelling import number
 
@@ -26,12 +26,15 @@ def drawable(values: Any, digits: int = 6) -> list[float | None]:
     return [float(f"{v:.{digits}g}") if math.isfinite(v) and abs(v) < panels.LARGEST else None for v in flat]
 
 
-def chart(part: Panel | Scene) -> dict[str, Any]:
+def chart(part: Panel | Scene | Scenes) -> dict[str, Any]:
     """Traces, layout and height of a figure."""
     if isinstance(part, Scene):
-        return {"data": [_curves(part)], "layout": {"scene": _scene(part), "showlegend": False}, "height": part.height}
+        layout: dict[str, Any] = {"scene": _scene(part), "showlegend": False}
+        return {"data": _solid(part), "layout": layout, "height": part.height}
+    if isinstance(part, Scenes):
+        return _slid(part)
     data = [trace for series in part.series for trace in TRACES[type(series)](series, part)]
-    layout: dict[str, Any] = {"xaxis": _axis(part.x), "yaxis": _axis(part.y)}
+    layout = {"xaxis": _axis(part.x), "yaxis": _axis(part.y)}
     if part.square:
         layout["xaxis"]["constrain"] = "domain"
         layout["yaxis"] |= {"constrain": "domain", "scaleanchor": "x"}
@@ -138,12 +141,13 @@ def _points(points: Points, panel: Panel) -> list[dict[str, Any]]:
     """Dots with their intervals at their places; what hovers has the values themselves."""
     marker = {"size": 9, "color": list(points.colors), "symbol": list(points.symbols)}
     x, low, high = (panel.x.placed(v) for v in (points.x, points.low, points.high))
-    trace = {"type": "scatter", "mode": "markers", "x": drawable(x), "y": list(points.y), "marker": marker}
+    trace: dict[str, Any] = {"type": "scatter", "mode": "markers", "x": drawable(x), "y": list(points.y)}
+    trace["marker"] = marker
     if points.told:
         trace |= {"mode": "markers+text", "text": _said(points.told), "textposition": "top center", "cliponaxis": False}
-    said = {"hovertext": _said(points.said), "customdata": drawable(points.x)}
-    said["hovertemplate"] = "%{hovertext}<br>change %{customdata:+.4~g}<extra></extra>"
-    return [{**trace, **said, "error_x": _reach(x, low, high)}]
+    trace |= {"hovertext": _said(points.said), "customdata": drawable(points.x)}
+    trace["hovertemplate"] = "%{hovertext}<br>change %{customdata:+.4~g}<extra></extra>"
+    return [trace | {"error_x": _reach(x, low, high)}]
 
 
 def _bars(bars: Bars, panel: Panel) -> list[dict[str, Any]]:
@@ -189,6 +193,33 @@ TRACES: Mapping[type, Any] = {Line: _line, Points: _points, Bars: _bars, Heat: _
 
 
 # ---- three dimensions
+def _slid(part: Scenes) -> dict[str, Any]:
+    """The traces of all scenes, of which those of one are seen, and a slider that goes through them."""
+    each = [_solid(scene) for scene in part.scenes]
+    data = [trace | {"visible": i == part.shown} for i, traces in enumerate(each) for trace in traces]
+    steps = []
+    for i, scene in enumerate(part.scenes):
+        seen = [j == i for j, traces in enumerate(each) for _ in traces]
+        label = figure_text(f"{scene.title}, {scene.caption}" if scene.caption else scene.title)
+        steps.append({"label": label, "method": "restyle", "args": [{"visible": seen}]})
+    layout: dict[str, Any] = {"scene": _scene(part.scenes[part.shown]), "showlegend": False}
+    if len(steps) > 1:
+        layout["sliders"] = [{"active": part.shown, "steps": steps, "currentvalue": {"visible": False}}]
+    return {"data": data, "layout": layout, "height": part.height}
+
+
+def _solid(scene: Scene) -> list[dict[str, Any]]:
+    """The curves of a scene, and a dot with its name on each spike that has one."""
+    named = [(scene.spikes[i], label) for i, label in scene.named]
+    if not named:
+        return [_curves(scene)]
+    x, y, z = ([spike[side] for spike, _ in named] for side in range(3))
+    trace = {"type": "scatter3d", "mode": "markers+text", "x": x, "y": y, "z": drawable(z, 4)}
+    trace |= {"text": [_flat(label) for _, label in named], "textposition": "top center", "hoverinfo": "skip"}
+    look = {"marker": {"color": "--limit", "size": 3}, "textfont": {"color": "--ink", "size": 12}}
+    return [_curves(scene), trace | look]
+
+
 def _curves(scene: Scene) -> dict[str, Any]:
     """One trace for all tokens, with a gap between two."""
     x: list[int | None] = []
@@ -208,11 +239,11 @@ def _curves(scene: Scene) -> dict[str, Any]:
 def _scene(scene: Scene) -> dict[str, Any]:
     labels = [_flat(label) for label, *_ in scene.curves]
     at = list(range(0, len(labels), max(1, math.ceil(len(labels) / MOST_SCENE_LABELS))))
-    side = {"title": {"text": ""}, "tickfont": {"size": 10}}
+    x, y, z = ({"title": {"text": _flat(name)}, "tickfont": {"size": 10}} for name in scene.sides)
     return {
-        "xaxis": {**side, "tickmode": "array", "tickvals": at, "ticktext": [labels[i] for i in at]},
-        "yaxis": {**side, "range": [0, scene.n_dims], "nticks": 4},
-        "zaxis": {**side, "range": [0, scene.top * 1.05 or 1.0], "nticks": 5},
+        "xaxis": {**x, "tickmode": "array", "tickvals": at, "ticktext": [labels[i] for i in at]},
+        "yaxis": {**y, "range": [0, scene.n_dims], "nticks": 4},
+        "zaxis": {**z, "range": [0, scene.top * 1.05 or 1.0], "nticks": 5},
         "aspectmode": "manual",
         "aspectratio": {"x": 1.15, "y": 1.15, "z": 0.95},
         "camera": {"eye": {"x": 1.15, "y": -2.1, "z": 0.85}, "center": {"x": -0.12, "y": -0.06, "z": -0.06}},
@@ -220,5 +251,5 @@ def _scene(scene: Scene) -> dict[str, Any]:
 
 
 def _flat(label: str) -> str:
-    """A token for the axis of a scene, which reads tags but no entities: angle quotes stand for angle brackets."""
-    return label.replace("<", "\u2039").replace(">", "\u203a")
+    """Text in a scene, which reads tags but no entities: angle quotes stand for angle brackets, a wide $ for a $."""
+    return label.replace("<", "\u2039").replace(">", "\u203a").replace("$", "\uff04")

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from massact.reports.pages import Page
-from massact.reports.panels import Gallery, Panel, Picture, Scene, caption_of
+from massact.reports.panels import Drawn, Panel, Picture, Scene, Scenes, caption_of
 from massact.reports.parts import UNAVAILABLE, Column, Part, Section, Table
 from massact.reports.render.charts import chart
 from massact.reports.render.markup import render_template
@@ -30,7 +30,7 @@ POLICY = (
 
 def html(page: Page) -> str:
     """The whole page."""
-    drawn = any(isinstance(part, Panel | Scene) for section in page.sections for part in section.parts)
+    drawn = any(isinstance(part, Panel | Scene | Scenes) for section in page.sections for part in section.parts)
     scripts = [*([_data("plotly", "package_data/plotly.min.js")] if drawn else []), _data(__package__, "page.js")]
     functions = {"groups": partial(_groups, itertools.count(1)), "cells": _cells, "frames": _frames, "url": _url}
     functions |= {"chart_of": chart, "caption_of": _caption}
@@ -46,7 +46,7 @@ def _data(package: str, name: str) -> Markup:
 
 def _groups(numbers: Iterator[int], section: Section) -> list[tuple[bool, list[tuple[Part, int]]]]:
     """Parts of a section, figures that follow one another together and each with its number."""
-    groups = itertools.groupby(section.parts, lambda part: isinstance(part, Panel | Scene | Gallery))
+    groups = itertools.groupby(section.parts, lambda part: isinstance(part, Drawn))
     return [(drawn, [(part, next(numbers) if drawn else 0) for part in group]) for drawn, group in groups]
 
 
@@ -78,7 +78,7 @@ def _url(one: Picture) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
-def _caption(part: Panel | Scene | Gallery) -> tuple[list[str], list[str]]:
+def _caption(part: Drawn) -> tuple[list[str], list[str]]:
     """What is said of a figure: its title and what to see, then all else."""
     head = bool(part.title) + bool(part.sees)
     said = caption_of(part)

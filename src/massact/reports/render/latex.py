@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from massact.reports.pages import Page
-from massact.reports.panels import Gallery, Panel, Scene, caption_of
+from massact.reports.panels import Drawn, caption_of
 from massact.reports.parts import Table, Words
 from massact.reports.render.markup import plain, tex
 
@@ -13,7 +13,7 @@ def latex(page: Page) -> str:
     lines = [f"% {plain(page.title)}: {plain(page.subtitle)}", "% \\usepackage{booktabs,longtable}"]
     for section in page.sections:
         lines += [f"% {plain(s)}" for p in section.parts if isinstance(p, Words) and p.lead for s in p.sentences]
-        drawn = [p for p in section.parts if isinstance(p, Panel | Scene | Gallery)]
+        drawn = [p for p in section.parts if isinstance(p, Drawn)]
         lines += [f"% Figure. {plain(' '.join(caption_of(p)))}" for p in drawn]
         lines += [x for p in section.parts if isinstance(p, Table) and p.open and p.columns for x in _latex_table(p)]
     return "\n".join(lines) + "\n"

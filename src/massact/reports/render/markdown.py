@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from massact.reports.pages import Page
-from massact.reports.panels import Gallery, Panel, Scene, caption_of
+from massact.reports.panels import Drawn, caption_of
 from massact.reports.parts import Facts, Section, Table, Words
 from massact.reports.render.markup import md
 
@@ -25,7 +25,7 @@ def _markdown_section(section: Section) -> list[str]:
         elif isinstance(part, Facts):
             lines += [f"**{md(part.title)}**", ""] if part.title else []
             lines += [*(f"- {md(name)}: {md(value)}" for name, value in part.pairs), ""]
-        elif isinstance(part, Panel | Scene | Gallery):
+        elif isinstance(part, Drawn):
             lines += [f"*Figure.* {' '.join(md(text) for text in caption_of(part))}", ""]
         elif isinstance(part, Table) and part.open and part.columns:
             lines += [f"**{md(part.title)}**", "", "| " + " | ".join(md(c.name) for c in part.columns) + " |"]

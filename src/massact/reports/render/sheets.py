@@ -16,9 +16,9 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 
 from massact.reports import panels
-from massact.reports.panels import Axis, Bars, Color, Drawn, Gallery, Heat, Line, Panel, Points, Scene, Sheet
+from massact.reports.panels import Axis, Bars, Color, Drawn, Gallery, Heat, Line, Panel, Points, Scene, Scenes, Sheet
 from massact.reports.render.lettering import drawable, says
-from massact.reports.render.solid import draw_scenes
+from massact.reports.render.solid import draw_large, draw_scenes
 from massact.reports.spelling import number
 
 # What the names of colours are on white paper; those of Fig. 4 of Sun 2024 among them.
@@ -53,6 +53,8 @@ Cell = tuple[int, float, Callable[[Axes], None]]
 
 def figure_of(sheet: Sheet) -> Figure:
     """Draw the parts of a sheet, in rows as wide as a page where they fill it."""
+    if sheet.parts and isinstance(sheet.parts[0], Scenes):
+        return draw_large(sheet.parts[0], sheet.title)
     if scenes := [part for part in sheet.parts if isinstance(part, Scene)]:
         return draw_scenes(scenes, sheet.title)
     legend: Legend = {}
@@ -97,8 +99,8 @@ def _cells(part: Drawn, legend: Legend) -> list[Cell]:
 
 def _panel(axes: Axes, panel: Panel, log: bool, legend: Legend) -> None:
     """One panel; of one that is wanted on both scales that with or without `log`, the note on the first's right."""
-    first = not (panel.both and panel and log)
-    _head(axes, [panel.title] * first + [panel.note] * bool(panel.note and log), panel.sees if first else "")
+    heads = not (panel.both and panel and log)
+    _head(axes, [panel.title] * heads + [panel.note] * bool(panel.note and log), panel.sees if heads else "")
     if not panel:
         says(axes, panel.empty)
         return

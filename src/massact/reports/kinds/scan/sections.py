@@ -6,6 +6,7 @@ from massact.records.kinds.scan import ScanResult
 from massact.records.kinds.trajectory import Trajectory
 from massact.reports.kinds.scan import census, cluster_curves, curves
 from massact.reports.kinds.scan.curves import titled
+from massact.reports.kinds.scan.portrait import nouns
 from massact.reports.kinds.scan.portrait import portrait as scenes_of
 from massact.reports.kinds.scan.rises import mixed_ways
 from massact.reports.kinds.scan.views import StackView, rule_of, views
@@ -80,13 +81,14 @@ def _modalities(view: StackView) -> Words | None:
 
 
 def portrait(scan: ScanResult) -> Section | None:
-    """|h| of the prompt over tokens and dims, in three dimensions (Sun 2024, Figs. 1 to 3)."""
-    made = said_where_empty(scenes_of(scan))
-    if not made:
+    """|h| of one sequence over positions and dims, in three dimensions (Sun 2024, Figs. 1 to 3)."""
+    made = scenes_of(scan)
+    if made is None:
         return None
-    said = "One prompt: tokens along one side, dims along the other, |h| upwards. Drag to turn. "
+    said = "The slider goes through the layers; drag to turn. "
     said += "Of every few dims a line shows the greatest, so no spike is lost."
-    return Section("portrait", "One prompt in three dimensions", [Words([said]), *made])
+    title = f"One {nouns(scan).sequence.removeprefix('first ')} in three dimensions"
+    return Section("portrait", title, [*said_where_empty([made]), Words([said])])
 
 
 def ranks(scan: ScanResult) -> Section | None:
