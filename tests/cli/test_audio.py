@@ -30,7 +30,7 @@ def test_scan_explain_intervene_on_recordings(
     found = ma.open_run(out).findings
     assert {"start", "padding", "other"} <= set(found[found["stack"] == "encoder"].position_class)
     assert (out / "figures" / "census.png").is_file()
-    monkeypatch.setattr("massact.reports.draw", lambda *_: [])
+    monkeypatch.setattr("massact.reports.draw", lambda *_, **__: [])
     assert run("explain", out, "-q", monkeypatch=monkeypatch) == 0
     sinks = pd.read_parquet(out / "sinks.parquet")
     assert "padding" in set(sinks[sinks["stack"] == "encoder"].position_class)
@@ -50,7 +50,7 @@ def test_one_flac_file_without_a_tokenizer(
 ) -> None:
     model, speech = saved_whisper(tmp_path / "model", words=False), folder(tmp_path / "s", "flac")
     out = tmp_path / "run"
-    monkeypatch.setattr("massact.reports.draw", lambda *_: [])
+    monkeypatch.setattr("massact.reports.draw", lambda *_, **__: [])
     asked = ["scan", model, "--corpus", speech / "0.flac", "--out", out, *LOW, "--no-null", "-q"]
     assert run(*asked, monkeypatch=monkeypatch) == 0
     assert run("explain", out, "-q", monkeypatch=monkeypatch) == 0

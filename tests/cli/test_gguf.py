@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "notes.txt").write_text(TEXT)
     write_gguf(path / "tiny.gguf", build("llama"), types={"ffn_up.weight": "Q8_0"})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("massact.reports.draw", lambda *_: [])
+        patch.setattr("massact.reports.draw", lambda *_, **__: [])
         options = ["--corpus", str(path / "notes.txt"), "--criterion", "sun2024", "--threshold", "magnitude=0.01",
                    "--threshold", "ratio=3"]  # fmt: skip
         assert run(patch, "scan", str(path), "--gguf-file", "tiny.gguf", *options, "--out", str(path / "run"),

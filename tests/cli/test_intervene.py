@@ -257,7 +257,7 @@ def test_other_weights_are_refused(
 def test_a_run_without_findings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("massact.reports.draw", lambda *_: [])
+    monkeypatch.setattr("massact.reports.draw", lambda *_, **__: [])
     out = tmp_path / "quiet"
     high = ["--threshold", "ratio=1e9", "--threshold", "magnitude=1e9"]
     assert run(monkeypatch, "scan", "--quiet", "--out", str(out), *FAST, *high) == 0

@@ -70,7 +70,7 @@ def test_a_chat_template_is_used(folder: Path) -> None:
 
 
 def test_from_the_command_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("massact.reports.draw", lambda *_: [])
+    monkeypatch.setattr("massact.reports.draw", lambda *_, **__: [])
     out = tmp_path / "run"
     few = ["--n-sequences", "2", "--threshold", "magnitude=0", "--threshold", "ratio=3.5", "--no-null"]
     corpus = ["--corpus", str(folder / "pairs.jsonl")]

@@ -125,7 +125,7 @@ def fresh(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @given(st.sampled_from(VERBS), st.randoms(use_true_random=False))
 def test_any_command_is_answered_before_the_work_begins(fresh: Path, verb: str, rng: Random) -> None:
     shutil.rmtree(fresh / "out", ignore_errors=True)
-    with instead_of(HEAVY, begins), instead_of(DRAWN, lambda *_: []):
+    with instead_of(HEAVY, begins), instead_of(DRAWN, lambda *_, **__: []):
         behaved(words(rng, verb, "out"), fresh / "out")
 
 
@@ -134,7 +134,7 @@ def test_any_command_is_answered_before_the_work_begins(fresh: Path, verb: str, 
 def test_any_small_scan_is_answered(fresh: Path, embedded: ma.Model, rng: Random) -> None:
     shutil.rmtree(fresh / "out", ignore_errors=True)
     line = [*words(rng, "scan", "out"), *SMALL]
-    with instead_of(("massact.models.load",), lambda *_, **__: embedded), instead_of(DRAWN, lambda *_: []):
+    with instead_of(("massact.models.load",), lambda *_, **__: embedded), instead_of(DRAWN, lambda *_, **__: []):
         behaved(line, fresh / "out")
 
 

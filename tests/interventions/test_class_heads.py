@@ -133,7 +133,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     from tests.interventions.test_zero_shot import class_folders
 
-    monkeypatch.setattr("massact.reports.draw", lambda *_: [])
+    monkeypatch.setattr("massact.reports.draw", lambda *_, **__: [])
     photos = class_folders(tmp_path, ("0", "3"))
     build("dinov2").save_pretrained(tmp_path / "model")
     save_file(weights(2 * WIDTH), tmp_path / "head.safetensors")

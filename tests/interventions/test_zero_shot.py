@@ -139,7 +139,7 @@ def class_folders(folder: Path, names: tuple[str, ...]) -> Path:
 
 
 def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("massact.reports.draw", lambda *_: [])
+    monkeypatch.setattr("massact.reports.draw", lambda *_, **__: [])
     photos = str(class_folders(tmp_path, ("red_fox", "dog")))
     build("clip").save_pretrained(tmp_path / "model")
     out, folder = str(tmp_path / "run"), str(tmp_path / "model")

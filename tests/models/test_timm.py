@@ -179,7 +179,7 @@ def test_preprocessing_is_timms_own(name: str, size: tuple[int, int]) -> None:
 
 
 def test_by_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr("massact.reports.draw", lambda *_: [])
+    monkeypatch.setattr("massact.reports.draw", lambda *_, **__: [])
     random = np.random.default_rng(0)
     for i in range(10):
         path = tmp_path / "photos" / f"class {i % 2}" / f"{i}.png"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from massact.cli import output
 from massact.cli.commands import command
 from massact.cli.compare import compare
+from massact.cli.help_pages import HelpCommand, HelpGroup, print_version
 from massact.cli.interrupts import AGAIN
 from massact.cli.report import report
 from massact.cli.show import show
@@ -21,23 +22,28 @@ from massact.verbs import verbs
 
 app = typer.Typer(
     name="massact",
+    cls=HelpGroup,
     no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # a third of a second of imports; what it adds is in `help_pages`
     pretty_exceptions_enable=False,
     help="Find, explain, remove and train away massive activations in transformers.",
 )
 
 
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=print_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
     """Find, explain, remove and train away massive activations in transformers."""
 
 
 for _verb in verbs().values():
-    app.command()(command(_verb))
+    app.command(cls=HelpCommand)(command(_verb))
 for _reading in (compare, show, report):
-    app.command()(_reading)
+    app.command(cls=HelpCommand)(_reading)
 
 
 def main() -> None:

@@ -23,6 +23,8 @@ from massact.verbs.inputs import Inputs
 from massact.verbs.options import kinds_of, told_of
 from massact.verbs.verb import named
 
+MORE = "More options"  # of loading and printing, which most verbs have
+
 
 # ------------------------------------------------------------------------------------------ from options to parameters
 def command(verb: Verb) -> Callable[..., None]:
@@ -65,7 +67,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     if not flags and kind is bool and default is False:
         flags = [f"--{name.replace('_', '-')}"]  # without its --no
     make: Any = typer.Argument if told["argument"] else typer.Option
-    info = make(*flags, help=field.description, **({} if bound is None else {"min": bound}))
+    panel = {"rich_help_panel": MORE} if told["last"] else {}
+    info = make(*flags, help=field.description, **({} if bound is None else {"min": bound}), **panel)
     usual = inspect.Parameter.empty if field.is_required() else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, info], default=usual)
 
