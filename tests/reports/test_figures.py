@@ -28,7 +28,8 @@ from massact.reports.kinds.scan.cluster_curves import draw_clusters
 from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
 from massact.reports.kinds.scan.portrait import draw_magnitudes, named_spikes, outline, peaks
 from massact.reports.kinds.scan.views import rule_of
-from massact.reports.panels import Line, Panel, Sheet, token_label
+from massact.reports.panels import Line, Panel, Sheet, slides_of, token_label
+from massact.reports.render.figures import SLIDE
 from massact.reports.render.lettering import drawable, style
 from massact.reports.render.sheets import figure_of
 from massact.reports.spelling import visible
@@ -273,3 +274,35 @@ def test_outline_keeps_every_maximum() -> None:
 def test_labels_are_short_and_drawable(token: str) -> None:
     assert 0 < len(token_label(token)) <= 16 and token_label(token).isprintable()
     assert len(drawable(visible(token), 20)) <= 20
+
+
+def test_a_lecture_has_a_slide_of_16_to_9_for_each_part_and_forgets_those_of_before(tmp_path: Path) -> None:
+    result, kinds = synthetic.massive(), ("png", "svg")
+    names = ["layers", "magnitudes", "magnitudes-2", "magnitudes-3"]
+    slides = draw(result, tmp_path, kinds, ("layers", "magnitudes"), style="lecture")
+    assert [path.name for path in slides] == [f"{name}.{kind}" for name in names for kind in kinds]
+    sizes = {Image.open(path).size for path in slides if path.suffix == ".png"}
+    assert sizes == {(1920, 1080)}
+    letters = [
+        t.get_fontsize() / 72 for t in figure_of(slides_of(draw_layers(result))[0], SLIDE).axes[0].get_xticklabels()
+    ]
+    assert min(letters) / SLIDE[1] > 1 / 32  # of the height of the wall; 1 / 40 is where the last row stops reading
+    (tmp_path / "figures" / "layers-by.png").write_bytes(b"of another")
+    draw(result, tmp_path, kinds, ("layers", "magnitudes"))
+    left = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert left == {"layers.png", "layers.svg", "magnitudes.png", "magnitudes.svg", "layers-by.png"}
+
+
+def test_an_unknown_style_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for call in (lambda: draw(synthetic.quiet(), tmp_path, style="lectur"),
+                 lambda: report(synthetic.quiet(), tmp_path / "x.html", style="lectur")):  # fmt: skip
+        with pytest.raises(UserError, match="lectur") as told:
+            call()
+        assert "lecture" in told.value.do and not list(tmp_path.iterdir())
+
+
+def test_a_page_for_a_lecture_says_so_to_its_style_and_script(tmp_path: Path) -> None:
+    pages = [report(synthetic.massive(), tmp_path / "x.html", style=style).read_text(encoding="utf-8")
+             for style in ("paper", "lecture")]  # fmt: skip
+    styles = [read_page.read(page).root.all("html")[0].attributes["data-style"] for page in pages]
+    assert styles == ["paper", "lecture"] and "data-style=lecture" in pages[0]

@@ -19,9 +19,11 @@ from test_trajectory import growing
 from massact.records.errors import UserError
 from massact.records.tables import read_table
 from massact.reports import report
+from massact.reports.panels import STYLES
 from massact.reports.parts import shown_value
 from massact.reports.render.markup import environment, figure_text, inlined_json, md, prose, tex
 from massact.reports.spelling import HIDDEN
+from massact.verbs.inputs import Inputs
 from tests.cli.test_cli import run as massact
 from tests.facts import tells
 
@@ -151,6 +153,9 @@ def test_by_the_command_line(
     assert massact(monkeypatch, "report", str(run), "--format", "md", "--figures", "pdf") == 0
     assert (run / "figures" / "layers.pdf").read_bytes() == first  # no dates in it
     assert massact(monkeypatch, "report", str(run), "--figures", "gif") == 2
+    assert massact(monkeypatch, "report", str(run), "--figures", "none", "--style", "lecture") == 0
+    assert 'data-style="lecture"' in (run / "report.html").read_text(encoding="utf-8")
+    assert massact(monkeypatch, "report", str(run), "--style", "wall") == 2
     assert massact(monkeypatch, "report", str(run), str(run)) == 2
     assert massact(monkeypatch, "report", str(tmp_path / "nowhere")) == 2
 
@@ -159,3 +164,10 @@ def test_an_unknown_format_of_figures_is_refused_before_anything_is_drawn(tmp_pa
     with pytest.raises(UserError, match="format 'gif'"):
         report(synthetic.massive(), tmp_path / "x.html", figures=["gif"])
     assert not (tmp_path / "figures").exists()
+
+
+def test_every_verb_takes_the_styles_that_figures_have_and_no_other() -> None:
+    for style in STYLES:
+        assert Inputs.of({"style": style}).style == style
+    with pytest.raises(UserError, match="wall"):
+        Inputs.of({"style": "wall"})

@@ -97,9 +97,8 @@ def perform(verb: Verb, inputs: Any, options: Options) -> None:
     scan = _scan_of(inputs)
     _quiet_libraries()
     with _progress_bar(quiet or json) as progress:
-        call = Call(
-            verb, inputs, options, progress, _say(quiet or json), partial(_keep, formats=inputs.formats()), scan
-        )
+        keep = partial(_keep, formats=inputs.formats(), style=inputs.style)
+        call = Call(verb, inputs, options, progress, _say(quiet or json), keep, scan)
         if getattr(inputs, "listed", False):
             for line in named(verb.lists)(call):
                 typer.echo(line)

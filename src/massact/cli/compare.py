@@ -22,6 +22,7 @@ def compare(
     by_seed: Annotated[
         bool, typer.Option(help="Also mean and range over trainings that differ by their seed only.")
     ] = True,
+    style: Annotated[str, typer.Option(help="Of the figures: paper, or lecture (large type, 16:9).")] = "paper",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -33,7 +34,7 @@ def compare(
     result = compare_runs(open_compared(runs, label or ()), by_seed=by_seed)
     if out is not None:
         result.save(out)
-        draw(result, out)
+        draw(result, out, style=style)
     print_result(result, json, quiet)
     if not json and not quiet:
         files = [f"{name}.parquet" for name in TABLES if name != "survival" or len(result.survival)]

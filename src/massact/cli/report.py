@@ -20,11 +20,14 @@ def report(
     figures: Annotated[
         str, typer.Option(help="Also the figures, into figures/ beside the file, with commas: png,svg,pdf.")
     ] = "",
+    style: Annotated[
+        str, typer.Option(help="Of the page and the figures: paper, or lecture (large type, 16:9).")
+    ] = "paper",
 ) -> None:
     """One self-contained page of a run, or of several side by side; needs neither models nor torch."""
     from massact.reports import report as write_report
 
-    formats = [name.strip() for name in figures.split(",") if name.strip()]
-    path = write_report(list(runs), out, kind, formats)
+    formats = [name.strip() for name in figures.split(",") if name.strip() not in ("", "none")]
+    path = write_report(list(runs), out, kind, formats, style)
     size = path.stat().st_size
     typer.echo(f"Written: {path} ({f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.1f} kB'})")

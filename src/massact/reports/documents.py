@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Container, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from massact.reports.contents import Contents, contents_of
 from massact.reports.kinds import reading_of
 from massact.reports.kinds.comparison.table import compare
 from massact.reports.pages import Page, page_of, page_of_several
+from massact.reports.panels import STYLES
 from massact.reports.provenance import model_card
 from massact.reports.render.html import html
 from massact.reports.render.latex import latex
@@ -32,7 +34,13 @@ FORMATS: dict[str, tuple[str, Callable[[Page], str] | None]] = {
 }  # fmt: skip
 
 
-def report(runs: Any, out: str | Path | None = None, kind: str = "html", figures: Sequence[str] = ()) -> Path:
+def report(
+    runs: Any,
+    out: str | Path | None = None,
+    kind: str = "html",
+    figures: Sequence[str] = (),
+    style: str = "paper",
+) -> Path:
     """Write the report of a run: one self-contained HTML file, which opens from disk with no network.
 
     Args:
@@ -40,16 +48,19 @@ def report(runs: Any, out: str | Path | None = None, kind: str = "html", figures
         out: the file; nothing: report.html (.md, .tex, or model_card.md) in the run directory.
         kind: html, md, latex (the main tables), or card (a section for a model card, in Markdown).
         figures: also write the figures into `figures/` beside the file: png, svg, pdf.
+        style: of the HTML page and of the figures: paper, or lecture, with large type for a wall.
 
     Returns:
         The file. It is a function of the run alone: the same run gives the same bytes.
 
     Raises:
-        UserError: no run there, a damaged one, an unknown format, no `out` where one is needed, or one that cannot be
-            written.
+        UserError: no run there, a damaged one, an unknown format or style, no `out` where one is needed, or one that
+            cannot be written.
     """
     if kind not in FORMATS:
         raise UserError(f"No format {kind!r}.", do=near(kind, FORMATS))
+    if style not in STYLES:
+        raise UserError(f"No style {style!r}.", do=near(style, STYLES))
     given = list(runs) if isinstance(runs, (list, tuple)) else [runs]
     if not given:
         raise UserError("No run was given.", do="Give a run directory.")
@@ -57,7 +68,7 @@ def report(runs: Any, out: str | Path | None = None, kind: str = "html", figures
     opened = [contents_of(run, name) for run, name in zip(given, names, strict=True)]
     comparison = _compared(given) if len(opened) > 1 else None
     path = _place(opened, out, FORMATS[kind][0])
-    said = _said(opened, comparison, kind)
+    said = _said(opened, comparison, kind, style)
     refuse_special(path)  # renaming a file over a device would take its place
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +76,7 @@ def report(runs: Any, out: str | Path | None = None, kind: str = "html", figures
     except OSError as error:
         raise UserError(f"{path} cannot be written.", error.strerror or str(error), "Give another --out.") from None
     for result in ([comparison] if comparison is not None else opened[0].results.values()) if figures else ():
-        draw(result, path.parent, tuple(figures))
+        draw(result, path.parent, tuple(figures), style=style)
     return path
 
 
@@ -92,14 +103,17 @@ def _place(opened: Sequence[Contents], out: str | Path | None, name: str) -> Pat
     return directory / name
 
 
-def _said(opened: Sequence[Contents], comparison: Comparison | None, kind: str) -> str:
+def _said(opened: Sequence[Contents], comparison: Comparison | None, kind: str, style: str) -> str:
     write = FORMATS[kind][1]
     if write is None:
         return "\n".join(model_card(one) for one in opened)
-    return write(page_of(opened[0]) if comparison is None else page_of_several(opened, comparison))
+    page = page_of(opened[0]) if comparison is None else page_of_several(opened, comparison)
+    return write(replace(page, style=style))
 
 
-def draw(result: Any, directory: Path, formats: Sequence[str] = USUAL, only: Container[str] = ()) -> list[Path]:
+def draw(
+    result: Any, directory: Path, formats: Sequence[str] = USUAL, only: Container[str] = (), style: str = "paper"
+) -> list[Path]:
     """Write every figure of a result of any kind into `figures/`.
 
     Args:
@@ -107,19 +121,21 @@ def draw(result: Any, directory: Path, formats: Sequence[str] = USUAL, only: Con
         directory: the run directory; made if it is not there.
         formats: of png, svg, pdf.
         only: names of figures; nothing: all.
+        style: paper, or lecture: slides of 16 to 9 with large type, one for each part of a figure (name, name-2, ...).
 
     Returns:
         The files, in the order of the figures; one without anything to show is missing.
 
     Raises:
-        UserError: the directory cannot be written, or there is no such format.
+        UserError: the directory cannot be written, or there is no such format or style.
     """
     if not formats:
         return []
     from massact.reports.render.figures import write_figures  # nothing else needs matplotlib, which is slow to import
 
     figures = reading_of(result.KIND).figures
-    return write_figures(result, {n: make for n, make in figures.items() if not only or n in only}, directory, formats)
+    chosen = {name: make for name, make in figures.items() if not only or name in only}
+    return write_figures(result, chosen, directory, formats, style)
 
 
 def plot(result: Any, name: str | None = None) -> Figure:

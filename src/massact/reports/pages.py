@@ -18,11 +18,12 @@ from massact.reports.spelling import visible
 
 @dataclass(frozen=True)
 class Page:
-    """A page: its title, what it is of, and its sections."""
+    """A page: its title, what it is of, its sections, and its style: paper, or lecture with large type."""
 
     title: str
     subtitle: str
     sections: Sequence[Section]
+    style: str = "paper"
 
 
 def page_of(run: Contents) -> Page:

@@ -306,6 +306,23 @@ class Sheet:
         return bool(self.parts)
 
 
+STYLES = ("paper", "lecture")  # as wide as a page; slides of 16 to 9 with large type, one for each part
+
+
+def slides_of(sheet: Sheet) -> list[Sheet]:
+    """A sheet for each of its parts, and for each scene, the large one first; of two scales the log one."""
+    made: list[Drawn] = []
+    for part in sheet.parts:
+        if isinstance(part, Scenes) and part:
+            rest = [scene for i, scene in enumerate(part.scenes) if i != part.shown]
+            made += [replace(part, scenes=[scene], shown=0) for scene in (part.scenes[part.shown], *rest)]
+        elif isinstance(part, Scene):
+            made.append(Scenes("", [part] * bool(part), empty=part.empty))
+        else:
+            made.append(replace(part, both=False, width="full") if isinstance(part, Panel) else part)
+    return [replace(sheet, parts=[part]) for part in made]
+
+
 def parts_in(sheet: Sheet | None) -> list[Any]:
     """The parts of a sheet, for a page; none of none."""
     return list(sheet.parts) if sheet is not None else []

@@ -11,6 +11,7 @@ from massact.records.errors import UserError, near
 from massact.verbs.options import Options, Preprocess, option
 
 FORMATS = ("png", "svg", "pdf")
+STYLES = ("paper", "lecture")
 CODE = "Run code that comes with the model."
 PICKLE = "Read .bin weights, with weights_only=True."
 GGUF = "Name of a GGUF file in the folder or repository that MODEL names."
@@ -38,6 +39,15 @@ class Inputs(Options):
                     f"No figures in the format {name.strip()!r}.", do=near(name.strip(), [*FORMATS, "none"])
                 )
         return figures
+
+    style: str = option("paper", "Of the figures: paper, or lecture (slides of 16:9 with large type).", last=True)
+
+    @field_validator("style")
+    @classmethod
+    def _style(cls, style: str) -> str:
+        if style not in STYLES:
+            raise UserError(f"No style {style!r}.", do=near(style, STYLES))
+        return style
 
     def formats(self) -> tuple[str, ...]:
         """Of the figures."""

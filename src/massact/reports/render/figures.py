@@ -13,11 +13,13 @@ from matplotlib.figure import Figure
 
 from massact.records.disk import leftovers, write_atomic
 from massact.records.errors import UserError, near
-from massact.reports.panels import Sheet
+from massact.reports.panels import STYLES, Sheet, slides_of
 from massact.reports.render.lettering import style
 from massact.reports.render.sheets import figure_of
 
 DPI = 160
+SLIDE = (6.4, 3.6)  # inches: letters of the usual size are large on it
+SLIDE_WIDTH = 1920  # pixels
 
 # No dates and no versions: the same result gives the same bytes.
 METADATA: dict[str, dict[str, None]] = {
@@ -50,13 +52,22 @@ def png_of(figure: Figure, dpi: int = DPI) -> bytes:
 
 
 def write_figures(
-    result: Any, figures: Mapping[str, Callable[[Any], Sheet | None]], directory: Path, formats: Sequence[str]
+    result: Any,
+    figures: Mapping[str, Callable[[Any], Sheet | None]],
+    directory: Path,
+    formats: Sequence[str],
+    look: str = "paper",
 ) -> list[Path]:
     """Write named figures of a result into `figures/` of a directory, each in all the formats (png, svg, pdf).
 
+    Args:
+        look: paper, or lecture: slides, of which the second of a figure is called name-2.
+
     Raises:
-        UserError: the directory cannot be written, or there is no such format.
+        UserError: the directory cannot be written, or there is no such format or style.
     """
+    if look not in STYLES:
+        raise UserError(f"No style {look!r}.", do=near(look, STYLES))
     for kind in formats:
         if kind not in METADATA:
             raise UserError(f"No figures in the format {kind!r}.", do=near(kind, METADATA))
@@ -69,8 +80,11 @@ def write_figures(
         with style():
             for name, make in figures.items():
                 sheet = make(result)
-                if sheet is not None:
-                    written += _save(figure_of(sheet), folder, name, formats)
+                slides = [] if sheet is None else [sheet] if look == "paper" else slides_of(sheet)
+                size, dpi = (None, DPI) if look == "paper" else (SLIDE, SLIDE_WIDTH / SLIDE[0])
+                for i, slide in enumerate(slides):
+                    written += _save(figure_of(slide, size), folder, f"{name}-{i + 1}" if i else name, formats, dpi)
+                _forget(folder, name, len(slides))
         for left in leftovers(folder, tuple(path.name for path in written)) if written else ():
             left.unlink(missing_ok=True)
     except OSError as error:
@@ -80,12 +94,20 @@ def write_figures(
     return written
 
 
-def _save(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
+def _forget(folder: Path, name: str, n: int) -> None:
+    """Delete slides of an earlier drawing beyond the n that there are now."""
+    for path in folder.glob(f"{name}-*.*"):
+        number = path.stem.removeprefix(f"{name}-")
+        if path.suffix[1:] in METADATA and number.isdecimal() and int(number) > max(n, 1):
+            path.unlink()
+
+
+def _save(figure: Figure, folder: Path, name: str, formats: Sequence[str], dpi: float) -> list[Path]:
     """Write one figure in every format; no window, no state of pyplot."""
     canvas, paths = FigureCanvasAgg(figure), []
     for kind in formats:
         path = folder / f"{name}.{kind}"
-        draw = partial(canvas.print_figure, format=kind, dpi=DPI, facecolor="white", metadata=METADATA[kind])
+        draw = partial(canvas.print_figure, format=kind, dpi=dpi, facecolor="white", metadata=METADATA[kind])
         write_atomic(path, draw)
         figure.set_layout_engine("none")  # as it was laid out for the first; once more takes as long as to draw it
         paths.append(path)

@@ -14,6 +14,16 @@
     return /color$/.test(key) && typeof value === "string" && value.startsWith("--") ? color(value) : value;
   }
 
+  // For a wall all that is drawn grows, and a figure is as wide as a slide.
+  const lecture = root.dataset.style === "lecture", GROWTH = 1.7, GROWS = ["size", "width", "thickness", "standoff", "l", "r", "t", "b"];
+  function grown(value, key = "") {
+    if (!lecture) return value;
+    if (Array.isArray(value)) return value.map((v) => (typeof v === "object" ? grown(v) : v));
+    if (value && typeof value === "object")
+      return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, grown(v, k)]));
+    return typeof value === "number" && GROWS.includes(key) ? GROWTH * value : value;
+  }
+
   function axis(given, quiet) {
     return {
       gridcolor: color("--grid"), zerolinecolor: color("--rule"), linecolor: color("--rule"), automargin: true,
@@ -60,7 +70,8 @@
 
   function draw(figure) {
     figure.drawn = true;
-    return window.Plotly.react(figure.plot, painted(figure.spec.data), layoutOf(figure), config(figure));
+    const layout = { ...grown(layoutOf(figure)), ...(lecture ? { height: Math.round((figure.plot.clientWidth * 9) / 16) } : {}) };
+    return window.Plotly.react(figure.plot, grown(painted(figure.spec.data)), layout, config(figure));
   }
   const redraw = () => figures.filter((f) => f.drawn).map(draw);
 

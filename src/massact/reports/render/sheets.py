@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from massact.reports import panels
 from massact.reports.panels import Axis, Bars, Color, Drawn, Gallery, Heat, Line, Panel, Points, Scene, Scenes, Sheet
 from massact.reports.render.lettering import drawable, says
-from massact.reports.render.solid import draw_large, draw_scenes
+from massact.reports.render.solid import LARGE, draw_large, draw_scenes
 from massact.reports.spelling import number
 
 # What the names of colours are on white paper; those of Fig. 4 of Sun 2024 among them.
@@ -51,10 +51,10 @@ Legend = dict[tuple[str, str], Any]  # (name, colour) -> what stands for it
 Cell = tuple[int, float, Callable[[Axes], None]]
 
 
-def figure_of(sheet: Sheet) -> Figure:
-    """Draw the parts of a sheet, in rows as wide as a page where they fill it."""
+def figure_of(sheet: Sheet, size: tuple[float, float] | None = None) -> Figure:
+    """Draw the parts of a sheet, in rows as wide as a page where they fill it; `size` in inches, None: as they need."""
     if sheet.parts and isinstance(sheet.parts[0], Scenes):
-        return draw_large(sheet.parts[0], sheet.title)
+        return draw_large(sheet.parts[0], sheet.title, size or LARGE)
     if scenes := [part for part in sheet.parts if isinstance(part, Scene)]:
         return draw_scenes(scenes, sheet.title)
     legend: Legend = {}
@@ -65,7 +65,7 @@ def figure_of(sheet: Sheet) -> Figure:
         rows[-1].append(cell)
     across = max(sum(units for units, *_ in row) for row in rows)
     heights = [max(height for _, height, _ in row) for row in rows]
-    size = (INCHES_A_UNIT * across, sum(heights) + 0.3 * bool(sheet.title) + 0.3)
+    size = size or (INCHES_A_UNIT * across, sum(heights) + 0.3 * bool(sheet.title) + 0.3)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.add_gridspec(len(rows), 1, height_ratios=heights)
     for i, row in enumerate(rows):

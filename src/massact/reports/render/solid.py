@@ -20,19 +20,19 @@ COLOUR, WARNING, MUTED = "#4a7fd4", "#c1272d", "#666666"
 LARGE = (10.5, 5.9)  # inches
 
 
-def draw_large(part: Scenes, title: str = "") -> Figure:
+def draw_large(part: Scenes, title: str = "", size: tuple[float, float] = LARGE) -> Figure:
     """One scene large, the others small beside it in their order; above them what to see."""
-    figure = Figure(figsize=LARGE)
+    figure = Figure(figsize=size)
     beside = [scene for i, scene in enumerate(part.scenes) if i != part.shown][:MOST_BESIDE]
     head = ", ".join(x for x in (part.title, title) if x)
     figure.text(0.02, 0.985, drawable(head, 120), va="top", fontsize=10)
-    told = textwrap.fill(drawable(" ".join(x for x in (part.sees, part.note) if x), 400), 150)
-    figure.text(0.02, 0.945, told, va="top", fontsize=8, color=MUTED)
+    told = textwrap.fill(drawable(" ".join(x for x in (part.sees, part.note) if x), 400), int(14.3 * size[0]))
+    figure.text(0.02, 0.985 - 0.24 / size[1], told, va="top", fontsize=8, color=MUTED)
     if not part:
         says(_axes_at(figure, (0.05, 0.05, 0.9, 0.8)), part.empty)
         return figure
     wide = 0.68 if beside else 0.9
-    _titled(_axes_at(figure, (0.02, 0.03, wide, 0.82)), part.scenes[part.shown], large=True)
+    _titled(_axes_at(figure, (0.02, 0.09, wide, 0.74)), part.scenes[part.shown], large=True)
     for i, scene in enumerate(beside):
         height = 0.82 / len(beside)
         _titled(_axes_at(figure, (0.72, 0.85 - (i + 1) * height, 0.26, height * 0.94)), scene)
@@ -106,7 +106,7 @@ def _letter(axes: Axes3D, labels: Sequence[str], massive: Sequence[int], large: 
     axes.tick_params(axis="y", pad=-3)
     axes.tick_params(axis="z", pad=3 if large else 1, labelsize=7.5)
     axes.view_init(elev=18, azim=-60)
-    axes.set_box_aspect((1.35, 1.0, 0.8), zoom=1.2 if large else 1.0)
+    axes.set_box_aspect((1.35, 1.0, 0.8), zoom=1.12 if large else 1.0)
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.set_pane_color((1.0, 1.0, 1.0, 0.0))
         axis._axinfo["grid"].update(color="#e3e3e3", linewidth=0.6)
