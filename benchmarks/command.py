@@ -81,7 +81,7 @@ def verbs(options: argparse.Namespace, folder: Path) -> dict[str, tuple[list[str
     return {
         "scan": (["scan", options.model, "--corpus", options.text, *size, "--out", run], [*own, n, tokens, "1", "0"]),
         "explain": (["explain", run], [*own, n, tokens, "1", "0"]),
-        "intervene": (["intervene", run, "--n-sequences", some], [*own, some, tokens, str(1 + EDITS), "1"]),
+        "intervene": (["intervene", run], [*own, some, tokens, str(1 + EDITS), "1"]),
         "classics": (["classics", options.model, "--corpus", options.text, *size], [*own, n, tokens, "1", "1"]),
     }
 

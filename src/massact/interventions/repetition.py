@@ -16,7 +16,7 @@ from massact.trace import Fired, observing, unchanged
 from massact.trace.edits import AnyEdit
 
 N_GRAM = 4
-N_SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 8, 16, 48
+N_SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 8, 16, 32
 
 
 def evaluate_repetition(model: Model, corpus: Corpus, edits: Sequence[AnyEdit]) -> Paired | str:

@@ -59,7 +59,9 @@ class InterveneConfig(Options):
     hold_out: bool = option(True, "Means of the first half of the sequences, effects on the second, from eight on.")
     sinks: bool = option(True, "Also what sinks do.", shown=False)
     all_keys: bool = option(True, ALL_KEYS)
-    repetition: bool = option(True, "Also greedy samples.", shown=False)
+    repetition: bool = option(
+        True, "Also 8 greedy samples of 32 tokens with each edit: how often they repeat themselves."
+    )
     tasks: Names = option((), "lm-eval tasks as well, with commas: piqa,winogrande,arc_easy (extra: tasks).")
     task_folder: str | None = option(None, "Folder of lm-eval task files of one's own; these work offline.")
     limit: int | None = option(None, "Questions of each task.", least=1)
