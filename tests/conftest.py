@@ -128,3 +128,10 @@ def gemma3() -> Path:
         if path.exists():
             return path
     _missing("Gemma 3", "set MASSACT_REAL_MODELS to a folder with gemma-3-270m.gguf or the model folder gemma-3-270m/")
+
+
+@pytest.fixture
+def hub_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the Hub could be reached: for tests that put what it answers in its place."""
+    monkeypatch.setattr("massact.records.reachability.unreachable", lambda address: "")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

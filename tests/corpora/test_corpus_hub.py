@@ -12,6 +12,8 @@ import pytest
 
 from massact.corpora import PRESETS, corpus, hub
 
+pytestmark = pytest.mark.usefixtures("hub_there")
+
 
 class FakeHub(types.ModuleType):
     """Data sets in memory; remembers what was asked for."""

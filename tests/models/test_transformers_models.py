@@ -32,6 +32,7 @@ def _response(status: int) -> object:
      "--trust-remote-code"),
     (RuntimeError("something else"), "cannot be read"),
 ])  # fmt: skip
+@pytest.mark.usefixtures("hub_there")
 def test_errors_are_explained(error: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise error

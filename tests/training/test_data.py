@@ -145,6 +145,7 @@ def test_long_documents_are_cut_at_lines(monkeypatch: pytest.MonkeyPatch) -> Non
         assert "".join(pieces) == document and all(len(p) <= 50 for p in pieces)
 
 
+@pytest.mark.usefixtures("hub_there")
 def test_a_data_set_is_streamed(tokenizer: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
 

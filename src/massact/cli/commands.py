@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from massact.cli.early_checks import check_names
 from massact.cli.interrupts import told_where_interrupted
 from massact.cli.output import print_result
 from massact.records.run import check_out
@@ -103,6 +104,7 @@ def perform(verb: Verb, inputs: Any, options: Options) -> None:
             for line in named(verb.lists)(call):
                 typer.echo(line)
             return
+        check_names(inputs, scan)
         if verb.check:
             named(verb.check)(options)
         done = _on_scan(call) if verb.job else named(verb.run)(call)

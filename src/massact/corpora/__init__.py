@@ -15,11 +15,12 @@ from massact.corpora.image_source import ImageSource
 from massact.corpora.modalities import Modalities
 from massact.corpora.pairs import PairSource
 from massact.corpora.presets import PRESETS, Preset
-from massact.corpora.readiness import ready
+from massact.corpora.readiness import check_preprocess, ready
 from massact.corpora.recordings import Prompt
 from massact.corpora.sources import AnySource, Source, corpus, corpus_again
 
 __all__ = [
     "PADDING", "PRESETS", "AnySource", "AudioSource", "Batch", "Corpus", "ImageSource", "Modalities", "Origin",
-    "PairSource", "Pictures", "Preset", "Prompt", "Source", "corpus", "corpus_again", "read_csv", "ready",
+    "PairSource", "Pictures", "Preset", "Prompt", "Source", "check_preprocess", "corpus",
+    "corpus_again", "read_csv", "ready",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ import numpy as np
 
 from massact.corpora.presets import PRESETS, Preset, named_corpora
 from massact.records.errors import UserError, causes, class_and_line
+from massact.records.reachability import check_on_hub
 
 # How much of a data set without a protocol is read: its first documents, enough for any scan.
 MAX_DOCUMENTS = 10_000
@@ -191,6 +192,7 @@ def _datasets(dataset: str) -> Any:
             f'pip install "massact[data]", or give a file.{hint}',
         )
     no_code_asked(module)
+    check_on_hub(dataset, "dataset")
     return module
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from massact.corpora.preprocessing import checked
 from massact.corpora.recordings import Prompt
 from massact.records.errors import UserError, near
 
@@ -49,8 +50,7 @@ def ready(model: Reader, source: Any, wish: Wish) -> Corpus:
     Raises:
         UserError: no tokenizer, another modality, or ids and lengths that the model does not take.
     """
-    if wish.preprocess and getattr(source, "pictures", None) is None:
-        raise UserError("preprocess was given.", "The corpus is not read from images.", "Leave it out.")
+    check_preprocess(source, wish.preprocess)
     corpus, accepted = source.ready(model, wish), model.inputs_accepted()
     for name in corpus.inputs:
         if name not in accepted:
@@ -59,6 +59,17 @@ def ready(model: Reader, source: Any, wish: Wish) -> Corpus:
             )
     corpus.require(model.vocabulary, model.context)
     return corpus.with_types(model)
+
+
+def check_preprocess(source: Any, preprocess: Any) -> None:
+    """Refuse a preprocessing where there are no images, or one with a step that there is not.
+
+    Raises:
+        UserError: says which are near.
+    """
+    checked(preprocess)
+    if preprocess and getattr(source, "pictures", None) is None:
+        raise UserError("preprocess was given.", "The corpus is not read from images.", "Leave it out.")
 
 
 def refuse_text_options(kind: str, wish: Wish) -> None:

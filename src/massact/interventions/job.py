@@ -30,7 +30,7 @@ from massact.interventions.massive_entries import (
 )
 from massact.interventions.repetition import evaluate_repetition
 from massact.interventions.sinks import Sinks, unseen_attention
-from massact.interventions.tasks import evaluate_tasks
+from massact.interventions.tasks import check_tasks, evaluate_tasks
 from massact.interventions.zero_shot import ZeroShot
 from massact.models import Model, with_attention_for
 from massact.records.clusters import HUMP, keys_of, passing
@@ -50,11 +50,12 @@ LEAST_HELD_OUT = 8  # sequences from which on half of them are kept apart for th
 
 
 def check_edits(options: InterveneConfig) -> None:
-    """Refuse an edit that there is not, or one that is given twice.
+    """Refuse an edit that there is not, or one that is given twice, and tasks without lm-eval.
 
     Raises:
-        UserError: says which are near.
+        UserError: says which are near, or what to install.
     """
+    check_tasks(options.tasks)
     for i, name in enumerate(options.sets):
         check_name(name)
         if name in options.sets[:i]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,16 @@ from massact.trace import Fired, observing
 from massact.trace.edits import AnyEdit
 
 INSTALL = "Install it: pip install 'massact[tasks]'"
+
+
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Refuse tasks, before a model is loaded, where lm-eval is not installed.
+
+    Raises:
+        UserError: says how it is.
+    """
+    if tasks and importlib.util.find_spec("lm_eval") is None:
+        raise UserError("Tasks need lm-eval.", "The package lm-eval is not installed.", INSTALL)
 
 
 def evaluate_tasks(

@@ -19,6 +19,7 @@ from massact.models.gguf_config import settle
 from massact.models.gguf_header import GGUF, GgufHeader, need_package, read_header
 from massact.models.transformers_models import model_class, plain_error
 from massact.records.errors import UserError, first_line, near
+from massact.records.reachability import check_on_hub
 from massact.records.user_files import refuse_special
 
 # The first pre-tokenizers of llama.cpp that split a text as GPT-2 does, which is what transformers does by default.
@@ -118,6 +119,7 @@ def _located(spec: str, revision: str | None, options: dict[str, Any]) -> Path:
         raise _absent(path)
     repository, name = f"{owner}/{rest[0]}", "/".join(rest[1:])
     known = {k: options[k] for k in ("token", "cache_dir", "local_files_only") if k in options}
+    check_on_hub(repository, cache=options.get("cache_dir"))
     try:
         found = transformers.utils.cached_file(repository, name, revision=revision, **known)
     except Exception as error:

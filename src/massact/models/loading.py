@@ -46,6 +46,7 @@ from massact.models.weight_values import check_finite, n_parameters, vectors_has
 from massact.models.wrappers import says_inputs, unwrapped
 from massact.records.anatomy import Anatomy, Place, Stack
 from massact.records.errors import ProofError, UserError
+from massact.records.reachability import check_on_hub
 from massact.records.runinfo import ModelInfo
 from massact.records.weight_types import of_gguf
 from massact.trace import unchanged
@@ -397,13 +398,21 @@ def _read(
         from massact.models.gguf_models import read_gguf
 
         return (*read_gguf(name, dtype, revision, options), None)
-    from massact.models.transformers_models import read_extractor, read_pretrained, read_processor, read_tokenizer
+    from massact.models.transformers_models import (
+        looks_local,
+        read_extractor,
+        read_pretrained,
+        read_processor,
+        read_tokenizer,
+    )
 
     folder = location_of(name)
     if revision is not None and os.path.isdir(folder):
         what = "The embedded model" if name == EMBEDDED else f"The local folder {name!r}"
         raise UserError(f"{what} has no revisions.", f"--revision {revision!r} would change nothing.",
                         "Leave it out, or give the Hub id of the model.")  # fmt: skip
+    if not looks_local(folder):
+        check_on_hub(folder, cache=options.get("cache_dir"))
     folder = local_adapter(folder, options, revision)
     adapter = adapter_config(folder, bool(options.get("allow_pickle")))
     if adapter is not None:

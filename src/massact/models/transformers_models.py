@@ -28,6 +28,7 @@ from massact.models.own_code import (
     read_with,
 )
 from massact.records.errors import UserError, causes, first_line
+from massact.records.reachability import check_on_hub
 from massact.records.user_files import read_given, refuse_special_in
 from massact.variants.application import apply_variant
 from massact.variants.storage import load_variant, told_changes
@@ -79,6 +80,8 @@ def read_config(spec: str | os.PathLike[str], options: dict[str, Any]) -> Any:
         UserError: there is none, it cannot be read, or the model needs code of its own, which was not allowed.
     """
     name = os.fspath(spec)
+    if not looks_local(name):
+        check_on_hub(name, cache=options.get("cache_dir"))
     try:
         config = read_with(transformers.AutoConfig, name, options)
     except UserError:

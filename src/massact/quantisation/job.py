@@ -12,7 +12,7 @@ from typing import Any
 from massact.corpora import Corpus
 from massact.interventions.effects import Paired, effect_rows, evaluate
 from massact.interventions.job import LEAST_HELD_OUT
-from massact.interventions.tasks import evaluate_tasks
+from massact.interventions.tasks import check_tasks, evaluate_tasks
 from massact.models import Model, with_attention
 from massact.models.wrappers import no_plain_weights
 from massact.prefixes import folded_of, super_weights_of
@@ -44,6 +44,7 @@ def check(options: QuantiseConfig) -> None:
     Raises:
         UserError: says what it could be; or the extra is not installed.
     """
+    check_tasks(options.tasks)
     for site in options.sites:
         if site not in SITES:
             raise UserError(f"{site!r} is no site of activations.", do=near(site, SITES))

@@ -13,7 +13,7 @@ from massact.positions import ready_corpus
 from massact.records.adapter_states import difference
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
-from massact.scans.job import Progress, scan
+from massact.scans.job import Progress, Text, named, scan, scan_text, source_of
 from massact.verbs.scan import ScanConfig
 
 
@@ -165,6 +165,9 @@ def scan_first(
     Raises:
         UserError: a bad option, or a corpus that does not fit the model.
     """
+    config = ScanConfig.of({"null": False, "bos_contrast": False} | asked)
+    source = source_of(corpus, config)
     loaded = load(target, device=device, options=load_options)
-    result = scan(loaded, corpus, progress=progress, null=False, bos_contrast=False, **asked)
-    return Reopened(loaded, scanned_corpus(loaded, corpus, result), result)
+    text = Text(source, ready_corpus(loaded, source, config), named(corpus))
+    result = scan_text(loaded, text, config, progress=progress)
+    return Reopened(loaded, scanned_corpus(loaded, source, result), result)

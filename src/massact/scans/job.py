@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from massact.corpora import AnySource, Corpus, ImageSource, Source
+from massact.corpora import AnySource, Corpus, ImageSource, Source, check_preprocess
 from massact.corpora import corpus as make_corpus
 from massact.corpora.first_token import both_ways
 from massact.models import Model, load, random_twin
@@ -87,10 +87,21 @@ def scan(
     """
     config = ScanConfig.of(options)
     criterion(config.criterion).resolved(config.thresholds)  # refused now, not after the model is loaded
+    source = source_of(corpus, config)
     loaded = model if isinstance(model, Model) else load(model)
-    source = corpus if isinstance(corpus, Corpus | AnySource) else make_corpus(corpus)
     text = Text(source, ready_corpus(loaded, source, config), named(corpus))
     return scan_text(loaded, text, config, out=out, resume=resume, progress=progress, probes=probes, spend=spend)
+
+
+def source_of(corpus: Any, config: ScanConfig) -> Corpus | AnySource:
+    """What a corpus means, read and checked without a model: what is wrong with it is told before one is loaded.
+
+    Raises:
+        UserError: it cannot be read, or the preprocessing does not fit it.
+    """
+    source = corpus if isinstance(corpus, Corpus | AnySource) else make_corpus(corpus)
+    check_preprocess(source, config.preprocess)
+    return source
 
 
 @dataclass(frozen=True)

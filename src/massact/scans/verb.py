@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from massact.models import load
+from massact.positions import ready_corpus
 from massact.records.errors import UserError, WorkError
 from massact.records.kinds.scan import ScanResult
 from massact.records.run import check_out
 from massact.scans.checkpoint_names import checkpoints_in, revisions_of
 from massact.scans.criteria import criterion
-from massact.scans.job import scan
+from massact.scans.job import Text, named, scan_text, source_of
 from massact.scans.revisions import scan_checkpoints, told
 from massact.verbs import Call, Done
 from massact.verbs.scan import ScanConfig
@@ -43,11 +44,13 @@ def run(call: Call) -> Done:
     _no_folder_of_checkpoints(given.model)
     if given.out is not None:
         check_out(given.out, given.resume)
+    config = ScanConfig.of(call.options.given())
+    source = source_of(given.corpus, config)
     call.progress("load", 0, 1)
     loaded = load(given.model, revision=given.revision, **loading)
     call.progress("load", 1, 1)
-    result = scan(loaded, given.corpus, out=given.out, resume=given.resume, progress=call.progress,
-                  spend=True, **call.options.given())  # fmt: skip
+    text = Text(source, ready_corpus(loaded, source, config), named(given.corpus))
+    result = scan_text(loaded, text, config, out=given.out, resume=given.resume, progress=call.progress, spend=True)
     if given.out is None:
         return Done(result, NOT_SAVED)
     call.keep(result, given.out)
