@@ -21,6 +21,7 @@ def check_names(inputs: Any, scan: Any) -> None:
     model = getattr(inputs, "model", None)
     if model is None:
         model = getattr(inputs, "target", None) if scan is None else scan.info.model.get("id")
+        model = model if scan is None or "/" in str(model) else None  # a live one is called by its class
     if isinstance(model, str) and (name := name_on_hub(model)):
         check_on_hub(name)
     corpus = getattr(inputs, "corpus", None)
