@@ -108,7 +108,7 @@ class TestFileRefusals:
         def deny(path, most=0):
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("massact.corpora.files.read_given", deny)  # a mode of 000 does not stop root
+        monkeypatch.setattr("massact.corpora.plain_files.read_given", deny)  # a mode of 000 does not stop root
         assert "Permission denied" in refused(corpus, tmp_path / "x.txt").why
 
     @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_csv(text: str, labels: object, classes: object, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("text", "says"), [
-    ("", "is empty"), ("path,label\n", "names no image"), ("picture,label\na.png,1\n", "has no column path"),
+    ("", "is empty"), ("path,label\n", "names no image"), ("picture,label\na.png,1\n", "has no column .text."),
     ("path,label\nno.png,1\n", "row 2"), ("path,label\na.png,\n", "no label"), ("path,label\na.png\n", "1 cells"),
 ])  # fmt: skip
 def test_csv_refused(text: str, says: str, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 
 import massact as ma
 from massact.corpora import corpus
-from massact.corpora.files import read_text
 from massact.corpora.image_files import FORMATS, opened
+from massact.corpora.plain_files import read_text
 from massact.corpora.recordings import opened as heard
 from massact.records.errors import UserError
 from massact.records.user_files import read_given, refuse_special

@@ -1,29 +1,27 @@
-"""Text, Markdown and JSONL files as documents."""
+"""Text, Markdown and JSONL files and tables as documents."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from massact.corpora.plain_files import read_text
 from massact.corpora.presets import named_corpora
+from massact.corpora.text_tables import TABLE_SUFFIXES, is_table, table_texts
 from massact.records.errors import UserError, near
-from massact.records.user_files import read_given, refuse_special
-
-MOST_BYTES = 2 << 30  # of one text: it is held in memory, several times over
+from massact.records.user_files import refuse_special
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 AUDIO_SUFFIXES = (".wav", ".flac")
 # How files end that are a corpus of text, images or sound.
-CORPUS_SUFFIXES = (*JSONL_SUFFIXES, *TEXT_SUFFIXES, ".csv", *IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
+CORPUS_SUFFIXES = (*JSONL_SUFFIXES, *TEXT_SUFFIXES, *TABLE_SUFFIXES, *IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
 # A name that ends so is a path, also when nothing is there: the message is then about a missing file.
-PATH_SUFFIXES = (*CORPUS_SUFFIXES, ".json", ".tsv", ".parquet", ".gz", ".zst", ".pdf", ".html")
+PATH_SUFFIXES = (*CORPUS_SUFFIXES, ".json", ".gz", ".zst", ".pdf", ".html")
 
 
 def at_home(path: Path | str) -> Path:
@@ -60,18 +58,6 @@ def named(path: Path) -> str:
     return os.path.basename(os.path.realpath(path))
 
 
-def csv_rows(file: Path) -> list[list[str]]:
-    """The rows of a CSV file, blank ones as well.
-
-    Raises:
-        UserError: it cannot be read, or is no CSV.
-    """
-    try:
-        return list(csv.reader(io.StringIO(read_text(file))))
-    except csv.Error as error:
-        raise UserError(f"{str(file)!r} cannot be read as CSV.", f"{error}.", "Is a quote left open?") from error
-
-
 def looks_like_path(spec: str) -> bool:
     """Say whether a name can only be meant as a path: a Hub name has one slash at most, no such ending."""
     lowered = spec.lower()
@@ -88,25 +74,28 @@ def read_path(path: Path, text_column: str | None = None) -> list[str]:
     """Read a file, or every text file below a folder in the order of their names, as documents.
 
     Args:
-        path: a text, Markdown or JSONL file, or a folder of such.
-        text_column: the JSONL key that holds the text; 'text' if None.
+        path: a text, Markdown or JSONL file, a CSV, TSV or parquet table, or a folder of such.
+        text_column: the JSONL key or the column that holds the text; 'text' if None.
 
     Raises:
-        UserError: nothing there, unreadable, not text, no text, or a broken JSONL line.
+        UserError: nothing there, unreadable, not text, no text, a broken JSONL line, or no such column.
     """
     if not path.exists():
         raise _missing(path)
     files = text_files(path) if path.is_dir() else [path]
-    if text_column is not None and not any(_is_jsonl(file) for file in files):
+    if text_column is not None and not any(has_columns(file) for file in files):
         raise UserError(
             f"The text column {text_column!r} was asked for.",
             f"{str(path)!r} holds plain text, which has no columns.",
-            "Leave it out, or give a JSONL file.",
+            "Leave it out, or give a JSONL file or a table.",
         )
     documents: list[str] = []
     for file in files:
+        if is_table(file):
+            documents += table_texts(file, text_column or "text")
+            continue
         text = read_text(file)
-        documents += _jsonl(file, text, text_column or "text") if _is_jsonl(file) else [text]
+        documents += _jsonl(file, text, text_column or "text") if has_columns(file) else [text]
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise UserError(
@@ -117,59 +106,27 @@ def read_path(path: Path, text_column: str | None = None) -> list[str]:
     return documents
 
 
-def read_text(file: Path) -> str:
-    """Read one UTF-8 file, with every line ending as a newline.
-
-    Raises:
-        UserError: unreadable, a pipe, too large, binary, or not UTF-8 (with the offset of the first bad byte).
-    """
-    try:
-        data = read_given(file, MOST_BYTES)
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        raise UserError(f"The file {str(file)!r} cannot be read.", f"{why}.", "Check its permissions.") from error
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(
-            f"The file {str(file)!r} is not UTF-8 text.",
-            "It starts with the mark of UTF-16.",
-            "Save it as UTF-8.",
-        )
-    if (offset := data.find(b"\0")) >= 0:
-        raise UserError(
-            f"The file {str(file)!r} is not text.",
-            f"It is binary: byte {offset} is zero.",
-            "Give a text, Markdown or JSONL file.",
-        )
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"The file {str(file)!r} is not UTF-8 text.",
-            f"Byte {error.start} (0x{data[error.start]:02x}) is not valid there: {error.reason}.",
-            "Save it as UTF-8.",
-        ) from error
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _is_jsonl(file: Path) -> bool:
-    return file.suffix.lower() in JSONL_SUFFIXES
+def has_columns(file: Path) -> bool:
+    """Whether the text of a file stands in one of several columns: JSONL and tables."""
+    return file.suffix.lower() in JSONL_SUFFIXES or is_table(file)
 
 
 def text_files(folder: Path) -> list[Path]:
-    """Every text, Markdown and JSONL file below a folder, in the order of their names.
+    """Every text, Markdown and JSONL file below a folder, where there is none every table, in the order of their names.
 
     Raises:
         UserError: there is none.
     """
     shown = files_in(folder)
     texts = [file for file in shown if file.suffix.lower() in (*TEXT_SUFFIXES, *JSONL_SUFFIXES)]
+    texts = texts or [file for file in shown if is_table(file)]
     if not texts:
         found = sorted({file.suffix.lower() or "(no ending)" for file in shown})
         raise UserError(
             f"There are no text files and no images or recordings in the folder {str(folder)!r}.",
             f"It holds {len(shown)} files" + (f", ending in {', '.join(found[:8])}." if found else "."),
-            f"A folder is searched for {' '.join((*TEXT_SUFFIXES, *JSONL_SUFFIXES))}, images, or wav and flac; "
-            "else name one file.",
+            f"A folder is searched for {' '.join((*TEXT_SUFFIXES, *JSONL_SUFFIXES, *TABLE_SUFFIXES))}, images, or "
+            "wav and flac; else name one file.",
         )
     # As text with forward slashes, so that the order is the same on every system.
     return sorted(texts, key=lambda file: file.relative_to(folder).as_posix())
@@ -198,7 +155,7 @@ def _jsonl_text(file: Path, number: int, line: str, column: str) -> str:
         raise UserError(
             f"{where} has no column {column!r}.",
             f"Its columns: {', '.join(map(repr, record)) or 'none'}.",
-            "Name the one that holds the text (text_column).",
+            "Name the one that holds the text (--text-column, in Python text_column).",
         )
     if not isinstance(record[column], str):
         raise UserError(

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from massact.corpora.files import IMAGE_SUFFIXES, JSONL_SUFFIXES, TEXT_SUFFIXES, csv_rows, files_in, named_file
+from massact.corpora.files import IMAGE_SUFFIXES, JSONL_SUFFIXES, TEXT_SUFFIXES, files_in, named_file
+from massact.corpora.text_tables import csv_rows
 from massact.records.errors import UserError, class_and_line
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image")
@@ -67,7 +68,7 @@ def pictures_of(spec: Any) -> Pictures | None:
         if spec.is_dir():
             return _folder(spec)
         if spec.suffix.lower() == ".csv" and spec.is_file():
-            return read_csv(spec)
+            return read_csv(spec) if _names_images(spec) else None
         if is_image_name(spec) and spec.is_file():
             return Pictures((spec.name,), images=(spec,), form="file")
         return None
@@ -88,6 +89,16 @@ def pictures_of(spec: Any) -> Pictures | None:
     )
     names = tuple(f"image {i}" if is_image(x) else Path(x).name for i, x in enumerate(spec))
     return Pictures(names, images=images)
+
+
+def _names_images(file: Path) -> bool:
+    """Whether a CSV is a list of images: it has a column of paths, and none of text where these are of no images."""
+    rows = csv_rows(file)
+    head = [cell.strip() for cell in rows[0]] if rows else []
+    at = _column(head, PATH_COLUMNS)
+    if at is None:
+        return not head
+    return "text" not in head or any(is_image_name(row[at].strip()) for row in rows[1:2] if len(row) > at)
 
 
 def _some_exist(spec: Sequence[Any]) -> bool:

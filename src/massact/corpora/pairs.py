@@ -13,10 +13,11 @@ from typing import Any, Literal
 import torch
 
 from massact.corpora.batch import Corpus
-from massact.corpora.files import JSONL_SUFFIXES, at_home, named, read_text
+from massact.corpora.files import JSONL_SUFFIXES, at_home, named
 from massact.corpora.image_files import opened
 from massact.corpora.image_source import MOST_NAMES
 from massact.corpora.packing import Request
+from massact.corpora.plain_files import read_text
 from massact.corpora.readiness import Reader, Wish, how_many, refuse_text_options
 from massact.corpora.tensors import from_tensors
 from massact.records.errors import UserError, class_and_line

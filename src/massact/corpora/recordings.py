@@ -16,12 +16,12 @@ from massact.corpora.files import (
     AUDIO_SUFFIXES,
     JSONL_SUFFIXES,
     TEXT_SUFFIXES,
-    csv_rows,
     files_in,
     named_file,
     read_text,
 )
 from massact.corpora.image_files import is_image_name
+from massact.corpora.text_tables import csv_rows
 from massact.records.errors import UserError, class_and_line
 
 FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC")  # as libsndfile calls what these endings mean; it starts no programs

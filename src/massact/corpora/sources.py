@@ -24,6 +24,7 @@ from massact.corpora.presets import PRESETS
 from massact.corpora.readiness import Reader, Wish
 from massact.corpora.recordings import is_sound, recordings_of
 from massact.corpora.tensors import from_ids, from_tensors
+from massact.corpora.text_tables import is_table
 from massact.records.errors import UserError
 
 EMBEDDED_BREAK = "\n* * *\n"
@@ -140,19 +141,20 @@ def corpus(
 
     Args:
         spec: None or 'embedded' (the text in the package); a preset of the paper ('wikitext-2', 'c4', 'pg19',
-            'redpajama'); a text, Markdown or JSONL file, or a folder of such; a data set of the Hub, as
-            'name' or 'name:configuration'; a list of prompts; (B, T) token ids; a dict of tensors; images: a folder of
-            them (folders of classes inside it are labels), a CSV with a column 'path' (and 'label'), a list of paths
-            or images of Pillow; images with text: a JSONL file whose rows have 'image' (a path, relative to the file)
-            and 'text'; sound: a folder of wav and flac files (with transcripts: a.txt beside a.wav), one file, a CSV
-            with a column 'path' (and 'text'), a list of paths or of (samples, rate in Hz).
+            'redpajama'); a text, Markdown or JSONL file, a CSV, TSV or parquet table, or a folder of such; a data set
+            of the Hub, as 'name' or 'name:configuration'; a list of prompts; (B, T) token ids; a dict of tensors;
+            images: a folder of them (folders of classes inside it are labels), a CSV with a column 'path' (and
+            'label'), a list of paths or images of Pillow; images with text: a JSONL file whose rows have 'image' (a
+            path, relative to the file) and 'text'; sound: a folder of wav and flac files (with transcripts: a.txt
+            beside a.wav), one file, a CSV with a column 'path' (and 'text'), a list of paths or of (samples, rate in
+            Hz).
         tokenizer: a transformers tokenizer; text without one stays a `Source` until the model brings it.
         seq_len: tokens per sequence, special tokens included. If it is given, a list of prompts is packed.
         n_sequences: how many sequences, 'all' for all; None: up to 32 windows of text, all of anything else.
         bos: 'auto', 'always' (BOS in front of every sequence) or 'never'; see `resolve_specials`.
         seed: for a source that draws documents at random (added to the paper's own seed).
         split: split of a data set.
-        text_column: key or column that holds the text, for JSONL and data sets.
+        text_column: key or column that holds the text, for JSONL, tables and data sets; None: 'text'.
         preprocess: of images, what is to be other than the model's processor says: {'resize': short side or (H, W),
             'crop': side or (H, W), 'resample': 'bicubic', 'mean': 0.5 or three, 'std': 0.5 or three}.
 
@@ -164,8 +166,9 @@ def corpus(
         UserError: what is wrong with the input, why, and what to do.
     """
     request = Request(seq_len, n_sequences, bos, seed)
-    sounds = _sounds(spec, request)
-    images = _images(spec, request, preprocess) if sounds is None else None
+    written = text_column is not None and isinstance(spec, str | Path) and is_table(Path(spec))  # it says so itself
+    sounds = None if written else _sounds(spec, request)
+    images = _images(spec, request, preprocess) if sounds is None and not written else None
     if sounds is not None or images is not None:
         _no_text_options("images" if sounds is None else "recordings", split, text_column, tokenizer)
     if images is not None:

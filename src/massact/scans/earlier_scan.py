@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from massact.corpora import AnySource, Corpus, corpus_again
 from massact.corpora import corpus as make_corpus
+from massact.corpora.files import has_columns
 from massact.models import EMBEDDED, Model, load
 from massact.positions import ready_corpus
 from massact.records.adapter_states import difference
@@ -43,8 +46,15 @@ def scanned_corpus(model: Model, corpus: Any, result: ScanResult) -> Corpus:
     """A corpus made ready by the options of a scan; None makes it again from the scan's record."""
     asked = ScanConfig.of({k: v for k, v in result.info.config.items() if k in ScanConfig.model_fields})
     source = corpus_again(result.info.corpus, result.info.config.get("corpus")) if corpus is None else corpus
-    source = source if isinstance(source, Corpus | AnySource) else make_corpus(source)
+    source = source if isinstance(source, Corpus | AnySource) else _named_corpus(source, result)
     return ready_corpus(model, source, asked)
+
+
+def _named_corpus(corpus: Any, result: ScanResult) -> Corpus | AnySource:
+    """A corpus that the user names, its text in the column in which that of the scan stood."""
+    column = result.info.config.get("text_column")
+    plain = isinstance(corpus, str | Path) and os.path.isfile(corpus) and not has_columns(Path(corpus))
+    return make_corpus(corpus, text_column=None if plain else column)
 
 
 def check_weights(model: Model, result: ScanResult) -> None:
@@ -122,7 +132,7 @@ def reopen(
         UserError: model or corpus cannot be found, or the model is another one.
     """
     info, say = result.info, progress or (lambda *_: None)
-    source = corpus_again(info.corpus, info.config.get("corpus")) if corpus is None else make_corpus(corpus)
+    source = corpus_again(info.corpus, info.config.get("corpus")) if corpus is None else _named_corpus(corpus, result)
     name = info.model["id"] if model is None else model
     say("load", 0, 1)
     loaded = load(

@@ -99,7 +99,7 @@ def source_of(corpus: Any, config: ScanConfig) -> Corpus | AnySource:
     Raises:
         UserError: it cannot be read, or the preprocessing does not fit it.
     """
-    source = corpus if isinstance(corpus, Corpus | AnySource) else make_corpus(corpus)
+    source = corpus if isinstance(corpus, Corpus | AnySource) else make_corpus(corpus, text_column=config.text_column)
     check_preprocess(source, config.preprocess)
     return source
 

@@ -82,7 +82,7 @@ def scan_checkpoints(
     )
     path = Path(out)
     _check(path, info, resume)
-    source = corpus if isinstance(corpus, Corpus | AnySource) else make_corpus(corpus)
+    source = corpus if isinstance(corpus, Corpus | AnySource) else make_corpus(corpus, text_column=config.text_column)
     made = _begun(path, info)
     job = _Job(in_order(checkpoints), source, named(corpus), config, loading, path, info, progress or (lambda *_: None))
     began = time.perf_counter() - info.wall_s

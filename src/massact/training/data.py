@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from massact.corpora import Source, corpus
-from massact.corpora.files import at_home, looks_like_path, named, read_path, text_files
+from massact.corpora.files import at_home, has_columns, looks_like_path, named, read_path, text_files
 from massact.corpora.hub import read_rows
 from massact.corpora.packing import token_ids
 from massact.records.errors import UserError, WorkError
@@ -122,11 +122,11 @@ def prepare(
     it has none. No other special token is added.
 
     Args:
-        source: a text, Markdown or JSONL file, a folder of them, a list of texts, None (the embedded text), or a data
-            set of the Hub as "name" or "name:configuration", which is streamed.
+        source: a text, Markdown or JSONL file, a table, a folder of them, a list of texts, None (the embedded text), or
+            a data set of the Hub as "name" or "name:configuration", which is streamed.
         tokenizer: a transformers tokenizer.
         folder: where token files lie.
-        text_column: of JSONL and data sets. split: of data sets ("train" if None).
+        text_column: of JSONL, tables and data sets. split: of data sets ("train" if None).
         max_tokens: stop after so many.
         progress: called with ("tokenise", characters done, characters in all or 0).
 
@@ -195,12 +195,12 @@ def _text_of(source: Any, text_column: str | None, split: str | None) -> _Text:
             read_path(path)  # says what is missing
         refuse_special(path)
         files = text_files(path) if path.is_dir() else [path]
-        column = text_column if any(f.suffix.lower() in (".jsonl", ".ndjson") for f in files) else None
+        column = text_column if any(map(has_columns, files)) else None
 
         def read() -> Iterator[str]:
             for file in files:
                 if file.stat().st_size or len(files) == 1:
-                    mine = column if file.suffix.lower() in (".jsonl", ".ndjson") else None
+                    mine = column if has_columns(file) else None
                     yield from read_path(file, mine)
 
         digest = hashlib.sha256()

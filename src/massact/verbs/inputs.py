@@ -16,6 +16,7 @@ CODE = "Run code that comes with the model."
 PICKLE = "Read .bin weights, with weights_only=True."
 GGUF = "Name of a GGUF file in the folder or repository that MODEL names."
 CORPUS = "Where the scanned text (images, recordings) lies now, or another, which is scanned first (as `scan`)."
+COLUMN = "Column that holds the text, of JSONL, CSV, parquet and data sets; nothing: text."
 IMAGES = (
     "Of images, where it is to differ from the model's processor: resize=256 (short side) or 224x224, crop=224, "
     "resample=bicubic, mean=0.5, std=0.5 (or three with commas). Can be repeated."
@@ -91,6 +92,7 @@ class OfScanOrModel(OfModel):
     model: str | None = option(None, "Where the model of the run lies now.")
     corpus: str | None = option(None, CORPUS)
     preprocess: Preprocess = option({}, IMAGES)
+    text_column: str | None = option(None, COLUMN)
     seq_len: int | None = option(None, "Tokens per sequence, for a model.", least=1)
 
     def refuse_those_of_a_model(self) -> None:
@@ -99,10 +101,13 @@ class OfScanOrModel(OfModel):
         Raises:
             UserError: one of them was given.
         """
-        if self.out is not None or self.seq_len is not None or self.preprocess:
-            raise UserError("--out, --seq-len and --preprocess are for a model, not for a run.", do="Leave them out.")
+        if self.out is not None or self.seq_len is not None or self.preprocess or self.text_column is not None:
+            raise UserError(
+                "--out, --seq-len, --preprocess and --text-column are for a model, not for a run.", do="Leave them out."
+            )
 
     def scan_options(self, options: Any) -> dict[str, Any]:
         """Of the scan that comes first: what was given here, and the verb's own where these mean the same."""
         shared = {name: getattr(options, name) for name in ("n_sequences", "seed") if hasattr(options, name)}
-        return {"seq_len": self.seq_len, "preprocess": self.preprocess} | shared
+        ours = {name: getattr(self, name) for name in ("seq_len", "preprocess", "text_column")}
+        return ours | shared

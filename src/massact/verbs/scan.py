@@ -8,7 +8,7 @@ from typing import ClassVar
 from pydantic import field_validator
 
 from massact.records.errors import UserError
-from massact.verbs.inputs import IMAGES, OfModel
+from massact.verbs.inputs import COLUMN, IMAGES, OfModel
 from massact.verbs.options import BatchSize, Options, Preprocess, Thresholds, option
 from massact.verbs.verb import Verb
 
@@ -45,6 +45,7 @@ class ScanConfig(Options):
     )
     pictures: bool = option(True, "Keep small pictures of the first 8 images in --out, for its figures.")
     preprocess: Preprocess = option({}, IMAGES)
+    text_column: str | None = option(None, COLUMN)
     by: str | dict[str, list[float]] | None = option(
         None, "An input with one number for each sequence (a timestep), or a name with such numbers.", shown=False
     )
@@ -73,9 +74,9 @@ class OfOneOrSeveral(OfModel):
     out: Path | None = option(None, "Run directory for tables and figures.")
     corpus: str | None = option(
         None,
-        "Text, Markdown or JSONL file, a folder of them, or a data set name (wikitext-2, c4, pg19, redpajama, any Hub "
-        "id); for models of images or sound (wav, flac): a folder of them, a CSV with a column path; for images with "
-        "text: a JSONL file with columns image and text; nothing: the embedded text.",
+        "Text, Markdown, JSONL, CSV or parquet file, a folder of them, or a data set name (wikitext-2, c4, pg19, "
+        "redpajama, any Hub id); for models of images or sound (wav, flac): a folder of them, a CSV with a column "
+        "path; for images with text: a JSONL file with columns image and text; nothing: the embedded text.",
     )
     dtype: str = option("auto", "auto (as stored), float32, bfloat16 or float16.", last=True)
     revision: str | None = option(None, "Branch, tag or commit of a Hub model.", last=True)
