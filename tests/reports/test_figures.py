@@ -29,6 +29,7 @@ from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_n
 from massact.reports.kinds.scan.portrait import draw_magnitudes, named_spikes, outline, peaks
 from massact.reports.kinds.scan.views import rule_of
 from massact.reports.panels import Line, Panel, Sheet, slides_of, token_label
+from massact.reports.render.charts import chart
 from massact.reports.render.figures import SLIDE
 from massact.reports.render.lettering import drawable, style
 from massact.reports.render.sheets import figure_of
@@ -179,15 +180,27 @@ def test_broken_layers_are_marked() -> None:
     assert tells([drawn(draw_layers, synthetic.broken()).axes[1].get_title("left")], "NaN or Inf", "20-32")
 
 
-def test_census_counts_the_findings_of_the_peak_layer() -> None:
-    dims, tokens, positions = drawn(draw_census, synthetic.massive()).axes
-    assert [t.get_text() for t in dims.get_yticklabels()] == ["1415", "2533"]
-    assert [p.get_width() for p in dims.patches] == [16, 16]
+def test_census_is_a_map_of_layers_and_dims_and_counts_of_the_peak_layer() -> None:
+    """Each of the planted dims has 8 + 8 findings at each of layers 2 to 30, and none at others."""
+    result = synthetic.massive()
+    map_, tokens, positions = [a for a in drawn(draw_census, result).axes if a.get_label() != "<colorbar>"]
+    assert [t.get_text() for t in map_.get_yticklabels()] == ["1415", "2533"] and map_.get_xlabel() == "Layer"
+    shown = np.ma.filled(map_.collections[0].get_array().astype(float), np.nan).reshape(2, 33)
+    wanted = np.full((2, 33), np.nan)
+    wanted[:, 2:31] = 16
+    np.testing.assert_array_equal(shown, wanted)
     assert [t.get_text() for t in tokens.get_yticklabels()] == ["\u201c.\u201d", "\u201cSummer\u201d"]
     assert [p.get_width() for p in tokens.patches[:2]] == [8, 8]  # of 8 sequences each: its two dims are one token
-    assert dims.get_xlabel() == "Findings" and tokens.get_xlabel() == "Positions with findings"
+    assert tokens.get_xlabel() == "Positions with findings"
     assert [t.get_text() for t in positions.get_yticklabels()] == ["0", "3"]
     assert [p.get_width() for p in positions.patches] == [8, 8] and positions.get_xlabel() == "Sequences"
+
+
+def test_the_map_on_a_page_tells_how_many_and_how_large() -> None:
+    (heat,) = chart(draw_census(synthetic.massive()).parts[0])["data"]
+    found = synthetic.massive().findings.query("layer == 30 and dim == 2533")
+    assert tells([heat["text"][1][30]], "layer 30", "dim 2533", len(found), found["magnitude"].mean())
+    assert heat["z"][1][31] is None and tells([heat["text"][1][31]], "no finding")
 
 
 def test_census_without_findings_says_how_far_the_nearest_is() -> None:

@@ -76,7 +76,8 @@ def draw_overlay(
         label = visible(titles[i]) if titles else f"Image {i}: {len(at):,} of {mask.size:,}"
         made.append(_picture(picture, mask.shape, at, label, f"{label} patches are massive{where}"))
     caption = "Framed; all other patches are dimmed. Below: how many of each image. Patches are named (row, column), "
-    return Sheet([Gallery(what, made, f"{caption}from the top left.")], what)
+    sees = "Which parts of a picture carry massive activations: as a rule plain background, not what is shown."
+    return Sheet([Gallery(what, made, f"{caption}from the top left.", sees=sees)], what)
 
 
 def _picture(
@@ -113,7 +114,10 @@ def draw_massive_share(share: np.ndarray, n_images: int) -> Sheet:
     top = max(float(np.nan_to_num(share).max()), 1 / max(n_images, 1))
     heat = Heat(share, range(columns), range(rows), f"share of {of}", low=0.0, high=top, said=said)
     x, y = _map_axes(rows, columns, ("Column of patches", "Row of patches"))
-    return Sheet([Panel("Where patches are massive", [heat], x, y, f"Share of {of}.", height=360, square=True)])
+    sees = "How often each place of the picture is massive: a few dark places mean that they are always the same."
+    return Sheet(
+        [Panel("Where patches are massive", [heat], x, y, f"Share of {of}.", sees=sees, height=360, square=True)]
+    )
 
 
 def draw_norm_maps(
@@ -155,7 +159,8 @@ def draw_norm_maps(
     where = f"Image {image}; above" if image is not None else "Above"
     caption = f"{where} each map its layer, 0 is the embedding; one logarithmic scale."
     title, axes = "Norm of every patch, layer by layer", _map_axes(*one.shape)
-    panel = Panel(title, [heat], *axes, caption, notes=names, height=360, square=True)
+    sees = "How long the hidden state of each patch is, from layer to layer: a few patches light up at one and stay so."
+    panel = Panel(title, [heat], *axes, caption, notes=names, sees=sees, height=360, square=True)
     if picture is None:
         return Sheet([panel])
     marked = np.zeros((rows, columns), bool) if massive is None else massive
@@ -194,7 +199,8 @@ def draw_norm_histograms(histograms: pd.DataFrame, layers: Sequence[int] | None 
         x = Axis(x.title, "log", ends, [(e, number(e)) for e in edges[:: max(1, len(edges) // 5)]], grid=False)
     y = panels.cell_axis("Layer (0: embedding)", rows)
     title, said_of = "Share of patches by norm, layer by layer", "As Fig. 4 of Darcet 2023; empty: none."
-    return Sheet([Panel(title, [heat], x, y, said_of)])
+    sees = "How many patches are how long: a second group far to the right of the others are the massive ones."
+    return Sheet([Panel(title, [heat], x, y, said_of, sees=sees)])
 
 
 def draw_attention_shares(
@@ -226,7 +232,8 @@ def draw_attention_shares(
         name = GROUPS[query][3] if query in GROUPS else visible(query)
         title = f"What the {name} attend{'s' * (query == 'class')} to"
         said = f"As Fig. 13 of Sun 2024: mean over heads, queries and images.{after}"
-        made.append(Panel(title, lines, x, y, said, limits=limits))
+        sees = f"Where the attention of the {name} goes: massive patches draw much of it, though they are few."
+        made.append(Panel(title, lines, x, y, said, limits=limits, sees=sees))
     return Sheet(made)
 
 
@@ -249,4 +256,5 @@ def draw_neighbour_cosines(cosines: pd.DataFrame) -> Sheet:
         raise UserError("There are no cosines to draw.")
     said = "As Fig. 5a of Darcet 2023: mean over the four neighbours and over patches; bands: 10 to 90% of the patches."
     x, title = panels.layer_axis(int(cosines["layer"].max())), "Cosine of patches to their neighbours"
-    return Sheet([Panel(title, lines, x, Axis("Cosine"), said)])
+    sees = "How much patches resemble those beside them: massive ones stand where the picture repeats itself."
+    return Sheet([Panel(title, lines, x, Axis("Cosine"), said, sees=sees)])

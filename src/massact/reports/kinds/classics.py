@@ -256,7 +256,8 @@ def _norms(rows: pd.DataFrame) -> Panel:
         lines.append(Line(mine["layer"], panels.column(mine, "value"), name, color, symbol))
     axis = panels.log_axis(panels.column(stream, "value"), "Norm")
     n_layers = int(stream["layer"].max()) if len(stream) else 1
-    return Panel("Norm of the hidden state", lines, panels.layer_axis(n_layers), axis)
+    sees = "The length of whole hidden states: the first token is far longer where it carries massive activations."
+    return Panel("Norm of the hidden state", lines, panels.layer_axis(n_layers), axis, sees=sees)
 
 
 def _by_subject(rows: pd.DataFrame, unnamed: str) -> list[Line]:
@@ -270,13 +271,18 @@ def _by_subject(rows: pd.DataFrame, unnamed: str) -> list[Line]:
 
 def _anisotropy(rows: pd.DataFrame) -> Panel:
     lines, axis = _by_subject(rows, "cosine"), panels.layer_axis(int(rows["layer"].max()))
-    return Panel("Similarity of random token pairs", lines, axis, Axis("Mean cosine"))
+    sees = "Whether any two tokens point the same way: near 1 a few dims (rogue dims) rule all of them."
+    return Panel("Similarity of random token pairs", lines, axis, Axis("Mean cosine"), sees=sees)
 
 
 def _classes(rows: pd.DataFrame) -> Panel:
     means = rows.groupby(["subject", "layer"], sort=False)["value"].mean().reset_index()
     lines, axis = _by_subject(means, "none"), panels.share_axis("Mean probability")
-    return Panel("Attention on classes of tokens", lines, panels.layer_axis(int(means["layer"].max())), axis)
+    x, sees = (
+        panels.layer_axis(int(means["layer"].max())),
+        "Where attention goes: to the first token, delimiters, or the rest.",
+    )
+    return Panel("Attention on classes of tokens", lines, x, axis, sees=sees)
 
 
 def _window(rows: pd.DataFrame) -> Panel:
@@ -284,7 +290,8 @@ def _window(rows: pd.DataFrame) -> Panel:
     bars = Bars(range(len(rows)), values, colors=Color.GREEN, said=labels, what="perplexity")
     ticks = [(float(i), label) for i, label in enumerate(labels)]
     return Panel("Perplexity in a window, k initial tokens kept", [bars], Axis(ticks=ticks, grid=False),
-                 panels.log_axis(values, "Perplexity"))  # fmt: skip
+                 panels.log_axis(values, "Perplexity"), sees="Whether the model fails once its first tokens are "
+                 "dropped from a sliding window: the bar without them is far taller if it needs them.")  # fmt: skip
 
 
 def section(c: Classics) -> Section:

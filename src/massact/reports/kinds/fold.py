@@ -163,7 +163,8 @@ def draw_fold(f: Fold) -> Sheet | None:
         ]
         axis = log_axis([*before, *after], "Greatest |h|")
         title = headed(visible(str(stack)), "Greatest |h|, before and folded")
-        panels.append(Panel(title, lines, layer_axis(int(rows["layer"].max())), axis, width="full"))
+        sees = "Before and after fixed slots take their place: the fold works where the curve has lost its top."
+        panels.append(Panel(title, lines, layer_axis(int(rows["layer"].max())), axis, sees=sees, width="full"))
     return Sheet(panels) or None
 
 

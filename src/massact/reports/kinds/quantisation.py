@@ -335,7 +335,8 @@ def errors_panel(q: Quantisation) -> Panel | None:
     n_layers = int(per_layer["layer"].max())
     y = log_axis(np.concatenate([line.y for line in series]), "error / size of the hidden state")
     return Panel("Error of tokens that are not massive, at the end of each block", series, layer_axis(n_layers), y,
-                 "Everything that the scheme quantises counts.")  # fmt: skip
+                 "Everything that the scheme quantises counts.", sees="How much rounding disturbs ordinary tokens: "
+                 "massive activations stretch the scale of numbers, so that all others are stored coarsely.")  # fmt: skip
 
 
 def sites_panel(q: Quantisation) -> Panel | None:
@@ -361,7 +362,11 @@ def sites_panel(q: Quantisation) -> Panel | None:
     heat = Heat(table.to_numpy(float), layers, range(len(sites)), "error of other tokens", log=True, said=said)
     head, y = f"Error that each site makes alone: {visible(name)}", named_axis(sites, slots=2)
     height = 90 + 40 * len(sites)
-    return Panel(head, [heat], cell_axis("Layer", layers), y, "Everything else in full precision.", height=height)
+    x, sees = (
+        cell_axis("Layer", layers),
+        "Where rounding hurts: a dark cell is a part of a layer that makes much of the error.",
+    )
+    return Panel(head, [heat], x, y, "Everything else in full precision.", sees=sees, height=height)
 
 
 def draw_losses(q: Quantisation) -> Sheet | None:

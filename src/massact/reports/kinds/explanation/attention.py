@@ -9,6 +9,7 @@ import pandas as pd
 
 from massact.records.kinds.explanation import Explanation
 from massact.reports import panels
+from massact.reports.kinds.scan.nouns import nouns_of
 from massact.reports.panels import SERIES, Axis, Bars, Color, Heat, Limit, Line, Panel, Sheet
 from massact.reports.spelling import visible
 
@@ -17,15 +18,19 @@ MOST_COORDINATES = 4
 STAGES = ("hidden", "normed", "q", "k", "v")
 GROUPS = (("findings", Color.BLUE, "circle"), ("random", Color.ORANGE, "square"), ("others", Color.GREY, "triangle-up"))
 AXES = (
-    ("concentration", "Attention on them"),
-    ("value_drain", "Value norm / that of others"),
-    ("residual_norm", "Residual norm / that of others"),
-)
+    ("concentration", "Attention on them",
+     "How much attention the few tokens with massive activations draw, of all that there is (1)."),
+    ("value_drain", "Value norm / that of others",
+     "How long what is read from them is: far below 1, they are looked at but say little."),
+    ("residual_norm", "Residual norm / that of others",
+     "How long their hidden states are: far above 1, because of the massive activations."),
+)  # fmt: skip
 SHARES = (
-    ("constancy", "Spread between queries / mean"),
-    ("cosine", "Mean cosine between queries"),
-    ("energy_share", "Share of the output\u2019s energy"),
-)
+    ("constancy", "Spread between queries / mean",
+     "How much what they add differs from token to token: near 0, it is a constant, a bias."),
+    ("cosine", "Mean cosine between queries", "Whether they add the same direction to all: at 1 they do."),
+    ("energy_share", "Share of the output\u2019s energy", "How much of what attention gives comes from them."),
+)  # fmt: skip
 MASSIVE, RANDOM = (Color.BLUE, "circle", "solid"), (Color.GREY, "square", "dot")
 FOUND, FIRST, NULL = "tokens with findings", "position 0", "random tokens"
 
@@ -53,6 +58,7 @@ def draw_maps(e: Explanation) -> Sheet | None:
     if not {"probs", "layers", "tokens"} <= set(e.maps):
         return None
     tokens = [panels.token_label(str(t)) for t in e.maps["tokens"]]
+    words = nouns_of(e.info.corpus, e.maps["tokens"])
     n, probs = len(tokens), np.asarray(e.maps["probs"], float)
     logits = np.asarray(e.maps["logits"], float) if "logits" in e.maps else None
     unseen = np.triu(np.ones((n, n), bool), 1) & (probs == 0) if logits is None else ~np.isfinite(logits)
@@ -67,8 +73,9 @@ def draw_maps(e: Explanation) -> Sheet | None:
         low, high = panels.ends_of(values, 0.0, 1.0) if name == "Logits" else (0.0, 1.0)
         for layer, one in zip(e.maps["layers"], np.where(unseen, np.nan, values), strict=True):
             heat = Heat(one, range(n), range(n), "mean over heads", low=low, high=high, said=said)
-            title = f"{name} of the prompt, layer {int(layer)}"
-            made.append(Panel(title, [heat], x, y, "Row: query; column: key.", height=340, width=width))
+            title = f"{name} of {words.the()}, layer {int(layer)}"
+            sees = f"Who looks at whom: a bright column is a {words.position} that nearly all others look at."
+            made.append(Panel(title, [heat], x, y, "Row: query; column: key.", sees=sees, height=340, width=width))
     return Sheet(made, page=n <= MOST_TOKENS)
 
 
@@ -84,14 +91,15 @@ def _axes(stack: str, rows: pd.DataFrame) -> list[Panel]:
     after, layers = rows.loc[rows["after_onset"], "layer"], panels.layer_axis(int(rows["layer"].max()))
     shades = [(float(after.min()) - 0.5, float(after.max()) + 0.5)] if len(after) else []
     said, made = "Shaded: blocks that read findings." if shades else "", []
-    for name, title in AXES:
+    for name, title, sees in AXES:
         others = ((f"{name}_first", *first), (f"{name}_null", *null), *uniform)
         lines = _lines(rows, (name, FOUND, *MASSIVE), *(x for x in others if x[0].startswith(name) and x[0] in rows))
         axis, limits = panels.share_axis(), []
         if lines and name != "concentration":
             axis, limits = panels.log_axis(_values(lines)), [Limit(1.0, color=Color.MUTED)]
         title = panels.headed(stack, title)
-        made.append(Panel(title, lines, layers, axis, said, limits=limits, shades=shades, width="third"))
+        given = (title, lines, layers, axis, said, "", limits, shades)
+        made.append(Panel(*given, sees=sees, width="third"))
     return made
 
 
@@ -106,7 +114,8 @@ def draw_heads(e: Explanation) -> Sheet | None:
         x, y = panels.cell_axis("Layer", layers), panels.cell_axis("Head", heads)
         title = panels.headed(stack, f"Attention of each head on {what}")
         known = [heat] * bool(rows[name].notna().any())
-        made.append(Panel(title, known, x, y, "Mean over the queries that are none of them."))
+        sees = "Each cell is one attention head: a dark one looks at hardly anything but these tokens (a sink)."
+        made.append(Panel(title, known, x, y, "Mean over the queries that are none of them.", sees=sees))
     return Sheet(made) or None
 
 
@@ -116,11 +125,11 @@ def draw_bias(e: Explanation) -> Sheet | None:
     part = next((p for p in ("projected", "concat", "head") if (measured["part"] == p).any()), "")
     for stack, rows in stacks_of(measured[measured["part"] == part]):
         layers = panels.layer_axis(int(rows["layer"].max()))
-        for name, title in SHARES:
+        for name, title, sees in SHARES:
             lines = _lines(rows, (name, FOUND, *MASSIVE), (f"null_{name}", NULL, *RANDOM))
             axis = panels.log_axis(_values(lines)) if lines and name != "cosine" else Axis()
             said = f"Of what they add, {part}."
-            made.append(Panel(panels.headed(stack, title), lines, layers, axis, said, width="third"))
+            made.append(Panel(panels.headed(stack, title), lines, layers, axis, said, sees=sees, width="third"))
     return Sheet(made) or None
 
 
@@ -137,7 +146,8 @@ def draw_writers(e: Explanation) -> Sheet | None:
         where = ", ".join(x for x in (visible(place), visible(stack)) if x)
         x, y, nothing = panels.layer_axis(int(rows["layer"].max())), Axis("Added to it"), Limit(0.0, color=Color.MUTED)
         title, said = f"Dim {int(dim)} ({where}): who writes it", "Signed mean over its tokens."
-        made.append(Panel(title, bars, x, y, said, limits=[nothing], width="full"))
+        sees = "Which part of the model writes this number: a tall bar makes it, one downwards takes it away."
+        made.append(Panel(title, bars, x, y, said, limits=[nothing], sees=sees, width="full"))
     return Sheet(made[:MOST_COORDINATES]) or None
 
 
@@ -151,7 +161,14 @@ def draw_trajectory(e: Explanation) -> Sheet | None:
             (e.trajectory["stack"].fillna("") == axes["stack"].iloc[0]) & (e.trajectory["layer"] == layer)
         ]
         sparsity = "Sparsity of a token (1: a single entry)"
-        for name, title in (("cosine", "Mean cosine of two tokens"), ("sparsity", sparsity)):
+        for name, title, sees in (
+            (
+                "cosine",
+                "Mean cosine of two tokens",
+                "How alike these tokens are on their way into attention: at 1, the same.",
+            ),
+            ("sparsity", sparsity, "How much of a token is one number: at 1, all of it; the norm leaves nothing else."),
+        ):
             lines = []
             for group, color, symbol in GROUPS:
                 mine = rows[rows["group"] == group].drop_duplicates("stage").set_index("stage")
@@ -159,7 +176,7 @@ def draw_trajectory(e: Explanation) -> Sheet | None:
                 if np.isfinite(values).any():
                     lines.append(Line(stages, values, group, color, symbol, said=STAGES))
             title = panels.headed(stack, f"{title}, layer {layer}")
-            made.append(Panel(title, lines, x, caption="As Fig. 7 of Sun 2024."))
+            made.append(Panel(title, lines, x, caption="As Fig. 7 of Sun 2024.", sees=sees))
     return Sheet(made) or None
 
 

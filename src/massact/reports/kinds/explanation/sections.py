@@ -5,6 +5,7 @@ from __future__ import annotations
 from massact.records.kinds.explanation import Explanation
 from massact.reports.kinds.explanation import attention as figures
 from massact.reports.kinds.explanation.words import story_in_words
+from massact.reports.kinds.scan.nouns import nouns_of
 from massact.reports.panels import Panel, parts_in
 from massact.reports.parts import Part, Section, Words, parts_of, said_where_empty, table_of
 
@@ -32,8 +33,8 @@ def _maps(e: Explanation) -> list[Part]:
     sheet = figures.draw_maps(e)
     if sheet is None or sheet.page:
         return parts_in(sheet)
-    n = len(e.maps["tokens"])
-    return [Words([f"The attention maps of the prompt ({n:,} tokens) are in figures/attention_maps."])]
+    n, words = len(e.maps["tokens"]), nouns_of(e.info.corpus, e.maps["tokens"])
+    return [Words([f"The attention maps of {words.the()} ({n:,} {words.plural()}) are in figures/attention_maps."])]
 
 
 def bias(e: Explanation) -> Section | None:

@@ -71,7 +71,7 @@ def draw_by_input(result: ScanResult) -> Sheet | None:
 
 
 def _panels(result: ScanResult) -> list[Panel]:
-    made = []
+    made, sees = [], "How large the largest number is at each layer, a curve for each kind of input."
     for (stack, site), rows in result.by_input.groupby(["stack", "site"], sort=False):
         name, values = visible(str(rows["input"].iloc[0])), np.unique(rows["value"])
         chosen = values[np.unique(np.linspace(0, len(values) - 1, min(MOST_CURVES, len(values))).round().astype(int))]
@@ -83,5 +83,9 @@ def _panels(result: ScanResult) -> list[Panel]:
         title = f"Greatest |h| of each layer by {name}" + (f": {visible(str(stack))}" if stack else "")
         title += f" ({visible(str(site))})" if site != "resid_post" else ""
         y = panels.log_axis(np.concatenate([line.y for line in lines]), "Greatest |h|")
-        made.append(Panel(title, lines, panels.layer_axis(int(rows["layer"].max())), y, f"Means over sequences.{left}"))
+        made.append(
+            Panel(
+                title, lines, panels.layer_axis(int(rows["layer"].max())), y, f"Means over sequences.{left}", sees=sees
+            )
+        )
     return made

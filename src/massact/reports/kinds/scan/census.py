@@ -11,47 +11,78 @@ from massact.records.answer import Peak
 from massact.records.kinds.scan import ScanResult
 from massact.reports import panels
 from massact.reports.kinds.scan.curves import named, titled
+from massact.reports.kinds.scan.nouns import Nouns
+from massact.reports.kinds.scan.portrait import nouns
 from massact.reports.kinds.scan.views import Rule, StackView, census, rule_of, views
-from massact.reports.panels import CLASSES, Axis, Bars, Color, Limit, Panel, Sheet
+from massact.reports.panels import CLASSES, Axis, Bars, Color, Heat, Limit, Panel, Sheet
 from massact.reports.spelling import counted, number, shortened
 
 MOST_BARS, MOST_NEAR_MISSES = 12, 8
 
 
 def draw_census(result: ScanResult) -> Sheet:
-    """Findings of the peak layer by dim, token and position, one row of panels for each stack."""
+    """Findings by layer and dim, and at the peak layer by token and position, a map and two panels for each stack."""
     stacks, rule = [v for v in views(result) if v.n_sequences or len(v.findings)], rule_of(result)
-    made = [panel for view in stacks for panel in (counts(view) if len(view.findings) else [nearest(view, rule)])]
+    words = nouns(result)
+    made = [one for view in stacks for one in (counts(view, words) if len(view.findings) else [nearest(view, rule)])]
     return Sheet(made, named(result)) or panels.unmeasured()
 
 
-def counts(view: StackView) -> list[Panel]:
-    """Findings of the peak layer by dim, tokens and positions that have them."""
-    rows = view.findings[view.findings["layer"] == view.peak_layer]
-    by_dim, by_token = rows["dim"].value_counts(), census(rows)
-    by_pos = rows.drop_duplicates(["sequence", "pos"])["pos"].value_counts()
-    by_dim, by_pos = (t.sort_index().sort_values(ascending=False, kind="stable") for t in (by_dim, by_pos))
-    dims = [str(d) if d >= 0 else "whole token" for d in by_dim.index]
+def by_layer_and_dim(view: StackView) -> Panel:
+    """How many findings each dim has at each layer, the dims with most first."""
+    found = view.findings.groupby(["dim", "layer"])["magnitude"].agg(["size", "mean"]).reset_index()
+    totals = found.groupby("dim")["size"].sum().sort_values(ascending=False, kind="stable")
+    dims, layers = totals.index[:MOST_BARS], range(view.n_layers + 1)
+    n, mean = (found.pivot(index="dim", columns="layer", values=name).reindex(index=dims, columns=layers)
+               for name in ("size", "mean"))  # fmt: skip
+    labels = [str(d) if d >= 0 else "whole token" for d in dims]
+    said = [
+        [f"layer {x}, dim {label}: {counted(int(n.at[d, x]), 'finding')}, mean |h| {number(mean.at[d, x])}"
+         if n.at[d, x] > 0 else f"layer {x}, dim {label}: no finding" for x in layers]
+        for d, label in zip(dims, labels, strict=True)
+    ]  # fmt: skip
+    heat = Heat(n.to_numpy(float), layers, range(len(dims)), "findings", low=0.0, said=said)
+    x = replace(panels.layer_axis(view.n_layers), limits=(-0.5, view.n_layers + 0.5), grid=False)
+    left = len(totals) - len(dims)
+    more = f"{counted(left, 'more dim')} with fewer findings are not shown." if left > 0 else ""
+    sees = "Each row is one dim (coordinate) of the hidden state, each column a layer. A row that stays dark is a "
+    sees += "massive activation that one layer writes and the next ones carry along; where it is empty there is none."
+    slots, limit = max(3, len(dims)), Limit(view.peak_layer or 0, upright=True, color=Color.MUTED)
+    y = panels.named_axis(labels, "Dim", slots=min(2, len(dims)))
+    title, said_of = (
+        titled(view, "Findings by layer and dim"),
+        f"Upright line: the peak, layer {view.peak_layer}.",
+    )
+    given = (title, [heat], x, y, said_of, more, [limit])
+    return Panel(*given, sees=sees, height=130 + 22 * slots, width="full")
+
+
+def counts(view: StackView, words: Nouns) -> list[Panel]:
+    """Findings by layer and dim, then of the peak layer the tokens and positions that have them."""
+    rows, made = view.findings[view.findings["layer"] == view.peak_layer], [by_layer_and_dim(view)]
+    by_token, by_pos = census(rows), rows.drop_duplicates(["sequence", "pos"])["pos"].value_counts()
+    by_pos = by_pos.sort_index().sort_values(ascending=False, kind="stable")
     places = [str(p) if p >= 0 else "no position" for p in by_pos.index]
     tokens, classes = [panels.quoted_label(t) for t, _ in by_token.index], [str(c) for _, c in by_token.index]
-    slots, made = max(4, *(min(len(labels), MOST_BARS) for labels in (dims, tokens, places))), []
-    for what, noun, unit, labels, counts_of in (
-        ("Findings by dim", "Dim", "Findings", dims, by_dim),
-        ("Tokens with findings", "Token", "Positions with findings", tokens, by_token),
-        ("Positions with findings", "Position", "Sequences", places, by_pos),
-    ):
+    slots, one = max(4, *(min(len(labels), MOST_BARS) for labels in (tokens, places))), words.position
+    for what, noun, unit, labels, counts_of, sees in (
+        (f"{words.plural().capitalize()} with findings", words.title(), "Positions with findings", tokens, by_token,
+         f"Which {words.plural()} carry them: a long bar is a {one} that has them again and again."),
+        ("Positions with findings", "Position", "Sequences", places, by_pos,
+         "Where in a sequence they sit: one long bar means always at the same place."),
+    ):  # fmt: skip
         few, left, values = labels[:MOST_BARS], len(labels) - MOST_BARS, counts_of.to_numpy()[:MOST_BARS]
-        more = f"{left:,} more {noun.lower()}s are not shown." if left > 0 else ""
+        more = f"{left:,} more are not shown." if left > 0 else ""
         bars = Bars(range(len(few)), values, flat=True, said=few, told=[f"{n:,}" for n in values], what=unit.lower())
         caption = ""
-        if noun == "Token":
+        if counts_of is by_token:
             colors = [CLASSES.get(c, Color.GREY) for c in classes[:MOST_BARS]]
             bars = replace(bars, colors=colors, groups=classes[:MOST_BARS])
             padding = "purple: padding; " if "padding" in classes else ""
             caption = f"Each counts once. Blue: start; orange: delimiter; {padding}grey: other."
         x = Axis(unit, limits=(0.0, float(values.max(initial=1)) * 1.16), whole=True)
         y, title = panels.named_axis(few, noun, slots), titled(view, f"{what}, layer {view.peak_layer}")
-        made.append(Panel(title, [bars], x, y, caption, more, height=90 + 19 * slots, width="third"))
+        made.append(Panel(title, [bars], x, y, caption, more, sees=sees, height=90 + 19 * slots))
     return made
 
 
@@ -75,7 +106,8 @@ def nearest(view: StackView, rule: Rule) -> Panel:
     bars = Bars(range(len(near)), ratios, colors=Color.GREY, flat=True, said=labels, told=told, what="ratio")
     x, y = panels.log_axis(ends, "|h| / median of near misses"), panels.named_axis(labels)
     height = 90 + 22 * max(len(near), 4)
-    return Panel(title, [bars], x, y, note=f"{said}.", limits=limits, height=height, width="full")
+    sees = "None is massive here: how near the nearest come to the ratio that the rule needs."
+    return Panel(title, [bars], x, y, note=f"{said}.", limits=limits, sees=sees, height=height, width="full")
 
 
 def _address(peak: Peak) -> str:

@@ -59,7 +59,12 @@ def magnitudes(view: StackView, rule: Rule) -> Panel:
     notes = _onset(span, view.n_layers) if span else []
     title = titled(view, "The three greatest |h| and the median of each layer")
     caption = f"As Fig. 4 of Sun 2024{mean}.{where}{left_out}"
-    return Panel(title, lines, x, y, caption, bad, limits, shades, notes, height=340, width="full", both=True)
+    sees = (
+        "How large the largest numbers in the hidden state are, beside the median of all of them. Massive activations: "
+    )
+    sees += "one or two curves jump, far above the others, and stay up until the last layers; the median does not move."
+    given = (title, lines, x, y, caption, bad, limits, shades, notes, sees)
+    return Panel(*given, height=340, width="full", both=True)
 
 
 def _onset(span: tuple[int, int], n_layers: int) -> list[Note]:
@@ -98,9 +103,11 @@ def headroom(result: ScanResult) -> Panel | None:
     if bad:
         assert axis.limits is not None
         lines.append(Line(bad, [axis.limits[1] / 1.12] * len(bad), "NaN or Inf", Color.LIMIT, "x", ""))
-    return Panel(
-        "Headroom", lines, panels.layer_axis(max(v.n_layers for v in stacks)), axis, " ".join(said), limits=limits
+    x, sees = (
+        panels.layer_axis(max(v.n_layers for v in stacks)),
+        "How far the largest number is from what a format holds.",
     )
+    return Panel("Headroom", lines, x, axis, " ".join(said), limits=limits, sees=sees)
 
 
 def draw_norms(result: ScanResult) -> Sheet:
@@ -118,4 +125,5 @@ def norms(view: StackView) -> Panel:
     known = lines * bool(np.isfinite(panels.shown([first, rest])).any())
     y = panels.log_axis(np.concatenate([first, rest]), "Mean L2 norm of a token")
     title = titled(view, "Norm of the first token and of the others")
-    return Panel(title, known, panels.layer_axis(view.n_layers), y, empty="No finite norm.")
+    sees = "The length of whole hidden states: with a massive activation on it, that of the first token is far longer."
+    return Panel(title, known, panels.layer_axis(view.n_layers), y, sees=sees, empty="No finite norm.")

@@ -14,13 +14,21 @@ class Nouns:
     sequence: str = "prompt"
     position: str = "token"
 
+    def the(self) -> str:
+        """What is looked at closely: 'the prompt', 'the first image'."""
+        return "the prompt" if self.sequence == "prompt" else f"the first {self.sequence}"
+
+    def plural(self) -> str:
+        """Of positions."""
+        return f"{self.position}{'es' if self.position.endswith('ch') else 's'}"
+
     def title(self) -> str:
         """Of a position, over an axis."""
         return self.position.capitalize()
 
 
 OF_SOURCES = {"images": Nouns("image", "patch"), "recordings": Nouns("recording", "frame"),
-              "pairs": Nouns("first sequence", "position")}  # fmt: skip
+              "pairs": Nouns("sequence", "position")}  # fmt: skip
 OF_NAMES = {"patch (": "images", "frame ": "recordings"}
 
 
@@ -37,5 +45,5 @@ def nouns_of(corpus: Mapping[str, Any] | None, tokens: Iterable[Any] = ()) -> No
     if kind not in OF_SOURCES and record.get("kind") == "tensors":
         names = [str(token) for token in tokens]
         kind = next((of for start, of in OF_NAMES.items() if any(name.startswith(start) for name in names)), None)
-        return OF_SOURCES.get(str(kind), Nouns("first sequence", "position"))
+        return OF_SOURCES.get(str(kind), Nouns("sequence", "position"))
     return OF_SOURCES.get(str(kind), Nouns())

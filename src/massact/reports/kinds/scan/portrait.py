@@ -55,7 +55,7 @@ def portrait(scan: ScanResult) -> Scenes | None:
     ]
     drawn, empty = [scene for scene in made if scene], [scene.title for scene in made if not scene]
     note = f"All values are NaN or Inf at {listed(empty)}" if empty else ""
-    sees = f"Each line is one {words.position} of one {words.sequence.removeprefix('first ')}, its height the size |h| "
+    sees = f"Each line is one {words.position} of one {words.sequence}, its height the size |h| "
     sees += "of every number in its hidden state. Nearly all are flat; a massive activation is a spike far above them."
     few = f" {counted(len(kept), words.position)} of {len(tokens):,} are drawn." if len(kept) < len(tokens) else ""
     caption = f"As Figs. 1 to 3 of Sun 2024, one scale for all layers.{few}"

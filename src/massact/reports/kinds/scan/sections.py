@@ -52,7 +52,7 @@ def where(scan: ScanResult) -> Section | None:
     parts: list[Part | None] = [cluster_curves.clusters(v, rule) for v in views(scan) if len(v.clusters)]
     for view in views(scan):
         if len(view.findings):
-            parts += [_modalities(view), *census.counts(view)]
+            parts += [_modalities(view), *census.counts(view, nouns(scan))]
         elif view.n_sequences:
             parts.append(Words([f"{view.label + ': n' if view.label else 'N'}o findings under {rule.name}."]))
             parts.append(census.nearest(view, rule))
@@ -87,7 +87,7 @@ def portrait(scan: ScanResult) -> Section | None:
         return None
     said = "The slider goes through the layers; drag to turn. "
     said += "Of every few dims a line shows the greatest, so no spike is lost."
-    title = f"One {nouns(scan).sequence.removeprefix('first ')} in three dimensions"
+    title = f"One {nouns(scan).sequence} in three dimensions"
     return Section("portrait", title, [*said_where_empty([made]), Words([said])])
 
 
@@ -95,15 +95,15 @@ def ranks(scan: ScanResult) -> Section | None:
     """Tables 1 and 2 of Sun 2024: the ranks of |h| in one prompt and over the sequences."""
     if not len(scan.ranks):
         return None
-    parts = parts_of(*(ranks_of(view, source) for view in views(scan) for source in ("prompt", "corpus")))
+    parts = parts_of(*(ranks_of(v, source, nouns(scan).the()) for v in views(scan) for source in ("prompt", "corpus")))
     return Section("ranks", "Ranks", parts) if parts else None
 
 
-def ranks_of(view: StackView, source: str) -> Table | None:
-    """The ranks of one stack: Table 1 of Sun 2024 of the prompt, Table 2 of the corpus."""
+def ranks_of(view: StackView, source: str, first: str) -> Table | None:
+    """The ranks of one stack: Table 1 of Sun 2024 of the prompt (or what is first), Table 2 of the corpus."""
     rows = view.ranks[view.ranks["source"] == source]
     columns: tuple[str, ...] = ("rank", "magnitude", "value_mean")
-    name = "in the prompt (Table 1 of Sun 2024)"
+    name = f"in {first} (Table 1 of Sun 2024)"
     if source == "corpus":
         columns, name = (*columns, "value_std", "same_dim", "n_sequences"), "over sequences (Table 2 of Sun 2024)"
     title = titled(view, f"Ranks of |h| {name}, layer {view.shown_layer}")

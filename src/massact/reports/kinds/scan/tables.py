@@ -11,6 +11,7 @@ from massact.records.clusters import HUMP, OUTLIER
 from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.scan.by_input import small_by_input
 from massact.reports.kinds.scan.criteria import small
+from massact.reports.kinds.scan.portrait import nouns
 from massact.reports.kinds.scan.rises import mixed_ways, rises
 from massact.reports.kinds.scan.sections import ranks_of
 from massact.reports.kinds.scan.streams import sets_of, side_by_side, title_of
@@ -31,7 +32,7 @@ MOST_LAYERS, MOST_CLUSTERS, MOST_NEAR_MISSES = 38, 16, 5
 
 def brief(scan: ScanResult) -> list[Section]:
     """A section of small tables for each stack; of several streams for one, and what all have side by side."""
-    of = "the first sequence" if (scan.info.corpus or {}).get("kind") == "tensors" else "the prompt"
+    of = nouns(scan).the()
     if of == "the prompt" and (tokens := scan.portrait.get("tokens")) is not None:
         of += f" {quoted(''.join(map(str, tokens)), 40)}"
     rule, made = rule_of(scan), []
@@ -153,9 +154,11 @@ def _index(value: Any) -> str:
 def _ranks(view: StackView, of: str) -> list[Table | None]:
     """Tables 1 and 2 of Sun 2024; of the second also the share of sequences whose value sits at the same dim (E8)."""
     return [
-        narrow(ranks_of(view, "prompt"), f"Ranks of |h| in the hidden state of {of}, layer {view.shown_layer}", RANKS),
         narrow(
-            ranks_of(view, "corpus"),
+            ranks_of(view, "prompt", of), f"Ranks of |h| in the hidden state of {of}, layer {view.shown_layer}", RANKS
+        ),
+        narrow(
+            ranks_of(view, "corpus", of),
             f"Ranks of |h| over the sequences of the corpus, layer {view.shown_layer}",
             {**RANKS, "magnitude": "mean |h|", "value_mean": "mean value"},
         ),

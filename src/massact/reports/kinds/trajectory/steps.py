@@ -94,7 +94,8 @@ def _curves(
     ):
         limits = [Limit(limit, f"{of} = {number(limit)}")] if limit is not None else []
         y = panels.log_axis([*np.concatenate([one.y for one in lines]), *(one.value for one in limits)], name)
-        made.append(Panel(title, lines, axis, y, said, limits=limits, shades=shades))
+        sees = "When in training the massive activations come: the curve leaves the others and passes the line."
+        made.append(Panel(title, lines, axis, y, said, limits=limits, shades=shades, sees=sees))
     return [made[0], replace(made[1], width="full", both=True)]
 
 
@@ -126,4 +127,5 @@ def heat_over_steps(rows: pd.DataFrame, x: str, name: str, title: str, noun: str
     along = "Training step (one column per checkpoint)" if whole else "Step" if x == "step" else "Checkpoint"
     across = Axis(along, limits=(-0.5, len(order) - 0.5), ticks=panels.thinned(range(len(order)), labels), grid=False)
     said_of = f"What is not finite is left empty.{f' Dots: {noun}.' if len(having) else f' No {noun}.' if noun else ''}"
-    return Panel(title, series, across, panels.cell_axis("Layer", layers), said_of)
+    sees = "Each column is one moment of training, each row a layer: where it lights up, massive activations have come."
+    return Panel(title, series, across, panels.cell_axis("Layer", layers), said_of, sees=sees)
