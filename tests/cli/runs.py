@@ -17,9 +17,9 @@ def render_nothing(patch: pytest.MonkeyPatch, but: str = "") -> None:
     """Figures are made, and empty files have their names, `but` for one: rendering takes longer than most verbs."""
     render = figures._save
 
-    def save(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
+    def save(figure: Figure, folder: Path, name: str, formats: Sequence[str], dpi: float) -> list[Path]:
         if name == but:
-            return render(figure, folder, name, formats)
+            return render(figure, folder, name, formats, dpi)
         paths = [folder / f"{name}.{kind}" for kind in formats]
         for path in paths:
             path.touch()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import NoneType
@@ -18,6 +17,7 @@ from pydantic.fields import FieldInfo
 from massact.cli.early_checks import check_names
 from massact.cli.interrupts import told_where_interrupted
 from massact.cli.output import print_result
+from massact.cli.progress import progress_of
 from massact.records.run import check_out
 from massact.verbs import Call, Done, OfScan, Options, Verb
 from massact.verbs.inputs import Inputs
@@ -97,7 +97,7 @@ def perform(verb: Verb, inputs: Any, options: Options) -> None:
     json, quiet = inputs.json_ and speaks, inputs.quiet or not speaks
     scan = _scan_of(inputs)
     _quiet_libraries()
-    with _progress_bar(quiet or json) as progress:
+    with progress_of(verb.name, quiet or json) as progress:
         keep = partial(_keep, formats=inputs.formats(), style=inputs.style)
         call = Call(verb, inputs, options, progress, _say(quiet or json), keep, scan)
         if getattr(inputs, "listed", False):
@@ -163,32 +163,6 @@ def _say(quiet: bool) -> Callable[[str], None]:
             typer.echo(visible(text), err=True)
 
     return say
-
-
-@contextmanager
-def _progress_bar(off: bool) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        disable=off or not console.is_terminal,
-        transient=True,
-    ) as bar:
-        tasks: dict[str, Any] = {}
-
-        def update(stage: str, done: int, total: int, note: str = "") -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total, description=f"{stage} {note}".rstrip())
-
-        yield update
 
 
 def _quiet_libraries() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from massact.positions import ready_corpus
 from massact.records.errors import UserError, WorkError
 from massact.records.kinds.scan import ScanResult
 from massact.records.run import check_out
+from massact.scans.budget import within_a_minute
 from massact.scans.checkpoint_names import checkpoints_in, revisions_of
 from massact.scans.criteria import criterion
 from massact.scans.job import Text, named, scan_text, source_of
@@ -45,17 +47,29 @@ def run(call: Call) -> Done:
     if given.out is not None:
         check_out(given.out, given.resume)
     config = ScanConfig.of(call.options.given())
+    if given.resume and config.n_sequences is None:
+        config = config.changed(n_sequences=_size_of(given.out))
     source = source_of(given.corpus, config)
     call.progress("load", 0, 1)
     loaded = load(given.model, revision=given.revision, **loading)
     call.progress("load", 1, 1)
     text = Text(source, ready_corpus(loaded, source, config), named(given.corpus))
+    text, config = within_a_minute(loaded, text, config, call.say)
     result = scan_text(loaded, text, config, out=given.out, resume=given.resume, progress=call.progress, spend=True)
     if given.out is None:
         return Done(result, NOT_SAVED)
     call.keep(result, given.out)
     drawn = ", figures/" if given.formats() else ""
     return Done(result, f"Saved in {given.out}: tables, run.json{drawn}. Print it again: massact show {given.out}")
+
+
+def _size_of(out: Path) -> int | None:
+    """How many sequences the interrupted scan in a directory is of; None where that was not said."""
+    try:
+        found = json.loads((out / "run.json").read_text())["config"]["n_sequences"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return found if isinstance(found, int) else None
 
 
 def _scan_all(call: Call, loading: dict[str, Any]) -> Done:
