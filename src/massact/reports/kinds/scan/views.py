@@ -119,7 +119,7 @@ class StackView:
     clusters: pd.DataFrame
     ranks: pd.DataFrame
 
-    @property
+    @cached_property  # asked hundreds of times by one table
     def main(self) -> pd.Series | None:
         """The largest cluster that passes; None without findings."""
         having = passing(self.clusters)
