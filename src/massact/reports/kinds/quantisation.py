@@ -336,8 +336,8 @@ def errors_panel(q: Quantisation) -> Panel | None:
     y = log_axis(np.concatenate([line.y for line in series]), "error / size of the hidden state")
     return Panel("Error of tokens that are not massive, at the end of each block", series, layer_axis(n_layers), y,
                  "Everything that the scheme quantises counts.",
-                 sees="How much rounding disturbs ordinary tokens: massive activations stretch the scale of numbers, so "
-                 "that all others are stored coarsely.")  # fmt: skip
+                 sees="How much rounding disturbs ordinary tokens: massive activations stretch the scale of numbers, "
+                 "so that all others are stored coarsely.")  # fmt: skip
 
 
 def sites_panel(q: Quantisation) -> Panel | None:
