@@ -25,7 +25,6 @@ from massact.reports.render.markup import environment, figure_text, inlined_json
 from massact.reports.spelling import HIDDEN
 from massact.verbs.inputs import Inputs
 from tests.cli.test_cli import run as massact
-from tests.facts import tells
 
 ANYTHING = st.text(alphabet=st.characters(exclude_categories=[]), max_size=60) | st.sampled_from(hostile_run.EVIL)
 
@@ -113,19 +112,6 @@ def test_markdown_and_latex_hold_the_main_tables(tmp_path: Path) -> None:
     for block in re.findall(r"\\begin\{longtable\}\{([lr]+)\}(.*?)\\end", text, flags=re.S):
         rows = [line for line in block[1].splitlines() if line.endswith(r"\\") and not line.startswith(r"\caption")]
         assert rows and {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(block[0])}
-
-
-def test_a_model_card_has_the_answer_and_where_it_comes_from(tmp_path: Path) -> None:
-    scan = synthetic.massive()
-    path = report(compared.write(tmp_path / "run", None, scan), kind="card")
-    assert path.name == "model_card.md"
-    text = path.read_text(encoding="utf-8")
-    title, answer, *_ = text.split("\n\n")
-    assert title == "## Massive activations"
-    assert answer.startswith("Yes: acme/tiny-llama ") and tells(answer, f"{len(scan.findings)} findings")
-    assert tells(text, "criterion sun2024") and tells(text, "SHA-256", "not recorded", f"seed {scan.info.seed}")
-    unscanned = report(labs.lab(), tmp_path / "card.md", kind="card").read_text()
-    assert tells(unscanned, "not", "scanned") and not tells(unscanned, "Yes") and not tells(unscanned, "No")
 
 
 @pytest.mark.parametrize(

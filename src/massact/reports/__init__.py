@@ -8,7 +8,7 @@ Knows how numbers and strange tokens are spelled, and what each figure of Sun 20
 models, or how anything was measured; it measures nothing, and nothing that it writes is read back.
 """
 
-from massact.reports.documents import draw, plot, report
+from massact.reports.documents import draw, plot, publish, report
 from massact.reports.kinds import READINGS
 from massact.reports.kinds.classics import classics_in_words
 from massact.reports.kinds.comparison.table import compare
@@ -41,6 +41,7 @@ __all__ = [
     "lab_verdict",
     "notebook_html",
     "plot",
+    "publish",
     "report",
     "reproduction_in_words",
     "show",

@@ -15,9 +15,9 @@ from massact.records.user_files import refuse_special
 from massact.reports.contents import Contents, contents_of
 from massact.reports.kinds import reading_of
 from massact.reports.kinds.comparison.table import compare
+from massact.reports.model_cards import model_card
 from massact.reports.pages import Page, page_of, page_of_several
 from massact.reports.panels import STYLES
-from massact.reports.provenance import model_card
 from massact.reports.render.html import html
 from massact.reports.render.latex import latex
 from massact.reports.render.markdown import markdown
@@ -46,7 +46,7 @@ def report(
     Args:
         runs: a run directory, a result (of `scan`, `explain`, ...), or a list of run directories to put side by side.
         out: the file; nothing: report.html (.md, .tex, or model_card.md) in the run directory.
-        kind: html, md, latex (the main tables), or card (a section for a model card, in Markdown).
+        kind: html, md, latex (the main tables), or card (a model card: YAML front matter and Markdown).
         figures: also write the figures into `figures/` beside the file: png, svg, pdf.
         style: of the HTML page and of the figures: paper, or lecture, with large type for a wall.
 
@@ -61,11 +61,7 @@ def report(
         raise UserError(f"No format {kind!r}.", do=near(kind, FORMATS))
     if style not in STYLES:
         raise UserError(f"No style {style!r}.", do=near(style, STYLES))
-    given = list(runs) if isinstance(runs, (list, tuple)) else [runs]
-    if not given:
-        raise UserError("No run was given.", do="Give a run directory.")
-    names = labels_of([Path(x) for x in given]) if len(given) > 1 and all(map(_is_path, given)) else [""] * len(given)
-    opened = [contents_of(run, name) for run, name in zip(given, names, strict=True)]
+    given, opened = _opened(runs)
     comparison = _compared(given) if len(opened) > 1 else None
     path = _place(opened, out, FORMATS[kind][0])
     said = _said(opened, comparison, kind, style)
@@ -78,6 +74,37 @@ def report(
     for result in ([comparison] if comparison is not None else opened[0].results.values()) if figures else ():
         draw(result, path.parent, tuple(figures), style=style)
     return path
+
+
+def publish(runs: Any, page: str | Path, repository: str, private: bool | None = None) -> str:
+    """Put a written report and a model card into a repository of models on the Hub, in one commit.
+
+    Args:
+        runs: as `report` was given.
+        page: the file that it wrote.
+        repository: OWNER/NAME; made where there is none. Of a card that is there only our section is written anew.
+        private: of a new repository; None: as its owner has it by default.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: no such name, no network, nobody is logged in, or it may not be written to.
+        WorkError: the Hub failed.
+    """
+    from massact.reports.publication import check_repository, push
+
+    check_repository(repository)
+    return push(Path(page), _opened(runs)[1], repository, private)
+
+
+def _opened(runs: Any) -> tuple[list[Any], list[Contents]]:
+    """What was given, as a list, and the contents of each."""
+    given = list(runs) if isinstance(runs, (list, tuple)) else [runs]
+    if not given:
+        raise UserError("No run was given.", do="Give a run directory.")
+    names = labels_of([Path(x) for x in given]) if len(given) > 1 and all(map(_is_path, given)) else [""] * len(given)
+    return given, [contents_of(run, name) for run, name in zip(given, names, strict=True)]
 
 
 def _is_path(run: Any) -> bool:
@@ -106,7 +133,7 @@ def _place(opened: Sequence[Contents], out: str | Path | None, name: str) -> Pat
 def _said(opened: Sequence[Contents], comparison: Comparison | None, kind: str, style: str) -> str:
     write = FORMATS[kind][1]
     if write is None:
-        return "\n".join(model_card(one) for one in opened)
+        return model_card(opened)
     page = page_of(opened[0]) if comparison is None else page_of_several(opened, comparison)
     return write(replace(page, style=style))
 

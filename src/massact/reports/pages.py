@@ -12,6 +12,7 @@ from massact.reports.kinds import reading_of
 from massact.reports.kinds.comparison import sections as comparison
 from massact.reports.kinds.scan.sections import definition
 from massact.reports.kinds.scan.views import views
+from massact.reports.model_cards import card_section
 from massact.reports.parts import Part, Section, Table, Words, parts_of, table_of
 from massact.reports.spelling import visible
 
@@ -32,7 +33,7 @@ def page_of(run: Contents) -> Page:
     on = f" on {run.corpus}" if run.corpus else ""
     first = next(iter(run.records.values()))
     when = str(getattr(first, "started", ""))[:10]
-    closing = [provenance.definitions(sections), provenance.provenance(run)]
+    closing = [provenance.definitions(sections), provenance.provenance(run, card_section(run))]
     return Page(f"Massive activations of {run.model}", f"{', '.join(run.records)}{on}; {when}", [*sections, *closing])
 
 
@@ -85,5 +86,5 @@ def _each(runs: Sequence[Contents]) -> Section:
 
 def _provenance_of(run: Contents, place: int) -> Section:
     """The provenance of one of several runs."""
-    made = provenance.provenance(run)
+    made = provenance.provenance(run, card_section(run))
     return Section(f"{made.id}-{place + 1}", f"{made.title} of {visible(run.label)}", made.parts)

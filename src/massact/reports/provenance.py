@@ -1,4 +1,4 @@
-"""Sections at the end of a page: sources, and where every number comes from; the snippet for a model card."""
+"""Sections at the end of a page: sources, and where every number comes from."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from typing import Any
 from massact.records.runinfo import jsonable
 from massact.records.weight_types import packing_in_words, packing_of
 from massact.reports.contents import Contents
-from massact.reports.kinds.scan.views import rule_of
-from massact.reports.kinds.scan.words import answer_in_words
 from massact.reports.panels import Drawn, caption_of
 from massact.reports.parts import Code, Facts, Part, Section, Table, Words
-from massact.reports.render.markup import md, plain
+from massact.reports.render.markup import plain
 from massact.reports.spelling import number, shortened, visible
 from massact.verbs import Verb, verbs
 from massact.verbs.options import flags_of
@@ -89,13 +87,17 @@ def _said(part: Part) -> str:
     return " ".join(value for _, value in part.pairs) if isinstance(part, Facts) else ""
 
 
-def provenance(run: Contents) -> Section:
-    """Model, hashes, versions, corpus, seed, commands, git: of every verb."""
+def provenance(run: Contents, snippet: str) -> Section:
+    """Model, hashes, versions, corpus, seed, commands, git: of every verb.
+
+    Args:
+        snippet: for a model card, in Markdown.
+    """
     parts: list[Part] = []
     for verb, info in run.records.items():
         name = verb if len(run.records) > 1 else ""
         parts.append(Facts(_record(verb, info, run.scan.info.model if run.scan is not None else {}), name))
-    parts.append(Code("Snippet for a model card (Markdown)", model_card(run)))
+    parts.append(Code("Snippet for a model card (Markdown)", snippet))
     raw = {verb: jsonable(vars(info)) for verb, info in run.records.items()}
     dumped = json.dumps(raw, indent=1, ensure_ascii=True, default=str)
     parts.append(Code("The records in full (JSON)", shortened(dumped, 200_000)))
@@ -120,7 +122,7 @@ def _record(verb: str, info: Any, scanned: Mapping[str, Any]) -> list[tuple[str,
         ("Weights, SHA-256", model.get("weights_sha256")), ("Weights are", model.get("dtype")),
         ("GGUF", _gguf(model.get("gguf"))), ("Quantised", " ".join(packing_in_words(packing_of(model)))),
         ("Attention", model.get("attention")), ("Proof", _proof(model.get("proof"))),
-        ("Corpus", _corpus(corpus)), ("Corpus, SHA-256", corpus.get("sha256") or corpus.get("tokens_sha256")),
+        ("Corpus", corpus_in_words(corpus)), ("Corpus, SHA-256", corpus.get("sha256") or corpus.get("tokens_sha256")),
         ("Seed", info.config.get("seed", getattr(info, "seed", None))), ("Device", getattr(info, "device", None)),
         ("Status", getattr(info, "status", None)), ("Started", info.started),
         ("Took", f"{number(info.wall_s)} s" if info.wall_s else None),
@@ -150,7 +152,8 @@ def _gguf(gguf: Any) -> str:
     return f"unpacked from {gguf.get('file')} (SHA-256 {gguf.get('sha256')}); tensors: {counts}"
 
 
-def _corpus(corpus: Mapping[str, Any]) -> str:
+def corpus_in_words(corpus: Mapping[str, Any]) -> str:
+    """Name, size and BOS policy of a corpus, as its run keeps them."""
     said = [str(corpus["name"])] if corpus.get("name") else []
     for name, noun in (("n_sequences", "sequences"), ("seq_len", "tokens each"), ("n_tokens", "tokens in all")):
         if isinstance(corpus.get(name), int):
@@ -226,20 +229,3 @@ def _quoted(word: str) -> str:
     # \x80 is a byte to a shell, not a character.
     written = "".join(f"\\u{ord(c):04x}" if plain(c) != c and 0x80 <= ord(c) <= 0xFF else plain(c) for c in slashed)
     return "$'" + re.sub(r"(?<= ) |^ | $", r"\\x20", written) + "'"
-
-
-def model_card(run: Contents) -> str:
-    """A section for a model card, in Markdown: what was found, by which rule, on what, with which hash."""
-    lines = ["## Massive activations", ""]
-    if run.scan is None:
-        return "\n".join([*lines, "The hidden states of this model have not been scanned.", ""])
-    info, rule = run.scan.info, rule_of(run.scan)
-    said = [s for s in answer_in_words(run.scan) if not s.startswith("Note: ")]
-    lines += [md(said[0]), "", *(f"- {md(s)}" for s in said[1:]), ""]
-    hashed = str(info.model.get("weights_sha256") or "not recorded")
-    lines += [
-        f"Measured with massact {md(info.versions.get('massact', '(version not recorded)'))}; criterion "
-        f"{md(rule.in_words() or 'not recorded')}, {md(rule.source or 'source not recorded')}; corpus "
-        f"{md(_corpus(info.corpus) or 'not recorded')}; seed {info.seed}; SHA-256 of the weights {md(hashed)}.", "",
-    ]  # fmt: skip
-    return "\n".join(lines)
