@@ -81,7 +81,7 @@ def test_a_card_that_is_there_keeps_all_it_says() -> None:
     once = merged(OTHERS, [run])
     front, body = parts(once)
     assert front == {"license": "mit", "tags": ["text-generation", *TAGS]}
-    assert body.startswith("\n# My model\n\nDo not touch this.\n") and card_section(run) in body
+    assert body.startswith(OTHERS.split("---\n", 2)[2]) and card_section(run) in body
     assert merged(once, [run]) == once
     more = once + "\n## Behind\n"
     other = contents_of(synthetic.empty(), "")
@@ -205,6 +205,19 @@ def test_what_the_hub_refuses(status: int, kind: type[Exception], hub: Hub, tmp_
     with pytest.raises(kind, match="acme/report"):
         publish(run, page, "acme/report")
     assert not hub.commits
+
+
+def test_a_hub_that_goes_away_under_way(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = compared.write(tmp_path / "run", None, synthetic.massive())
+    page = report(run)
+
+    def fails(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", fails)
+    with pytest.raises(WorkError, match="acme/report") as failed:
+        publish(run, page, "acme/report")
+    assert "gone" in failed.value.why and str(page) in failed.value.do
 
 
 def test_what_cannot_be_pushed_is_refused_before_a_page_is_written(

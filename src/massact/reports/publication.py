@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +51,30 @@ def push(page: Path, runs: Sequence[Contents], repository: str, private: bool | 
         WorkError: the Hub failed.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
-    try:
+    with _told(repository, page):
         api.create_repo(repository, private=private, exist_ok=True)
         before = _card_of(api, repository)
-        card = model_card(runs, repository) if before is None else merged(before, runs)
-        files = {PAGE: page.read_bytes(), CARD: card.encode("utf-8", "backslashreplace")}
+    card = model_card(runs, repository) if before is None else merged(before, runs)
+    files = {PAGE: page.read_bytes(), CARD: card.encode("utf-8", "backslashreplace")}
+    with _told(repository, page):
         done = api.create_commit(
             repository, [CommitOperationAdd(name, data) for name, data in files.items()],
             commit_message="Massive activations: report and section of the model card",
         )  # fmt: skip
-        return str(done.commit_url)
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", 0)
-        if status in (401, 403, 404):
+    return str(done.commit_url)
+
+
+@contextmanager
+def _told(repository: str, page: Path) -> Iterator[None]:
+    """What the Hub's library raises as one message; it and the library under it have many kinds of errors."""
+    try:
+        yield
+    except Exception as error:
+        if getattr(getattr(error, "response", None), "status_code", 0) in (401, 403, 404):
             raise UserError(f"You may not write to {repository!r}.", class_and_line(error),
-                            "Log in with a token that may (`hf auth login`), or name another repository.") from None  # fmt: skip
+                            "Log in as one who may (`hf auth login`), or name another one.") from None  # fmt: skip
         raise WorkError(f"The Hub did not take the report for {repository!r}.", class_and_line(error),
                         f"It is whole on this machine: {page}. Try again.") from error  # fmt: skip
 
