@@ -123,6 +123,7 @@ def test_the_checkpoints_of_a_training(tmp_path: Path, monkeypatch: pytest.Monke
         assert len(steps) >= 2 and steps == sorted(steps) and steps[-1] == 6 and not record["emergence"]
 
 
+@pytest.mark.usefixtures("hub_there")
 def test_bad_input_is_one_message(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     out = ["--out", str(tmp_path / "out")]
