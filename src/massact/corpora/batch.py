@@ -87,7 +87,8 @@ class Origin:
 
     Args:
         bos: the resolved policy: 'never', 'always' (BOS in every window), 'tokenizer' (every window gets what
-            the tokenizer adds to a sequence), 'stream' (once, around the whole text) or 'given'.
+            the tokenizer adds to a sequence), 'stream' (once, around the whole text), 'chat' (each text is a message in
+            the chat template) or 'given'.
         bos_requested: the policy that was asked for.
         special_tokens: what was added, as {'prefix': [...], 'suffix': [...]}.
         seed: the seed that was given; it only matters where the source draws documents at random.

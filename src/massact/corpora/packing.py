@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from massact.corpora.batch import Corpus, Origin
+from massact.corpora.chat_templates import CHAT, around_message, in_template
 from massact.corpora.token_strings import Spelling
 from massact.records.errors import UserError, near
 
@@ -38,6 +39,7 @@ class Request:
         bos: 'auto', 'always' or 'never'.
         seed: for sources that draw documents at random.
         context: most positions that the model takes.
+        chat_template: each text is the message of a user, in the chat template of the tokenizer.
     """
 
     seq_len: int | None = None
@@ -45,10 +47,14 @@ class Request:
     bos: str = "auto"
     seed: int = 0
     context: int | None = None
+    chat_template: bool = False
 
     def __post_init__(self) -> None:
         if self.bos not in POLICIES:
             raise UserError(f"The BOS policy is {self.bos!r}.", "It is none of the policies.", near(self.bos, POLICIES))
+        if self.chat_template and self.bos != "auto":
+            what = f"--chat-template and --bos {self.bos} were given."
+            raise UserError(what, "The template says what stands in front.", "Leave --bos out.")
         for option, value in (("--seq-len", self.seq_len), ("--n-sequences", self.n_sequences)):
             if value is None or (value == "all" and option == "--n-sequences"):
                 continue
@@ -151,7 +157,7 @@ def pack_windows(
     Raises:
         UserError: no text, less text than asked for, or windows longer than the context.
     """
-    specials = resolve_specials(tokenizer, request.bos, protocol)
+    specials = _chat(tokenizer) if request.chat_template else resolve_specials(tokenizer, request.bos, protocol)
     text = join.join(documents)
     if not text.strip():
         raise UserError(f"The corpus {name!r} is empty.", "It holds no text.", "Give a text with some words in it.")
@@ -203,13 +209,14 @@ def pack_prompts(
     n = len(prompts) if request.n_sequences is None or request.n_sequences == "all" else request.n_sequences
     if n > len(prompts):
         raise UserError(f"{n} prompts were asked for.", f"There are {len(prompts)}.", "Leave --n-sequences out.")
-    specials = resolve_specials(tokenizer, request.bos)
+    chat = request.chat_template
+    specials = _chat(tokenizer) if chat else resolve_specials(tokenizer, request.bos)
     rows = []
     for number, prompt in enumerate(prompts[:n]):
         ids = token_ids(tokenizer, prompt)
         if not ids:
             raise UserError(f"Prompt {number} is empty.", f"{prompt!r} has no token.", "Leave it out.")
-        rows.append(specials.around(ids))
+        rows.append(token_ids(tokenizer, in_template(tokenizer, prompt)) if chat else specials.around(ids))
         if request.context is not None and len(rows[-1]) > request.context:
             raise UserError(
                 f"Prompt {number} is {len(rows[-1])} tokens long.",
@@ -225,6 +232,12 @@ def pack_prompts(
     origin = _origin(tokenizer, request, specials, packing, source)
     spelling = Spelling(tokenizer)
     return Corpus(name, "tokens", {"input_ids": padded}, None if mask.all() else mask, origin, spelling)
+
+
+def _chat(tokenizer: Any) -> Specials:
+    """What the chat template puts around a message."""
+    before, after = around_message(tokenizer)
+    return Specials(CHAT, tuple(token_ids(tokenizer, before)), tuple(token_ids(tokenizer, after)))
 
 
 def _added(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

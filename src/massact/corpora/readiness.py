@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from massact.corpora.chat_templates import CHAT
 from massact.corpora.preprocessing import checked
 from massact.corpora.recordings import Prompt
 from massact.records.errors import UserError, near
@@ -37,7 +38,7 @@ class Reader(Protocol):
     def inputs_accepted(self) -> set[str]: ...
 
 
-# Options of a scan: seq_len, n_sequences, bos, seed, preprocess; None stands for what `corpus()` was given.
+# Options of a scan: seq_len, n_sequences, bos, seed, chat_template, preprocess; None: what `corpus()` was given.
 Wish = Any
 
 
@@ -51,6 +52,9 @@ def ready(model: Reader, source: Any, wish: Wish) -> Corpus:
         UserError: no tokenizer, another modality, or ids and lengths that the model does not take.
     """
     check_preprocess(source, wish.preprocess)
+    text = getattr(source, "prompts", None) is not None or getattr(getattr(source, "origin", None), "bos", "") == CHAT
+    if wish.chat_template and not text:
+        raise UserError("chat_template was given.", "The corpus is no text that waits for its tokens.", "Leave it out.")
     corpus, accepted = source.ready(model, wish), model.inputs_accepted()
     for name in corpus.inputs:
         if name not in accepted:

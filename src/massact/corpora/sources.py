@@ -13,11 +13,11 @@ import torch
 
 from massact.corpora.audio_source import AudioSource
 from massact.corpora.batch import Corpus
-from massact.corpora.files import at_home, looks_like_path, named, read_path
+from massact.corpora.files import at_home, has_columns, looks_like_path, named, read_path
 from massact.corpora.hub import read_dataset, read_preset
 from massact.corpora.image_files import is_image, pictures_of
 from massact.corpora.image_source import ImageSource
-from massact.corpora.packing import Request, pack_prompts, pack_windows
+from massact.corpora.packing import DEFAULT_SEQUENCES, Request, pack_prompts, pack_windows
 from massact.corpora.pairs import PairSource, pairs_of
 from massact.corpora.preprocessing import checked
 from massact.corpora.presets import PRESETS
@@ -42,6 +42,7 @@ class Source:
         protocol: what bos='auto' means for this source: 'never', 'stream', or None (what the tokenizer does).
         request: what `corpus()` was asked for; `encode` falls back on it.
         origin: where the documents come from, for run.json.
+        rows: True where each document stands alone, as rows of a table do: each is a message in a chat template.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Source:
     protocol: str | None = None
     request: Request = field(default_factory=Request)
     origin: dict[str, Any] = field(default_factory=dict)
+    rows: bool = False
 
     def documents(self) -> list[str]:
         """Return the texts, in order."""
@@ -77,6 +79,7 @@ class Source:
             bos=wish.bos,
             seed=wish.seed,
             context=model.context,
+            chat_template=wish.chat_template or None,
         )
 
     def encode(
@@ -88,6 +91,7 @@ class Source:
         bos: str | None = None,
         seed: int | None = None,
         context: int | None = None,
+        chat_template: bool | None = None,
     ) -> Corpus:
         """Tokenise: windows of `seq_len`, or one sequence per prompt.
 
@@ -98,9 +102,12 @@ class Source:
             bos: 'auto', 'always' or 'never'; None: what `corpus()` was given.
             seed: for a source that draws documents at random; None: what `corpus()` was given.
             context: most positions that the model takes.
+            chat_template: whether each text is the message of a user in the tokenizer's chat template: each prompt,
+                each row of JSONL, a table or a data set (the first 32, unless `n_sequences` says more), or with a
+                length each window, whose `seq_len` tokens hold the template too.
 
         Raises:
-            UserError: no tokenizer, or text and request do not fit together (`massact.corpora.packing`).
+            UserError: no tokenizer, no chat template, or text and request do not fit together, see `packing`.
         """
         if tokenizer is None:
             raise UserError(
@@ -114,10 +121,14 @@ class Source:
             "bos": bos,
             "seed": seed,
             "context": context,
+            "chat_template": chat_template,
         }
         request = replace(self.request, **{key: value for key, value in given.items() if value is not None})
         documents = self.read(request.seed)
-        if self.prompts and request.seq_len is None:
+        messages = self.rows and request.chat_template
+        if messages and request.n_sequences is None:
+            request = replace(request, n_sequences=min(DEFAULT_SEQUENCES, len(documents)))
+        if (self.prompts or messages) and request.seq_len is None:
             return pack_prompts(self.name, documents, tokenizer, request, self.origin)
         return pack_windows(self.name, documents, tokenizer, request, self.join, self.protocol, self.origin)
 
@@ -331,7 +342,7 @@ def _named_source(spec: str, split: str | None, text_column: str | None) -> Sour
             "If it is a prompt, put it in a list: corpus(['...']).",
         )
     documents, where = read_dataset(spec, split, text_column)
-    return Source(spec, lambda seed: documents, origin={"kind": "dataset"} | where)
+    return Source(spec, lambda seed: documents, origin={"kind": "dataset"} | where, rows=True)
 
 
 def _path_source(path: Path, split: str | None, text_column: str | None) -> Source:
@@ -340,7 +351,7 @@ def _path_source(path: Path, split: str | None, text_column: str | None) -> Sour
     # The name alone: a full path says more about the user's machine than about the text, which has its hash.
     origin = {"kind": "folder" if path.is_dir() else "file", "text_column": text_column}
     read = _once(lambda seed: read_path(path, text_column))
-    return Source(named(path), read, origin=origin)
+    return Source(named(path), read, origin=origin, rows=not path.is_dir() and has_columns(path))
 
 
 def _exists(path: Path) -> bool:

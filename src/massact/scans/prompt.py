@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from massact.corpora import Corpus
+from massact.corpora import Corpus, Source
 from massact.corpora import corpus as make_corpus
 from massact.models import Model
 from massact.positions import tokens_of
@@ -31,8 +31,9 @@ def prompt_corpus(model: Model, corpus: Corpus, prompt: str, bos: str) -> Corpus
     """
     if model.tokenizer is None or set(corpus.inputs) != {"input_ids"}:
         return corpus.head(1)
-    made = make_corpus([prompt], tokenizer=model.tokenizer, bos=bos)
-    assert isinstance(made, Corpus)
+    source = make_corpus([prompt], bos=bos)
+    assert isinstance(source, Source)
+    made = source.encode(model.tokenizer, chat_template=corpus.origin.bos == "chat")
     made.require(model.vocabulary, model.context)
     return made
 

@@ -14,6 +14,10 @@ from massact.verbs.verb import Verb
 
 PROMPT = "The kettle sings. The lamp is low.\n"
 MOST_KEPT = 1 << 16  # of the greatest |h| of one hidden state
+CHAT = (
+    "Each text is a user's message in the chat template of the tokenizer: each row of JSONL, CSV or parquet, or each "
+    "window of a text. With --against of that model alone."
+)
 THRESHOLD = "Override a constant of the criterion: name=value. Can be repeated."
 
 
@@ -32,6 +36,7 @@ class ScanConfig(Options):
     seq_len: int | None = option(None, "Tokens per sequence.", least=1)
     n_sequences: int | None = option(None, "Number of sequences.", least=1)
     bos: str | None = option(None, "auto (as the tokenizer does), always or never (as the paper).", typed="auto")
+    chat_template: bool = option(False, CHAT)
     seed: int | None = option(None, "Seed of everything random.", typed=0)
     batch_size: BatchSize = option("auto", "Sequences per forward pass, or auto.")
     top_k: int = option(16, "Greatest |h| kept per sequence and layer.", least=3)
@@ -72,6 +77,9 @@ class OfOneOrSeveral(OfModel):
         None, "Hub id, local folder, GGUF file or timm:NAME; nothing: the embedded model.", argument=True
     )
     out: Path | None = option(None, "Run directory for tables and figures.")
+    against: str | None = option(
+        None, "A second model, scanned too and put beside the first: a chat model beside its base, for example."
+    )
     corpus: str | None = option(
         None,
         "Text, Markdown, JSONL, CSV or parquet file, a folder of them, or a data set name (wikitext-2, c4, pg19, "
@@ -95,7 +103,7 @@ VERB = Verb(
     "Has this model massive activations: where, how large, how constant, how close to overflow?",
     OfOneOrSeveral,
     ScanConfig,
-    run="massact.scans.verb:run",
+    run="massact.cli.against:run",
     check="massact.scans.verb:check",
     noun="A scan",
     place=1,
