@@ -36,8 +36,8 @@ def test_two_models_are_scanned_and_put_side_by_side(
     assert "embedded" in printed and "chatty chat" in printed and str(out / "chatty-chat") in printed
     alone = ma.scan(None, n_sequences=2, seq_len=32, null=False, bos_contrast=False)
     one, other = ma.open_run(out / "embedded"), ma.open_run(out / "chatty-chat")
-    assert one.findings.equals(alone.findings) and one.info.corpus["origin"]["bos"] == "never"
-    assert other.info.corpus["origin"]["bos"] == "chat" and (out / "compare.parquet").is_file()
+    assert one.findings.equals(alone.findings) and one.info.corpus["bos"] == "never"
+    assert other.info.corpus["bos"] == "chat" and (out / "compare.parquet").is_file()
 
 
 def test_without_a_directory_it_is_told_alone(
@@ -53,7 +53,7 @@ def test_without_a_directory_it_is_told_alone(
 def test_two_models_and_many_checkpoints_exclude_each_other(
     more: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "scan", "--against", "b", *more) == 2
+    assert run(monkeypatch, "scan", "--against", "embedded", *more) == 2
     assert "--against" in capsys.readouterr().err
 
 
@@ -61,5 +61,5 @@ def test_a_run_of_one_model_is_not_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.json").write_text("{}")
-    assert run(monkeypatch, "scan", "--against", "b", "--out", str(tmp_path)) == 2
+    assert run(monkeypatch, "scan", "--against", "embedded", "--out", str(tmp_path)) == 2
     assert "another --out" in capsys.readouterr().err

@@ -32,8 +32,9 @@ def run(call: Call) -> Done:
     one, other = _names(given.model, given.against, call.options.chat_template)
     with tempfile.TemporaryDirectory() if out is None else nullcontext(out) as place:
         folders = [Path(place) / _plain(one), Path(place) / _plain(other)]
-        for i, model in enumerate((given.model, given.against)):
-            _scan(call, model, folders[i], bool(i) and call.options.chat_template)
+        first = _scan(call, given.model, folders[0], chat_template=False)
+        n = call.options.n_sequences or first.info.corpus["n_sequences"]  # of both, also where time decides how many
+        _scan(call, given.against, folders[1], chat_template=call.options.chat_template, n_sequences=n)
         done = compare(open_compared(folders, [one, other]))
     if out is None:
         return Done(done, NOT_SAVED)
@@ -43,11 +44,11 @@ def run(call: Call) -> Done:
     return Done(done, f"Saved in {out}: both runs, compare.parquet, figures/. Compare again: massact compare {again}")
 
 
-def _scan(call: Call, model: str | None, folder: Path, chat_template: bool) -> None:
+def _scan(call: Call, model: str | None, folder: Path, **options: Any) -> Any:
     """Scan one of the two into its folder."""
-    asked = call.options.given() | {"chat_template": chat_template}
+    asked = call.options.given() | options
     inputs: Any = call.inputs.changed(model=model, out=folder, against=None)
-    verb.run(replace(call, inputs=inputs, options=type(call.options).of(asked)))
+    return verb.run(replace(call, inputs=inputs, options=type(call.options).of(asked))).result
 
 
 def _plain(name: str) -> str:

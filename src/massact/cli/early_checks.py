@@ -22,8 +22,9 @@ def check_names(inputs: Any, scan: Any) -> None:
     if model is None:
         model = getattr(inputs, "target", None) if scan is None else scan.info.model.get("id")
         model = model if scan is None or "/" in str(model) else None  # a live one is called by its class
-    if isinstance(model, str) and (name := name_on_hub(model)):
-        check_on_hub(name)
+    for one in (model, getattr(inputs, "against", None)):
+        if isinstance(one, str) and (name := name_on_hub(one)):
+            check_on_hub(name)
     corpus = getattr(inputs, "corpus", None)
     if isinstance(corpus, str) and (name := name_on_hub(corpus)) and _of_a_data_set(name):
         check_on_hub(name.partition(":")[0], "dataset")
