@@ -27,6 +27,10 @@ def scan(pictures: bool = True, stack: str = "") -> ScanResult:
         "layers": np.array(LAYERS), "class_tokens": np.array([0]), "n_images": np.array(5), "massive_share": share,
         "massive": massive, "norms": norms,
     }  # fmt: skip
+    size = rng.uniform(0.1, 2, (3, 3, 4)).astype(np.float32)
+    size[massive], size[0] = 700, np.nan  # the first image has another largest dim
+    result.images |= {"dim_at": np.array([3, 2533]), "dim_size": size}
+    result.info.corpus = {"kind": "tensors", "source": {"kind": "images", "files": ["a/cat.png", "a/dog.png"]}}
     if pictures:
         across, down = np.meshgrid(np.arange(48), np.arange(30))
         each = [np.stack([5 * across, 8 * down, (i + 1) * (across + down)], -1) for i in range(3)]

@@ -85,6 +85,27 @@ def test_maps_and_curves_are_those_of_the_run(tmp_path: Path) -> None:
     assert np.allclose(curves[0]["y"], [0.2, 0.1, 0.0, -0.1])
 
 
+def test_the_massive_dim_is_mapped_with_file_and_layer_and_what_was_not_kept_is_named(tmp_path: Path) -> None:
+    scan = pictured_run.scan()
+    page = page_of(scan, tmp_path)
+    ((title, maps),) = [(t, f) for t, f in page.figures().items() if "at dim 2533, layer 3" in t]
+    assert "cat.png" in title and "dog.png" not in title  # the first one's is not known
+    names = {a["text"]: a for a in maps["layout"]["annotations"]}
+    assert set(names) == {"dog.png", "Image 2"}
+    shown = np.array(maps["data"][0]["z"], float)
+    for name, size_YX in zip(("dog.png", "Image 2"), scan.images["dim_size"][1:], strict=True):
+        y, x = round(names[name]["y"] + 0.5), round(names[name]["x"] + 0.5)
+        assert np.allclose(10 ** shown[y : y + 3, x : x + 4], size_YX, rtol=2e-3)
+    assert np.isfinite(shown).sum() == 2 * 12
+
+
+def test_nothing_of_a_run_of_images_speaks_of_prompts(tmp_path: Path) -> None:
+    page = page_of(pictured_run.scan(), tmp_path)
+    assert not [title for title in page.figures() if re.search("prompt|token", title, re.I)]
+    titles = [h.text for h in page.root.all("h2")]
+    assert "One image in three dimensions" in titles and not [t for t in titles if "prompt" in t.lower()]
+
+
 def test_attention_between_groups(tmp_path: Path) -> None:
     page = page_of(explained(), tmp_path)
     for title in ("What the class token attends to", "What the other patches attend to"):

@@ -59,6 +59,21 @@ def naive() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return states, torch.stack([a.mean(1) for a in out.attentions]).double().numpy(), massive.reshape(N, 5, 5)
 
 
+def test_maps_of_the_massive_dim_are_those_of_the_hidden_states_and_none_is_made_up() -> None:
+    images, (states, _, massive) = scanned()[1].images, naive()
+    found = scanned()[1].findings
+    best = found[found["pos"] >= 4].nlargest(1, "magnitude").iloc[0]
+    assert images["dim_at"].tolist() == [best["layer"], best["dim"]]
+    size_KPD = np.abs(states[best["layer"], :K, 4:])
+    largest_KC = np.argsort(-size_KPD.max(1), axis=1)[:, :8]
+    for n, map_YX in enumerate(images["dim_size"]):
+        if best["dim"] in largest_KC[n]:
+            np.testing.assert_allclose(map_YX, size_KPD[n, :, best["dim"]].reshape(5, 5), rtol=1e-5)
+        else:
+            assert np.isnan(map_YX).all() and not massive[n].all()
+    assert np.isfinite(images["dim_size"]).any()
+
+
 def test_norm_maps_and_massive_patches() -> None:
     images, (states, _, massive) = scanned()[1].images, naive()
     want = np.linalg.norm(states, axis=-1)[:, :K, 4:].reshape(4, K, 5, 5).swapaxes(0, 1)
@@ -128,13 +143,14 @@ def test_the_run_directory_holds_it_and_its_figures(tmp_path: Path) -> None:
     written = write_figures(again, PATCH_FIGURES, tmp_path, ("png", "svg"))
     assert {p.stem.removeprefix("patches_") for p in written} == {
         "overlay",
+        "dim",
         "share",
         "norms",
         "histograms",
         "neighbours",
     }
     written += write_figures(told, {"attention": draw_patch_attention}, tmp_path, ("png", "svg"))
-    assert len(written) == 12 and all(p.stat().st_size > 2000 for p in written)
+    assert len(written) == 14 and all(p.stat().st_size > 2000 for p in written)
 
 
 def test_no_pictures_and_text_and_nothing_massive(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from massact.stats.groups import Gather, GroupStats
 from massact.stats.heads import HeadStats
 from massact.stats.hits import HitShares, TailCounts
 from massact.stats.neighbours import NeighbourCosines
+from massact.stats.patch_columns import PatchColumns
 from massact.stats.positions import MagnitudesAt, PositionMoments
 from massact.stats.shares import AttentionShares
 from massact.training.monitor import AttentionSums, HiddenSums
@@ -82,6 +83,17 @@ def check_ranks(result: Any, stream: list[Seen]) -> None:
             assert result.value[i, j] == h_TD.reshape(-1)[order_V[rank]]
             assert result.pos[i, j] == seen.positions_T[order_V[rank] // D]
             assert result.dim[i, j] == order_V[rank] % D
+
+
+def check_columns(result: Any, stream: list[Seen]) -> None:
+    """Of the first three images, |h| of patches 1 to 12 at the two dims where it is greatest."""
+    assert sorted(result) == list(range(min(3, len(stream))))
+    for n, kept in result.items():
+        size_PD = stream[n].h_TD[1:13].float().abs().numpy()
+        greatest_D = np.nan_to_num(size_PD, nan=0.0, posinf=0.0).max(0)
+        np.testing.assert_array_equal(sorted(greatest_D[list(kept)]), sorted(greatest_D)[-2:])
+        for dim, size_P in kept.items():
+            np.testing.assert_array_equal(size_P, size_PD[:, dim])
 
 
 def check_hits(kind: str, limit: float, result: Any, stream: list[Seen]) -> None:
@@ -288,6 +300,7 @@ CASES: dict[str, Case] = {
     "gathered": Case(lambda: Gather(groups.CHOSEN["findings"]), check_gathered, grouped_stream),
     "moments": Case(lambda: PositionMoments([1, 3], keep=2), check_moments, of_one_length),
     "magnitudes": Case(lambda: MagnitudesAt(CHOSEN, AMONG), check_magnitudes, of_one_length),
+    "patch columns": Case(lambda: PatchColumns(range(1, 13), 3, 2), check_columns, of_one_length),
     "neighbours": Case(lambda: NeighbourCosines(range(1, 13), (3, 4)), None, of_one_length),
     **{
         f"heads, {kind}": Case(

@@ -15,7 +15,7 @@ from massact.records.user_files import refuse_special
 PORTRAIT = {"magnitude": "PTD", "layers": "P", "tokens": "T", "stack": "", "site": ""}
 ATTENTION = {"logits": "PTT", "probs": "PTT", "layers": "P", "tokens": "T", "stack": ""}
 IMAGES = {"massive_share": "YX", "massive": "KYX", "norms": "KLYX", "layers": "L", "n_images": "", "stack": "",
-          "pictures?": "KHW3"}  # fmt: skip
+          "pictures?": "KHW3", "dim_size?": "KYX", "dim_at?": "2"}  # fmt: skip
 WORDS = ("tokens", "stack", "site")
 
 
@@ -39,7 +39,7 @@ def read_arrays(path: Path, shapes: Mapping[str, str]) -> dict[str, np.ndarray]:
 
 
 def _misfit(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, str]) -> str:
-    lengths = {"3": 3}
+    lengths = {"2": 2, "3": 3}
     for asked, axes in shapes.items():
         name = asked.rstrip("?")
         if name not in arrays:

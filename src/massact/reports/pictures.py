@@ -19,7 +19,7 @@ import pandas as pd
 from massact.records.errors import UserError
 from massact.reports import panels
 from massact.reports.panels import Axis, Color, Gallery, Heat, Limit, Line, Note, Panel, Picture, Sheet
-from massact.reports.spelling import counted, number, percent, visible
+from massact.reports.spelling import counted, listed, number, percent, shortened, visible
 
 # Group of tokens -> colour, symbol, dash, name.
 GROUPS = {
@@ -144,29 +144,69 @@ def draw_norm_maps(
         raise UserError(f"Norms of shape {norms.shape} are not ({len(layers)} layers, rows, columns).")
     if not (np.isfinite(norms) & (norms > 0)).any():
         raise UserError("No norm is above zero, so there is nothing to draw.")
-    (_, rows, columns), across = norms.shape, math.ceil(math.sqrt(len(layers)))
-    high, wide = rows + max(2, round(0.3 * rows)), columns + max(1, round(0.08 * columns))
-    one = np.full((-(-len(layers) // across) * high, across * wide), np.nan)
-    said, names = [[""] * one.shape[1] for _ in range(one.shape[0])], []
-    for i, (layer, norms_YX) in enumerate(zip(layers, norms, strict=True)):
-        y0, x0 = (i // across + 1) * high - rows, i % across * wide
-        one[y0 : y0 + rows, x0 : x0 + columns] = norms_YX
-        for y in range(rows):
-            told = (f"layer {layer}, patch ({y}, {x}): {number(norms_YX[y, x], 4)}" for x in range(columns))
-            said[y0 + y][x0 : x0 + columns] = told
-        names.append(Note(x0 - 0.5, str(layer), y0 - 0.5))
-    heat = Heat(one, range(one.shape[1]), range(one.shape[0]), "norm", log=True, said=said)
+    names, (rows, columns) = [f"layer {layer}" for layer in layers], norms.shape[1:]
+    heat, notes = _mosaic(norms, names, [str(layer) for layer in layers], "norm")
     where = f"Image {image}; above" if image is not None else "Above"
     caption = f"{where} each map its layer, 0 is the embedding; one logarithmic scale."
-    title, axes = "Norm of every patch, layer by layer", _map_axes(*one.shape)
+    title, axes = "Norm of every patch, layer by layer", _map_axes(*heat.values.shape)
     sees = "How long the hidden state of each patch is, from layer to layer: a few patches light up at one and stay so."
-    panel = Panel(title, [heat], *axes, caption, notes=names, sees=sees, height=360, square=True)
+    panel = Panel(title, [heat], *axes, caption, notes=notes, sees=sees, height=360, square=True)
     if picture is None:
         return Sheet([panel])
     marked = np.zeros((rows, columns), bool) if massive is None else massive
     framed = [(int(y), int(x)) for y, x in np.argwhere(marked)]
     shown = _picture(picture, marked.shape, framed, "picture" if image is None else f"Image {image}")
     return Sheet([Gallery("Picture", [shown]), panel])
+
+
+def _mosaic(
+    maps_NYX: np.ndarray, names: Sequence[str], above: Sequence[str], what: str, least: int = 2
+) -> tuple[Heat, list[Note]]:
+    """Maps side by side in one, on one logarithmic scale, and what stands above each.
+
+    Args:
+        names: of each map, where its values are told. above: what stands above it. least: rows of patches for that.
+    """
+    (n, rows, columns), across = maps_NYX.shape, math.ceil(math.sqrt(len(maps_NYX)))
+    high, wide = rows + max(least, round(0.3 * rows)), columns + max(1, round(0.08 * columns))
+    one = np.full((-(-n // across) * high, across * wide), np.nan)
+    said, notes = [[""] * one.shape[1] for _ in range(one.shape[0])], []
+    for i, (name, over, map_YX) in enumerate(zip(names, above, maps_NYX, strict=True)):
+        y0, x0 = (i // across + 1) * high - rows, i % across * wide
+        one[y0 : y0 + rows, x0 : x0 + columns] = map_YX
+        for y in range(rows):
+            told = (f"{name}, patch ({y}, {x}): {number(map_YX[y, x], 4)}" for x in range(columns))
+            said[y0 + y][x0 : x0 + columns] = told
+        notes.append(Note(x0 - 0.5, over, y0 - 0.5))
+    return Heat(one, range(one.shape[1]), range(one.shape[0]), what, log=True, said=said), notes
+
+
+def draw_dim_maps(sizes: np.ndarray, layer: int, dim: int, names: Sequence[str]) -> Sheet:
+    """|h| of every patch of several images at one dim and layer, image beside image, on one logarithmic scale.
+
+    Args:
+        sizes: (N, Y, X); an image of NaN alone is left out, and named.
+        names: of the images.
+
+    Raises:
+        UserError: the shapes do not fit, or no value is above zero.
+    """
+    sizes = np.asarray(sizes, float)
+    if sizes.ndim != 3 or len(sizes) != len(names):
+        raise UserError(f"Values of shape {sizes.shape} are not ({len(names)} images, rows, columns).")
+    known = (np.isfinite(sizes) & (sizes > 0)).any((1, 2))
+    if not known.any():
+        raise UserError("No value is above zero, so there is nothing to draw.")
+    shown = [visible(name) for name, here in zip(names, known, strict=True) if here]
+    missing = [visible(name) for name, here in zip(names, known, strict=True) if not here]
+    heat, notes = _mosaic(sizes[known], shown, [shortened(name, 22) for name in shown], f"|h| at dim {dim}", 3)
+    note = f"Not among the largest dims of {listed(missing)}, which are not drawn" if missing else ""
+    sees = f"How large the one massive dim ({dim}) is on each patch of each image: a few bright patches tower over all "
+    sees += "others, which a logarithmic scale is needed to show at all."
+    title, x, y = f"|h| of every patch at dim {dim}, layer {layer}", *_map_axes(*heat.values.shape)
+    caption = f"Above each map its image; one logarithmic scale. Layer {layer}: where it is largest on a patch."
+    given = (title, [heat], x, y, caption, note)
+    return Sheet([Panel(*given, notes=notes, sees=sees, height=400, width="full", square=True)])
 
 
 def draw_norm_histograms(histograms: pd.DataFrame, layers: Sequence[int] | None = None) -> Sheet:

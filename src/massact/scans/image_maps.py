@@ -23,6 +23,7 @@ from massact.records.sites import Site
 from massact.records.tables import frame
 from massact.stats import HiddenStats
 from massact.stats.neighbours import NeighbourCosines
+from massact.stats.patch_columns import PatchColumns
 from massact.trace import Measurements, Probe, measure
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -71,6 +72,34 @@ def neighbours_probe(layout: Layout, sites: str = "*.resid_post") -> Probe:
     """What a scan measures of patches beside what it measures of all tokens."""
     head = f"{layout.stack}/" if layout.stack else ""
     return Probe("neighbours", f"{head}{sites}", partial(NeighbourCosines, layout.patches, layout.grid))
+
+
+def columns_probe(layout: Layout, images: int) -> Probe:
+    """|h| of the patches of the first images at their largest dims."""
+    head = f"{layout.stack}/" if layout.stack else ""
+    return Probe("columns", f"{head}*.resid_post", partial(PatchColumns, layout.patches, images))
+
+
+def dim_maps(measured: Measurements, findings: pd.DataFrame, layout: Layout) -> tuple[int, int, np.ndarray] | None:
+    """|h| of every patch of the first images at the dim and layer of the largest finding on a patch.
+
+    Returns:
+        (layer, dim, (K, Y, X) float32), NaN for an image whose largest dims do not hold that one. None where no patch
+        has a finding of one dim.
+    """
+    mine = findings[(findings["stack"] == layout.stack) & findings["pos"].isin(list(layout.patches))]
+    mine = mine[(mine["dim"] >= 0) & mine["magnitude"].notna() & (mine["site"] == "resid_post")]
+    if not len(mine):
+        return None
+    best = mine.loc[mine["magnitude"].idxmax()]
+    layer, dim = int(best["layer"]), int(best["dim"])
+    site = next((site for site in measured.sites("columns") if site.layer == layer), None)
+    found: dict[int, dict[int, np.ndarray]] = {} if site is None else measured.result("columns", site)
+    if not found:
+        return None
+    none = np.full(len(layout.patches), np.nan, np.float32)
+    maps = [found.get(n, {}).get(dim, none).reshape(layout.grid) for n in range(max(found) + 1)]
+    return layer, dim, np.stack(maps).astype(np.float32)
 
 
 def scanned_maps(measured: Measurements, layout: Layout, now: Layout | None = None) -> PatchMaps:

@@ -34,7 +34,7 @@ from massact.scans.findings import (
     stack_answer,
     with_modalities,
 )
-from massact.scans.image_maps import neighbours_probe, scanned_layout, scanned_maps
+from massact.scans.image_maps import columns_probe, dim_maps, neighbours_probe, scanned_layout, scanned_maps
 from massact.scans.input_values import by_input_table, values_by
 from massact.scans.layer_columns import LayerColumns, layer_columns
 from massact.scans.length_proof import AtLength, cut_at, prove_at_length, skipped_at
@@ -42,7 +42,7 @@ from massact.scans.padding import jump_notes, padding_notes
 from massact.scans.prompt import portrait, prompt_corpus, ranks_table
 from massact.scans.resumption import Saved
 from massact.scans.rises import rises_table, with_mixers
-from massact.scans.thumbnails import add_pictures
+from massact.scans.thumbnails import KEPT, add_pictures
 from massact.stats import HiddenResult, HiddenStats, TokenMax, TokenMaxResult
 from massact.trace import Measurements, Probe, measure, plan
 from massact.verbs.scan import MOST_KEPT, PROMPT, ScanConfig
@@ -254,7 +254,8 @@ class _Job:
             result.by_input = by_input_table(done.hidden, found, *self.by)
         if self.layout is not None:
             try:
-                add_pictures(result, scanned_maps(measured, self.layout), self.corpus, self.config.pictures)
+                of_dim = dim_maps(measured, found, self.layout)
+                add_pictures(result, scanned_maps(measured, self.layout), self.corpus, self.config.pictures, of_dim)
             except MassactError as error:
                 result.info.notes.append(f"No figures of patches: {error.what}")
         self.show_prompt(result, answer, seen)
@@ -293,7 +294,7 @@ class _Job:
             if saved is not None and "mlp_act" not in self.rule.needs:
                 probes += spike_probes(self.model, stacks)
             if saved is not None and self.layout is not None:
-                probes.append(neighbours_probe(self.layout))
+                probes += [neighbours_probe(self.layout), columns_probe(self.layout, KEPT)]
             probes += self.extra.probes if saved is not None else []
             start = None
             if saved is not None and top_k == self.config.top_k:

@@ -18,7 +18,13 @@ KEPT = 8  # images whose norm maps are kept
 LARGEST_SIDE = 224  # pixels of a picture that is kept
 
 
-def add_pictures(result: ScanResult, maps: PatchMaps, corpus: Corpus, pictures: bool) -> None:
+def add_pictures(
+    result: ScanResult,
+    maps: PatchMaps,
+    corpus: Corpus,
+    pictures: bool,
+    of_dim: tuple[int, int, np.ndarray] | None = None,
+) -> None:
     """Give a result its tables `patch_norms` and `patch_cosines`, of all images, and `images`, of the first K = 8.
 
     Args:
@@ -26,6 +32,7 @@ def add_pictures(result: ScanResult, maps: PatchMaps, corpus: Corpus, pictures: 
         maps: of all images.
         corpus: the images.
         pictures: whether to keep small pictures too.
+        of_dim: layer, dim and |h| there of every patch of the first images, see `dim_maps`.
     """
     layout, massive = maps.layout, massive_patches(result.findings, maps.layout)
     try:
@@ -41,6 +48,9 @@ def add_pictures(result: ScanResult, maps: PatchMaps, corpus: Corpus, pictures: 
         "n_images": np.array(len(maps.norms)), "massive_share": mask_NYX.mean(0), "massive": mask_NYX[:few],
         "norms": maps.on_grid(maps.norms[:few]),
     }  # fmt: skip
+    if of_dim is not None:
+        layer, dim, size_KYX = of_dim
+        result.images |= {"dim_at": np.array([layer, dim]), "dim_size": size_KYX[:few]}
     small = small_pictures(corpus.head(few)) if pictures else None
     if small is not None:
         result.images["pictures"] = small

@@ -210,8 +210,9 @@ class ScanResult(Result):
         by_input: table, where sequences were told apart by a number.
         images: of image models, what their patches are and how large: "massive_share" (Y, X), share of the
             "n_images" with a finding on that patch; of the first K images "massive" (K, Y, X), "norms" (K, L, Y, X) at
-            "layers" and "pictures" (K, H, W, 3) uint8; of "stack" the positions "patches" (row by row), "registers" and
-            "class_tokens".
+            "layers", "dim_size" (K, Y, X), |h| at "dim_at", the (layer, dim) of the largest finding on a patch (NaN
+            where it was not kept), and "pictures" (K, H, W, 3) uint8; of "stack" the positions "patches" (row by row),
+            "registers" and "class_tokens".
     """
 
     KIND: ClassVar[str] = "scan"

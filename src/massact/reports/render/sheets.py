@@ -74,8 +74,13 @@ def figure_of(sheet: Sheet, size: tuple[float, float] | None = None) -> Figure:
         cells = grid[i].subgridspec(1, len(widths + left), width_ratios=widths + left)
         for j, (_, _, draw) in enumerate(row):
             draw(figure.add_subplot(cells[j]))
-    if sheet.title:
-        figure.suptitle(drawable(sheet.title, 100), x=0.01, ha="left", fontsize=10)
+    sees = [
+        textwrap.fill(drawable(p.sees, 400), int(size[0] * 13))
+        for p in sheet.parts
+        if isinstance(p, Gallery) and p.sees
+    ]
+    if sheet.title or sees:
+        figure.suptitle("\n".join([drawable(sheet.title, 100), *sees]), x=0.01, ha="left", fontsize=10)
     named = {key: handle for key, handle in legend.items() if key[0]}
     if len(named) > 1:
         columns = max(1, min(len(named), int(size[0] / 1.7)))

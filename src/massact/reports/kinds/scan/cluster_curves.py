@@ -43,8 +43,10 @@ def clusters(view: StackView, rule: Rule) -> Panel:
     caption = "Mean |h| of the findings and near misses of each cluster; where a line is broken, it has none. "
     caption += "Onset: of the largest massive activation and outlier feature. Threshold: the least |h| that passes."
     caption += f" {left:,} smaller are not drawn." * (left > 0)
-    sees = "Each curve is one dim on one kind of token. Above the broken red line it counts as massive: a plateau is "
-    sees += "written once and kept, a hump comes and goes, an outlier feature is on many tokens at once."
+    sees = (
+        "Each curve is one dim at one kind of position. Above the broken red line it counts as massive: a plateau is "
+    )
+    sees += "written once and kept, a hump comes and goes, an outlier feature is nearly everywhere at once."
     y = panels.log_axis(np.concatenate([line.y for line in lines]), "Mean |h|")
     x = panels.layer_axis(view.n_layers)
     return Panel(title, lines, x, y, caption, limits=limits, sees=sees, height=340, width="full")

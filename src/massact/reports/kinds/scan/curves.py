@@ -123,7 +123,9 @@ def norms(view: StackView) -> Panel:
         Line(at, rest, "All other positions", Color.GREY, "triangle-up"),
     ]
     known = lines * bool(np.isfinite(panels.shown([first, rest])).any())
-    y = panels.log_axis(np.concatenate([first, rest]), "Mean L2 norm of a token")
-    title = titled(view, "Norm of the first token and of the others")
-    sees = "The length of whole hidden states: with a massive activation on it, that of the first token is far longer."
+    y = panels.log_axis(np.concatenate([first, rest]), "Mean L2 norm")
+    title = titled(view, "Norm of the first position and of the others")
+    sees = (
+        "The length of whole hidden states: with a massive activation on it, that of the first position is far longer."
+    )
     return Panel(title, known, panels.layer_axis(view.n_layers), y, sees=sees, empty="No finite norm.")

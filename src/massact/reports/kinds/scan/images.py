@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import PurePath
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from massact.reports.panels import Panel, Sheet, parts_in
 from massact.reports.parts import Part, Section, Words, parts_of, table_of
 from massact.reports.pictures import (
     draw_attention_shares,
+    draw_dim_maps,
     draw_massive_share,
     draw_neighbour_cosines,
     draw_norm_histograms,
@@ -31,8 +33,29 @@ def draw_scan_overlay(result: ScanResult) -> Sheet | None:
 
 def overlay(result: ScanResult) -> Sheet | None:
     """The kept pictures, whether or not any patch is massive."""
-    pictures = result.images.get("pictures", np.zeros(0))
-    return draw_overlay(pictures / 255, result.images["massive"]) if len(pictures) else None
+    pictures, massive = result.images.get("pictures", np.zeros(0)), result.images["massive"]
+    if not len(pictures):
+        return None
+    names = names_of(result, len(pictures))
+    titles = [f"{int(mask.sum()):,} of {mask.size:,}: {name}" for name, mask in zip(names, massive, strict=True)]
+    return draw_overlay(pictures / 255, massive, titles)
+
+
+def names_of(result: ScanResult, n: int) -> list[str]:
+    """Names of the first n images: those of their files where they are recorded."""
+    source = (result.info.corpus or {}).get("source")
+    files = source.get("files") if isinstance(source, dict) else None
+    named = [str(name) for name in files] if isinstance(files, list) else []
+    return [PurePath(named[i]).name if i < len(named) else f"Image {i}" for i in range(n)]
+
+
+def draw_scan_dim(result: ScanResult) -> Sheet | None:
+    """|h| of the patches of the kept images at the dim and layer of the largest finding on a patch."""
+    sizes = result.images.get("dim_size")
+    if sizes is None or not (np.isfinite(sizes) & (sizes > 0)).any():
+        return None
+    layer, dim = (int(x) for x in result.images["dim_at"])
+    return draw_dim_maps(sizes, layer, dim, names_of(result, len(sizes)))
 
 
 def draw_scan_share(result: ScanResult) -> Sheet | None:
@@ -103,6 +126,7 @@ def draw_patch_attention(explanation: Explanation) -> Sheet | None:
 
 PATCH_FIGURES: dict[str, Callable[[ScanResult], Sheet | None]] = {
     "patches_overlay": draw_scan_overlay,
+    "patches_dim": draw_scan_dim,
     "patches_share": draw_scan_share,
     "patches_norms": draw_scan_norms,
     "patches_histograms": draw_scan_histograms,
