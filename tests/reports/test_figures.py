@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pictured_run
 import pytest
 import read_page
 import synthetic
@@ -22,6 +23,7 @@ from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
 from massact.records.tables import frame
 from massact.reports import draw, report
+from massact.reports.contents import contents_of
 from massact.reports.kinds import READINGS
 from massact.reports.kinds.scan.census import draw_census
 from massact.reports.kinds.scan.cluster_curves import draw_clusters
@@ -319,3 +321,20 @@ def test_a_page_for_a_lecture_says_so_to_its_style_and_script(tmp_path: Path) ->
              for style in ("paper", "lecture")]  # fmt: skip
     styles = [read_page.read(page).root.all("html")[0].attributes["data-style"] for page in pages]
     assert styles == ["paper", "lecture"] and "data-style=lecture" in pages[0]
+
+
+def test_every_figure_says_what_to_see_to_who_does_not_know_its_words() -> None:
+    """Of all kinds of results that there are records of: golden ones, pictured ones, and several beside one another."""
+    golden = Path(__file__).parents[1] / "golden"
+    results = [pictured_run.scan(), synthetic.two_stacks(), synthetic.quiet()]
+    for folder in sorted(golden.iterdir()):
+        if folder.is_dir() and not folder.name.startswith("retired"):
+            results += contents_of(folder, "").results.values()
+    mute, drawn_parts = [], 0
+    for result in results:
+        for name, make in READINGS[result.KIND].figures.items():
+            sheet = make(result)
+            for part in sheet.parts if sheet is not None else ():
+                drawn_parts += bool(part)
+                mute += [(result.KIND, name, part.title)] if part and not part.sees.endswith(".") else []
+    assert drawn_parts > 60 and not mute

@@ -156,7 +156,8 @@ def draw_norm_maps(
     marked = np.zeros((rows, columns), bool) if massive is None else massive
     framed = [(int(y), int(x)) for y, x in np.argwhere(marked)]
     shown = _picture(picture, marked.shape, framed, "picture" if image is None else f"Image {image}")
-    return Sheet([Gallery("Picture", [shown]), panel])
+    sees = "The image that the maps are of, with its massive patches framed."
+    return Sheet([Gallery("Picture", [shown], sees=sees), panel])
 
 
 def _mosaic(

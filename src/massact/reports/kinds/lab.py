@@ -11,7 +11,21 @@ import pandas as pd
 from massact.records.kinds.lab import Lab
 from massact.records.rules import MAGNITUDE, RATIO, SINK, WORDS, is_sink
 from massact.records.verdicts import LEAST, MARGIN, judged
-from massact.reports.panels import Axis, Bars, Color, Limit, Line, Panel, Sheet, column, linear_axis, looks, share_axis
+from massact.reports.panels import (
+    Axis,
+    Color,
+    Limit,
+    Line,
+    Panel,
+    Points,
+    Sheet,
+    column,
+    linear_axis,
+    looks,
+    named_axis,
+    share_axis,
+    symlog_axis,
+)
 from massact.reports.parts import Part, Section, Table, Words, grid, narrow, parts_of, table_of
 from massact.reports.readings import Reading
 from massact.reports.spelling import cell, number, percent, real, visible
@@ -167,6 +181,14 @@ def draw_lab(lab: Lab) -> Sheet:
     return Sheet([*(_over_steps(lab, *curve) for curve in CURVES), _edits(lab)])
 
 
+SEEN = {
+    "first_attention": "How much attention goes to the first position: a variant that needs no sink keeps it low.",
+    "first_attention_max": "The same of the head that looks there most.",
+    "slot_mass": "How much attention goes to the slot that a variant has in place of a first token.",
+    "top1": "How large the largest number gets: it grows where massive activations form.",
+}
+
+
 def _over_steps(lab: Lab, name: str, title: str) -> Panel:
     """A curve of a column for every variant that has it."""
     lines = []
@@ -183,23 +205,30 @@ def _over_steps(lab: Lab, name: str, title: str) -> Panel:
         even = real(lab.info.variants[lab.variants[0]].get("uniform_attention"))
         limits = [Limit(even, "looking everywhere alike", color=Color.MUTED)] * math.isfinite(even)
     empty = "No variant has a slot." if name == "slot_mass" else "Not measured."
-    return Panel(title, lines, Axis("Step", whole=True), axis, limits=limits, width="third", empty=empty)
+    sees = SEEN.get(name, "How the variants differ in it while they train.")
+    given = (title, lines, Axis("Step", whole=True), axis)
+    return Panel(*given, limits=limits, sees=sees, width="third", empty=empty)
 
 
 def _edits(lab: Lab) -> Panel:
     """The change of the loss by each edit, with its interval."""
-    title = "Change of the loss of far targets (nats): state after block 1 set to"
+    title = "Change of the loss of far targets: state after block 1 set to its mean or zero"
     places = [("zero", 0), ("mean", 0), ("zero", _ordinary(lab)), ("mean", _ordinary(lab))]
-    bars = []
-    for variant, look in zip(lab.variants, looks(len(lab.variants)), strict=True) if len(lab.lab_effects) else ():
-        found = [lab.effect(variant, *place) for place in places]
-        delta, low, high = (np.array([math.nan if e is None else real(e[c]) for e in found])
-                            for c in ("delta_nats", "ci_low", "ci_high"))  # fmt: skip
-        bars.append(Bars(range(len(places)), delta, visible(variant), look["color"], low=low, high=high, thick=0.8))
-    ticks = [(float(i), f"{edit}, {'first' if p == 0 else f'pos. {p}'}") for i, (edit, p) in enumerate(places)]
-    x, nothing = Axis("Edit", ticks=ticks, grid=False), [Limit(0.0, color=Color.MUTED)]
-    empty = "One block: nothing reads it."
-    return Panel(title, bars, x, caption="Bars: 95% intervals.", limits=nothing, width="third", empty=empty)
+    rows: list[tuple[dict[str, str], str, Any]] = []
+    for edit, p in places if len(lab.lab_effects) else ():
+        where = f"{edit}, {'first' if p == 0 else f'pos. {p}'}"
+        for variant, look in zip(lab.variants, looks(len(lab.variants)), strict=True):
+            rows.append((look, f"{where}: {visible(variant)}", lab.effect(variant, edit, p)))
+    names = [name for _, name, _ in rows]
+    delta, low, high = (np.array([math.nan if e is None else real(e[c]) for *_, e in rows])
+                        for c in ("delta_nats", "ci_low", "ci_high"))  # fmt: skip
+    colors, symbols = ([look[of] for look, *_ in rows] for of in ("color", "symbol"))
+    dots = [Points(delta, range(len(rows)), colors, symbols, low, high, names)] * bool(rows)
+    x, y = symlog_axis([delta, low, high], 0.01, "Change in nats"), named_axis(names, slots=3)
+    nothing, empty = [Limit(0.0, upright=True, color=Color.MUTED)], "One block: nothing reads it."
+    sees = "Each dot is one edit of one variant; far to the right: the model depends on what was taken away."
+    given = (title, dots, x, y, "Lines: 95% intervals.")
+    return Panel(*given, limits=nothing, sees=sees, height=110 + 26 * max(len(rows), 3), width="full", empty=empty)
 
 
 def section(lab: Lab) -> Section:

@@ -70,13 +70,16 @@ def section(t: Trained) -> Section:
     return Section("training", "Training", parts_of(*parts))
 
 
+SEEN = "How well the model predicts while it trains: lower is better."
+
+
 def _losses(rows: pd.DataFrame) -> Panel | None:
     lines = []
     for name, label, color in (("loss", "training", Color.BLUE), ("eval_loss", "held out", Color.ORANGE)):
         known = rows[rows[name].notna()]
         said = [f"{label}, step {int(s):,}" for s in known["step"]]
         lines += [Line(column(known, "step"), column(known, name), label, color, said=said)] * bool(len(known))
-    return Panel("Loss", lines, Axis("Step"), Axis("Loss (nats)"), width="full") if lines else None
+    return Panel("Loss", lines, Axis("Step"), Axis("Loss (nats)"), sees=SEEN, width="full") if lines else None
 
 
 def brief(t: Trained) -> list[Section]:

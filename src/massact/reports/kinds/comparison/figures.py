@@ -58,14 +58,14 @@ def draw_compare_layers(c: Comparison) -> Sheet | None:
     values = drawn[[name for name, *_ in CURVES]]
     y = panels.log_axis(values, "Magnitude (log)") if log else panels.linear_axis(values, "Magnitude")
     width = "half" if len(parts) in (1, 2, 4) else "third"
-    made = []
+    made, seen = [], "How large the largest numbers are in this run, on the same axis as in the others."
     for name, where, rows in parts:
         title = shortened(", ".join(x for x in (visible(name), where) if x), TITLE)
         lines = [_line(rows, column, label, color=color, symbol=symbol) for column, label, color, symbol in CURVES]
         last = int(rows["layer"].max()) if len(rows) else 1
         bands = "" if len(rows) and (rows["row"] == "run").all() else "Lines: mean over seeds; bands: their range."
         x = panels.layer_axis(last)
-        made.append(Panel(title, lines * bool(len(rows)), x, y, bands, width=width, empty="Not scanned."))
+        made.append(Panel(title, lines * bool(len(rows)), x, y, bands, sees=seen, width=width, empty="Not scanned."))
     return Sheet(made)
 
 
@@ -161,7 +161,8 @@ def draw_compare_losses(c: Comparison) -> Sheet | None:
     lines += [Line([], [], "training", Color.MUTED, ""), Line([], [], "held out", Color.MUTED, "circle", "")]
     images = any(run.training is not None and "n_images" in run.training.info.corpus for run in trained)
     along = Axis("Step" if x == "step" else "Images" if images else "Tokens", whole=True)
-    return Sheet([Panel("Loss", lines, along, Axis("Loss (nats)"))])
+    sees = "How well each model predicts while it trains: lower is better; curves that coincide cost nothing."
+    return Sheet([Panel("Loss", lines, along, Axis("Loss (nats)"), sees=sees)])
 
 
 # ---------------------------------------------------------------------------------------- sinks
@@ -188,7 +189,8 @@ def sinks(c: Comparison, names: Sequence[str]) -> list[Panel]:
                 lines += [line] * bool(np.isfinite(line.y).any())
         last = int(table["layer"].max()) if len(table) else 1
         y = panels.share_axis("Share, mean over heads")
-        made.append(Panel(title, lines, panels.layer_axis(last), y, empty=lacking))
+        sees = "How much attention goes there in each run: what removes sinks brings the curve down."
+        made.append(Panel(title, lines, panels.layer_axis(last), y, sees=sees, empty=lacking))
     return made
 
 
@@ -208,7 +210,8 @@ def overlays(c: Comparison) -> list[Panel]:
             ]
             head = panels.headed((visible(stack) or visible(site)) if several else "", f"{title} of each layer")
             x, y = panels.layer_axis(int(mine["layer"].max())), panels.log_axis(known[name], title)
-            made += [Panel(head, lines, x, y, "Mean over sequences.", both=True)] * bool(lines)
+            sees = "All runs over the same layers: where the curves part, the models differ."
+            made += [Panel(head, lines, x, y, "Mean over sequences.", sees=sees, both=True)] * bool(lines)
     return made
 
 
