@@ -40,7 +40,7 @@ LINES = (
     "--help",
     "count --help",
     "scan --criterion loud --n-sequences 4 --no-null --no-bos-contrast --out run -q",
-    "count run --least 10 -q",
+    "count run --least 10 --figures svg,png -q",
     "show run",
     "show run --json",
     "report run --format md",
@@ -75,7 +75,7 @@ def test_a_verb_stands_on_the_command_line(told: tuple[Path, dict[str, tuple[int
     _, said = told
     assert "How many findings" in said["--help"][1]
     assert "--least" in said["count --help"][1] and "at least this" in said["count --help"][1]
-    assert said["count run --least 10 -q"] == (0, "")
+    assert said["count run --least 10 --figures svg,png -q"] == (0, "")
     status, refused = said["count run --least -1"]
     assert status == 2 and "--least" in refused
 
