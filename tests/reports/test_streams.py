@@ -117,7 +117,7 @@ def test_states_without_ordinary_tokens_are_told_and_the_null_said_to_be_missing
 
 def test_one_stack_of_streams_is_told_in_full_and_of_each_other_one_line() -> None:
     scan = synthetic.streams()
-    head, *words = answer_in_words(scan)
+    _, _, _, head, *words = answer_in_words(scan)
     assert tells([head], "stream_0 to stream_2 and collapsed", "not in stream_3")
     of = {name: [w for w in words if w.startswith(f"{name}: ")] for name in (*STREAMS, "stream_3", "collapsed")}
     assert {name: len(said) for name, said in of.items() if name != "collapsed"} == dict.fromkeys(list(of)[:4], 1)

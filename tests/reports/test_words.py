@@ -11,6 +11,7 @@ import synthetic
 from massact.records.kinds.scan import ScanResult
 from massact.records.tables import frame
 from massact.reports import answer_in_words
+from massact.reports.kinds.scan.opening import opening
 from massact.reports.kinds.scan.views import rule_of
 from massact.reports.spelling import number, percent
 from tests.facts import tells
@@ -45,10 +46,23 @@ def test_numbers_in_words_are_those_of_the_tables() -> None:
     assert f"{len(result.findings):,} findings" in text
 
 
+def test_the_first_sentences_say_what_is_largest_what_it_does_and_what_it_costs(tmp_path: Path) -> None:
+    """Of the largest cluster, from the tables; what was not measured names the verb that measures it."""
+    scan = synthetic.massive()
+    main = scan.clusters[scan.clusters["n_findings"] > 0].iloc[0]
+    what, without, cost = opening(scan)
+    assert tells([what], f"dim {main['dim']}", number(main["ratio"]), f"layer {main['onset']} to {main['offset']}")
+    assert tells([without], "intervene") and tells([cost], "quantise", "fold")
+    assert opening(synthetic.quiet()) == []
+    measured = opening(scan, "Set to zero, ...", "Costs ...")
+    assert measured == [what, "Set to zero, ...", "Costs ..."]
+
+
 def test_each_stack_answers_for_itself() -> None:
     result = synthetic.two_stacks()
-    verdict, *words = answer_in_words(result)
-    assert tells([verdict], "Yes", "acme/t5", "in encoder", "not in decoder", len(result.findings))
+    verdict, _, _, counts, *words = answer_in_words(result)
+    assert tells([verdict], "Yes", "acme/t5", "in encoder")
+    assert tells([counts], "in encoder", "not in decoder", len(result.findings))
     of = {stack: [w for w in words if w.startswith(f"{stack}: ")] for stack in ("encoder", "decoder")}
     assert set(result.findings["stack"]) == {"encoder"}
     assert tells(of["encoder"], f"layers {result.findings['layer'].min()} to 11 of 12")

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from massact.records.kinds.comparison import Comparison
+from massact.records.kinds.intervention import Intervention
+from massact.records.kinds.quantisation import Quantisation
 from massact.reports import provenance
 from massact.reports.contents import Contents
 from massact.reports.kinds import reading_of
 from massact.reports.kinds.comparison import sections as comparison
+from massact.reports.kinds.scan.opening import opening
 from massact.reports.kinds.scan.sections import definition
 from massact.reports.kinds.scan.views import views
 from massact.reports.model_cards import card_section
@@ -57,7 +60,12 @@ def answer_of(run: Contents) -> Section | None:
     if not run.leads:
         return None
     reading, result = reading_of(run.leads), run.results[run.leads]
-    return Section("answer", "Answer", [Words(reading.words(result), True), *reading.definition(result)])
+    words = reading.words(result)
+    if run.scan is not None and (alone := opening(run.scan)) and words[: len(alone)] == alone:
+        told = {kind: reading_of(kind).in_brief(one) for kind, one in run.results.items()}
+        top = opening(run.scan, told.get(Intervention.KIND, ""), told.get(Quantisation.KIND, ""))
+        words = [*top, *words[len(alone) :]]
+    return Section("answer", "Answer", [Words(words, True), *reading.definition(result)])
 
 
 def page_of_several(runs: Sequence[Contents], compared: Comparison) -> Page:

@@ -30,6 +30,7 @@ class Reading:
         figures: name of the file -> its sheet of panels; None where there is nothing to show.
         table: the one whose first rows stand for it. by: the column whose greatest come first; "": as they lie.
             columns: those of it that stand for it; nothing: all.
+        in_brief: a sentence at the top of a page that another result leads; "" for none.
     """
 
     words: Callable[[Any], list[str]]
@@ -41,6 +42,7 @@ class Reading:
     table: str = ""
     by: str = ""
     columns: Sequence[str] = ()
+    in_brief: Callable[[Any], str] = lambda _: ""
 
     def sections_of(self, result: Any) -> list[Section]:
         """Its sections of a page; figures that none of them shows stand in one of their own."""

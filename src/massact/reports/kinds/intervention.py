@@ -93,6 +93,17 @@ def effects_in_words(e: Intervention) -> list[str]:
     return said + noted(e.info.notes)
 
 
+def zero_in_brief(e: Intervention) -> str:
+    """What happens without them, in a sentence; "" where they were not set to zero."""
+    metric = main_metric(e.effects)
+    rows = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] == "all")]
+    zero = rows[rows["edit"] == "zero"]
+    if not len(zero):
+        return ""
+    row = zero.iloc[0]
+    return f"Set to zero, {_spaced(metric)} goes from {_change(row)}: {verdict(row, margin_of(e))}."
+
+
 def _judged(row: pd.Series, rows: pd.DataFrame, margin: float) -> str:
     """The verdict, with what it lacks, and the share of what zero does."""
     found, n = verdict(row, margin), int(row["n_sequences"])
@@ -325,4 +336,5 @@ def _starred(row: pd.Series) -> str:
     return signed(row["delta"]) + ("*" if starred(row) else " ")
 
 
-READING = Reading(effects_in_words, (section,), brief, figures={"effects": draw_effects}, table="effects")
+READING = Reading(effects_in_words, (section,), brief, figures={"effects": draw_effects}, table="effects",
+                  in_brief=zero_in_brief)  # fmt: skip

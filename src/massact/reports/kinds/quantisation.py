@@ -122,6 +122,25 @@ def _verdict(row: pd.Series, margin: float) -> str:
     return judged(real(row["saved_low"]), real(row["saved_high"]), real(row["n_sequences"]), margin)
 
 
+def cost_in_brief(q: Quantisation) -> str:
+    """What massive activations cost at most in the schemes that were tried, in a sentence; "" where nobody knows."""
+    rows, margin = losses(q), margin_of(q)
+    plain = ~(rows["rotated"] | rows["smoothed"].notna() | rows["inserted"] | rows["slots"] | rows["exempt"])
+    mine = _saved(q, "exempt")
+    mine = mine[mine["scheme"].isin(rows.loc[plain, "scheme"])]
+    if not len(mine):
+        return ""
+    worst = mine.sort_values("saved_nats", ascending=False).iloc[0]
+    if _verdict(worst, margin) != HARMFUL:
+        tried = counted(len(mine), "scheme")
+        return f"In none of {tried} of low precision do they cost more than {number(margin)} nats for certain."
+    return (
+        f"In low precision they cost up to {number(worst['saved_nats'])} nats a token "
+        f"({_within(worst, 'saved_low', 'saved_high')}; {visible(worst['scheme'])}): exempt their tokens, or "
+        "remove them (massact fold)."
+    )
+
+
 def _costs(q: Quantisation, rows: pd.DataFrame, margin: float) -> list[str]:
     """What massive activations cost: each scheme beside the same with massive tokens exempt, nothing else done."""
     sharing = dict(zip(rows["scheme"], rows["sharing"], strict=True))
@@ -422,5 +441,5 @@ def _error(value: float) -> str:
 
 READING = Reading(
     in_words, (section,), brief, figures={"quantisation": draw_losses, "quantisation_errors": draw_errors},
-    table="quantised",
+    table="quantised", in_brief=cost_in_brief,
 )  # fmt: skip

@@ -15,6 +15,7 @@ from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.scan.by_input import by_input_in_words
 from massact.reports.kinds.scan.cluster_words import CLASSES, clusters_in_words
 from massact.reports.kinds.scan.criteria import disagreement
+from massact.reports.kinds.scan.opening import opening
 from massact.reports.kinds.scan.rises import mixers_in_words
 from massact.reports.kinds.scan.streams import line, sets_of
 from massact.reports.kinds.scan.views import FORMATS, Rule, StackView, answer_of, rule_of, views
@@ -58,7 +59,8 @@ def answer_in_words(result: ScanResult) -> list[str]:
             continue
         told.append((view.label, [line(view, lead, rule, result.criteria)]))
         told.append((view.label, [s for s in rules if any(s in sentences for _, sentences in told)]))
-    said = [_headline(result, rule, stacks), *said_once(told), *by_input_in_words(result)]
+    first = opening(result)
+    said = [*first, _headline(result, rule, stacks, bool(first)), *said_once(told), *by_input_in_words(result)]
     if any(v.n_sequences for v in stacks) and not any(_nonfinite(v) for v in stacks):
         said.append("All measured values are finite.")
     return said + _null(answer.null, result) + _bos(answer.bos) + noted(result.info.notes)
@@ -80,7 +82,7 @@ def model_name(result: ScanResult) -> str:
     return visible(result.info.model.get("name") or result.info.model.get("id") or "")
 
 
-def _headline(result: ScanResult, rule: Rule, stacks: list[StackView]) -> str:
+def _headline(result: ScanResult, rule: Rule, stacks: list[StackView], opened: bool) -> str:
     name = model_name(result) or "The model"
     sequences = max((v.n_sequences for v in stacks), default=0)
     if not sequences:
@@ -101,6 +103,8 @@ def _headline(result: ScanResult, rule: Rule, stacks: list[StackView]) -> str:
         return f"Yes: {name} has {rule.noun}{where}: {total} {over}{each} under {rule.in_words()}."
     labels = {str(label) for v in having for label in passing(v.clusters)["label"]}
     told = f"{total} {over}{each} under {rule.in_words()}"
+    if opened:
+        return f"There are {told}{where}."
     if MASSIVE in labels:
         return f"Yes: {name} has massive activations{where}: {told}."
     what = (
