@@ -35,11 +35,14 @@ def test_padding_stays_masked_and_no_text_is_refused() -> None:
 
 @pytest.mark.parametrize("always", [True, False])
 def test_the_scan_itself_is_one_side_of_its_contrast(always: bool) -> None:
-    """The text has BOS in front, or not: either way one side is the scan's first four sequences."""
+    """The text has BOS in front, or not: either way one side is the beginnings of the scan's first four sequences."""
     model = ma.load()
     model.tokenizer.bos_token = model.tokenizer.convert_ids_to_tokens(0)
-    scan = ma.scan(model, ma.corpus(seq_len=32, n_sequences=6, bos="always" if always else "never"), null=False,
-                   thresholds={"magnitude": 1.0, "ratio": 10.0})  # fmt: skip
-    both, ours = scan.info.answer["bos"], int((scan.findings["sequence"] < 4).sum())
+    rule = {"null": False, "thresholds": {"magnitude": 1.0, "ratio": 10.0}}
+    source = ma.corpus(seq_len=32, n_sequences=6, bos="always" if always else "never")
+    both = ma.scan(model, source, **rule).info.answer["bos"]
     assert both["with"]["n_sequences"] == both["without"]["n_sequences"] == 4
-    assert both["with" if always else "without"]["n_findings"] == ours > 0
+    mine = both["with" if always else "without"]
+    begins = source.encode(model.tokenizer).head(4).inputs["input_ids"][:, : mine["n_tokens"]]
+    alone = ma.scan(model, {"input_ids": begins}, bos_contrast=False, **rule)
+    assert mine["n_findings"] == len(alone.findings) > 0

@@ -38,7 +38,7 @@ def test_a_card_has_front_matter_the_answer_and_where_it_comes_from(tmp_path: Pa
     front, body = parts(path.read_text(encoding="utf-8"))
     assert front == {"base_model": "acme/tiny-llama", "tags": TAGS}
     answer = next(line for line in body.splitlines() if line.startswith("**Yes: "))
-    assert tells(answer, "acme/tiny-llama", f"{len(scan.findings)} findings")
+    assert tells(answer, "acme/tiny-llama") and tells(body, f"{len(scan.findings)} findings")
     rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", body, re.M))
     assert rows["criterion"].startswith("sun2024") and rows["seed"] == str(scan.info.seed)
     assert rows["SHA-256 of the weights"] == "not recorded"

@@ -122,7 +122,7 @@ def test_what_is_left_out_is_said(hostile: tuple[Path, float], page: read_page.P
     shown = len(page.table("Findings")["dim"])
     assert shown < len(findings) and tells(text, f"{shown} of {len(findings)}", "findings.parquet")
     assert tells(text, "Unavailable", "slot_mass")  # a column of NaN: neither blank nor zero
-    assert len(tokens) == 16 < len(at_peak) and tells(text, f"{len(set(tokens.values())) - 12} more tokens", "not")
+    assert len(tokens) == 16 < len(at_peak) and tells(text, f"{len(set(tokens.values())) - 12} more", "not")
 
 
 def test_curves_are_those_of_the_file(hostile: tuple[Path, float], page: read_page.Page) -> None:

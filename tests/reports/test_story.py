@@ -278,7 +278,7 @@ def test_layers_are_whole_and_an_empty_panel_says_so() -> None:
     figure.canvas.draw()
     concentration, _, residual = figure.axes
     assert all(x == round(x) for x in concentration.get_xticks())
-    assert [t.get_text() for t in residual.texts] == ["unavailable"] and not residual.axison
+    assert "unavailable" in [t.get_text() for t in residual.texts] and not residual.axison
 
 
 def test_of_two_coordinates_as_frequent_the_larger_is_told_first() -> None:

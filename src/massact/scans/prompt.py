@@ -18,7 +18,6 @@ from massact.scans.criteria import Evidence
 from massact.stats import Keep, Ranks
 from massact.trace import Probe, measure
 
-SHARE = 4  # of the sequences of a scan one in four is sorted, at most
 RANKS = {"top 1": 1, "top 2": 2, "top 3": 3, "top 4": 4, "top 5": 5, "top 10": 10, "top 100": 100,
          "top 1%": 0.01, "top 10%": 0.1, "median": 0.5}  # fmt: skip
 
@@ -61,7 +60,7 @@ def ranks_table(model: Model, corpus: Corpus, first: Corpus, seen: Evidence, ans
         }
         rows += [here | {"source": "corpus"} | _rank_row(name, *vd) for name, vd in kept.items()]
         if n > 0:
-            few = corpus.head(min(n, max(1, corpus.n_sequences // SHARE)))
+            few = corpus.head(min(n, corpus.n_sequences))
             rows += [
                 here | {"source": "corpus"} | r for r in _measured_ranks(model, few, site) if r["rank"] not in kept
             ]
