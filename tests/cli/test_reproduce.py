@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("reproduce")
     (place / "other.txt").write_text(TEXT)
 
-    def named(result: Any, folder: Path, *, only: Any = ()) -> None:
+    def named(result: Any, folder: Path, *, only: Any = (), **_: Any) -> None:
         (folder / "figures").mkdir(exist_ok=True)
         for name in READINGS[result.KIND].figures:
             if not only or name in only:
