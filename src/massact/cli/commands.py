@@ -104,7 +104,7 @@ def perform(verb: Verb, inputs: Any, options: Options) -> None:
             for line in named(verb.lists)(call):
                 typer.echo(line)
             return
-        check_names(inputs, scan)
+        check_names(inputs, scan if verb.job else None)  # other verbs may go without the scanned model
         if verb.check:
             named(verb.check)(options)
         done = _on_scan(call) if verb.job else named(verb.run)(call)
