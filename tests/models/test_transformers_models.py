@@ -38,6 +38,7 @@ def test_errors_are_explained(error: Exception, says: str, monkeypatch: pytest.M
         raise error
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", fail)
+    monkeypatch.setattr("massact.models.own_code.cached_file", fail)
     with pytest.raises(UserError) as caught:
         transformers_models.read_pretrained("org/name", "auto", None, {})
     assert says in str(caught.value) and caught.value.what and "org/name" in caught.value.what

@@ -53,12 +53,13 @@ def _positions(model: Model, corpus: Corpus, stack: str) -> int:
     """
     try:
         return len(embedding_outputs(model, replace(corpus.head(1), mask=None, counts=()), stack)[0])
-    except MassactError:
-        raise
     except Exception as error:
+        cause = error.__cause__ if isinstance(error, MassactError) else error  # what the model itself said
+        if cause is None:
+            raise
         raise UserError(
             f"{model.name or 'The model'} does not run on what its {type(model.processor).__name__} makes.",
-            first_line(error),
+            first_line(cause),
             "Is the preprocessor_config.json beside the weights that of this model?",
         ) from error
 
