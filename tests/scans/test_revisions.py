@@ -286,6 +286,7 @@ def test_the_same_weights_twice_are_told(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- the Hub
+@pytest.mark.usefixtures("hub_there")
 def test_revisions_of_a_hub_model(folder: Path, whole: Trajectory, tmp_path: Path,
                                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     read, asked = transformers_models.read_pretrained, []
