@@ -8,7 +8,7 @@ the sums does not tell: they hold entry by entry, whatever the axes mean and wha
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from massact.anatomy.discovery import run_example
 from massact.records.anatomy import ONE_ROW, PIECES, Anatomy, Block, Place, Stack
 from massact.records.errors import ProofError, UserError
 from massact.trace import BATCH_FIRST, tapped, unchanged
+from massact.trace.hooks import Tap
 
 CUT = 2  # tokens that the shorter example lacks
 
@@ -114,12 +115,7 @@ def _are_fixed(module: nn.Module, example: dict[str, Any], pieces: int) -> bool:
     if not all(x.ndim > 1 and x.shape[1] == pieces for x in inputs):
         return False
     more = {k: torch.cat([x, x[:, :1]], 1) if isinstance(x, Tensor) else x for k, x in example.items()}
-    try:
-        with torch.inference_mode(), unchanged(module, values=True):
-            run_example(module, more)
-    except UserError:
-        return True
-    return False
+    return not _runs(module, more)
 
 
 def _shapes(module: nn.Module, inputs: dict[str, Any], places: set[Place]) -> dict[Place, tuple[int, ...]]:
@@ -129,9 +125,7 @@ def _shapes(module: nn.Module, inputs: dict[str, Any], places: set[Place]) -> di
     def see(place: Place) -> Callable[[Tensor], None]:
         return lambda h: found.__setitem__(place, tuple(h.shape))
 
-    with torch.inference_mode(), unchanged(module, values=True), tapped(module, [(p, see(p)) for p in places]) as state:
-        state.begin()
-        run_example(module, inputs)
+    _runs(module, inputs, [(place, see(place)) for place in places])
     return found
 
 
@@ -214,10 +208,15 @@ def _pass(module: nn.Module, anatomy: Anatomy, inputs: dict[str, Any]) -> tuple[
 
     taps = [(stack.blocks[0].places["resid_pre"], first(stack.name)) for stack in anatomy.stacks]
     taps += [(stack.blocks[-1].places["resid_post"], last(stack.name)) for stack in anatomy.stacks]
+    return (shapes, ends) if _runs(module, inputs, taps) else ({}, {})
+
+
+def _runs(module: nn.Module, inputs: dict[str, Any], taps: Iterable[tuple[Place, Tap]] = ()) -> bool:
+    """One forward pass with taps; False where the model does not run on these inputs."""
     with torch.inference_mode(), unchanged(module, values=True), tapped(module, taps) as state:
         state.begin()
         try:
             run_example(module, inputs)
         except UserError:
-            return {}, {}
-    return shapes, ends
+            return False
+    return True

@@ -51,11 +51,12 @@ def random_twin(model: Model, seed: int = 0, spend: bool = False) -> Model | str
 
 def _is_as_built(model: Model) -> bool:
     """Whether nothing was put around or into a model since it was built, and all of its weights are numbers."""
-    changed = bool(model.around or model.quantised) or hasattr(model.module, "massact_changes")
+    if model.around or model.quantised or hasattr(model.module, "massact_changes"):
+        return False
     known = {name for name, _ in model.module.named_parameters(remove_duplicate=False)}
     kept = set(model.module.state_dict(keep_vars=True)) - known
     numbers = all(p.is_floating_point() and p.device.type != "meta" for p in model.module.parameters())
-    return numbers and not changed and not kept  # statistics that were learned are not drawn anew
+    return numbers and not kept  # statistics that were learned are not drawn anew
 
 
 def _built(kind: Any, config: Any, seed: int) -> nn.Module:

@@ -62,9 +62,9 @@ def answer_of(run: Contents) -> Section | None:
     reading, result = reading_of(run.leads), run.results[run.leads]
     words = reading.words(result)
     if run.scan is not None and (alone := opening(run.scan)) and words[: len(alone)] == alone:
-        told = {kind: reading_of(kind).in_brief(one) for kind, one in run.results.items()}
-        top = opening(run.scan, told.get(Intervention.KIND, ""), told.get(Quantisation.KIND, ""))
-        words = [*top, *words[len(alone) :]]
+        there = [(kind.KIND, run.of(kind)) for kind in (Intervention, Quantisation)]
+        told = ["" if one is None else reading_of(kind).in_brief(one) for kind, one in there]
+        words = [*opening(run.scan, *told), *words[len(alone) :]]
     return Section("answer", "Answer", [Words(words, True), *reading.definition(result)])
 
 

@@ -77,7 +77,7 @@ def effects_in_words(e: Intervention) -> list[str]:
     Source: Sun 2024, Table 3; the controls of Owen 2025 and Parodi 2026.
     """
     metric, target = main_metric(e.effects), e.info.target
-    rows = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] == "all")]
+    rows = _main_rows(e)
     edited = f"Edited: {_clusters(target)} at {_where(target)}, {_which(e.info.config)}"
     said = [
         f"{edited if target else NONE_FOUND}; effects on {visible(e.info.evaluated_on)}, values estimated on "
@@ -93,15 +93,19 @@ def effects_in_words(e: Intervention) -> list[str]:
     return said + noted(e.info.notes)
 
 
+def _main_rows(e: Intervention) -> pd.DataFrame:
+    """What each edit does to the main metric, over all sequences."""
+    return e.effects[(e.effects["metric"] == main_metric(e.effects)) & (e.effects["group"] == "all")]
+
+
 def zero_in_brief(e: Intervention) -> str:
     """What happens without them, in a sentence; "" where they were not set to zero."""
-    metric = main_metric(e.effects)
-    rows = e.effects[(e.effects["metric"] == metric) & (e.effects["group"] == "all")]
+    rows = _main_rows(e)
     zero = rows[rows["edit"] == "zero"]
     if not len(zero):
         return ""
     row = zero.iloc[0]
-    return f"Set to zero, {_spaced(metric)} goes from {_change(row)}: {verdict(row, margin_of(e))}."
+    return f"Set to zero, {_spaced(row['metric'])} goes from {_change(row)}: {verdict(row, margin_of(e))}."
 
 
 def _judged(row: pd.Series, rows: pd.DataFrame, margin: float) -> str:

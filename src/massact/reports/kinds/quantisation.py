@@ -117,6 +117,13 @@ def _saved(q: Quantisation, remedy: str) -> pd.DataFrame:
     return q.remedies[q.remedies["remedy"] == remedy]
 
 
+def _saved_alone(q: Quantisation, rows: pd.DataFrame) -> pd.DataFrame:
+    """What exempting massive tokens saves in schemes with nothing else done to them."""
+    plain = ~(rows["rotated"] | rows["smoothed"].notna() | rows["inserted"] | rows["slots"] | rows["exempt"])
+    mine = _saved(q, "exempt")
+    return mine[mine["scheme"].isin(rows.loc[plain, "scheme"])]
+
+
 def _verdict(row: pd.Series, margin: float) -> str:
     """Whether a remedy saves more than the margin: by the rule of all verdicts."""
     return judged(real(row["saved_low"]), real(row["saved_high"]), real(row["n_sequences"]), margin)
@@ -124,10 +131,7 @@ def _verdict(row: pd.Series, margin: float) -> str:
 
 def cost_in_brief(q: Quantisation) -> str:
     """What massive activations cost at most in the schemes that were tried, in a sentence; "" where nobody knows."""
-    rows, margin = losses(q), margin_of(q)
-    plain = ~(rows["rotated"] | rows["smoothed"].notna() | rows["inserted"] | rows["slots"] | rows["exempt"])
-    mine = _saved(q, "exempt")
-    mine = mine[mine["scheme"].isin(rows.loc[plain, "scheme"])]
+    margin, mine = margin_of(q), _saved_alone(q, losses(q))
     if not len(mine):
         return ""
     worst = mine.sort_values("saved_nats", ascending=False).iloc[0]
@@ -144,9 +148,7 @@ def cost_in_brief(q: Quantisation) -> str:
 def _costs(q: Quantisation, rows: pd.DataFrame, margin: float) -> list[str]:
     """What massive activations cost: each scheme beside the same with massive tokens exempt, nothing else done."""
     sharing = dict(zip(rows["scheme"], rows["sharing"], strict=True))
-    plain = ~(rows["rotated"] | rows["smoothed"].notna() | rows["inserted"] | rows["slots"] | rows["exempt"])
-    mine = _saved(q, "exempt")
-    mine = mine[mine["scheme"].isin(rows.loc[plain, "scheme"])]
+    mine = _saved_alone(q, rows)
     if not len(mine):
         worst = rows.iloc[int(rows["delta_nats"].fillna(-math.inf).to_numpy().argmax())]
         greatest = f"The greatest loss is that of {visible(worst['scheme'])}: {_loss(worst)}."

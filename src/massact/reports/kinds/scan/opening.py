@@ -7,7 +7,7 @@ import pandas as pd
 from massact.records.clusters import MASSIVE
 from massact.records.kinds.scan import ScanResult
 from massact.reports.kinds.scan.cluster_words import CLASSES
-from massact.reports.kinds.scan.views import StackView, rule_of, views
+from massact.reports.kinds.scan.views import StackView, model_name, rule_of, views
 from massact.reports.spelling import counted, number, real, signed, visible
 
 WITHOUT = "What happens without it: massact intervene RUN."
@@ -30,7 +30,7 @@ def opening(scan: ScanResult, without: str = "", cost: str = "") -> list[str]:
 
 
 def _what(scan: ScanResult, view: StackView, cluster: pd.Series) -> str:
-    name = visible(scan.info.model.get("name") or scan.info.model.get("id") or "") or "the model"
+    name = model_name(scan) or "the model"
     where = CLASSES.get(str(cluster["position_class"]), visible(str(cluster["position_class"])))
     widths = scan.info.model.get("d_model")
     width = widths.get(view.stack) if isinstance(widths, dict) else None

@@ -80,6 +80,11 @@ class Rule:
         return f"{name} ({inside})" if inside else name
 
 
+def model_name(result: ScanResult) -> str:
+    """The name of the model for people."""
+    return visible(result.info.model.get("name") or result.info.model.get("id") or "")
+
+
 def rule_of(result: ScanResult | Trajectory) -> Rule:
     """The criterion behind the findings."""
     record = result.info.criterion or {}

@@ -18,7 +18,7 @@ from massact.reports.kinds.scan.criteria import disagreement
 from massact.reports.kinds.scan.opening import opening
 from massact.reports.kinds.scan.rises import mixers_in_words
 from massact.reports.kinds.scan.streams import line, sets_of
-from massact.reports.kinds.scan.views import FORMATS, Rule, StackView, answer_of, rule_of, views
+from massact.reports.kinds.scan.views import FORMATS, Rule, StackView, answer_of, model_name, rule_of, views
 from massact.reports.spelling import (
     counted,
     listed,
@@ -75,11 +75,6 @@ def _in_full(view: StackView, rule: Rule, result: ScanResult) -> list[str]:
         sentences += clusters_in_words(view, rule)
     sentences += mixers_in_words(view, result.rises)
     return sentences + [s for s in (_range(view), _nonfinite(view)) if s]
-
-
-def model_name(result: ScanResult) -> str:
-    """The name of the model for people."""
-    return visible(result.info.model.get("name") or result.info.model.get("id") or "")
 
 
 def _headline(result: ScanResult, rule: Rule, stacks: list[StackView], opened: bool) -> str:
