@@ -46,7 +46,7 @@ def updated(make: Callable[[], object]) -> Callable[[Tensor], object]:
 def only_median(h_TD: Tensor) -> float | None:
     """The bracketed median and the blocks that it reads."""
     n = h_TD.numel()
-    bracket = selection.MedianBracket(selection.strided_sample(h_TD, selection.sample_size(n)), n)
+    bracket = selection.MedianBracket(selection.strided_sample(h_TD), n)
     for block in blocks_of(h_TD):
         bracket.add(block.mag, block.low, block.high)
     return bracket.median()

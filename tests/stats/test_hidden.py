@@ -57,6 +57,19 @@ def test_equals_float64_numpy_on_hard_streams(block_size, path, dtype, seed, len
     check(hard_stream(seed, lengths, D, dtype), top_k, hit, mad, PATHS[path])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(seed=st.integers(0, 10**6), B=st.integers(1, 5), T=st.integers(1, 40), D=st.integers(1, 33), mad=st.booleans())
+def test_sequences_at_once_equal_float64_numpy_and_one_by_one(block_size, dtype, seed, B, T, D, mad):
+    stream = hard_stream(seed, [T] * B, D, dtype)
+    together, apart = HiddenStats(5, 6.0, mad), measure(stream, top_k=5, hit=6.0, mad=mad)
+    together.update_all(torch.stack([s.h_TD for s in stream]), [Where(s.sequence) for s in stream])
+    check_hidden(together.result(), hidden_oracle(stream, 5, 6.0, mad))
+    a, b = together.result(), apart.result()
+    for name in ("sequence", "top_value", "top_pos", "top_dim", "median", "max", "token_max", "dim_max", "dim_hits"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_real_size_with_massive_activations(path, dtype):

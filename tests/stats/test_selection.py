@@ -54,8 +54,8 @@ def test_the_histogram_median_over_several_chunks(monkeypatch):
     assert selection.lower_median_device(x, torch.tensor(1001)) == x.abs().median()
 
 
-def bracket_of(x: np.ndarray, sample: np.ndarray, n_blocks: int = 7) -> selection.MedianBracket:
-    bracket = selection.MedianBracket(sample.copy(), len(x))
+def bracket_of(x: np.ndarray, sample: np.ndarray | None, n_blocks: int = 7) -> selection.MedianBracket:
+    bracket = selection.MedianBracket(None if sample is None else sample.copy(), len(x))
     for part in np.array_split(x, n_blocks):
         bracket.add(part, np.empty(len(part), bool), np.empty(len(part), bool))
     return bracket
@@ -64,7 +64,7 @@ def bracket_of(x: np.ndarray, sample: np.ndarray, n_blocks: int = 7) -> selectio
 def test_the_bracket_keeps_few_values_and_is_exact():
     x = np.abs(np.random.default_rng(0).standard_normal(400_000)).astype(np.float32)
     h_TD = torch.from_numpy(x.reshape(-1, 400))
-    bracket = bracket_of(x, selection.strided_sample(h_TD, selection.sample_size(len(x))))
+    bracket = bracket_of(x, selection.strided_sample(h_TD))
     assert bracket.median() == np.sort(x)[(len(x) - 1) // 2]
     assert 0 < bracket.n_between < 0.04 * len(x)
 
@@ -81,20 +81,30 @@ def test_the_bracket_is_exact_or_says_that_it_missed(seed, n, m, levels):
     assert bracket.median() == (median if bracket.lo <= median <= bracket.hi else None)
 
 
+@pytest.mark.parametrize("zeros", [0.0, 0.09, 0.3, 0.5, 0.7, 1.0])
+def test_few_values_are_all_kept_whatever_their_ties(zeros):
+    rng = np.random.default_rng(1)
+    x = np.abs(rng.standard_normal(9_001)).astype(np.float32) * (rng.random(9_001) >= zeros)
+    assert selection.strided_sample(torch.from_numpy(x)[:, None]) is None
+    bracket = bracket_of(x.astype(np.float32), None)
+    assert bracket.n_between == len(x) and bracket.median() == np.sort(x)[4_500]
+
+
 def test_a_missed_bracket_falls_back_to_the_exact_median(monkeypatch):
-    monkeypatch.setattr(selection, "strided_sample", lambda h_TD, size: np.full(50, 1e6, np.float32))
+    monkeypatch.setattr(selection, "strided_sample", lambda h_TD: np.full(50, 1e6, np.float32))
     torch.manual_seed(0)
     h_TD = torch.randn(80, 60)
-    m = passes.blocked_pass(h_TD, passes.Ask(top_k=3, hit=6.0, mad=True))
+    _, (m,) = passes.blocked_pass(h_TD[None], passes.Ask(top_k=3, hit=6.0, mad=True))
     median = h_TD.abs().median()
     assert m.scalars[0] == median
     assert m.scalars[1] == (h_TD.abs() - median).abs().median()
 
 
 @pytest.mark.parametrize("D", [1, 12, 768, 769])
-def test_the_sample_visits_every_dim(D):
+def test_the_sample_visits_every_dim(D, monkeypatch):
+    monkeypatch.setattr(selection, "SMALL", 64)
     h_TD = (torch.arange(D, dtype=torch.float32) + 1).repeat(40_000 // D + 2, 1)
-    sample = selection.strided_sample(h_TD, 8 * D)
+    sample = selection.strided_sample(h_TD)
     counts = (
         np.unique_counts(sample).counts if hasattr(np, "unique_counts") else np.unique(sample, return_counts=True)[1]
     )

@@ -37,6 +37,7 @@ from massact.models.adapters import (
 from massact.models.checkpoint_formats import packing_record
 from massact.models.failures import failure_of
 from massact.models.gguf_header import in_folder, is_gguf
+from massact.models.heap import give_back
 from massact.models.names import short_name
 from massact.models.offloading import dispatched
 from massact.models.requests import checked_example, live_name, paths_of, request_of
@@ -117,6 +118,8 @@ class Model:
 
         The language-model head is skipped unless a place is in it: it costs 30 % of a GPT-2 forward pass.
         """
+        if self.device.type == "cpu":
+            give_back()
         part = self._part([p.module for p in places], set(inputs))
         given = to_device(inputs, self.device, self.dtype)
         if "input_ids" in given and "decoder_input_ids" not in given and _needs_decoder(part):

@@ -5,6 +5,7 @@ Shapes: N sequences, T tokens, D dims, K top.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -123,9 +124,19 @@ class HiddenStats:
         if not h_TD.numel():
             self._rows.append(_empty_row(where.sequence, pos_T, self.ask.top_k))
             return
-        m = measured(h_TD, self.ask, self.blocked)
-        self.totals.add(m.columns, len(h_TD))
-        self._rows.append(_row_of(m, where, self.ask.top_k))
+        self.update_all(h_TD[None], (where,))
+
+    @torch.no_grad()
+    def update_all(self, h_BTD: Tensor, wheres: Sequence[Where]) -> None:
+        """Take sequences (B, T, D) of one length whose tokens are all valid: on a CPU at once, in far fewer calls."""
+        passed = measured(h_BTD, self.ask, self.blocked) if h_BTD.numel() else None
+        if passed is None:
+            for h_TD, where in zip(h_BTD, wheres, strict=True):
+                self.update(h_TD, where)
+            return
+        columns, each = passed
+        self.totals.add(columns, h_BTD.shape[0] * h_BTD.shape[1])
+        self._rows += [_row_of(m, where, self.ask.top_k) for m, where in zip(each, wheres, strict=True)]
 
     def merge(self, other: HiddenStats) -> None:
         """Add what another one with the same options has seen."""

@@ -1,10 +1,11 @@
-"""One sequence of a hidden state, measured in one pass: in blocks on a CPU, whole on an accelerator.
+"""Sequences of a hidden state, measured in one pass: in blocks on a CPU, whole on an accelerator.
 
-`blocked_pass` is the fast one for finite fp16, bf16 and fp32 values on a CPU. `whole_pass` takes anything on
-any device, without a branch on a value; on a CPU it computes in float64 and serves what the fast one
+`blocked_pass` is the fast one for finite fp16, bf16 and fp32 values on a CPU: what is counted of tokens and dims is
+counted of all of its sequences at once, since a small model spends its time in calls. `whole_pass` takes anything on
+any device, one sequence, without a branch on a value; on a CPU it computes in float64 and serves what the fast one
 declines.
 
-Shapes: T tokens, D dims, K top, R rows of one block, N values.
+Shapes: B sequences, T tokens, D dims, K top, R rows of one block, N values.
 """
 
 from __future__ import annotations
@@ -56,17 +57,15 @@ class Ask:
 
 @dataclass
 class Measured:
-    """What one pass gives; tensors on the device of the input.
+    """What one pass gives of one sequence; tensors on the device of the input.
 
     Args:
-        columns: sums per dim.
         scalars: (len(SCALARS),).
         top_value_K: signed values, descending in magnitude; min(k, T*D) of them or fewer.
         top_row_K, top_dim_K: their row and dim, -1 where there was no finite value.
         token_norm_T, token_max_T: per token, NaN where it has no finite value.
     """
 
-    columns: Columns
     scalars: Tensor
     top_value_K: Tensor
     top_row_K: Tensor
@@ -75,104 +74,130 @@ class Measured:
     token_max_T: Tensor
 
 
-def measured(h_TD: Tensor, ask: Ask, blocked: bool | None = None) -> Measured:
-    """Measure one sequence by the path that fits it.
+Passed = tuple[Columns, list[Measured]]  # sums per dim of all sequences, and what was measured of each
+
+
+def measured(h_BTD: Tensor, ask: Ask, blocked: bool | None = None) -> Passed | None:
+    """Measure sequences together by the path that fits them; None where several have to be measured one by one.
 
     Args:
-        h_TD: (T, D), not empty.
+        h_BTD: (B, T, D), not empty.
         ask: what to measure.
         blocked: False forces the path of accelerators, None chooses.
     """
-    on_cpu = h_TD.device.type == "cpu"
+    on_cpu = h_BTD.device.type == "cpu"
     if blocked is None and on_cpu:
-        fast = blocked_pass(h_TD, ask) if h_TD.dtype != torch.float64 else None
-        return whole_pass(h_TD, ask, exact=True) if fast is None else fast
-    return whole_pass(h_TD, ask, exact=False)
+        fast = blocked_pass(h_BTD, ask) if h_BTD.dtype != torch.float64 else None
+        return whole_pass(h_BTD[0], ask, exact=True) if fast is None and len(h_BTD) == 1 else fast
+    return whole_pass(h_BTD[0], ask, exact=False) if len(h_BTD) == 1 else None
 
 
 # ------------------------------------------------------------------------------------------------- blocked
 class _TokenSums:
-    """Per token max|x|, sum x, sum x^2, sqrt sum x^4 (float32), and sum x^3 of all values."""
+    """Per token max|x|, sum x, sum x^2, sqrt sum x^4 (float32)."""
 
     def __init__(self, T: int) -> None:
         self.max_T, self.one_T, self.two_T, self.four_T = torch.empty(4, T)
-        self.three = 0.0
 
     def add(self, block: Block) -> None:
+        """Take the next block; its squares are left in its spare buffer."""
         rows, square_RD = block.rows, torch.mul(block.x_RD, block.x_RD, out=block.spare_RD)
         torch.amax(block.mag_RD, 1, out=self.max_T[rows])
         torch.sum(block.x_RD, 1, out=self.one_T[rows])
         torch.sum(square_RD, 1, out=self.two_T[rows])
         torch.linalg.vector_norm(square_RD, dim=1, out=self.four_T[rows])
-        self.three += torch.dot(square_RD.view(-1), block.x_RD.view(-1)).item()
 
 
-def blocked_pass(h_TD: Tensor, ask: Ask) -> Measured | None:
+class _SequenceSums:
+    """Of all values of one sequence: sum |x|, sum x^3, and the bracket of the median."""
+
+    def __init__(self, h_TD: Tensor) -> None:
+        self.one = self.three = 0.0
+        self.bracket = selection.MedianBracket(selection.strided_sample(h_TD), h_TD.numel())
+
+    def add(self, block: Block, rows: slice) -> None:
+        """Take some rows of a block, which holds the squares in its spare buffer."""
+        self.one += block.mag_RD[rows].sum().item()
+        self.three += torch.dot(block.spare_RD[rows].view(-1), block.x_RD[rows].view(-1)).item()
+        self.bracket.add(block.mag[rows], block.low[rows], block.high[rows])
+
+
+def blocked_pass(h_BTD: Tensor, ask: Ask) -> Passed | None:
     """Everything from row blocks in cache; None for values that are not finite or too great or small."""
-    h_TD = h_TD.detach().contiguous()
-    T, D = h_TD.shape
-    sums, tokens = ColumnBlocks(T, D, ask.hit), _TokenSums(T)
-    bracket = selection.MedianBracket(selection.strided_sample(h_TD, selection.sample_size(T * D)), T * D)
-    for block in blocks_of(h_TD):
+    h_BTD = h_BTD.detach().contiguous()
+    B, T, D = h_BTD.shape
+    h_ND = h_BTD.view(B * T, D)
+    sums, tokens = ColumnBlocks(B * T, D, ask.hit), _TokenSums(B * T)
+    each = [_SequenceSums(h_TD) for h_TD in h_BTD]
+    for block in blocks_of(h_ND):
         sums.add(block)
         tokens.add(block)
-        bracket.add(block.mag, block.low, block.high)
-    top = tokens.max_T.max().item()
-    if not (_LEAST <= top <= _GREATEST or top == 0):  # NaN and Inf land here too
+        start, stop = block.rows.start, block.rows.stop
+        for b in range(start // T, -(-stop // T)):
+            each[b].add(block, slice(max(b * T, start) - start, min((b + 1) * T, stop) - start))
+    max_BT = tokens.max_T.view(B, T).numpy()
+    top_B = max_BT.max(1)
+    if not ((_LEAST <= top_B) & (top_B <= _GREATEST) | (top_B == 0)).all():  # NaN and Inf land here too
         return None
-    median = bracket.median()
-    if median is None:
-        median = _median_of_all(h_TD)
-    columns = with_tiny_dims(sums.total(), h_TD)
     tiny_T = torch.nonzero((tokens.max_T < _LEAST) & (tokens.max_T > 0)).flatten()  # their powers leave float32
-    mean, std, rms, kurtosis = _moments(h_TD, columns, tokens)
-    scalars = {
-        "median": median,
-        "mad": _mad_blocked(h_TD, median) if ask.mad else math.nan,
-        "mean": mean,
-        "std": std,
-        "rms": rms,
-        "mean_abs": columns.abs_sum.sum().item() / (T * D),
-        "max": top,
-        "kurtosis": kurtosis,
-        "osp_kurtosis": _osp_blocked(h_TD, tokens, tiny_T),
-        "n_nan": 0.0,
-        "n_inf": 0.0,
-    }
-    rows_K, dims_K = map(torch.from_numpy, selection.top_of_rows(h_TD, tokens.max_T.numpy(), ask.top_k))
-    return Measured(
-        columns=columns,
-        scalars=torch.tensor([scalars[name] for name in SCALARS], dtype=torch.float64),
-        top_value_K=h_TD[rows_K, dims_K],
-        top_row_K=rows_K,
-        top_dim_K=dims_K,
-        token_norm_T=_norms(h_TD, tokens, tiny_T),
-        token_max_T=tokens.max_T.clone(),  # a view would keep the other three sums alive
-    )
+    moments = _moments(h_BTD, tokens, [of.three for of in each])
+    norm_BT, osp_B = _norms(h_ND, tokens, tiny_T).view(B, T), _osp_blocked(h_ND, tokens, tiny_T, B)
+    columns = with_tiny_dims(sums.total(), h_ND)
+    found = []
+    for b, h_TD in enumerate(h_BTD):
+        median = each[b].bracket.median()
+        median = _median_of_all(h_TD) if median is None else median
+        mad = _mad_blocked(h_TD, median) if ask.mad else math.nan
+        mean, std, rms, kurtosis = moments[b]
+        scalars = (median, mad, mean, std, rms, each[b].one / (T * D), top_B[b], kurtosis, osp_B[b], 0.0, 0.0)
+        rows_K, dims_K = map(torch.from_numpy, selection.top_of_rows(h_TD, max_BT[b], ask.top_k))
+        found.append(
+            Measured(
+                scalars=torch.tensor(scalars, dtype=torch.float64),
+                top_value_K=h_TD[rows_K, dims_K],
+                top_row_K=rows_K,
+                top_dim_K=dims_K,
+                token_norm_T=norm_BT[b],
+                token_max_T=tokens.max_T[b * T : (b + 1) * T].clone(),  # a view would keep the other sums alive
+            )
+        )
+    return columns, found
 
 
-def _moments(h_TD: Tensor, columns: Columns, tokens: _TokenSums) -> tuple[float, float, float, float]:
-    """Mean, std, rms and Pearson kurtosis m4 / m2^2 of all values, from the sums of the pass.
+def _moments(h_BTD: Tensor, tokens: _TokenSums, three_B: list[float]) -> list[tuple[float, float, float, float]]:
+    """Mean, std, rms and Pearson kurtosis m4 / m2^2 of all values of each sequence, from the sums of the pass.
 
-    m2 joins the dims (no cancellation); m4 = S4 - 4 mean S3 + 6 mean^2 S2 - 3 mean^4 (S = mean of powers)
-    loses digits only where the mean exceeds the std; then the powers are taken about the mean, in another
-    pass and in float64.
+    m2 = S2 - mean^2 and m4 = S4 - 4 mean S3 + 6 mean^2 S2 - 3 mean^4 (S = mean of powers) lose digits only where the
+    mean exceeds the std; then the powers are taken about the mean, in another pass and in float64.
     """
-    n, D = h_TD.numel(), h_TD.shape[1]
-    mean = columns.mean.sum().item() / D
-    m2 = (columns.m2.sum().item() + len(h_TD) * (columns.mean - mean).square_().sum().item()) / n
-    rms = math.sqrt(mean * mean + m2)
-    if m2 <= _CONSTANT * rms * rms:
-        return mean, math.sqrt(m2), rms, math.nan
-    if mean * mean <= m2:
-        s2 = tokens.two_T.sum(dtype=torch.float64).item() / n
-        s4 = tokens.four_T.double().square_().sum().item() / n
-        m4 = s4 - 4 * mean * tokens.three / n + 6 * mean**2 * s2 - 3 * mean**4
-    else:
-        m4 = 0.0
-        for block in blocks_of(h_TD):
-            m4 += block.x_RD.double().sub_(mean).square_().square_().sum().item() / n
-    return mean, math.sqrt(m2), rms, m4 / m2**2
+    B, n = len(h_BTD), h_BTD[0].numel()
+    one_B, two_B, four_B = (
+        (t.view(B, -1).double() ** power).sum(1).tolist()
+        for t, power in ((tokens.one_T, 1), (tokens.two_T, 1), (tokens.four_T, 2))
+    )
+    found = []
+    for h_TD, one, s2, s3, s4 in zip(h_BTD, one_B, two_B, three_B, four_B, strict=True):
+        mean, s2, s3, s4 = one / n, s2 / n, s3 / n, s4 / n
+        m2 = s2 - mean**2
+        m4 = s4 - 4 * mean * s3 + 6 * mean**2 * s2 - 3 * mean**4
+        if mean * mean > m2:
+            mean, m2, m4 = _moments_about_the_mean(h_TD)
+        rms = math.sqrt(mean * mean + m2)
+        found.append((mean, math.sqrt(m2), rms, m4 / m2**2 if m2 > _CONSTANT * rms * rms else math.nan))
+    return found
+
+
+def _moments_about_the_mean(h_TD: Tensor) -> tuple[float, float, float]:
+    """Mean, m2 and m4 of all values, in float64 block by block."""
+    n = h_TD.numel()
+    mean = sum(block.x_RD.sum(dtype=torch.float64).item() for block in blocks_of(h_TD)) / n
+    off = m2 = m4 = 0.0
+    for block in blocks_of(h_TD):
+        d_RD = block.x_RD.double().sub_(mean)
+        off += d_RD.sum().item() / n
+        m2 += d_RD.square_().sum().item() / n
+        m4 += d_RD.square_().sum().item() / n
+    return mean + off, max(0.0, m2 - off**2), m4
 
 
 def _norms(h_TD: Tensor, tokens: _TokenSums, tiny_T: Tensor) -> Tensor:
@@ -184,8 +209,8 @@ def _norms(h_TD: Tensor, tokens: _TokenSums, tiny_T: Tensor) -> Tensor:
     return norm_T
 
 
-def _osp_blocked(h_TD: Tensor, tokens: _TokenSums, tiny_T: Tensor) -> float:
-    """Mean over tokens of relu(mean(x^4) / std(x)^4 - 3), from the sums of the pass."""
+def _osp_blocked(h_TD: Tensor, tokens: _TokenSums, tiny_T: Tensor, B: int) -> list[float]:
+    """Of each sequence, mean over its tokens of relu(mean(x^4) / std(x)^4 - 3), from the sums of the pass."""
     D = h_TD.shape[1]
     one_T, two_T, four_T = (s.numpy().astype(np.float64) for s in (tokens.one_T, tokens.two_T, tokens.four_T))
     if len(tiny_T):
@@ -198,9 +223,9 @@ def _osp_blocked(h_TD: Tensor, tokens: _TokenSums, tiny_T: Tensor) -> float:
     if len(lost_T):
         variance_T[lost_T] = h_TD[torch.from_numpy(lost_T)].double().var(1, correction=0).numpy()
     kept_T = variance_T > _CONSTANT * square_T
-    if not kept_T.any():
-        return math.nan
-    return float(np.maximum(four_T[kept_T] ** 2 / D / variance_T[kept_T] ** 2 - 3, 0).mean())
+    excess_T = np.maximum(four_T**2 / D / np.where(kept_T, variance_T, 1.0) ** 2 - 3, 0) * kept_T
+    n_B, sum_B = kept_T.reshape(B, -1).sum(1), excess_T.reshape(B, -1).sum(1)
+    return [float(total / n) if n else math.nan for total, n in zip(sum_B, n_B, strict=True)]
 
 
 def _median_of_all(h_TD: Tensor) -> float:
@@ -211,7 +236,8 @@ def _median_of_all(h_TD: Tensor) -> float:
 
 def _mad_blocked(h_TD: Tensor, median: float) -> float:
     """Lower median of | |h| - median |, differences rounded to float32."""
-    sample_S = np.abs(selection.strided_sample(h_TD, selection.sample_size(h_TD.numel())) - np.float32(median))
+    sample_S = selection.strided_sample(h_TD)
+    sample_S = None if sample_S is None else np.abs(sample_S - np.float32(median))
     bracket = selection.MedianBracket(sample_S, h_TD.numel())
     for block in blocks_of(h_TD):
         block.mag_RD.sub_(median).abs_()
@@ -224,7 +250,7 @@ def _mad_blocked(h_TD: Tensor, median: float) -> float:
 
 
 # --------------------------------------------------------------------------------------------------- whole
-def whole_pass(h_TD: Tensor, ask: Ask, exact: bool) -> Measured:
+def whole_pass(h_TD: Tensor, ask: Ask, exact: bool) -> Passed:
     """Everything from the whole (T, D) at once, over its finite values, with no branch on a value.
 
     Args:
@@ -272,8 +298,7 @@ def whole_pass(h_TD: Tensor, ask: Ask, exact: bool) -> Measured:
         "n_nan": torch.isnan(h_TD).sum().to(A),
         "n_inf": torch.isinf(h_TD).sum().to(A),
     }
-    return Measured(
-        columns=columns,
+    made = Measured(
         scalars=torch.stack([scalars[name] for name in SCALARS]),
         top_value_K=torch.where(real_K, top_value_K, math.nan),
         top_row_K=torch.where(real_K, top_row_K, -1),
@@ -281,6 +306,7 @@ def whole_pass(h_TD: Tensor, ask: Ask, exact: bool) -> Measured:
         token_norm_T=torch.where(n_T > 0, norm_T * s, none),
         token_max_T=torch.where(n_T > 0, max_T.to(A), none),
     )
+    return columns, [made]
 
 
 def _moments_whole(v_TD: Tensor, finite_TD: Tensor, n_T: Tensor, norm_T: Tensor) -> tuple[Tensor, ...]:

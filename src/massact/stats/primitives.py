@@ -5,6 +5,7 @@ Shapes: N sequences, T tokens, D dims, R ranks, V all values of a sequence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Self
@@ -70,6 +71,17 @@ class TokenMax:
         check_2d(h_TD)
         max_T, bad_2 = _token_max(h_TD.detach())
         self._rows.append(_TokenRow(where.sequence, where.rows(len(h_TD)), max_T, bad_2))
+
+    @torch.no_grad()
+    def update_all(self, h_BTD: Tensor, wheres: Sequence[Where]) -> None:
+        """Take sequences (B, T, D) of one length whose tokens are all valid, at once."""
+        max_N, bad_2 = _token_max(h_BTD.detach().flatten(0, 1))
+        if bool(bad_2.any()):  # which of them has NaN or Inf
+            for h_TD, where in zip(h_BTD, wheres, strict=True):
+                self.update(h_TD, where)
+            return
+        each = zip(max_N.view(h_BTD.shape[:2]), wheres, strict=True)
+        self._rows += [_TokenRow(where.sequence, where.rows(len(max_T)), max_T, bad_2) for max_T, where in each]
 
     def merge(self, other: TokenMax) -> None:
         """Add what another one has seen."""

@@ -57,7 +57,8 @@ class Statistic(Protocol):
 
     A sequence is given whole, in one update. Any split of the sequences over several statistics and any
     order of merges gives the same result: exactly for counts and order statistics, to rounding for floating
-    sums.
+    sums. One that has `update_all(h_BTD, wheres)` is given sequences of one length, all of whose tokens are valid, in
+    one call: the same as an update for each.
     """
 
     def update(self, seen: Any, where: Where, /) -> None:

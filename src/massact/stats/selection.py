@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SMALL = 1 << 15  # values; below this a plain partition is cheaper than sampling and bracketing
+SMALL = 1 << 18  # values; up to here a partition of all is cheaper than sampling and bracketing
+_TIES = 64  # every so many-th value tells whether many are zero
 _CHUNK = 1 << 22  # values per histogram update on an accelerator: their int64 index takes 32 MB
 _LANES = 8  # copies of the histogram, so that equal values do not all wait for one counter
 _INT = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -67,19 +68,20 @@ def top_of_rows_device(mag_TD: Tensor, row_max_T: Tensor, k: int) -> tuple[Tenso
 
 
 # --------------------------------------------------------------------------------------- median, on the CPU
-def strided_sample(h_TD: Tensor, size: int) -> np.ndarray:
-    """About `size` magnitudes, float32 (S,), at a stride that visits every dim evenly; h is contiguous."""
+def strided_sample(h_TD: Tensor) -> np.ndarray | None:
+    """Some magnitudes, float32 (S,), at a stride that visits every dim evenly; None of few. h is contiguous.
+
+    So many that the cost of a sample (~ S) is balanced with that of what its bracket lets through (~ n / sqrt S).
+    """
     n, D = h_TD.numel(), h_TD.shape[1]
+    if n <= SMALL:
+        return None
+    size = int(1.5 * n ** (2 / 3))
     step = max(1, n // max(1, size))
     while math.gcd(step, D) != 1:
         step += 1
     strided_S = h_TD.view(-1)[::step]
     return np.abs(strided_S.numpy() if h_TD.dtype == torch.float32 else strided_S.float().numpy())
-
-
-def sample_size(n: int) -> int:
-    """Balances the cost of a sample (~ S) with that of what its bracket lets through (~ n / sqrt S)."""
-    return n if n <= SMALL else int(1.5 * n ** (2 / 3))
 
 
 class MedianBracket:
@@ -91,21 +93,29 @@ class MedianBracket:
     caller must select among all values: the answer is exact either way.
 
     Args:
-        sample_S: some of the magnitudes.
+        sample_S: some of the magnitudes; None: every value is kept, which is cheaper for a few.
         n: number of values in the stream.
     """
 
-    def __init__(self, sample_S: np.ndarray, n: int) -> None:
+    def __init__(self, sample_S: np.ndarray | None, n: int) -> None:
+        self.rank = (n - 1) // 2
+        self.n_low = self.n_between = 0
+        self.between: list[np.ndarray] = []
+        self.lo, self.hi = np.float32(0), np.float32(np.inf)
+        self.whole = sample_S is None
+        if sample_S is None:
+            return
         m = len(sample_S)
         margin = int(1.5 * math.sqrt(m)) + 1 if m < n else 1
         sample_S.sort()  # much faster than a partition at two ranks, or a selection, where many values are equal
         self.lo, self.hi = sample_S[max(0, m // 2 - margin)], sample_S[min(m - 1, m // 2 + margin)]
-        self.rank = (n - 1) // 2
-        self.n_low = self.n_between = 0
-        self.between: list[np.ndarray] = []
 
     def add(self, mag: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
         """Take one block of float32 magnitudes; `low` and `high` are bool buffers of its shape."""
+        if self.whole:
+            self.n_between += mag.size
+            self.between.append(mag.reshape(-1).copy())
+            return
         np.less(mag, self.lo, out=low)
         np.less_equal(mag, self.hi, out=high)
         self.n_low += int(np.count_nonzero(low))
@@ -123,7 +133,10 @@ class MedianBracket:
             return None
         if self.lo == self.hi:
             return float(self.lo)
-        inside = np.concatenate(self.between)
+        inside = np.concatenate(self.between) if len(self.between) > 1 else self.between[0]
+        if self.whole and np.count_nonzero(inside[::_TIES] == 0) * _TIES < 0.1 * len(inside):
+            inside.partition(index)
+            return float(inside[index])
         above = inside[inside > self.lo]  # half zeros, for instance: a partition is slow among ties
         index -= len(inside) - len(above)
         if index < 0:

@@ -19,7 +19,8 @@ from massact.trace.integrity import unchanged
 from massact.trace.observation import Measurements, Observable, Plan, Probe, Seen, observing, plan
 
 TOKENS_PER_BATCH = {"cuda": 16384}
-TOKENS_PER_THREAD = 256  # of a CPU: more at once is no faster, and takes more memory
+# Of a CPU: more at once is no faster, and takes more memory; of a narrow model calls cost more than what they compute.
+TOKENS_PER_THREAD, MOST_PER_THREAD, VALUES_PER_THREAD = 256, 2048, 1 << 18
 
 
 class Traceable(Observable, Protocol):
@@ -118,7 +119,9 @@ class _Queue:
             return size
         budget = TOKENS_PER_BATCH.get(model.device.type, 4096)
         if model.device.type == "cpu":
-            budget = TOKENS_PER_THREAD * min(8, max(2, torch.get_num_threads()))
+            width = max((s.d_model for s in model.anatomy.stacks), default=1)
+            each = min(MOST_PER_THREAD, max(TOKENS_PER_THREAD, VALUES_PER_THREAD // max(1, width)))
+            budget = each * min(8, max(2, torch.get_num_threads()))
         longest = self.corpus.inputs["input_ids"].shape[1] if self.corpus.kind == "tokens" else 256
         return max(1, min(budget // longest, 64))
 

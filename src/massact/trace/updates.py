@@ -33,7 +33,12 @@ def feed(
     """
     if h_BTD.ndim == 2:  # some modules see tokens of all sequences in one row
         h_BTD = h_BTD.reshape(len(batch.sequences), -1, h_BTD.shape[-1])
-    for b, rows, where in islice(_wheres(batch, h_BTD.shape[1], text_BT), most):
+    wheres = list(islice(_wheres(batch, h_BTD.shape[1], text_BT), most))
+    together = getattr(statistic, "update_all", None)
+    if together is not None and len(wheres) > 1 and all(rows is None for _, rows, _ in wheres):
+        together(h_BTD[: len(wheres)], [where for *_, where in wheres])
+        return
+    for b, rows, where in wheres:
         if rows is None:
             statistic.update(h_BTD[b], where)
         else:
