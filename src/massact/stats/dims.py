@@ -113,7 +113,7 @@ def _joined_blocks(sums_SND: Tensor, n_N: Tensor) -> Columns:
     n, n_N1 = n_N.sum(), n_N[:, None]
     off_ND = sum_ND / n_N1
     mean_ND = off_ND + shift_ND
-    m2_D = off_ND.square_().mul_(n_N1).neg_().add_(square_ND).relu_().sum(0)
+    m2_D = off_ND.square_().mul_(n_N1).neg_().add_(square_ND).clamp_(min=0).sum(0)
     mean_D = (mean_ND * n_N1).sum(0) / n
     m2_D += mean_ND.sub_(mean_D).square_().mul_(n_N1).sum(0)
     return Columns(
