@@ -39,16 +39,19 @@ def run(call: Call) -> Done:
     if out is None:
         return Done(done, NOT_SAVED)
     done.save(out)
-    call.keep(done, out)
     again = " ".join(map(str, folders))
-    return Done(done, f"Saved in {out}: both runs, compare.parquet, figures/. Compare again: massact compare {again}")
+    said = f"Saved in {out}: both runs, compare.parquet, figures/. Compare again: massact compare {again}"
+    return Done(done, said, folder=out)
 
 
 def _scan(call: Call, model: str | None, folder: Path, **options: Any) -> Any:
     """Scan one of the two into its folder."""
     asked = call.options.given() | options
     inputs: Any = call.inputs.changed(model=model, out=folder, against=None)
-    return verb.run(replace(call, inputs=inputs, options=type(call.options).of(asked))).result
+    done = verb.run(replace(call, inputs=inputs, options=type(call.options).of(asked)))
+    if call.inputs.out is not None:
+        call.keep(done.result, folder)
+    return done.result
 
 
 def _plain(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -88,7 +89,7 @@ def _kind(annotation: Any) -> Any:
 
 # ------------------------------------------------------------------------------------------ the life of a verb
 def perform(verb: Verb, inputs: Any, options: Options) -> None:
-    """Run a verb: refuse what cannot be before minutes are spent on it, do it, keep it, draw it, print it.
+    """Run a verb: refuse what cannot be before minutes are spent on it, do it, keep it, print it, draw it.
 
     Raises:
         MassactError: what went wrong, with an exit status.
@@ -109,6 +110,9 @@ def perform(verb: Verb, inputs: Any, options: Options) -> None:
             named(verb.check)(options)
         done = _on_scan(call) if verb.job else named(verb.run)(call)
     print_result(done.result, json, quiet)
+    if done.folder is not None:
+        sys.stdout.flush()  # the answer need not wait for its pictures
+        keep(done.result, done.folder)
     if not json and not quiet:
         typer.echo(f"\n{done.said}")
     if done.failed is not None:

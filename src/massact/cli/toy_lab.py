@@ -45,8 +45,7 @@ def toy_lab(call: Call, options: dict[str, Any]) -> Done:
         raise Interrupted("Interrupted. A toy lab keeps no half-done training: start it again.") from None
     if out is None:
         return Done(lab, "Not saved. Keep tables, figure and models with --out DIR.")
-    call.keep(lab, out)
-    return Done(lab, _saved(lab, out))
+    return Done(lab, _saved(lab, out), folder=out)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -58,9 +58,9 @@ def run(call: Call) -> Done:
     result = scan_text(loaded, text, config, out=given.out, resume=given.resume, progress=call.progress, spend=True)
     if given.out is None:
         return Done(result, NOT_SAVED)
-    call.keep(result, given.out)
     drawn = ", figures/" if given.formats() else ""
-    return Done(result, f"Saved in {given.out}: tables, run.json{drawn}. Print it again: massact show {given.out}")
+    said = f"Saved in {given.out}: tables, run.json{drawn}. Print it again: massact show {given.out}"
+    return Done(result, said, folder=given.out)
 
 
 def _size_of(out: Path) -> int | None:
@@ -88,7 +88,6 @@ def _scan_all(call: Call, loading: dict[str, Any]) -> Done:
         found, given.corpus, out=out, resume=given.resume, progress=call.progress, each=each, load_options=loading,
         **call.options.given(),
     )  # fmt: skip
-    call.keep(done, out)
     said = (
         f"Saved in {out}: trajectory.json, revisions.parquet, figures/, and a run directory for each checkpoint. "
         f"Print it again: massact show {out}"
@@ -99,7 +98,7 @@ def _scan_all(call: Call, loading: dict[str, Any]) -> Done:
         "\n".join(failed),
         "The others are finished: try these again with --resume.",
     )
-    return Done(done, said, error if failed else None)
+    return Done(done, said, error if failed else None, folder=out)
 
 
 def _no_folder_of_checkpoints(model: str | None) -> None:

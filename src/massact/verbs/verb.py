@@ -71,11 +71,13 @@ class Done:
         result: of any kind.
         said: the closing line.
         failed: what could not be done, told after the rest.
+        folder: of the figures, which are drawn once the answer stands there; None: there are none.
     """
 
     result: Any
     said: str
     failed: WorkError | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Call:
         inputs, options: as they were given.
         progress: called with (stage, done, in all).
         say: prints a line on stderr, unless all is to be quiet.
-        keep: draws the figures of a result into its folder.
+        keep: draws the figures of a result into its folder, of those that are not the last of a call.
         scan: of the run that was given; None where none was.
     """
 
@@ -99,16 +101,15 @@ class Call:
     scan: Any = None
 
     def added(self, result: Any, out: Path | None) -> Done:
-        """Keep what was found beside the scan that it is of, and draw it."""
+        """Keep what was found beside the scan that it is of."""
         if out is None:
             return Done(result, NOT_SAVED)
         result.save(out)
-        self.keep(result, out)
         tables = [f"{name}.parquet" for name in result.tables()]
         files = ", ".join(
             [*(tables if len(tables) < 3 else ["tables"]), result.FILE, *["figures/"] * bool(self.inputs.formats())]
         )
-        return Done(result, f"Added to {out}: {files}. Print it again: massact show {out}")
+        return Done(result, f"Added to {out}: {files}. Print it again: massact show {out}", folder=out)
 
 
 @cache
