@@ -10,7 +10,7 @@ import pandas as pd
 
 from massact.corpora import Corpus
 from massact.records.anatomy import AttentionPlace
-from massact.records.rules import is_sink
+from massact.records.rules import BROADCAST, NOP, is_sink
 from massact.records.sites import Site
 from massact.records.tables import frame
 from massact.stats.groups import GroupResult
@@ -20,6 +20,7 @@ Heads = Mapping[Site, HeadResult]
 PLAIN = (
     *("mass_first", "mass_first_uniform", "mass_findings", "mass_findings_uniform", "mass_random"),
     *("mass_random_uniform", "alpha_first", "secondary", "value_norm_first", "slot_mass"),
+    *("mass_diagonal", "mass_diagonal_uniform"),
 )  # columns of a head that are called as the statistic
 
 
@@ -44,11 +45,23 @@ def heads_table(heads: Heads, places: Mapping[Site, AttentionPlace], eps: float)
                     "stack": site.stack, "layer": site.layer, "kind": site.point, "head": h,
                     "module": places[site].module, "sink_rate": above_H[h], "entropy_nats": means["entropy"][h],
                     "value_norm_ratio": means["value_norm_findings"][h], "update_stable_rank": r.stable_rank[h],
-                    "n_sequences": len(r.sequence),
+                    "n_sequences": len(r.sequence), "sink_type": sink_type(above_H[h], means["value_norm_first"][h]),
                     **{n: means[n][h] for n in PLAIN},
                 }
             )  # fmt: skip
     return frame("heads", rows)
+
+
+def sink_type(rate: float, value_norm: float) -> str:
+    """What a head with a sink at position 0 gets from it: nop, broadcast or between; empty without one (Fesser 2026).
+
+    Args:
+        rate: share of sequences with a sink there.
+        value_norm: norm of the value of position 0 over the mean of the others.
+    """
+    if not rate > 0.5 or np.isnan(value_norm):
+        return ""
+    return "nop" if value_norm < NOP else "broadcast" if value_norm >= BROADCAST else "between"
 
 
 def positions_table(heads: Heads) -> pd.DataFrame:
@@ -119,6 +132,8 @@ def axes_table(heads: Heads, hidden: Mapping[Site, dict[str, GroupResult]], read
                 "concentration_first": mean_of(r.per_head["mass_first"]),
                 "concentration_first_uniform": mean_of(r.per_head["mass_first_uniform"]),
                 "concentration_null": mean_of(r.per_head["mass_random"]),
+                "diagonal": mean_of(r.per_head["mass_diagonal"]),
+                "diagonal_uniform": mean_of(r.per_head["mass_diagonal_uniform"]),
                 "value_drain": mean_of(r.per_head["value_norm_findings"]),
                 "value_drain_first": mean_of(r.per_head["value_norm_first"]),
                 "residual_norm": groups["findings"].norm / groups["others"].norm if both else np.nan,
@@ -178,6 +193,7 @@ def sequences_table(heads: Heads) -> pd.DataFrame:
                 "stack": site.stack, "layer": site.layer, "sequence": r.sequence,
                 "concentration": mean_of(r.per_head["mass_findings"], axis=1),
                 "concentration_null": mean_of(r.per_head["mass_random"], axis=1),
+                "diagonal": mean_of(r.per_head["mass_diagonal"], axis=1),
                 "constancy": r.parts["concat", "findings", "constancy"],
                 "null_constancy": r.parts["concat", "random", "constancy"],
             }))  # fmt: skip

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from massact.corpora import Corpus
+from massact.explanations.collapse import collapse_probes, collapse_table, collapsing
 from massact.explanations.concentration import (
     axes_table,
     decomposition_table,
@@ -25,9 +26,11 @@ from massact.explanations.concentration import (
 from massact.explanations.heat_maps import attention_maps
 from massact.explanations.neurons import neurons_table
 from massact.explanations.patch_attention import share_probes, shares_table
+from massact.explanations.spectra import spectrum_table, too_wide
 from massact.explanations.states import chosen_tokens, states_table
 from massact.explanations.targets import counts, positions_of, reading_blocks, targets
-from massact.explanations.weights import norm_weights_table, spectrum
+from massact.explanations.unembedding import dark_rows, final_gain, reads_head, unread
+from massact.explanations.weights import norm_weights_table
 from massact.explanations.writers import MOST_COORDINATES, Coordinate, coordinates_of, write_probes, writers_table
 from massact.models import Model, projection_of, with_attention_for
 from massact.positions import layout_of, tokens_of
@@ -42,6 +45,7 @@ from massact.scans import AtLength, proved_at, scanned_inputs
 from massact.scans.image_maps import massive_patches
 from massact.stats import TokenMax
 from massact.stats.attention_call import rounding_allowed
+from massact.stats.gram import GramStats
 from massact.stats.groups import GroupStats
 from massact.stats.heads import HeadOptions, HeadResult, HeadStats, Targets
 from massact.trace import Measurements, Probe, measure
@@ -129,7 +133,9 @@ class _Job:
         self.targets = {
             name: targets(self.found[name], self.near[name], self._kept(name), self.config.seed) for name in self.stacks
         }
-        return coordinates_of(self.scan.findings, self.scan.clusters, n)
+        coordinates = coordinates_of(self.scan.findings, self.scan.clusters, n)
+        self.collapsing = collapsing(coordinates, {name: t.random for name, t in self.targets.items()})
+        return coordinates
 
     def run(self) -> Explanation:
         coordinates, n = self.prepare(), self.corpus.n_sequences
@@ -150,7 +156,9 @@ class _Job:
             info.notes += notes
         dims = {s: {c.dim for c in coordinates if c.stack == s} for s in self.stacks}
         result.norm_weights = norm_weights_table(self.model, dims)
-        info.spectrum = {name: self._spectrum(name, measured) for name in self.stacks}
+        result.collapse, missed = collapse_table(self.model, self.stacks, self.collapsing, measured, result.writers)
+        info.notes += missed
+        result.dark_subspace = self._dark_subspace(dims, measured, info)
         info.tokens = {name: counts(self.targets[name], self.near[name]) for name in self.stacks}
         info.notes += self._notes(coordinates)
         result.states = self._states(info)
@@ -215,8 +223,14 @@ class _Job:
             if any("attn_in" in block.places for block in stack.blocks):
                 probes.append(Probe("normed", f"{head}*.attn_in", make))
             probes.append(Probe("hidden", f"{head}*.resid_post", make))
+            corpus, seed = self.config.corpus_spectrum and not too_wide(stack), self.config.seed
+            probes.append(
+                Probe("spectrum", f"{head}*.resid_post", partial(GramStats, self.found[name], corpus, 1, seed))
+            )
             mine = [c for c in coordinates if c.stack == name]
             probes += write_probes(stack, mine) if mine else []
+            alike = [g for g in self.collapsing if g.coordinate.stack == name]
+            probes += collapse_probes(stack, alike) if alike else []
             layout = layout_of(self.model, self.corpus, name)
             if layout is not None:
                 calls = [s for s, p in self.model.anatomy.attentions.items() if s.stack == name and not p.cross]
@@ -230,6 +244,9 @@ class _Job:
         before = {site: groups for site, groups in hidden.items() if site.point == "resid_pre"}
         reading = reading_blocks(self.scan.findings, self.scan.clusters)
         _check_parts(heads, self.model)
+        grams = {site: measured.result("spectrum", site) for site in measured.sites("spectrum")}
+        spectra, notes = spectrum_table(grams, self.found)
+        info.notes += notes
         return Explanation(
             info,
             heads=heads_table(heads, self.model.anatomy.attentions, self.config.eps),
@@ -239,6 +256,7 @@ class _Job:
             trajectory=stages_table(heads, {"hidden": before, "normed": normed}),
             decomposition=decomposition_table(heads),
             per_sequence=sequences_table(heads),
+            spectrum=spectra,
             patch_attention=shares_table(measured),
         )
 
@@ -263,15 +281,25 @@ class _Job:
                 seen[site.stack].setdefault("unseen_layers", []).append(site.layer)
         return seen
 
-    def _spectrum(self, stack: str, measured: Measurements) -> dict[str, Any]:
+    def _dark_subspace(self, dims: Mapping[str, set[int]], measured: Measurements, info: ExplainInfo) -> pd.DataFrame:
         """Of the last layer with findings, as the mean states stand there."""
-        layers = self.scan.findings.loc[self.scan.findings["stack"] == stack, "layer"]
-        if not len(layers):
-            return {"unavailable": "the scan has no findings"}
-        site = Site(stack, int(layers.max()), "resid_post")
-        groups = measured.result("hidden", site)
-        states = {name: g.mean for name, g in groups.items() if np.isfinite(g.mean).all()}
-        return spectrum(self.model, stack, states) | ({"layer": site.layer} if states else {})
+        rows: list[dict[str, object]] = []
+        for name in self.stacks:
+            layers = self.scan.findings.loc[self.scan.findings["stack"] == name, "layer"]
+            if not len(layers) or not reads_head(self.model, name):
+                continue
+            if why := unread(self.model, name):
+                info.notes.append(f"The dark subspace is unavailable: {why}.")
+                continue
+            site = Site(name, int(layers.max()), "resid_post")
+            groups = measured.result("hidden", site)
+            states = {group: g.mean for group, g in groups.items() if np.isfinite(g.mean).all() and g.mean.any()}
+            gain = final_gain(self.model, self.corpus, name)
+            if gain is None:
+                info.notes.append("The dark subspace is told without the gain of the final norm, which was not found.")
+            place: dict[str, object] = {"stack": name, "layer": site.layer}
+            rows += [place | row for row in dark_rows(self.model, states, dims[name], gain)]
+        return frame("dark_subspace", rows)
 
     def _notes(self, coordinates: list[Coordinate]) -> list[str]:
         notes = self.model.anatomy.unseen_attention(self.stacks)
@@ -288,6 +316,8 @@ class _Job:
             notes.append("The scan has no findings: what is about their tokens is unavailable.")
         if any(p.via == "softmax" for p in self.model.anatomy.attentions.values()):
             notes.append("This model writes its attention out: logits and values are seen, queries and keys are not.")
+        if self.config.corpus_spectrum:
+            notes += [why for stack in self.stacks.values() if (why := too_wide(stack))]
         if not self.config.columns:
             notes.append("Mass on every key and entropy were not asked for.")
         return notes

@@ -1,26 +1,21 @@
-"""Weights that stand out where massive activations are: norms (Kovaleva 2021) and the unembedding (Cancedda 2024)."""
+"""Weights of norms that stand out where massive activations are (Kovaleva 2021)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from massact.anatomy import norms_of
-from massact.anatomy.projections import sizes_of
-from massact.models import Model, held, matrix_of
+from massact.models import Model, held
 from massact.records.anatomy import Stack
 from massact.records.tables import frame
 
 SIGMA = 3.0  # Kovaleva 2021
 LAYER_SHARE = 0.5
-BOTTOM = 0.05  # of the singular directions, the weakest: Cancedda 2024
-WIDEST = 8192  # a wider residual stream is not decomposed
 
 
 def norm_weights_table(model: Model, dims: Mapping[str, set[int]]) -> pd.DataFrame:
@@ -99,42 +94,3 @@ def _scored(x_D: Tensor) -> tuple[np.ndarray, np.ndarray]:
     x = x_D.detach().double().cpu().numpy()
     std = x.std()
     return x, (x - x.mean()) / std if std > 0 else np.zeros_like(x)
-
-
-def reads_head(model: Model, stack: str) -> bool:
-    """Whether the unembedding reads this stack: of several the last one that runs, never the encoder of a decoder."""
-    return stack == model.anatomy.stacks[-1].name
-
-
-def spectrum(model: Model, stack: str, states: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Share of |h|^2 in the weakest directions of the unembedding W_U, for mean states of groups of tokens.
-
-    h is taken as it stands in the residual stream, before the final norm. A random direction has a share of about
-    the fraction of directions, 0.05.
-
-    Args:
-        stack: whose states they are.
-        states: group -> (D,) mean state.
-
-    Returns:
-        {"bottom": fraction of the directions, group: share, ...}, or {"unavailable": reason}.
-    """
-    if not reads_head(model, stack):
-        return {"unavailable": "no unembedding reads this stack"}
-    head = getattr(model.module, "get_output_embeddings", lambda: None)()
-    if head is None or not (sizes := sizes_of(head)):
-        return {"unavailable": "the model has no unembedding matrix"}
-    D = sizes[1]
-    if any(len(h) != D for h in states.values()) or not states:
-        return {"unavailable": "the unembedding reads another width than that of the residual stream"}
-    if D > WIDEST:
-        return {"unavailable": f"the residual stream is wider than {WIDEST:,}"}
-    weight_VD = matrix_of(head, D)
-    gram_DD = (weight_VD.T @ weight_VD).double().cpu()
-    _, vectors = torch.linalg.eigh(gram_DD)  # ascending
-    weakest_DB = vectors[:, : max(1, round(BOTTOM * D))]
-    shares: dict[str, Any] = {"bottom": weakest_DB.shape[1] / D}
-    for group, h in states.items():
-        h_D = torch.from_numpy(np.asarray(h, np.float64))
-        shares[group] = float((weakest_DB.T @ h_D).square().sum() / h_D.square().sum())
-    return shares

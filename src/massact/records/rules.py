@@ -11,6 +11,10 @@ WORDS = f"|h| > {MAGNITUDE:,.0f} and |h| >= {RATIO:,.0f} x median"
 # Gu et al. 2025: a key is a sink of a head from this mean attention on it on.
 SINK = 0.3
 
+# Fesser et al. 2026: what the norm of a sink's value, over that of other values, says of the head. Their broadcasting
+# heads have about 1; BROADCAST is where we draw the line.
+NOP, BROADCAST = 0.2, 0.5
+
 # Dettmers et al. 2022, arXiv 2208.07339, Section 4: an outlier feature is a dim with |x| >= HIT at so many of the
 # tokens, in so many of the layers; of the model, in so many of the sequences (Sun 2024, Section 2.3).
 HIT, OF_TOKENS, OF_LAYERS, OF_SEQUENCES = 6.0, 0.06, 0.25, 0.90

@@ -30,6 +30,8 @@ ADDED_LATER = {
     **dict.fromkeys(("concentration_uniform", "concentration_first_uniform"), math.nan),
     **dict.fromkeys(("n_targets", "found_tokens", "random_tokens", "other_tokens"), math.nan),
     **dict.fromkeys(("cosine_low", "cosine_high", "n_folds"), math.nan),
+    **dict.fromkeys(("mass_diagonal", "mass_diagonal_uniform", "diagonal", "diagonal_uniform"), math.nan),
+    "sink_type": "",
 }
 _OF_EFFECTS = ("n_needed", "delta_nats", "nats_low", "nats_high", "share_of_zero", "share_low", "share_high",
                "random_low", "random_high", "gap", "gap_low", "gap_high", "change")  # fmt: skip

@@ -17,6 +17,7 @@ from massact.records.rules import SINK, is_sink
 from massact.stats.attention_call import Attended, Sight
 from massact.stats.dims import sum_dtype
 from massact.stats.groups import Chosen, GroupResult, GroupStats, rows_at
+from massact.stats.own_keys import diagonal
 from massact.stats.protocol import Where, to_numpy
 
 LEAST_QUERIES = 16  # of a key that fewer queries see it is not said whether it is a sink: its mean is over too few
@@ -28,7 +29,7 @@ LARGEST = 1 << 20  # probabilities held at a time
 PER_HEAD = (
     *("mass_first", "mass_findings", "mass_random", "slot_mass", "entropy", "alpha_first", "secondary"),
     *("mass_first_uniform", "mass_findings_uniform", "mass_random_uniform"),
-    *("value_norm_first", "value_norm_findings"),
+    *("value_norm_first", "value_norm_findings", "mass_diagonal", "mass_diagonal_uniform"),
 )
 PARTS = ("head", "concat", "projected")
 SETS = ("findings", "random")
@@ -139,6 +140,7 @@ class HeadStats:
         mass_C = mean over t that can see a token of C of sum over C of p_t
         alpha_k = mean over all queries that can see k of p_t[k]: with causal attention those from k on (Gu 2025)
     (what a query can see is what mask, window or chunk leave it; a mean over none is NaN)
+        mass_diagonal = mean over the same t, of those that see more than one key, of p_t[t]
         mass_C_uniform = mean over the same t of |C that t can see| / |keys that t can see|: of a uniform head
         u_t = sum over C of p_t v,  constancy = mean |u_t - mean u| / |mean u|,  energy share = sum |u|^2 / sum |out|^2
 
@@ -180,6 +182,7 @@ class HeadStats:
                 head[f"mass_{name}"], head[f"mass_{name}_uniform"] = mine.mean(rows[name])
         if a.slot_HT is not None:
             head["slot_mass"] = a.slot_HT[:, rows["every"]].mean(1)
+        self._own(a, counted, head)
         columns = self._columns(a, head, rows["every"]) if self.options.columns else None
         if columns is not None and self.options.queries is not None:
             head["alpha_first"] = sight["first"].mean(rows["alpha"])[0]
@@ -226,6 +229,18 @@ class HeadStats:
             head["secondary"] = _greatest(torch.where(many_HS, alpha_HS, float("nan"))[:, 1:], 1)
         sink_HS = torch.where(many_HS & (viewers_HS > 0), is_sink(alpha_HS, self.options.eps).float(), float("nan"))
         return torch.stack([alpha_HS.nanmean(0), _greatest(alpha_HS, 0), sink_HS.nanmean(0)])
+
+    def _own(self, a: Attended, counted: Sequence[int], head: dict[str, Tensor]) -> None:
+        """What queries give to their own key, where they see others too, and what a uniform head would give."""
+        own_HT = diagonal(a)
+        if own_HT is None or not counted:
+            return
+        rows_R = torch.tensor(counted, device=a.device)
+        seen_HR = a.seen_HT[:, rows_R].expand(len(own_HT), -1)
+        more_HR = seen_HR > 1
+        n_H = more_HR.sum(1)
+        for name, x_HR in (("mass_diagonal", own_HT[:, rows_R]), ("mass_diagonal_uniform", 1 / seen_HR)):
+            head[name] = torch.where(more_HR, x_HR, 0.0).sum(1) / n_H  # 0 / 0 = NaN where none sees another
 
     def _drain(self, a: Attended, rows: list[int], head: dict[str, Tensor]) -> None:
         """Value norms of the first and of the chosen tokens over the mean norm of all others."""

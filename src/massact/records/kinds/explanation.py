@@ -37,6 +37,12 @@ TABLES: dict[str, Columns] = {
         "update_stable_rank": ("float64", "|U|_F^2 / |U|_2^2 of the head's outputs for tokens without findings, "
                                "of all sequences: 1 if all are one vector"),
         "slot_mass": ("float64", "probability of a learned sink; NaN where there is none"),
+        "mass_diagonal": ("float64", "attention of a query on its own key, mean over the queries without findings that "
+                          "see others too"),
+        "mass_diagonal_uniform": ("float64", "the same of a uniform head"),
+        "sink_type": ("string", "of a head with a sink at position 0 (sink_rate > 0.5): nop (value_norm_first < 0.2: "
+                      "it adds next to nothing), broadcast (at least 0.5: it adds that value) or between; empty "
+                      "without a sink, or where values are not seen (Fesser 2026)"),
         "n_sequences": ("int64", "sequences measured"),
     },
     "positions": {
@@ -70,6 +76,8 @@ TABLES: dict[str, Columns] = {
         "concentration_first": ("float64", "mass_first, mean over heads"),
         "concentration_first_uniform": ("float64", "mass_first_uniform, mean over heads"),
         "concentration_null": ("float64", "mass_random, mean over heads"),
+        "diagonal": ("float64", "mass_diagonal, mean over heads"),
+        "diagonal_uniform": ("float64", "mass_diagonal_uniform, mean over heads"),
         "value_drain": ("float64", "value_norm_ratio, mean over heads"),
         "value_drain_first": ("float64", "value_norm_first, mean over heads"),
         "residual_norm": ("float64", "norm of the tokens with findings over that of others, before the block"),
@@ -111,6 +119,7 @@ TABLES: dict[str, Columns] = {
         "sequence": ("int64", "index in the corpus"),
         "concentration": ("float64", "attention on tokens with findings, mean over heads: see axes"),
         "concentration_null": ("float64", "the same of as many random tokens"),
+        "diagonal": ("float64", "attention of queries on their own key, mean over heads: see axes"),
         "constancy": ("float64", "of what tokens with findings add, heads side by side: see decomposition"),
         "null_constancy": ("float64", "the same of as many random tokens"),
     },
@@ -176,6 +185,74 @@ TABLES: dict[str, Columns] = {
         "n_tokens": ("int64", "tokens of the class"),
         "n_random": ("int64", "random tokens"),
     },
+    "collapse": {
+        **_LAYER,
+        "norm": ("string", "the site that the norm gives: attn_in, mlp_in, ..."),
+        "module": ("string", "dotted path of the norm; empty for one without parameters"),
+        "subtracts_mean": ("bool", "x - mean(x) is normed (LayerNorm), not x (RMSNorm)"),
+        "dim": ("int64", "j: the largest massive dim of these tokens"),
+        "position_class": ("string", "of the tokens: start, delimiter, padding or other"),
+        "gain": ("float64", "g_j, what the norm multiplies that dim by (1 + weight where it does so)"),
+        "gain_rank": ("float64", "rank of |g_j| among all dims: 1 is the greatest; NaN where all are equal"),
+        "n_dims": ("int64", "D"),
+        "onehot_before": ("float64", "one-hot share x_j^2 / |x|^2 before the gain, mean over tokens"),
+        "onehot": ("float64", "the same behind the gain, (g_j x_j)^2 / |g x|^2, without the bias"),
+        "onehot_low": ("float64", "its 95 % interval over sequences"),
+        "onehot_high": ("float64", "its upper end"),
+        "onehot_random": ("float64", "the same of as many random tokens"),
+        "min_cosine_before": ("float64", "least cosine of two of the tokens before the gain, of the checked half of "
+                              "the sequences"),
+        "bound_before": ("float64", "its lower bound cos(theta_1 + theta_2), angles to the one-hot direction e_j"),
+        "min_cosine": ("float64", "least cosine of two of the tokens behind the norm, of the checked half"),
+        "bound": ("float64", "its lower bound cos(theta_1 + theta_2), of the two greatest angles to the mean direction "
+                  "of the other half"),
+        "bound_dim": ("float64", "the same with angles to what the norm makes of e_j; NaN where that is zero"),
+        "min_cosine_random": ("float64", "least cosine of as many random tokens"),
+        "bound_random": ("float64", "its bound, with the mean direction of random tokens"),
+        "entry": ("float64", "greatest |entry| at that dim behind the norm"),
+        "entry_bound": ("float64", "sqrt(D) |g_j| + |b_j|, which it cannot exceed whatever the magnitude is"),
+        "role": ("string", "on (onehot >= 0.5), dimmed, or off (below 0.01) where onehot_before >= 0.5; else empty"),
+        "removes": ("bool", "what reads this norm takes the massive activation away (role down in writers)"),
+        "n_tokens": ("int64", "massive tokens of one sign at that dim, at most 32"),
+        "n_checked": ("int64", "of them in the half that is checked"),
+        "n_random": ("int64", "random tokens"),
+        "n_sequences": ("int64", "sequences with these tokens"),
+        "error": ("float64", "how far what was measured behind the norm is from what its module makes of the stream, "
+                  "relative"),
+    },
+    "spectrum": {
+        **_LAYER,
+        "tokens": ("string", "all; without (massive tokens left out); centred (these left out, and the mean off)"),
+        "scope": ("string", "sequence (means over sequences), corpus (all tokens as one matrix) or null (random "
+                  "directions with the same norms)"),
+        "p1": ("float64", "p_1 = s_1^2 / sum s^2, share of the greatest singular value of the states X (T, D)"),
+        "p1_low": ("float64", "its 95 % interval over sequences"),
+        "p1_high": ("float64", "its upper end"),
+        "bound": ("float64", "(c + alpha) / (c + 1) <= p_1, of all tokens; mean over sequences"),
+        "c": ("float64", "|x_0|^2 over the squared norms of all others, x_0 the longest massive token (of all, where "
+              "there is none)"),
+        "alpha": ("float64", "share of the others' squared norms along x_0"),
+        "entropy_bits": ("float64", "H = -sum p log2 p"),
+        "effective_rank": ("float64", "2^H, mean over sequences (Roy and Vetterli 2007)"),
+        "effective_rank_low": ("float64", "its 95 % interval over sequences"),
+        "effective_rank_high": ("float64", "its upper end"),
+        "participation": ("float64", "1 / sum p^2"),
+        "anisotropy": ("float64", "mean cosine of two tokens"),
+        "left_out": ("int64", "tokens left out, over all sequences"),
+        "n_sequences": ("int64", "sequences measured"),
+    },
+    "dark_subspace": {
+        **_LAYER,
+        "vector": ("string", "mean state of the tokens with findings, random or others, as it stands before the final "
+                   "norm; or dim (the one-hot direction e_j)"),
+        "dim": ("int64", "j; -1 for a state"),
+        "gain": ("bool", "the unembedding is taken with the gain of the final norm, W diag(g)"),
+        "centred": ("bool", "the mean over the vocabulary is taken off W, which softmax does not see"),
+        "share": ("float64", "share of the squared norm in the weakest right singular directions"),
+        "chance": ("float64", "of a random direction: the fraction of the directions, 0.05"),
+        "norm_rank": ("float64", "of a dim: rank of the norm of its column, 1 is the greatest; NaN for a state"),
+        "n_dims": ("int64", "D"),
+    },
     "patch_attention": {
         **_LAYER,
         "query": ("string", "who attends: class, registers, massive, added, patches (all others)"),
@@ -193,8 +270,8 @@ class ExplainInfo(Sidecar):
 
     Args:
         attention: how the attention of each stack was seen, with the numbers of its proof.
-        spectrum: per stack, the share of the mean state of the tokens with findings in the weakest directions of the
-            unembedding, beside that of other tokens, or {"unavailable": reason}.
+        spectrum: of versions up to 5, per stack, the share of the mean state of the tokens with findings in the weakest
+            directions of the unembedding, beside that of other tokens; now the table dark_subspace.
         tokens: per stack, how many tokens with findings and near misses the scan has, how many random and other ones
             they are compared with, and in how many sequences each (`..._sequences`).
         closure: greatest error of the account of all writes, relative to the peak value.
@@ -205,8 +282,9 @@ class ExplainInfo(Sidecar):
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     closure: dict[str, float] = field(default_factory=dict)
     # 2: modality of the tokens; 3: means of attention over queries that can see the keys; 4: all tokens with findings,
-    # nulls of ordinary tokens only, shares of a uniform head; 5: attention of each sequence, intervals of cosines
-    schema_version: int = 5
+    # nulls of ordinary tokens only, shares of a uniform head; 5: attention of each sequence, intervals of cosines;
+    # 6: collapse, spectrum, dark_subspace, own keys, types of sinks
+    schema_version: int = 6
 
     def unseen_layers(self, stack: str) -> list[int]:
         """Layers whose own attention could not be seen, of a stack in which others' could: no number is about them."""
@@ -224,6 +302,8 @@ class Explanation(Result):
         heads, positions, sinks, axes, trajectory, decomposition, per_sequence, writers, neurons, norm_weights:
             tables, see `massact.records.tables`.
         states: table, of models with layers that mix tokens otherwise than by attention.
+        collapse, spectrum, dark_subspace: tables: what norms make of the massive tokens, singular values of the states,
+            and what the unembedding does not read.
         patch_attention: table, of image models only.
         maps: of one prompt, "logits" and "probs" (P, T, T), means over heads; "layers" (P,); "tokens" (T,); "stack".
     """
@@ -233,7 +313,9 @@ class Explanation(Result):
     FILE: ClassVar[str] = "explain.json"
     INFO: ClassVar[type[Any]] = ExplainInfo
     TABLES: ClassVar = TABLES
-    SOME: ClassVar[frozenset[str]] = frozenset({"patch_attention", "per_sequence", "states"})
+    SOME: ClassVar[frozenset[str]] = frozenset(
+        {"patch_attention", "per_sequence", "states", "collapse", "spectrum", "dark_subspace"}
+    )
     ARRAYS: ClassVar = {"maps": ("attention.npz", ATTENTION)}
     AGAIN: ClassVar[str] = "Explain the run again."
     PLACE: ClassVar[int] = 1
@@ -250,5 +332,8 @@ class Explanation(Result):
     neurons: pd.DataFrame = table("neurons")
     norm_weights: pd.DataFrame = table("norm_weights")
     states: pd.DataFrame = table("states")
+    collapse: pd.DataFrame = table("collapse")
+    spectrum: pd.DataFrame = table("spectrum")
+    dark_subspace: pd.DataFrame = table("dark_subspace")
     patch_attention: pd.DataFrame = table("patch_attention")
     maps: dict[str, np.ndarray] = field(default_factory=dict)

@@ -1,0 +1,130 @@
+"""What the unembedding does not read: the share of massive tokens in its weakest directions (Cancedda 2024).
+
+W = W_U - mean over the vocabulary, which softmax does not see, times diag(g), the gain of the final norm: what the
+logits are of a state as it stands in the residual stream, but for its length. The dark subspace is the span of the
+right singular vectors of W with the least singular values, 5 % of them. A random vector has 5 % of its squared norm in
+it. Without the gain, or without centring, these are other directions: all four are told.
+
+Shapes: V vocabulary, D dims, B weakest directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from massact.anatomy.projections import sizes_of
+from massact.corpora import Corpus
+from massact.explanations.collapse import gain_of
+from massact.models import Model, matrix_of
+from massact.records.anatomy import Place
+from massact.trace import tapped
+from massact.trace.hooks import AllSeen
+
+BOTTOM = 0.05  # of the singular directions, the weakest: Cancedda 2024
+WIDEST = 8192  # a wider residual stream is not decomposed
+ALIKE = 1e-4  # of a cosine to 1: two tensors that are one, but for a factor
+
+
+def reads_head(model: Model, stack: str) -> bool:
+    """Whether the unembedding reads this stack: of several the last one that runs, never the encoder of a decoder."""
+    return stack == model.anatomy.stacks[-1].name
+
+
+def unread(model: Model, stack: str) -> str:
+    """Why there is no dark subspace of a stack; empty where there is one."""
+    if not reads_head(model, stack):
+        return "no unembedding reads this stack"
+    head = _head(model)
+    if head is None or not (sizes := sizes_of(head)):
+        return "the model has no unembedding matrix"
+    if sizes[1] != model.anatomy.stack(stack).d_model:
+        return "the unembedding reads another width than that of the residual stream"
+    return f"the residual stream is wider than {WIDEST:,}" if sizes[1] > WIDEST else ""
+
+
+def _head(model: Model) -> nn.Module | None:
+    head: nn.Module | None = getattr(model.module, "get_output_embeddings", lambda: None)()
+    return head
+
+
+def dark_rows(
+    model: Model, states: Mapping[str, np.ndarray], dims: Collection[int], gain_D: np.ndarray | None
+) -> list[dict[str, object]]:
+    """Rows of the table `dark_subspace`, but for stack and layer, of a stack that `unread` says nothing of.
+
+    Args:
+        states: group of tokens -> (D,) mean state.
+        dims: whose one-hot directions are looked at.
+        gain_D: of the final norm; None where it is not known: rows with the gain are left out.
+    """
+    head = _head(model)
+    assert head is not None
+    D = sizes_of(head)[1]
+    weight_VD = matrix_of(head, D)
+    mean_D = weight_VD.mean(0).double().cpu()
+    raw_DD = (weight_VD.T @ weight_VD).double().cpu()
+    vectors: list[tuple[str, int, Tensor]] = [
+        (name, -1, torch.from_numpy(np.asarray(h, np.float64))) for name, h in states.items()
+    ]
+    vectors += [("dim", j, torch.eye(D, dtype=torch.float64)[j]) for j in sorted(dims)]
+    rows: list[dict[str, object]] = []
+    for with_gain in (True, False) if gain_D is not None else (False,):
+        for centred in (True, False):
+            gram_DD = raw_DD - len(weight_VD) * torch.outer(mean_D, mean_D) if centred else raw_DD
+            if with_gain:
+                g_D = torch.from_numpy(gain_D)
+                gram_DD = g_D[:, None] * gram_DD * g_D
+            _, directions_DD = torch.linalg.eigh(gram_DD)  # the weakest first
+            weakest_DB = directions_DD[:, : max(1, round(BOTTOM * D))]
+            columns_D = gram_DD.diagonal()
+            for name, j, h_D in vectors:
+                rows.append({
+                    "vector": name, "dim": j, "gain": with_gain, "centred": centred,
+                    "share": float((weakest_DB.T @ h_D).square().sum() / h_D.square().sum()),
+                    "chance": weakest_DB.shape[1] / D, "n_dims": D,
+                    "norm_rank": float(1 + (columns_D > columns_D[j]).sum()) if j >= 0 else np.nan,
+                })  # fmt: skip
+    return rows
+
+
+def final_gain(model: Model, corpus: Corpus, stack: str) -> np.ndarray | None:
+    """The gain (D,) of the norm whose output the unembedding reads; None where no module's output is what it reads.
+
+    Found by looking: one pass of one sequence, of which the modules with a scale of the width of the stream that are
+    in no block are compared with what the unembedding is given, at the last token.
+    """
+    head, of = _head(model), model.anatomy.stack(stack)
+    inside = {block.module for block in of.blocks}
+    names = {module: name for name, module in model.module.named_modules()}
+    candidates = [
+        name
+        for name, module in model.module.named_modules()
+        if _scale(module, of.d_model) and not any(name == b or name.startswith(f"{b}.") for b in inside)
+    ]
+    if head is None or head not in names or not candidates:
+        return None
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, x: Tensor) -> None:
+        if x.shape[-1] == of.d_model:
+            seen[name] = x.detach().reshape(-1, of.d_model)[-1].double().cpu()
+
+    places = {name: Place(name, "out") for name in candidates} | {"": Place(names[head], "in", (0,))}
+    taps = [(place, lambda x, name=name: keep(name, x)) for name, place in places.items()]
+    with torch.inference_mode(), tapped(model.module, taps, stop=True) as state, suppress(AllSeen):
+        state.begin()
+        model.run(next(iter(corpus.batches(1))).inputs, places=list(places.values()))
+    for name in reversed(candidates):
+        if "" in seen and name in seen and torch.cosine_similarity(seen[name], seen[""], dim=0) > 1 - ALIKE:
+            return gain_of(model.module.get_submodule(name), of.d_model)
+    return None
+
+
+def _scale(module: nn.Module, width: int) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.shape == (width,)
