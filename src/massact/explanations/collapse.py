@@ -11,7 +11,7 @@ Shapes: N tokens, D dims.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,20 +65,28 @@ def collapsing(
         first.setdefault((c.stack, c.position_class), c)
     made = []
     for c in first.values():
-        tokens = _spread(c.tokens)
-        drawn = _spread([(s, p) for s in sorted({s for s, _ in tokens}) for p in random[c.stack].get(s, ())])
+        tokens = spread(c.tokens)
+        drawn = spread([(s, p) for s in sorted({s for s, _ in tokens}) for p in random[c.stack].get(s, ())])
         made.append(Collapsing(c, tokens, drawn[: len(tokens)]))
     return made
 
 
-def _spread(tokens: Sequence[Token]) -> tuple[Token, ...]:
-    """At most `MOST_TOKENS`, first one of every sequence, then a second one, ..."""
+def spread(tokens: Sequence[Token]) -> tuple[Token, ...]:
+    """At most `MOST_TOKENS` of some tokens: first one of every sequence, then a second one, ..."""
     seen: dict[int, int] = {}
     turns = []
     for sequence, pos in sorted(tokens):
         seen[sequence] = seen.get(sequence, -1) + 1
         turns.append((seen[sequence], sequence, pos))
     return tuple((s, p) for _, s, p in sorted(turns)[:MOST_TOKENS])
+
+
+def by_sequence(tokens: Iterable[Token]) -> dict[int, list[int]]:
+    """sequence -> positions of some tokens."""
+    chosen: dict[int, set[int]] = {}
+    for sequence, pos in tokens:
+        chosen.setdefault(sequence, set()).add(pos)
+    return {s: sorted(p) for s, p in chosen.items()}
 
 
 def norm_points(block: Block) -> list[tuple[str, str]]:
@@ -95,10 +103,7 @@ def norm_points(block: Block) -> list[tuple[str, str]]:
 
 def collapse_probes(stack: Stack, groups: Sequence[Collapsing]) -> list[Probe]:
     """Probes that keep the states of the tokens before and behind every norm."""
-    chosen: dict[int, set[int]] = {}
-    for sequence, pos in (token for g in groups for token in (*g.tokens, *g.random)):
-        chosen.setdefault(sequence, set()).add(pos)
-    wanted = {s: sorted(p) for s, p in chosen.items()}
+    wanted = by_sequence(token for g in groups for token in (*g.tokens, *g.random))
     head = f"{stack.name}/" if stack.name else ""
     points = {point for block in stack.blocks for pair in norm_points(block) for point in pair}
     return [Probe("collapse", f"{head}[0-9]*.{point}", lambda: Gather(wanted)) for point in sorted(points)]

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from massact.corpora import Corpus
-from massact.explanations.collapse import collapse_probes, collapse_table, collapsing
+from massact.explanations.collapse import Token, by_sequence, collapse_probes, collapse_table, collapsing, spread
 from massact.explanations.concentration import (
     axes_table,
     decomposition_table,
@@ -46,7 +46,7 @@ from massact.scans.image_maps import massive_patches
 from massact.stats import TokenMax
 from massact.stats.attention_call import rounding_allowed
 from massact.stats.gram import GramStats
-from massact.stats.groups import GroupStats
+from massact.stats.groups import Gather, GroupStats
 from massact.stats.heads import HeadOptions, HeadResult, HeadStats, Targets
 from massact.trace import Measurements, Probe, measure
 from massact.verbs.explain import ExplainConfig
@@ -227,6 +227,10 @@ class _Job:
             probes.append(
                 Probe("spectrum", f"{head}*.resid_post", partial(GramStats, self.found[name], corpus, 1, seed))
             )
+            last = self._last_with_findings(name)
+            if last is not None and not unread(self.model, name):
+                wanted = by_sequence(t for of in self._looked_at(name).values() for t in of)
+                probes.append(Probe("states", str(last), partial(Gather, wanted)))
             mine = [c for c in coordinates if c.stack == name]
             probes += write_probes(stack, mine) if mine else []
             alike = [g for g in self.collapsing if g.coordinate.stack == name]
@@ -281,19 +285,28 @@ class _Job:
                 seen[site.stack].setdefault("unseen_layers", []).append(site.layer)
         return seen
 
+    def _last_with_findings(self, stack: str) -> Site | None:
+        layers = self.scan.findings.loc[self.scan.findings["stack"] == stack, "layer"]
+        return Site(stack, int(layers.max()), "resid_post") if len(layers) else None
+
+    def _looked_at(self, stack: str) -> dict[str, tuple[Token, ...]]:
+        """The tokens with findings and as many random ones, few enough to keep their states."""
+        t = self.targets[stack]
+        groups = {"findings": t.findings, "random": t.random}
+        return {name: spread([(s, p) for s, at in of.items() for p in at]) for name, of in groups.items()}
+
     def _dark_subspace(self, dims: Mapping[str, set[int]], measured: Measurements, info: ExplainInfo) -> pd.DataFrame:
-        """Of the last layer with findings, as the mean states stand there."""
+        """Of the last layer with findings, as its states stand there."""
         rows: list[dict[str, object]] = []
         for name in self.stacks:
-            layers = self.scan.findings.loc[self.scan.findings["stack"] == name, "layer"]
-            if not len(layers) or not reads_head(self.model, name):
+            site = self._last_with_findings(name)
+            if site is None or not reads_head(self.model, name):
                 continue
             if why := unread(self.model, name):
                 info.notes.append(f"The dark subspace is unavailable: {why}.")
                 continue
-            site = Site(name, int(layers.max()), "resid_post")
-            groups = measured.result("hidden", site)
-            states = {group: g.mean for group, g in groups.items() if np.isfinite(g.mean).all() and g.mean.any()}
+            h = {t: x for t, x in measured.result("states", site).items() if np.isfinite(x).all() and x.any()}
+            states = {group: {t: h[t] for t in of if t in h} for group, of in self._looked_at(name).items()}
             gain = final_gain(self.model, self.corpus, name)
             if gain is None:
                 info.notes.append("The dark subspace is told without the gain of the final norm, which was not found.")

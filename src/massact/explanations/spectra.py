@@ -26,8 +26,8 @@ def too_wide(stack: Stack) -> str:
     if size <= WIDEST_BYTES:
         return ""
     of = f" of stack {stack.name!r}" * bool(stack.name)
-    return (f"The spectrum{of} of all sequences as one matrix is not measured: its {stack.n_layers + 1:,} matrices would "
-            f"take {size / 1e9:.1f} GB.")  # fmt: skip
+    return (f"The spectrum{of} of all sequences as one matrix is not measured: its {stack.n_layers + 1:,} matrices "
+            f"would take {size / 1e9:.1f} GB.")  # fmt: skip
 
 
 def spectrum_table(

@@ -14,14 +14,16 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from massact.anatomy.projections import sizes_of
 from massact.corpora import Corpus
-from massact.explanations.collapse import gain_of
+from massact.explanations.collapse import Token, gain_of
 from massact.models import Model, matrix_of
 from massact.records.anatomy import Place
+from massact.stats.intervals import UNKNOWN, mean_interval
 from massact.trace import tapped
 from massact.trace.hooks import AllSeen
 
@@ -53,12 +55,12 @@ def _head(model: Model) -> nn.Module | None:
 
 
 def dark_rows(
-    model: Model, states: Mapping[str, np.ndarray], dims: Collection[int], gain_D: np.ndarray | None
+    model: Model, states: Mapping[str, Mapping[Token, np.ndarray]], dims: Collection[int], gain_D: np.ndarray | None
 ) -> list[dict[str, object]]:
     """Rows of the table `dark_subspace`, but for stack and layer, of a stack that `unread` says nothing of.
 
     Args:
-        states: group of tokens -> (D,) mean state.
+        states: group of tokens -> (sequence, position) -> (D,) hidden state.
         dims: whose one-hot directions are looked at.
         gain_D: of the final norm; None where it is not known: rows with the gain are left out.
     """
@@ -68,10 +70,6 @@ def dark_rows(
     weight_VD = matrix_of(head, D)
     mean_D = weight_VD.mean(0).double().cpu()
     raw_DD = (weight_VD.T @ weight_VD).double().cpu()
-    vectors: list[tuple[str, int, Tensor]] = [
-        (name, -1, torch.from_numpy(np.asarray(h, np.float64))) for name, h in states.items()
-    ]
-    vectors += [("dim", j, torch.eye(D, dtype=torch.float64)[j]) for j in sorted(dims)]
     rows: list[dict[str, object]] = []
     for with_gain in (True, False) if gain_D is not None else (False,):
         for centred in (True, False):
@@ -80,16 +78,31 @@ def dark_rows(
                 g_D = torch.from_numpy(gain_D)
                 gram_DD = g_D[:, None] * gram_DD * g_D
             _, directions_DD = torch.linalg.eigh(gram_DD)  # the weakest first
-            weakest_DB = directions_DD[:, : max(1, round(BOTTOM * D))]
-            columns_D = gram_DD.diagonal()
-            for name, j, h_D in vectors:
-                rows.append({
-                    "vector": name, "dim": j, "gain": with_gain, "centred": centred,
-                    "share": float((weakest_DB.T @ h_D).square().sum() / h_D.square().sum()),
-                    "chance": weakest_DB.shape[1] / D, "n_dims": D,
-                    "norm_rank": float(1 + (columns_D > columns_D[j]).sum()) if j >= 0 else np.nan,
-                })  # fmt: skip
+            weakest_DB = directions_DD[:, : max(1, round(BOTTOM * D))].numpy()
+            columns_D = gram_DD.diagonal().numpy()
+            of: dict[str, object] = {"gain": with_gain, "centred": centred, "n_dims": D,
+                                     "chance": weakest_DB.shape[1] / D}  # fmt: skip
+            rows += [of | {"vector": name, "dim": -1, "norm_rank": np.nan, **_share(weakest_DB, tokens)}
+                     for name, tokens in states.items() if tokens]  # fmt: skip
+            rows += [
+                of
+                | {"vector": "dim", "dim": j, "norm_rank": float(1 + (columns_D > columns_D[j]).sum())}
+                | {"share": float((weakest_DB[j] ** 2).sum()), "n_tokens": 1, **_UNKNOWN}
+                for j in sorted(dims)
+            ]
     return rows
+
+
+_UNKNOWN = {"share_low": np.nan, "share_high": np.nan}
+
+
+def _share(weakest_DB: np.ndarray, tokens: Mapping[Token, np.ndarray]) -> dict[str, object]:
+    """Mean share of the tokens' squared norms, with its interval over sequences."""
+    h_ND = np.stack(list(tokens.values()))
+    share_N = ((h_ND @ weakest_DB) ** 2).sum(1) / (h_ND**2).sum(1)
+    of_sequence = pd.Series(share_N, [s for s, _ in tokens]).groupby(level=0).mean().to_numpy()
+    around = mean_interval(of_sequence) if len(of_sequence) > 1 else UNKNOWN
+    return {"share": float(share_N.mean()), "share_low": around.low, "share_high": around.high, "n_tokens": len(h_ND)}
 
 
 def final_gain(model: Model, corpus: Corpus, stack: str) -> np.ndarray | None:

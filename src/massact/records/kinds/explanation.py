@@ -243,15 +243,18 @@ TABLES: dict[str, Columns] = {
     },
     "dark_subspace": {
         **_LAYER,
-        "vector": ("string", "mean state of the tokens with findings, random or others, as it stands before the final "
-                   "norm; or dim (the one-hot direction e_j)"),
-        "dim": ("int64", "j; -1 for a state"),
+        "vector": ("string", "findings: hidden states of tokens with findings, as they stand before the final norm; "
+                   "random: of as many random tokens; dim: the one-hot direction e_j"),
+        "dim": ("int64", "j; -1 for tokens"),
         "gain": ("bool", "the unembedding is taken with the gain of the final norm, W diag(g)"),
         "centred": ("bool", "the mean over the vocabulary is taken off W, which softmax does not see"),
-        "share": ("float64", "share of the squared norm in the weakest right singular directions"),
+        "share": ("float64", "share of the squared norm in the weakest right singular directions, mean over tokens"),
+        "share_low": ("float64", "its 95 % interval over sequences; NaN for a dim"),
+        "share_high": ("float64", "its upper end"),
         "chance": ("float64", "of a random direction: the fraction of the directions, 0.05"),
-        "norm_rank": ("float64", "of a dim: rank of the norm of its column, 1 is the greatest; NaN for a state"),
+        "norm_rank": ("float64", "of a dim: rank of the norm of its column, 1 is the greatest; NaN for tokens"),
         "n_dims": ("int64", "D"),
+        "n_tokens": ("int64", "tokens, at most 32; 1 for a dim"),
     },
     "patch_attention": {
         **_LAYER,

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from massact.records.kinds.explanation import Explanation
+from massact.records.rules import BROADCAST, NOP
 from massact.reports import panels
 from massact.reports.kinds.scan.nouns import nouns_of
 from massact.reports.panels import SERIES, Axis, Bars, Color, Heat, Limit, Line, Panel, Sheet
@@ -40,7 +41,7 @@ def stacks_of(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(visible(str(name)), rows.sort_values("layer")) for name, rows in table.groupby("stack", sort=False)]
 
 
-def _lines(rows: pd.DataFrame, *wanted: tuple[str, str, str, str, str]) -> list[Line]:
+def lines_of(rows: pd.DataFrame, *wanted: tuple[str, str, str, str, str]) -> list[Line]:
     """Curves over layers of the columns that have any value: column, name, colour, symbol, dash."""
     return [
         Line(rows["layer"], panels.column(rows, name), label, *look)
@@ -93,7 +94,7 @@ def _axes(stack: str, rows: pd.DataFrame) -> list[Panel]:
     said, made = "Shaded: blocks that read findings." if shades else "", []
     for name, title, sees in AXES:
         others = ((f"{name}_first", *first), (f"{name}_null", *null), *uniform)
-        lines = _lines(rows, (name, FOUND, *MASSIVE), *(x for x in others if x[0].startswith(name) and x[0] in rows))
+        lines = lines_of(rows, (name, FOUND, *MASSIVE), *(x for x in others if x[0].startswith(name) and x[0] in rows))
         axis, limits = panels.share_axis(), []
         if lines and name != "concentration":
             axis, limits = panels.log_axis(_values(lines)), [Limit(1.0, color=Color.MUTED)]
@@ -101,6 +102,37 @@ def _axes(stack: str, rows: pd.DataFrame) -> list[Panel]:
         given = (title, lines, layers, axis, said, "", limits, shades)
         made.append(Panel(*given, sees=sees, width="third"))
     return made
+
+
+def draw_own(e: Explanation) -> Sheet | None:
+    """Attention on the sink beside attention on a query's own key, and what the sinks' values add (Fesser 2026)."""
+    made = []
+    for stack, rows in stacks_of(e.axes[e.axes["diagonal"].notna()]):
+        given = (("concentration", FOUND, *MASSIVE), ("concentration_first", FIRST, Color.GREEN, "triangle-up", "dash"),
+                 ("diagonal", "own key", Color.ORANGE, "square", "solid"),
+                 ("diagonal_uniform", "own key, uniform head", Color.GREY, "", "dot"))  # fmt: skip
+        layers = panels.layer_axis(int(rows["layer"].max()))
+        sees = "Where a head with nothing to fetch looks: at the sink, or at the token itself."
+        title = panels.headed(stack, "Attention on the sink and on the own key")
+        made.append(Panel(title, lines_of(rows, *given), layers, panels.share_axis(), sees=sees))
+        made += _types(stack, e.heads[(e.heads["kind"] == "attention") & (e.heads["stack"] == rows["stack"].iloc[0])])
+    return Sheet(made) or None
+
+
+def _types(stack: str, heads: pd.DataFrame) -> list[Panel]:
+    looks = (("nop", Color.BLUE, "circle"), ("between", Color.GREY, "square"), ("broadcast", Color.ORANGE, "diamond"))
+    points, at = list[Line](), list[np.ndarray]()
+    for kind, color, symbol in looks:
+        mine = heads[(heads["sink_type"] == kind) & heads["value_norm_first"].notna()]
+        if len(mine):
+            said = [f"layer {int(r.layer)}, head {int(r.head)}" for r in mine.itertuples()]
+            at.append(panels.column(mine, "value_norm_first"))
+            points.append(Line(panels.column(mine, "mass_first"), at[-1], kind, color, symbol, "", said=said))
+    x, y = panels.share_axis("Attention on position 0"), panels.log_axis(np.concatenate(at) if at else [])
+    sees = "Each point is a head with a sink: low ones look at it and take next to nothing from it (no-op)."
+    title = panels.headed(stack, "What sinks give: value norm of position 0 over that of others")
+    limits = [Limit(value, color=Color.MUTED) for value in (NOP, BROADCAST)]
+    return [Panel(title, points, x, y, "Lines: no-op below, broadcast above.", limits=limits, sees=sees)] if at else []
 
 
 def draw_heads(e: Explanation) -> Sheet | None:
@@ -126,7 +158,7 @@ def draw_bias(e: Explanation) -> Sheet | None:
     for stack, rows in stacks_of(measured[measured["part"] == part]):
         layers = panels.layer_axis(int(rows["layer"].max()))
         for name, title, sees in SHARES:
-            lines = _lines(rows, (name, FOUND, *MASSIVE), (f"null_{name}", NULL, *RANDOM))
+            lines = lines_of(rows, (name, FOUND, *MASSIVE), (f"null_{name}", NULL, *RANDOM))
             axis = panels.log_axis(_values(lines)) if lines and name != "cosine" else Axis()
             said = f"Of what they add, {part}."
             made.append(Panel(panels.headed(stack, title), lines, layers, axis, said, sees=sees, width="third"))
@@ -184,6 +216,7 @@ EXPLAIN_FIGURES: dict[str, Callable[[Explanation], Sheet | None]] = {
     "attention_maps": draw_maps,
     "attention_axes": draw_axes,
     "attention_heads": draw_heads,
+    "attention_own": draw_own,
     "attention_bias": draw_bias,
     "writers": draw_writers,
     "trajectory": draw_trajectory,

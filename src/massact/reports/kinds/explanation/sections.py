@@ -14,7 +14,7 @@ def attention(e: Explanation) -> Section:
     """How much attention goes to the tokens with findings, their values and norms, sinks (Sun 2024, Figs. 5 and 6)."""
     parts: list[Part | None] = [Words(story_in_words(e))]
     parts += said_where_empty(parts_in(figures.draw_axes(e)), " in this run.")
-    parts += [*parts_of(*parts_in(figures.draw_heads(e))), *_maps(e)]
+    parts += [*parts_of(*parts_in(figures.draw_heads(e)), *parts_in(figures.draw_own(e))), *_maps(e)]
     if not any(isinstance(part, Panel) for part in parts):
         parts.append(Words(["Statistics of attention are unavailable in this run; the notes say why."]))
     sinks = e.sinks.sort_values("heads", ascending=False, kind="stable")

@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 
 from massact.records.kinds.explanation import Explanation
+from massact.records.rules import BROADCAST, NOP
+from massact.reports.kinds.explanation.collapse import collapse_in_words
+from massact.reports.kinds.explanation.spectrum import dark_in_words, spectrum_in_words
 from massact.reports.kinds.explanation.states import states_in_words
 from massact.reports.kinds.explanation.writer_words import writers_in_words
 from massact.reports.spelling import (
@@ -35,17 +38,18 @@ def story_in_words(e: Explanation) -> list[str]:
 
     Args:
         e: fresh, or read from a run directory.
-    Source: the questions of Sun 2024, Section 4; Gu 2025; Yu 2024; Kovaleva 2021; Cancedda 2024.
+    Source: the questions of Sun 2024, Section 4; Gu 2025; Yu 2024; Kovaleva 2021; Cancedda 2024; Fesser 2026.
     """
     sets = stream_sets(e.info.model)
     streams = {name for of in sets.values() for name in of}
-    stacks = list(dict.fromkeys([*e.heads["stack"], *e.norm_weights["stack"], *e.writers["stack"], *e.states["stack"]]))
+    stacks = list(dict.fromkeys([*e.heads["stack"], *e.norm_weights["stack"], *e.writers["stack"], *e.states["stack"],
+                                *e.spectrum["stack"]]))  # fmt: skip
     several, told = len(stacks) > 1, list[tuple[str, list[str]]]()
     for stack in stacks:
         mine, name = _of(e, stack), str(stack) if several else ""
         told.append((name, [
             *_unseen(e, stack), *_concentration(mine), *_sinks(mine), *_trajectory(mine), *_bias(mine),
-            *states_in_words(mine),
+            *collapse_in_words(mine), *spectrum_in_words(mine), *dark_in_words(mine), *states_in_words(mine),
         ]))  # fmt: skip
         together = [[stack]] if stack not in streams else [s for s in sets.values() if stack == s[0]]
         told += [(who if several else "", said) for of in together for who, said in writers_in_words(e, of)]
@@ -111,7 +115,7 @@ def _concentration(e: Explanation) -> list[str]:
             f"Position 0 gets {percent(_mean(after, 'concentration_first'))} of it in these blocks"
             f"{_beside(_mean(after, 'concentration_first_uniform'), UNIFORM)}."
         )
-    told += _ordinary(e)
+    told += [*_own_key(after), *_ordinary(e)]
     drain, norm = _mean(after, "value_drain"), _mean(after, "residual_norm")
     if not math.isnan(drain) or not math.isnan(norm):
         known = [(what, x) for what, x in (("value vectors", drain), ("hidden states", norm)) if not math.isnan(x)]
@@ -119,6 +123,15 @@ def _concentration(e: Explanation) -> list[str]:
                 for i, (what, x) in enumerate(known)]  # fmt: skip
         told.append(f"In the same blocks {listed(said)}.")
     return told
+
+
+def _own_key(after: pd.DataFrame) -> list[str]:
+    """What a query gives to its own key where it could give it to a sink."""
+    own = _mean(after, "diagonal")
+    if math.isnan(own):
+        return []
+    return [f"A query gives {percent(own)} of it to its own key in these blocks"
+            f"{_beside(_mean(after, 'diagonal_uniform'), UNIFORM)}."]  # fmt: skip
 
 
 def _ordinary(e: Explanation) -> list[str]:
@@ -173,10 +186,22 @@ def _sinks(e: Explanation) -> list[str]:
             )
         else:
             told.append("No head has a sink at any later position that enough queries see.")
+    told += _types(heads)
     slot = heads["slot_mass"].dropna() if len(heads) else heads
     if len(slot):
         told.append(f"Learned sinks take {percent(slot.mean())} of the attention, on average over heads.")
     return told
+
+
+def _types(heads: pd.DataFrame) -> list[str]:
+    """What heads with a sink at position 0 get from it (Fesser 2026)."""
+    counts = heads.loc[heads["sink_type"].fillna("") != "", "sink_type"].value_counts()
+    words = {"nop": f"no-op (its value norm is below {NOP:g} times that of others)",
+             "broadcast": f"broadcast (at least {BROADCAST:g} times)", "between": "between the two"}  # fmt: skip
+    kinds = [f"{counts[name]:,} {of}" for name, of in words.items() if counts.get(name, 0)]
+    return (
+        [f"Of {counted(int(counts.sum()), 'head')} with that sink, by what it gives: {listed(kinds)}."] if kinds else []
+    )
 
 
 def _trajectory(e: Explanation) -> list[str]:
