@@ -18,7 +18,7 @@ import massact as ma
 from massact.models.loading import EMBEDDED, location_of
 from massact.records.kinds.explanation import Explanation
 from massact.reports import story_in_words
-from massact.reports.kinds.explanation.attention import EXPLAIN_FIGURES
+from massact.reports.kinds.explanation import READING
 from massact.reports.kinds.explanation.words import CAUSES
 from tests.cli.runs import copied_run, scanned_run
 from tests.cli.test_cli import run
@@ -61,7 +61,7 @@ def test_explain_adds_its_files_and_leaves_those_of_the_scan(scanned: Path, expl
     added = {*(f"{t}.parquet" for t in TABLES), "explain.json", "attention.npz"}
     assert {n for n in after if "/" not in n} - set(before) == added
     drawn = {Path(n).name for n in set(after) - set(before) if n.startswith("figures")}
-    assert drawn == {f"{name}.png" for name in EXPLAIN_FIGURES}
+    assert drawn == {f"{name}.png" for name in READING.figures if "patch" not in name}
     for name in drawn:
         if name.endswith(".png"):
             with Image.open(explained / "figures" / name) as image:

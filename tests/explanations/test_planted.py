@@ -13,7 +13,8 @@ from torch import Tensor
 
 import massact as ma
 from massact.explanations.targets import reading_blocks
-from massact.explanations.weights import norm_weights_table, spectrum
+from massact.explanations.unembedding import dark_rows, unread
+from massact.explanations.weights import norm_weights_table
 from massact.records.clusters import clusters_table
 from massact.records.kinds.explanation import Explanation
 from massact.reports import story_in_words
@@ -317,9 +318,10 @@ def test_rows_that_feed_the_planted_neuron(gate: str) -> None:
 
 def test_the_first_token_lies_where_the_unembedding_does_not_read() -> None:
     _, _, e = explained()
-    shares = e.info.spectrum[""]
-    assert shares["layer"] == 2 and shares["bottom"] == round(0.05 * D) / D
-    assert shares["findings"] == pytest.approx(1, abs=1e-5) and shares["others"] < 1e-9
+    dark = where(e.dark_subspace, centred=False, gain=False).set_index("vector")
+    assert set(dark.layer) == {2} and set(dark.chance) == {round(0.05 * D) / D}
+    assert dark.share["findings"] == pytest.approx(1, abs=1e-5) and dark.share["random"] < 1e-9
+    assert not e.dark_subspace.gain.any() and tells(e.info.notes, "dark subspace", "without the gain")
 
 
 def test_other_batch_sizes_give_the_same() -> None:
@@ -409,28 +411,43 @@ def test_outlier_dims_of_norms() -> None:
     assert not len(plain), "equal weights have no outliers"
 
 
-def test_spectrum_of_a_planted_null_direction() -> None:
-    module = build("llama")
-    generator = np.random.default_rng(0)
-    null, other = generator.normal(size=(2, 32))
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("gain", [True, False])
+def test_dark_subspace_is_that_of_the_singular_vectors(gain: bool, centred: bool) -> None:
+    """A direction that W does not read is dark; shares are those of a plain SVD of W, centred and scaled or not."""
+    module, draw = build("llama"), np.random.default_rng(0)
+    null, other = draw.normal(size=(2, 32))
     null /= np.linalg.norm(null)
+    g = np.linspace(0.5, 2, 32)
     with torch.no_grad():
         w = module.lm_head.weight
+        w += 0.3  # the mean over the vocabulary
         n = torch.tensor(null, dtype=torch.float32)
         w -= (w @ n)[:, None] * n
-    model = ma.load(module)
-    shares = spectrum(model, "", {"findings": -50 * null, "others": other})
-    _, _, rows = np.linalg.svd(module.lm_head.weight.detach().double().numpy(), full_matrices=False)
-    assert shares["bottom"] == 2 / 32
-    assert shares["findings"] == pytest.approx(1, abs=1e-5)
-    assert shares["others"] == pytest.approx(((rows[-2:] @ other) ** 2).sum() / (other**2).sum(), rel=1e-3)
-    assert "unavailable" in spectrum(model, "", {"findings": np.ones(16)})
-    assert "unavailable" in spectrum(ma.load(build("dinov2")), "", {"findings": null})
+    rows = dark_rows(ma.load(module), {"findings": {(0, 0): -50 * null}, "random": {(0, 3): other}}, {7}, g)
+    dark = where(pd.DataFrame(rows), gain=gain, centred=centred).set_index("vector")
+    W = module.lm_head.weight.detach().double().numpy()
+    W = W - W.mean(0) * centred
+    W = W * g if gain else W
+    weakest = np.linalg.svd(W, full_matrices=False)[2][-2:]
+
+    def share(h: np.ndarray) -> float:
+        return float(((weakest @ h) ** 2).sum() / (h**2).sum())
+
+    assert set(dark.chance) == {2 / 32}
+    assert dark.share["random"] == pytest.approx(share(other), rel=1e-3)
+    assert dark.share["dim"] == pytest.approx(share(np.eye(32)[7]), rel=1e-3)
+    assert dark.norm_rank["dim"] == 1 + np.argsort(-np.linalg.norm(W, axis=0)).tolist().index(7)
+    if not gain:
+        assert dark.share["findings"] == pytest.approx(1, abs=1e-5)
+
+
+def test_what_has_no_dark_subspace_says_why() -> None:
+    assert unread(ma.load(build("llama")), "") == ""
+    assert tells([unread(ma.load(build("dinov2")), "")], "unembedding")
     both = ma.load(build("t5"))
     encoder, decoder = (s.name for s in both.anatomy.stacks)
-    h = {"findings": np.ones(both.anatomy.stack(decoder).d_model)}
-    assert "no unembedding reads" in spectrum(both, encoder, h)["unavailable"]
-    assert "findings" in spectrum(both, decoder, h)
+    assert tells([unread(both, encoder)], "no", "reads", "stack") and unread(both, decoder) == ""
 
 
 # --------------------------------------------------------------------------------------------------------- null
@@ -450,7 +467,8 @@ def test_without_findings_what_is_about_them_is_nan_and_never_zero(name: str) ->
     assert not len(e.decomposition) and not len(e.writers) and not len(e.neurons)
     assert not e.axes.after_onset.any() and not e.sinks.finding.any() and not e.norm_weights.finding.any()
     assert set(e.trajectory.group) == {"others"}
-    assert list(e.info.spectrum[""]) == ["unavailable"] and e.info.closure == {}
+    assert not len(e.dark_subspace) and not len(e.collapse) and e.info.closure == {}
+    assert set(e.spectrum.tokens) == {"all", "centred"}, "nothing can be left out"
     words = story_in_words(e)
     assert tells(words[:1], "No block", "findings")
     (note,) = tells(words, "no findings", "unavailable")

@@ -26,11 +26,11 @@ def heads(n_layers: int, mass: float, slot: float = math.nan, n_heads: int = 2) 
                 ("mass_findings", "mass_random", "secondary", "entropy_nats", "value_norm_ratio"), math.nan
             )
             row |= {f"mass_{of}_uniform": math.nan for of in ("first", "findings", "random")}
-            row["update_stable_rank"] = math.nan
+            row |= dict.fromkeys(("update_stable_rank", "mass_diagonal", "mass_diagonal_uniform"), math.nan)
             sign = 1 if head else -1
             row |= {"stack": "", "layer": layer, "kind": "attention", "head": head, "module": f"h.{layer - 1}"}
             row |= {"mass_first": mass * (1 + 0.1 * sign), "alpha_first": mass, "sink_rate": float(mass > 0.3),
-                    "value_norm_first": 0.5, "slot_mass": slot, "n_sequences": 8}  # fmt: skip
+                    "value_norm_first": 0.5, "slot_mass": slot, "n_sequences": 8, "sink_type": ""}  # fmt: skip
             rows.append(row)
         # Cross attention is on another sequence: it must not count.
         rows.append(rows[-1] | {"kind": "cross_attention", "mass_first": 1.0, "sink_rate": 1.0, "slot_mass": 1.0})

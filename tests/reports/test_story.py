@@ -19,13 +19,15 @@ from synthetic import HOSTILE
 from massact.records.kinds.explanation import ExplainInfo, Explanation
 from massact.records.tables import columns_of, frame
 from massact.reports import draw, show, story_in_words, to_json
-from massact.reports.kinds.explanation.attention import EXPLAIN_FIGURES
+from massact.reports.kinds.explanation import READING
 from massact.reports.kinds.explanation.words import CAUSES
 from massact.reports.render.sheets import figure_of
 from massact.reports.spelling import number
 from tests.facts import tells
 
 L, H, T = 4, 3, 8
+FIGURES = {name: make for name, make in READING.figures.items() if "patch" not in name}
+TYPES = ("nop", "between", "broadcast")
 
 
 def _fill(table: str, **given: object) -> dict[str, object]:
@@ -37,7 +39,8 @@ def _fill(table: str, **given: object) -> dict[str, object]:
 def told(stack: str = "", token: str = ".") -> Explanation:
     """Four layers of three heads; blocks 2 to 4 read findings at dims 5 and 9; a learned sink; two writers."""
     heads = [_fill("heads", stack=stack, layer=layer, kind="attention", head=h, module=f"h.{layer}", mass_findings=0.61,
-                   sink_rate=0.9, slot_mass=0.013) for layer in range(1, L + 1) for h in range(H)]  # fmt: skip
+                   sink_rate=0.9, slot_mass=0.013, sink_type=TYPES[h])
+             for layer in range(1, L + 1) for h in range(H)]  # fmt: skip
     positions = [_fill("positions", stack=stack, layer=layer, pos=p, alpha=0.9 / (p + 1))
                  for layer in range(1, L + 1) for p in range(T)]  # fmt: skip
     sinks = [_fill("sinks", stack=stack, layer=layer, sequence=s, pos=p, token=token, position_class=c, finding=True)
@@ -59,6 +62,33 @@ def told(stack: str = "", token: str = ".") -> Explanation:
                      (2, 0.02))]  # fmt: skip
     norms = [_fill("norm_weights", stack=stack, layer=layer, module="h.n", dim=d, outlier=d == 9, finding=True)
              for layer in range(1, L + 1) for d in (5, 9)]  # fmt: skip
+    collapse = [_fill("collapse", stack=stack, layer=layer, norm=norm, dim=5, position_class="start", role=role,
+                      removes=layer == 4 and norm == "mlp_in", onehot=0.76, onehot_before=0.98, onehot_low=0.75,
+                      onehot_high=0.77, min_cosine=0.9998, bound=0.9993, bound_dim=0.52, min_cosine_random=0.79,
+                      entry=2.43, entry_bound=2.45, gain_rank=31.0, n_dims=32, n_checked=4)
+                for layer in range(2, L + 1) for norm, role in (("attn_in", "on"), ("mlp_in", "off"))]  # fmt: skip
+    ranks = {"all": (1.07, 0.992), "without": (15.6, 0.52), "centred": (68.5, 0.12)}
+    spectrum = [
+        _fill(
+            "spectrum",
+            stack=stack,
+            layer=layer,
+            tokens=tokens,
+            scope=scope,
+            effective_rank=rank,
+            p1=p1,
+            effective_rank_low=rank * 0.9,
+            effective_rank_high=rank * 1.1,
+            bound=0.99,
+            anisotropy=0.52,
+        )
+        for layer in range(1, L + 1)
+        for scope in ("sequence", "null")
+        for tokens, (rank, p1) in ranks.items()
+    ]
+    dark = [_fill("dark_subspace", stack=stack, layer=3, vector=v, dim=5 if v == "dim" else -1, gain=gain, centred=True,
+                  share=share, chance=0.05) for gain, share in ((True, 0.83), (False, 0.026))
+            for v in ("findings", "random", "dim")]  # fmt: skip
     logits = np.where(np.tri(T) > 0, np.linspace(-3, 5, T)[None], np.nan)[None].repeat(3, 0)
     return Explanation(
         ExplainInfo(
@@ -69,6 +99,7 @@ def told(stack: str = "", token: str = ".") -> Explanation:
         **{name: frame(name, rows) for name, rows in {
             "heads": heads, "positions": positions, "sinks": sinks, "axes": axes, "trajectory": trajectory,
             "decomposition": decomposition, "writers": writers, "neurons": neurons, "norm_weights": norms,
+            "collapse": collapse, "spectrum": spectrum, "dark_subspace": dark,
         }.items()},
         maps={"logits": logits, "probs": np.nan_to_num(np.exp(logits) / 200), "layers": np.array([1, 2, 3]),
               "tokens": np.array([token] * T), "stack": np.array(stack)},
@@ -151,6 +182,13 @@ def test_the_numbers_of_the_tables_are_told() -> None:
         "one weight, [9, 7] = 166", "carries 97% of it", "leads 2 coordinates",
         "dim 9; of the dims of the findings, dim 9",
         "At layer 3, 83% of the mean state", "weakest 5%", "others: 4.1%", "Note: One note.",
+        "4 no-op", "4 between", "4 broadcast", "37% of it to its own key",
+        "holds 76% of the squared norm", "75% to 77%; 98% before", "below 0.9998 (random tokens: 0.79)",
+        "0.9993 by the mean direction", "0.52 by the dim alone", "off in layers 2-4 (|gain| of rank 31 of 32)",
+        "of layer 4 takes it away", "99.2% of sqrt(D) |g|",
+        "effective rank of 1.07", "tokens 15.6", "mean off 68.5", "valley of layers 1-4 is one token", "at least 99%",
+        "norms have 99.2%", "0.52 with these tokens and 0.52 without",
+        "83% of the squared norm", "without that gain 2.6%",
     ):  # fmt: skip
         assert part in text, part
     assert story_in_words(told())[-1] == CAUSES  # what is said last, also of a run with notes
@@ -162,7 +200,7 @@ def test_each_stack_tells_its_own() -> None:
     said = story_in_words(two_stacks())
     mine = {name: [s for s in said if s.startswith(f"{name}: ")] for name in ("encoder", "decoder")}
     assert len(mine["encoder"]) == len(mine["decoder"]) + 1, "only the encoder has a spectrum"
-    assert sum("unembedding" in s for s in said) == 1
+    assert sum("mean state" in s for s in said) == 1
 
 
 def test_a_spectrum_is_told_once_and_for_its_stack() -> None:
@@ -170,7 +208,7 @@ def test_a_spectrum_is_told_once_and_for_its_stack() -> None:
     e = two_stacks()
     e.norm_weights = e.norm_weights[e.norm_weights["stack"] == "decoder"]
     e.info.spectrum = {"decoder": e.info.spectrum["encoder"]}
-    told_by = [s.split(":")[0] for s in story_in_words(e) if "unembedding" in s]
+    told_by = [s.split(":")[0] for s in story_in_words(e) if "mean state" in s]
     assert told_by == ["decoder"]
 
 
@@ -226,7 +264,7 @@ def check(paths: list[Path], names: list[str]) -> None:
 def test_all_figures_are_drawn(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check(draw(dressed(told()), tmp_path, ("png", "svg")), list(EXPLAIN_FIGURES))
+        check(draw(dressed(told()), tmp_path, ("png", "svg")), list(FIGURES))
 
 
 @pytest.mark.parametrize("name", ["two stacks", "unknown", "two unknown", "empty"])
@@ -235,7 +273,7 @@ def test_figures_of_odd_tables_do_not_fail(name: str) -> None:
     e = EVERY[name]()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sheets = {n: make(e) for n, make in EXPLAIN_FIGURES.items()}
+        sheets = {n: make(e) for n, make in FIGURES.items()}
         made = {n: sheet and figure_of(sheet) for n, sheet in sheets.items()}
     if name == "empty":
         assert not any(made.values())
@@ -254,10 +292,10 @@ def test_figures_where_everything_is_unknown_can_be_written(tmp_path: Path) -> N
 
 def test_no_line_is_drawn_for_what_is_unknown() -> None:
     e = told()
-    assert len(figure_of(EXPLAIN_FIGURES["attention_axes"](e)).axes[0].lines) == 5
+    assert len(figure_of(FIGURES["attention_axes"](e)).axes[0].lines) == 5
     uniform = ["concentration_uniform", "concentration_first_uniform"]
     e.axes[["concentration", "concentration_null", *uniform]] = np.nan
-    assert len(figure_of(EXPLAIN_FIGURES["attention_axes"](e)).axes[0].lines) == 1
+    assert len(figure_of(FIGURES["attention_axes"](e)).axes[0].lines) == 1
 
 
 def test_one_layer_is_no_layers_and_what_is_unavailable_is_a_dash() -> None:
@@ -274,7 +312,7 @@ def test_one_layer_is_no_layers_and_what_is_unavailable_is_a_dash() -> None:
 def test_layers_are_whole_and_an_empty_panel_says_so() -> None:
     e = told()
     e.axes["residual_norm"] = np.nan
-    figure = figure_of(EXPLAIN_FIGURES["attention_axes"](e))
+    figure = figure_of(FIGURES["attention_axes"](e))
     figure.canvas.draw()
     concentration, _, residual = figure.axes
     assert all(x == round(x) for x in concentration.get_xticks())

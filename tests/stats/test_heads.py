@@ -160,6 +160,9 @@ def naive_head(a: Attended, sequence: int, targets: Targets = TARGETS) -> dict[s
             # A head that looks alike at every key that a query can see, written out as a matrix.
             even = (p[h, :, :-1] > 0) / np.maximum((p[h, :, :-1] > 0).sum(1, keepdims=True), 1)
             table[f"mass_{name}_uniform"][h] = mean([sum(even[t, c] for c in keys) for t in can])
+        more = [t for t in queries if (p[h, t, :-1] > 0).sum() > 1]
+        table["mass_diagonal"][h] = mean([p[h, t, t] for t in more])
+        table["mass_diagonal_uniform"][h] = mean([1 / (p[h, t, :-1] > 0).sum() for t in more])
         if a.sink_H is not None:
             table["slot_mass"][h] = p[h, :, -1].mean()
         terms = [[x * math.log(x) for x in row if x > 0] for row in p[h]]

@@ -32,6 +32,7 @@ from massact.quantisation.massive_tokens import MassiveTokens as MassivePlaces
 from massact.quantisation.ranges import Look, Ranges
 from massact.records.sites import Site
 from massact.stats import DimMoments, HiddenStats, Keep, Ranks, Resumable, Statistic, TokenMax, Where
+from massact.stats.gram import GramStats
 from massact.stats.groups import Gather, GroupStats
 from massact.stats.heads import HeadStats
 from massact.stats.hits import HitShares, TailCounts
@@ -40,6 +41,7 @@ from massact.stats.patch_columns import PatchColumns
 from massact.stats.positions import MagnitudesAt, PositionMoments
 from massact.stats.shares import AttentionShares
 from massact.training.monitor import AttentionSums, HiddenSums
+from tests.stats import test_gram as gram
 from tests.stats import test_groups as groups
 from tests.stats import test_heads as heads
 from tests.stats import test_shares as shares
@@ -162,6 +164,11 @@ def check_groups(result: Any, stream: list[Seen]) -> None:
 
 def check_gathered(result: Any, stream: list[Seen]) -> None:
     groups.check_gathered(result, [seen.h_TD for seen in stream], None)
+
+
+def check_gram(result: Any, stream: list[Seen]) -> None:
+    """Sequence by sequence; heavy tails of sixteen decades have no common matrix in float64."""
+    gram.check(result, [seen.h_TD.double().numpy() for seen in stream], corpus=False)
 
 
 def check_moments(result: Any, stream: list[Seen]) -> None:
@@ -298,6 +305,7 @@ CASES: dict[str, Case] = {
     },
     "groups": Case(lambda: GroupStats(groups.CHOSEN, groups.DIMS), check_groups, grouped_stream),
     "gathered": Case(lambda: Gather(groups.CHOSEN["findings"]), check_gathered, grouped_stream),
+    "gram": Case(lambda: GramStats(gram.CHOSEN, corpus=True), check_gram, dtypes=(torch.float32, torch.float64)),
     "moments": Case(lambda: PositionMoments([1, 3], keep=2), check_moments, of_one_length),
     "magnitudes": Case(lambda: MagnitudesAt(CHOSEN, AMONG), check_magnitudes, of_one_length),
     "patch columns": Case(lambda: PatchColumns(range(1, 13), 3, 2), check_columns, of_one_length),

@@ -181,16 +181,15 @@ def _called(module: nn.Module, x_ND: np.ndarray) -> np.ndarray | None:
 def _does(module: nn.Module, D: int) -> tuple[np.ndarray, np.ndarray, bool]:
     """Gain, bias, and whether it takes the mean off."""
     signs_D = np.where(np.arange(D) % 2 == 0, 1.0, -1.0)
-    asked = np.stack([np.zeros(D), np.full(D, LARGE), LARGE * signs_D])
-    asked[2, -1] = 0 if D % 2 else asked[2, -1]  # its mean is zero
+    signs_D[D - D % 2 :] = 0  # of an odd number the last one, so that the mean is zero
+    asked = np.stack([np.zeros(D), np.full(D, LARGE), LARGE * signs_D, LARGE * signs_D[::-1]])
     given = _called(module, asked)
     assert given is not None, "it was called with the tokens"
-    bias_D = given[0]
-    subtracts = bool(np.linalg.norm(given[1] - bias_D) < 0.1 * np.linalg.norm(given[2] - bias_D))
-    gain_D = (given[2] - bias_D) * signs_D if subtracts else given[1] - bias_D
+    bias_D, ones_D, pairs_D, turned_D = given[0], *(given[1:] - given[0])
+    subtracts = bool(np.linalg.norm(ones_D) < 0.1 * np.linalg.norm(pairs_D))
+    gain_D = np.where(signs_D != 0, pairs_D * signs_D, turned_D * signs_D[::-1]) * np.sqrt((signs_D**2).mean())
+    gain_D = gain_D if subtracts else ones_D
     weight_D = held(module).detach().double().cpu().numpy()
-    if subtracts and D % 2:  # the last entry was not asked for
-        gain_D[-1] = weight_D[-1]
     for exact_D in (weight_D, 1 + weight_D):  # to the last digit, where that is what it does
         if np.allclose(exact_D, gain_D, rtol=0.02, atol=1e-3 * np.abs(gain_D).max()):
             return exact_D, bias_D, subtracts

@@ -29,6 +29,7 @@ from massact.trace.hooks import AllSeen
 
 BOTTOM = 0.05  # of the singular directions, the weakest: Cancedda 2024
 WIDEST = 8192  # a wider residual stream is not decomposed
+_ROWS = 1 << 14  # of the unembedding at a time
 ALIKE = 1e-4  # of a cosine to 1: two tensors that are one, but for a factor
 
 
@@ -68,12 +69,15 @@ def dark_rows(
     assert head is not None
     D = sizes_of(head)[1]
     weight_VD = matrix_of(head, D)
-    mean_D = weight_VD.mean(0).double().cpu()
-    raw_DD = (weight_VD.T @ weight_VD).double().cpu()
+    mean_D = weight_VD.mean(0)
+    # Around the mean first: in float32 the small directions would be lost beside it.
+    centred_DD = sum((x.T @ x).double().cpu() for x in (w - mean_D for w in weight_VD.split(_ROWS)))
+    mean_D = mean_D.double().cpu()
+    raw_DD = centred_DD + len(weight_VD) * torch.outer(mean_D, mean_D)
     rows: list[dict[str, object]] = []
     for with_gain in (True, False) if gain_D is not None else (False,):
         for centred in (True, False):
-            gram_DD = raw_DD - len(weight_VD) * torch.outer(mean_D, mean_D) if centred else raw_DD
+            gram_DD = centred_DD if centred else raw_DD
             if with_gain:
                 g_D = torch.from_numpy(gain_D)
                 gram_DD = g_D[:, None] * gram_DD * g_D

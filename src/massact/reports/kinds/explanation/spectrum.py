@@ -36,7 +36,7 @@ def valley(rows: pd.DataFrame) -> list[int]:
     of = by_set(rows)
     if not {"all", "without"} <= set(of):
         return []
-    both = of["all"].join(of["without"], rsuffix="_without", how="inner")
+    both = of["all"].join(of["without"].add_suffix("_without"), how="inner")
     high = both["effective_rank_high"].astype(float).fillna(both["effective_rank"])
     low = both["effective_rank_low_without"].astype(float).fillna(both["effective_rank_without"])
     return [int(x) for x in both.index[high < VALLEY * low]]
@@ -58,7 +58,7 @@ def spectrum_in_words(e: Explanation) -> list[str]:
     layers = valley(e.spectrum)
     ranks = of["all"]["effective_rank"].astype(float)
     if not layers:
-        both = of["all"].join(of["without"], rsuffix="_without", how="inner")
+        both = of["all"].join(of["without"].add_suffix("_without"), how="inner")
         ratio = (both["effective_rank_without"] / both["effective_rank"]).astype(float)
         if ratio.isna().all():
             return []
@@ -160,7 +160,7 @@ def draw_spectrum(e: Explanation) -> Sheet | None:
                   sees="How much of a sequence is one direction, and how much one long token makes it at least.",
                   width="third"),
             Panel(panels.headed(stack, "Anisotropy"), lines["anisotropy"], layers,
-                  sees="The mean cosine of two tokens, which one long token hardly moves: it does not show the valley.",
+                  sees="The mean cosine of two tokens: one long token hardly moves it, however much it is of p_1.",
                   width="third"),
         ]  # fmt: skip
     return Sheet(made) or None
