@@ -185,7 +185,8 @@ def _does(module: nn.Module, D: int) -> tuple[np.ndarray, np.ndarray, bool]:
     asked = np.stack([np.zeros(D), np.full(D, LARGE), LARGE * signs_D, LARGE * signs_D[::-1]])
     given = _called(module, asked)
     assert given is not None, "it was called with the tokens"
-    bias_D, ones_D, pairs_D, turned_D = given[0], *(given[1:] - given[0])
+    bias_D = given[0]
+    ones_D, pairs_D, turned_D = given[1:] - bias_D
     subtracts = bool(np.linalg.norm(ones_D) < 0.1 * np.linalg.norm(pairs_D))
     gain_D = np.where(signs_D != 0, pairs_D * signs_D, turned_D * signs_D[::-1]) * np.sqrt((signs_D**2).mean())
     gain_D = gain_D if subtracts else ones_D
