@@ -202,7 +202,7 @@ def experiments() -> list[str]:
         [[e.id, e.title, e.section, {"any": "text, images, other"}.get(e.domain, e.domain), e.computation,
           ", ".join(e.needs)] for e in ENTRIES.values()],
     )  # fmt: skip
-    out += ["", "What the paper finds, and what would falsify it here:", ""]
+    out += ["", "What the paper finds (of those beyond it: what is expected), and what would falsify it here:", ""]
     out += table(["", "the paper", "it does not hold if"], [[e.id, e.says, e.claim.fails_if] for e in ENTRIES.values()])
     out += ["", "Published values, by model:", ""]
     rows = []

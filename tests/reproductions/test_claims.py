@@ -29,6 +29,7 @@ from massact.stats.intervals import Interval
 from massact.verbs.reproduce import ReproduceConfig
 from tests.facts import tells
 from tests.golden.make import EXPLAINED
+from tests.reproductions import theory_cases
 from tests.reproductions.tables import DIM, GOLDEN, L, effects, explanation, planted
 
 
@@ -235,6 +236,7 @@ CASES: dict[str, dict[str, list[Case]]] = {
             UNTOLD: [lambda: contrasted(2), lambda: Finished(planted(bos={"unavailable": "not asked for"}))]},
     "E25": {HOLDS: [lambda: tuned(8)], FAILS: [lambda: tuned(8, dims=(1,)), lambda: tuned(8, offset=1)],
             UNTOLD: [lambda: tuned(3), lambda: tuned(8, dims=(1, DIM)), lambda: Finished(planted())]},
+    **theory_cases.CASES,
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""The experiments E1 to E25 of the founding paper (Sun 2024), each one a declared entry, on one model.
+"""The experiments E1 to E25 of the founding paper (Sun 2024), and X1, ... beyond it, each a declared entry.
 
-Takes a model (or the directory of a scanned run), a corpus, and what only some experiments need (labels, tasks, a
+Takes one model (or the directory of a scanned run), a corpus, and what only some experiments need (labels, tasks, a
 tuned model, trainings); gives a `Reproduction`. Knows what each experiment is made of, which passes it shares with
 others, and what was published of which model, with how that is known. Must not know how anything is measured, which
 the verbs' own rooms do, nor how results are put into words or drawn.

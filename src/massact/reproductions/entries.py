@@ -125,18 +125,18 @@ def _table(folder: Path, name: str) -> pd.DataFrame | None:
 
 @dataclass(frozen=True)
 class Entry:
-    """A declared experiment of the paper.
+    """A declared experiment of the paper, or one beyond it.
 
     Args:
-        id: E1 to E25.
-        section: of Sun 2024, with its figures and tables.
+        id: E1 to E25; X1, X2, ... beyond the paper.
+        section: of Sun 2024, with its figures and tables; `BEYOND` of one beyond it.
         title: what it is called here.
         domain: "language", "image", or "any".
         needs: what it needs: names of steps, or of what a step gives only if it is asked (see `steps.GIVEN_BY`).
         computation: in one sentence.
-        says: what the paper finds, in one sentence.
+        says: what the paper finds, or what is expected, in one sentence.
         run: rows of the table `reproduced`, made by `row`, from what the steps left; raises `Nothing`.
-        claim: how what the paper finds is tested, on any model.
+        claim: how that is tested, on any model.
         figures: files below the run that show it.
     """
 

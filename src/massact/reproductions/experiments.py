@@ -1,4 +1,4 @@
-"""All experiments of the paper, by their number."""
+"""All experiments by their number: those of the paper, and those beyond it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from massact.reproductions.effect_entries import EFFECTS
 from massact.reproductions.entries import Entry
 from massact.reproductions.image_entries import IMAGES
 from massact.reproductions.place_entries import PLACES
+from massact.reproductions.theory_entries import THEORY
 from massact.reproductions.variation_entries import TRAINED, VARIATIONS
 
-ENTRIES: dict[str, Entry] = {e.id: e for e in (*PLACES, *EFFECTS, *ATTENTION, TRAINED, *IMAGES, *VARIATIONS)}
+ENTRIES: dict[str, Entry] = {e.id: e for e in (*PLACES, *EFFECTS, *ATTENTION, TRAINED, *IMAGES, *VARIATIONS, *THEORY)}
 
 
 def chosen(only: tuple[str, ...]) -> list[Entry]:

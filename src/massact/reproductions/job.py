@@ -50,7 +50,7 @@ def reproduce(
     watch: tuple[Progress, Callable[[Any, Path], object]] | None = None,
     **options: Any,
 ) -> Reproduction:
-    """Redo the experiments E1 to E25 of the founding paper that apply to a model.
+    """Redo the experiments E1 to E25 of the founding paper, and those beyond it, that apply to a model.
 
     Args:
         target: the directory of a scanned run, to which everything is added; or a model (anything that `load` takes, or

@@ -16,11 +16,12 @@ NOTHING, NOT_APPLICABLE, NOT_RUN, FAILED = "nothing to show", "not applicable", 
 VERDICTS = (AGREES, DIFFERS, UNPUBLISHED, NOTHING, NOT_APPLICABLE, NOT_RUN, FAILED)
 HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told"
 CLAIM_VERDICTS = (HOLDS, FAILS, UNTOLD)
+BEYOND = "beyond the paper"  # in place of a section of it
 NOT_RECORDED = "not recorded"  # of a record that is older than claims
 
 TABLES: dict[str, Columns] = {
     "reproduced": {
-        "experiment": ("string", "E1 to E25, see reproduce.md"),
+        "experiment": ("string", "E1 to E25, or X1, X2, ... beyond the paper; see reproduce.md"),
         "quantity": ("string", "what was measured; empty where an experiment has no number, for which see reason"),
         "stack": ("string", "name of the stack; empty for a model with one"),
         "layer": ("int64", "layer; -1 where it is not about one"),
@@ -38,7 +39,7 @@ TABLES: dict[str, Columns] = {
         "headline": ("bool", "whether the line of the experiment says it"),
     },
     "claims": {
-        "experiment": ("string", "E1 to E25"),
+        "experiment": ("string", "as in reproduced"),
         "part": ("string", "what was tested of its claim; empty where nothing could be, for which see reason"),
         "stack": ("string", "name of the stack; empty for a model with one"),
         "value": ("float64", "what was found; NaN where there is no number"),
@@ -63,8 +64,9 @@ class ReproduceInfo(Sidecar):
         published: {"name", "by"}: as which model published values count, and why; or {"unavailable": reason}.
         steps: name of the step -> {"state": done, kept, not run, not applicable, nothing to show or failed, "why",
             "wall_s"}.
-        experiments: E1 to E25 -> {"title", "section", "says" (the paper, one sentence), "computation", "verdict",
-            "reason", "figures" (files below the run), "claim" (its verdict), "claim_reason", "fails_if"}.
+        experiments: E1 to E25, X1, ... -> {"title", "section" (or "beyond the paper"), "says" (the paper, or what is
+            expected, one sentence), "computation", "verdict", "reason", "figures" (files below the run), "claim" (its
+            verdict), "claim_reason", "fails_if"}.
     """
 
     published: dict[str, Any] = field(default_factory=dict)

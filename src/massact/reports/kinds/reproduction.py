@@ -11,6 +11,7 @@ import pandas as pd
 
 from massact.records.kinds.reproduction import (
     AGREES,
+    BEYOND,
     CLAIM_VERDICTS,
     DIFFERS,
     HOLDS,
@@ -23,7 +24,7 @@ from massact.records.kinds.reproduction import (
 from massact.reports.panels import Color, Line, Panel, column, log_axis
 from massact.reports.parts import Section, Words, grid, parts_of, table_of
 from massact.reports.readings import Reading
-from massact.reports.spelling import counted, noted, number, or_dash, shortened, visible
+from massact.reports.spelling import counted, listed, noted, number, or_dash, shortened, visible
 
 MOST_SAID, LONGEST = 5, 64
 UNSAID = ("", "count", "layer", "perplexity", "h", "|h|", "share", "logit")  # units that the quantity tells
@@ -45,14 +46,25 @@ def _summary(r: Reproduction) -> str:
     name = known.get("name")
     which = (f"Published values of {visible(name)} count, by {visible(known.get('by'))}." if name else
              f"No published values count: {visible(known.get('unavailable', 'none are known'))}.")  # fmt: skip
-    return f"{counted(len(r.info.experiments), 'experiment')} of Sun 2024: {told}. {which} {_claims(r)}"
+    more = sum(map(_beyond, r.info.experiments.values()))
+    kinds = [f"{counted(n, 'experiment')} {of}" for n, of in
+             ((len(r.info.experiments) - more, "of Sun 2024"), (more, BEYOND)) if n]  # fmt: skip
+    return f"{listed(kinds)}: {told}. {which} {_claims(r)}"
+
+
+def _beyond(e: dict[str, Any]) -> bool:
+    """Whether an experiment is none of the paper."""
+    return e.get("section") == BEYOND
 
 
 def _claims(r: Reproduction) -> str:
-    """How many of the paper's claims hold."""
-    counts = Counter(claim_of(e) for e in r.info.experiments.values())
-    told = ", ".join(f"{counts[v]} {_of_many(v, counts[v])}" for v in (*CLAIM_VERDICTS, NOT_RECORDED) if counts[v])
-    return f"What the paper claims, tested here: {told}."
+    """How many of the paper's claims hold, and of those beyond it."""
+    said = []
+    for beyond, what in ((False, "What the paper claims"), (True, "What is expected beyond it")):
+        counts = Counter(claim_of(e) for e in r.info.experiments.values() if _beyond(e) == beyond)
+        told = ", ".join(f"{counts[v]} {_of_many(v, counts[v])}" for v in (*CLAIM_VERDICTS, NOT_RECORDED) if counts[v])
+        said += [f"{what}, tested here: {told}."] if told else []
+    return " ".join(said)
 
 
 def _of_many(verdict: str, n: int) -> str:
@@ -70,7 +82,7 @@ def _line(r: Reproduction, name: str, e: dict[str, Any]) -> str:
     here = findings_in_words(rows)
     parts = [
         f"{visible(name)}, {visible(e.get('title'))} ({visible(e.get('section'))}).",
-        f"Paper: {visible(e.get('says'))}",
+        f"{'Expected' if _beyond(e) else 'Paper'}: {visible(e.get('says'))}",
     ]
     if here:
         parts.append(f"Here: {here}.")
