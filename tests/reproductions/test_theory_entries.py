@@ -24,9 +24,7 @@ def test_they_are_beyond_the_paper() -> None:
 
 def test_rows_of_the_first_norm_are_told() -> None:
     rows = [r for r in ENTRIES["X1"].run(norms()) if r["headline"]]
-    assert {(r["quantity"], r["ours"]) for r in rows} == {
-        ("one-hot share", 0.8), ("least cosine", 0.99), ("bound of the cosine", 0.5), ("rank of the gain", 30.0),
-    }  # fmt: skip
+    assert sorted(r["ours"] for r in rows) == [0.5, 0.8, 0.99, 30.0]
     assert all(r["layer"] == 3 and "attn_in" in r["place"] for r in rows)
 
 
