@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from contextlib import suppress
@@ -50,6 +51,7 @@ def main() -> None:
     """Entry point: every error is one message and an exit status, never a traceback."""
     # The click that typer brings is not always the package of that name: ask typer for its error.
     usage_error: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+    gc.set_threshold(20_000)  # a hundred thousand objects of modules that stay are looked at again and again otherwise
     out = output.prepare()
     try:
         status = app(standalone_mode=False)
