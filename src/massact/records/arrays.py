@@ -13,10 +13,12 @@ from massact.records.user_files import refuse_special
 
 # Name -> a letter for each axis, the same length wherever the letter is the same; "?": it may be missing.
 PORTRAIT = {"magnitude": "PTD", "layers": "P", "tokens": "T", "stack": "", "site": ""}
+STRIP = {"value": "QLN", "dim": "QLN", "median": "QLK", "tokens": "N", "position": "N", "text": "N", "points": "Q",
+         "layers": "L", "stack": ""}  # fmt: skip
 ATTENTION = {"logits": "PTT", "probs": "PTT", "layers": "P", "tokens": "T", "stack": ""}
 IMAGES = {"massive_share": "YX", "massive": "KYX", "norms": "KLYX", "layers": "L", "n_images": "", "stack": "",
           "pictures?": "KHW3", "dim_size?": "KYX", "dim_at?": "2"}  # fmt: skip
-WORDS = ("tokens", "stack", "site")
+WORDS = ("tokens", "stack", "site", "points")
 
 
 def read_arrays(path: Path, shapes: Mapping[str, str]) -> dict[str, np.ndarray]:
@@ -24,7 +26,7 @@ def read_arrays(path: Path, shapes: Mapping[str, str]) -> dict[str, np.ndarray]:
 
     Args:
         path: of the .npz file.
-        shapes: `PORTRAIT`, `ATTENTION` or `IMAGES`.
+        shapes: `PORTRAIT`, `STRIP`, `ATTENTION` or `IMAGES`.
 
     Raises:
         UserError: it is damaged, or holds arrays of other shapes or kinds.

@@ -400,7 +400,7 @@ def log_axis(values: Any, title: str = "") -> Axis:
 def symlog_axis(values: Any, near: float, title: str) -> Axis:
     """Both sides of zero: linear within `near`, logarithmic beyond, as the title says; either side is always there."""
     known = _known(values)
-    axis = Axis(f"{title}; linear within \u00b1{number(near)}, logarithmic beyond", "symlog", near=near)
+    axis = Axis(f"{title}; linear within \u00b1{number(near)}, then log", "symlog", near=near)
     least, most = axis.placed([known.min(initial=-near), known.max(initial=near)])
     ends = (float(least) - 0.4, float(most) + 0.4)
     step = -(-math.ceil(ends[1] - ends[0]) // MOST_TICKS)

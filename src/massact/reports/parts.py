@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from massact.records.tables import all_columns
@@ -14,10 +15,12 @@ from massact.reports.panels import Drawn, Panel, Scene, Scenes
 from massact.reports.render.markup import cut
 from massact.reports.spelling import cell, listed, token_list, visible
 
-MOST_ROWS = 200
+MOST_ROWS, MOST_SAVED = 200, 20_000  # shown, and saved from a page
 TOKEN_LIMIT = 40
 # Whole numbers that name something: no separators in them, and -1 stands for none.
 NAMES = {"layer", "dim", "pos", "position", "head", "neuron", "expert", "sequence", "token_id", "step", "rank", "seed"}
+# Left out where they are the same in every row; what is not clear from the title is told.
+SAME, TOLD = {"stack", "site", "modality", "mixer", "cluster", "group"}, {"cluster", "group"}
 TOKENS = {"token", "tokens"}
 UNAVAILABLE = "unavailable"
 
@@ -59,6 +62,7 @@ class Table:
         looks: of every row "", "dim" or "red", where there are colours.
         abreast: so many columns, behind the first, go together; where there is no room for all, the table breaks
             between such groups. 0: it does not break.
+        whole: its rows as they lie in the file, up to a bound, to be saved from a page; None: as they are shown.
     """
 
     title: str
@@ -68,6 +72,7 @@ class Table:
     open: bool = False
     looks: Sequence[str] = ()
     abreast: int = 0
+    whole: pd.DataFrame | None = None
 
     @property
     def n_rows(self) -> int:
@@ -91,7 +96,31 @@ class Code:
     body: str
 
 
-Part = Words | Table | Drawn | Facts | Code
+@dataclass(frozen=True)
+class Strip:
+    """Texts whose tokens are coloured by their size at a point and layer that the reader of a page chooses.
+
+    Args:
+        title: what it is of. sees: what to see.
+        texts: of each its tokens, as they are shown, with their positions; N in all.
+        points, layers: to choose from, Q and L.
+        values, dims: (Q, L, N) signed and NaN where there is none, its dim.
+        medians: (Q, L, K) of each text.
+        shown: the point and the layer that come first, by their places.
+    """
+
+    title: str
+    sees: str
+    texts: Sequence[Sequence[tuple[str, int]]]
+    points: Sequence[str]
+    layers: Sequence[int]
+    values: np.ndarray
+    dims: np.ndarray
+    medians: np.ndarray
+    shown: tuple[int, int]
+
+
+Part = Words | Table | Drawn | Facts | Code | Strip
 
 
 @dataclass(frozen=True)
@@ -143,15 +172,19 @@ def table_of(
 
     Returns:
         None without rows. Columns without any value are left out and named in a note; a stack, site, mixer or modality
-        that is the same everywhere is left out.
+        that is the same everywhere is left out, a cluster or group with a note.
     """
     if not len(rows):
         return None
-    declared, kept, missing, few = all_columns(name, rows), [], [], rows.head(most)
+    declared, few = all_columns(name, rows), rows.head(most)
+    kept: list[Column] = []
+    missing: list[str] = []
+    same: list[str] = []
     for column in columns or declared:
         dtype, meaning = declared[column]
         values = few[column].tolist()
-        if column in ("stack", "site", "modality", "mixer") and rows[column].fillna("").nunique() == 1:
+        if column in SAME and len(rows) > 1 and rows[column].fillna("").nunique() == 1:
+            same += [f"{column} {shown_value(column, dtype, values[0])}"] if column in TOLD else []
             continue
         if dtype == "float64" and rows[column].isna().all():
             missing.append(column)
@@ -161,9 +194,11 @@ def table_of(
     notes = []
     if len(rows) > most:
         notes.append(f"{most:,} of {len(rows):,} rows; all are in {name}.parquet.")
+    if same:
+        notes.append(f"The same in every row: {listed(same)}.")
     if missing:
         notes.append(f"Unavailable in this run: {listed(missing)}.")
-    return Table(title, kept, len(rows), notes, shown_first)
+    return Table(title, kept, len(rows), notes, shown_first, whole=rows.head(MOST_SAVED))
 
 
 def grid(

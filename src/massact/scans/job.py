@@ -42,6 +42,7 @@ from massact.scans.padding import jump_notes, padding_notes
 from massact.scans.prompt import portrait, prompt_corpus, ranks_table
 from massact.scans.resumption import Saved
 from massact.scans.rises import rises_table, with_mixers
+from massact.scans.strip import strip
 from massact.scans.thumbnails import KEPT, add_pictures
 from massact.stats import HiddenResult, HiddenStats, TokenMax, TokenMaxResult
 from massact.trace import Measurements, Probe, measure, plan
@@ -394,6 +395,7 @@ class _Job:
             text = prompt_corpus(self.model, self.corpus, self.config.prompt, self.config.bos or "auto")
             result.ranks = ranks_table(self.model, self.corpus, text, seen, answer, self.config.rank_sequences)
             result.portrait = portrait(self.model, text, answer)
+            result.strip = strip(self.model, [text, self.corpus], str(result.portrait["stack"]))
         except MassactError as error:
             result.info.notes.append(f"No portrait: {error.what} {error.why}".strip())
         self.progress("portrait", 1, 1)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from massact.records.arrays import IMAGES, PORTRAIT
+from massact.records.arrays import IMAGES, PORTRAIT, STRIP
 from massact.records.clusters import COLUMNS as CLUSTERS
 from massact.records.clusters import clusters_table
 from massact.records.errors import UserError
@@ -204,6 +204,9 @@ class ScanResult(Result):
         info: what was asked, of which model, on which corpus, and the answer in numbers.
         layers, findings, near_misses, coordinates, clusters, dims, ranks: tables, see `TABLES`.
         portrait: |h| of one prompt for the 3-D figure: "magnitude" (P, T, D), "layers" (P,), "tokens" (T,).
+        strip: of N tokens of K short texts the greatest |h|: signed "value" (Q, L, N), its "dim" (-1: none) at the Q
+            "points" and L "layers" of "stack" (NaN where there is no such site), the "median" |h| (Q, L, K) of each text,
+            "tokens", "position" and "text" (N,); empty where positions are no tokens, and in runs of older versions.
         criteria: table: what every published rule says; empty in runs of older versions.
         rises: table, of models whose layers mix tokens in several ways: where clusters rise, what is kept of them.
         patch_norms, patch_cosines: tables, of image models only.
@@ -222,7 +225,11 @@ class ScanResult(Result):
     TABLES: ClassVar = TABLES | CRITERIA | RISES | PATCHES | BY_INPUT
     SOME: ClassVar[frozenset[str]] = frozenset({*PATCHES, *CRITERIA, *RISES, *BY_INPUT, "clusters"})
     UNTOLD: ClassVar[frozenset[str]] = frozenset({"dims", "patch_norms"})
-    ARRAYS: ClassVar = {"portrait": ("portrait.npz", PORTRAIT), "images": ("images.npz", IMAGES)}
+    ARRAYS: ClassVar = {
+        "portrait": ("portrait.npz", PORTRAIT),
+        "strip": ("strip.npz", STRIP),
+        "images": ("images.npz", IMAGES),
+    }
     ALONE: ClassVar[bool] = True
     AGAIN: ClassVar[str] = "Scan again, with --resume where it did not finish."
     PLACE: ClassVar[int] = 0
@@ -241,6 +248,7 @@ class ScanResult(Result):
     patch_norms: pd.DataFrame = table("patch_norms")
     patch_cosines: pd.DataFrame = table("patch_cosines")
     by_input: pd.DataFrame = table("by_input")
+    strip: dict[str, np.ndarray] = field(default_factory=dict)
     images: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@
     const base = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", height: figure.spec.height, autosize: true,
       font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", size: 12, color: color("--ink") },
-      margin: { l: 52, r: 12, t: 8, b: named ? 64 : 44 }, showlegend: named, bargap: 0.28,
+      margin: { l: 52, r: 12, t: touch ? 8 : 30, b: named ? 64 : 44 }, showlegend: named, bargap: 0.28,
       legend: { orientation: "h", y: -0.2, yanchor: "top", x: 0, font: { size: 12 } },
       hoverlabel: { bgcolor: color("--paper"), bordercolor: color("--rule"), font: { color: color("--ink"), size: 12 } },
       dragmode: touch ? false : "zoom",
@@ -53,7 +53,7 @@
       for (const name of ["xaxis", "yaxis", "zaxis"]) scene[name] = { ...side, ...scene[name] };
       const sliders = (given.sliders || []).map((slider) => ({ ...slider, pad: { l: 12, r: 12, t: 8, b: 4 }, bgcolor: color("--rule"),
         activebgcolor: color("--accent"), bordercolor: color("--rule"), font: { size: 12, color: color("--ink") } }));
-      return { ...base, margin: { l: 0, r: 0, t: 0, b: 0 }, scene, sliders, showlegend: false };
+      return { ...base, margin: { l: 0, r: 0, t: touch ? 0 : 30, b: 0 }, scene, sliders, showlegend: false };
     }
     return { ...base, ...given, showlegend: named, xaxis: axis(given.xaxis), yaxis: axis(given.yaxis) };
   }
@@ -95,6 +95,56 @@
       });
   }
 
+  // Strips of text ----------------------------------------------------------------------------------------------
+  const spelled = (v) => v.toLocaleString("en-US", { maximumSignificantDigits: 4 });
+
+  function strip(box) {
+    const given = JSON.parse(box.querySelector("script").textContent);
+    const [point, layer, told, ramp] = ["select", "input", ".told", ".ramp"].map((s) => box.querySelector(s));
+    const tokens = all(".tokens", box).flatMap((line, text) => all("span", line).map((element) => ({ element, text })));
+    const here = (kind) => given[kind][point.value][layer.value];
+    let at = 0;
+    point.value = box.dataset.point;
+
+    function paint() {
+      const known = given.values[point.value].flat().filter((v) => v).map(Math.abs), turn = Number(color("--turn"));
+      const low = Math.min(...known, 1e30), high = Math.max(...known, 0), values = here("values");
+      tokens.forEach(({ element }, i) => {
+        const size = Math.abs(values[i] || 0), level = size && high > low ? Math.log(size / low) / Math.log(high / low) : 0;
+        const step = Math.min(2, Math.floor(level * 3));
+        element.style.background = `color-mix(in srgb, var(--heat${step + 1}) ${100 * (level * 3 - step)}%, var(--heat${step}))`;
+        element.style.color = `var(--${level > turn ? "paper" : "ink"})`;
+      });
+      box.querySelector("output").textContent = given.layers[layer.value];
+      ramp.textContent = known.length ? `|h| from ${spelled(low)} to ${spelled(high)}, log scale` : "unavailable here";
+      tell(at);
+    }
+
+    function tell(i) {
+      tokens[at].element.tabIndex = -1;
+      tokens[at].element.classList.remove("at");
+      at = i;
+      const { element, text } = tokens[i], value = here("values")[i], median = here("medians")[text];
+      element.tabIndex = 0;
+      element.classList.add("at");
+      const ratio = median ? `, ${spelled(Math.abs(value) / median)} times the median ${spelled(median)}` : "";
+      const said = `dim ${here("dims")[i]} is ${value < 0 ? "\u2212" : "+"}${spelled(Math.abs(value))}${ratio}`;
+      told.textContent = `Position ${element.dataset.p}, \u201c\u2068${element.textContent}\u2069\u201d: ${value === null ? "unavailable" : said}`;
+    }
+
+    tokens.forEach(({ element }, i) => ["pointerenter", "focus"].forEach((name) => element.addEventListener(name, () => tell(i))));
+    box.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1, Home: -tokens.length, End: tokens.length }[event.key];
+      if (!step || !event.target.closest(".tokens")) return;
+      event.preventDefault();
+      tokens[Math.min(tokens.length - 1, Math.max(0, at + step))].element.focus();
+    });
+    [point, layer].forEach((control) => control.addEventListener("input", paint));
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+    paint();
+  }
+  all(".strip").forEach(strip);
+
   // Tables ------------------------------------------------------------------------------------------------------
   const valueOf = (cell) => cell.dataset.v ?? cell.textContent;
 
@@ -130,16 +180,29 @@
   }
 
   const quoted = (text) => (/[",\r\n]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text);
-  const csv = (table) => [
+  const csv = (table, every) => [
     all("thead th", table).map((th) => th.dataset.name),
-    ...[...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => [...row.cells].map(valueOf)),
+    ...[...table.tBodies[0].rows].filter((row) => every || !row.hidden).map((row) => [...row.cells].map(valueOf)),
   ].map((row) => row.map(quoted).join(",")).join("\r\n") + "\r\n";
+
+  // A table of the run as it is, packed beside what is shown of it; of any other all rows that are shown.
+  async function save(box, name) {
+    const packed = box.querySelector(".whole")?.textContent;
+    const bytes = packed ? Uint8Array.from(atob(packed), (c) => c.charCodeAt(0)) : csv(box.querySelector("table"), true);
+    const all = packed ? new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip")) : bytes;
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await new Response(all, { headers: { "Content-Type": "text/csv" } }).blob());
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;
     if (button.parentElement.matches("thead th")) sort(button.parentElement);
     if (button.matches(".csv")) copy(csv(button.closest(".table").querySelector("table")), button);
+    if (button.matches(".save")) save(button.closest(".table"), button.dataset.name);
     if (button.matches(".copy")) copy(button.closest("details").querySelector("code").textContent, button);
   });
   document.addEventListener("input", (event) => {

@@ -12,7 +12,7 @@ from massact.records.kinds.intervention import Intervention
 from massact.records.tables import columns_of, frame
 from massact.reports.contents import Contents
 from massact.reports.kinds.comparison import figures
-from massact.reports.kinds.comparison.tables import places, side_by_side
+from massact.reports.kinds.comparison.tables import deltas, places, side_by_side
 from massact.reports.kinds.comparison.words import told
 from massact.reports.kinds.intervention import effects_panel, main_metric, margin_of, with_verdicts
 from massact.reports.panels import parts_in
@@ -24,7 +24,12 @@ MOST_SCENES = 6
 
 def answer(runs: Sequence[Contents], c: Comparison) -> Section:
     """What differs, in words, and the numbers of every run."""
-    tables = (side_by_side(c, "run", "Runs side by side"), places(c), side_by_side(c, "mean", "Over seeds: means"))
+    tables = (
+        side_by_side(c, "run", "Runs side by side"),
+        deltas(c),
+        places(c),
+        side_by_side(c, "mean", "Over seeds: means"),
+    )
     return Section("answer", "Answer", parts_of(Words(told(c), True), *tables))
 
 

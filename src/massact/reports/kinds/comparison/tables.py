@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -52,6 +54,7 @@ def brief(c: Comparison) -> list[Section]:
     models = ("label", *(["criterion"] if len(rules) > 1 else []), *SCANNED, *EXPLAINED)
     made = [
         narrow(table, f"Activations and attention{of}; ratio: |h| / median{told}", {n: HEADS[n] for n in models}),
+        deltas(c),
         _seeds(c),
         narrow(places(c), "Clusters of each run, the largest first"),
         *_layers(c),
@@ -101,12 +104,51 @@ def side_by_side(c: Comparison, row: str, title: str) -> Table | None:
     return Table(title, columns, len(rows), notes, True)
 
 
+def deltas(c: Comparison) -> Table | None:
+    """How every other run differs from the first: in its numbers, and in the value of each cluster that both have."""
+    first, *others = c.compare[c.compare["row"] == "run"].to_dict("records")
+    clusters = [_largest(run) for run in c.runs]
+    rows = []
+    for column in (*TRAINED, *SCANNED, *EXPLAINED):
+        if column not in ("massive", "steps", "tokens"):
+            cells = [_delta(first[column], other[column], whole=column == "onset") for other in others]
+            rows.append([HEADS[column].replace("\n", " "), *cells])
+    for stack, dim, where in list(clusters[0])[:MOST_CLUSTERS]:
+        here = [of.get((stack, dim, where), math.nan) for of in clusters]
+        rows.append([visible(f"{stack} dim {dim} at {where}".strip()), *(_delta(here[0], value) for value in here[1:])])
+    rows = [row for row in rows if set(row[1:]) != {"-"}]
+    heads = ("<", *(f">{_name(other['label'])}" for other in others))
+    return grid(f"Difference from {_name(first['label'])}, and in percent of it", heads, rows)
+
+
+def _delta(one: float, other: float, whole: bool = False) -> str:
+    """'+12.3 (+4.5%)'; '-' where one of the two is not known."""
+    if not (math.isfinite(one) and math.isfinite(other)):
+        return "-"
+    change = other - one
+    said = f"{change:+,.0f}" if whole else ("+" if change >= 0 else "") + cell(change)
+    return said if whole or not one else f"{said} ({change / abs(one):+.1%})"
+
+
+def _largest(run: Any) -> dict[tuple[str, int, str], float]:
+    """Stack, dim and class of a run's clusters -> value of the largest of them; a hump before it has the same dim."""
+    found: dict[tuple[str, int, str], float] = {}
+    for view in _views(run):
+        for _, row in view.clusters.iterrows():
+            found.setdefault((view.label, row["dim"], row["position_class"]), row["mean"])
+    return found
+
+
+def _views(run: Any) -> Sequence[Any]:
+    return views(run.scan) if run.scan is not None else ()
+
+
 def places(c: Comparison) -> Table | None:
     """The largest clusters of every run and stack."""
     rows = [
         (visible(f"{run.label} {view.label}".strip()), *_cluster(row))
         for run in c.runs
-        for view in (views(run.scan) if run.scan is not None else ())
+        for view in _views(run)
         for _, row in view.clusters.head(MOST_CLUSTERS).iterrows()
     ]
     if not rows:

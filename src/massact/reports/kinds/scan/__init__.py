@@ -7,6 +7,7 @@ from massact.reports.kinds.scan.cluster_curves import draw_clusters
 from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
 from massact.reports.kinds.scan.images import PATCH_FIGURES
 from massact.reports.kinds.scan.portrait import draw_magnitudes
+from massact.reports.kinds.scan.text_strip import text_strip
 from massact.reports.kinds.scan.words import answer_in_words
 from massact.reports.readings import Reading
 
@@ -14,6 +15,7 @@ READING = Reading(
     words=answer_in_words,
     sections=(
         sections.layers,
+        text_strip,
         sections.where,
         by_input,
         criteria.criteria,
