@@ -28,7 +28,8 @@ def strip(model: Model, texts: Sequence[Corpus], stack: str) -> dict[str, np.nda
     sites = [s for s in model.anatomy.sites() if s.stack == stack and (s.point in POINTS or mixes(s.point))]
     points, layers = list(dict.fromkeys(s.point for s in sites)), sorted({s.layer for s in sites})
     probes = [Probe("peaks", str(site), TokenPeaks) for site in sites]
-    parts, read_before = [], []
+    parts: list[tuple[np.ndarray, ...]] = []
+    read_before: list[Corpus] = []
     for text in texts:
         first = text.head(1)
         first = first.cut(TOKENS) or first

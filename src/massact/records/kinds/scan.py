@@ -205,8 +205,8 @@ class ScanResult(Result):
         layers, findings, near_misses, coordinates, clusters, dims, ranks: tables, see `TABLES`.
         portrait: |h| of one prompt for the 3-D figure: "magnitude" (P, T, D), "layers" (P,), "tokens" (T,).
         strip: of N tokens of K short texts the greatest |h|: signed "value" (Q, L, N), its "dim" (-1: none) at the Q
-            "points" and L "layers" of "stack" (NaN where there is no such site), the "median" |h| (Q, L, K) of each text,
-            "tokens", "position" and "text" (N,); empty where positions are no tokens, and in runs of older versions.
+            "points" and L "layers" of "stack" (NaN where there is no such site), the "median" |h| (Q, L, K) of each
+            text, "tokens", "position" and "text" (N,); empty where positions are no tokens, and in older runs.
         criteria: table: what every published rule says; empty in runs of older versions.
         rises: table, of models whose layers mix tokens in several ways: where clusters rise, what is kept of them.
         patch_norms, patch_cosines: tables, of image models only.

@@ -225,6 +225,9 @@ def draw_effects(e: Intervention) -> Sheet | None:
     return Sheet([panel], f"Edits{at}") if panel else None
 
 
+# The columns that a reader wants first: as many as a page is wide; all are in the file.
+MAIN = ("edit", "stack", "layer", "cluster", "metric", "group", "baseline", "edited", "delta", "ci_low", "ci_high",
+        "verdict", "n_needed", "n_elements")  # fmt: skip
 LOOKS = {HARMFUL: (Color.LIMIT, "diamond"), HARMLESS: (Color.GREEN, "circle"), OPEN: (Color.GREY, "square"),
          HELPFUL: (Color.BLUE, "diamond"), UNTESTED: (Color.MUTED, "circle")}  # fmt: skip
 
@@ -234,7 +237,7 @@ def section(e: Intervention) -> Section:
     margin = margin_of(e)
     parts: list[Part | None] = [Words(effects_in_words(e)), effects_panel(e.effects, margin=margin)]
     rows = with_verdicts(e.effects, margin)
-    table = table_of("effects", rows, "Effects of every edit on every metric", most=600, shown_first=True)
+    table = table_of("effects", rows, "Effects of every edit on every metric", MAIN, 600, shown_first=True)
     return Section("interventions", "Interventions", parts_of(*parts, _head(e.info.config.get("head")), table))
 
 
@@ -277,8 +280,7 @@ def effects_panel(effects: pd.DataFrame, title: str = "", margin: float = MARGIN
     caption += "harmful; blue: helpful; green circles: harmless; grey squares: not settled; grey circles: not tested."
     caption += f" Margin: {number(margin)}."
     left_out = f"Not finite, so not drawn: {', '.join(unseen)}." if unseen else ""
-    known = number(base) if math.isfinite(base) else "not finite"
-    x = symlog_axis([delta, low, high], _near(base), f"Change of {spaced} (without edit: {known})")
+    x = symlog_axis([delta, low, high], _near(base), f"Change of {spaced}")
     head, y = "change under each edit" if title else "Change under each edit", named_axis(names, slots=3)
     nothing, height = Limit(0.0, upright=True, color=Color.MUTED), 90 + 44 * max(len(names), 3)
     sees = f"Each dot is one edit: how much {spaced} changes when the massive activations are set so. "

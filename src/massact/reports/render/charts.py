@@ -200,8 +200,7 @@ def _slid(part: Scenes) -> dict[str, Any]:
     steps = []
     for i, scene in enumerate(part.scenes):
         seen = [j == i for j, traces in enumerate(each) for _ in traces]
-        label = figure_text(f"{scene.title}, {scene.caption}" if scene.caption else scene.title)
-        steps.append({"label": label, "method": "restyle", "args": [{"visible": seen}]})
+        steps.append({"label": figure_text(scene.title), "method": "restyle", "args": [{"visible": seen}]})
     layout: dict[str, Any] = {"scene": _scene(part.scenes[part.shown]), "showlegend": False}
     if len(steps) > 1:
         layout["sliders"] = [{"active": part.shown, "steps": steps, "currentvalue": {"visible": False}}]

@@ -51,7 +51,7 @@
       const side = { gridcolor: color("--grid"), zerolinecolor: color("--rule"), color: color("--muted"),
         showbackground: false, showspikes: false };
       for (const name of ["xaxis", "yaxis", "zaxis"]) scene[name] = { ...side, ...scene[name] };
-      const sliders = (given.sliders || []).map((slider) => ({ ...slider, pad: { l: 12, r: 12, t: 8, b: 4 }, bgcolor: color("--rule"),
+      const sliders = (given.sliders || []).map((slider) => ({ ...slider, pad: { l: 40, r: 40, t: 8, b: 4 }, bgcolor: color("--rule"),
         activebgcolor: color("--accent"), bordercolor: color("--rule"), font: { size: 12, color: color("--ink") } }));
       return { ...base, margin: { l: 0, r: 0, t: touch ? 0 : 30, b: 0 }, scene, sliders, showlegend: false };
     }

@@ -24,13 +24,9 @@ MOST_SCENES = 6
 
 def answer(runs: Sequence[Contents], c: Comparison) -> Section:
     """What differs, in words, and the numbers of every run."""
-    tables = (
-        side_by_side(c, "run", "Runs side by side"),
-        deltas(c),
-        places(c),
-        side_by_side(c, "mean", "Over seeds: means"),
-    )
-    return Section("answer", "Answer", parts_of(Words(told(c), True), *tables))
+    tables = (side_by_side(c, "run", "Runs side by side"), deltas(c), places(c))
+    means = side_by_side(c, "mean", "Over seeds: means")
+    return Section("answer", "Answer", parts_of(Words(told(c), True), *tables, means))
 
 
 def survival(runs: Sequence[Contents], c: Comparison) -> Section | None:
