@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import synthetic
+import synthetic_tables
 
 from massact.records.kinds.classics import Classics, ClassicsInfo
 from massact.records.kinds.explanation import ExplainInfo, Explanation
@@ -91,6 +92,7 @@ def write(path: Path) -> Path:
     result.coordinates["tokens"] = json.dumps(EVIL[:24])
     tokens = [t.replace("\x00", "\x01") for t in EVIL]
     result.portrait = synthetic.portrait(tokens, 4096, (1, 2, 32), [(0, 3, 900.0), (1, 200, 700.0)])
+    result.strip = synthetic_tables.strip(tokens, 33, 4096)
     result.info.answer["stacks"][0]["tokens"] = [[t, "other", 3] for t in EVIL[:12]]
     result.info.model |= {"id": "<b>evil</b></title><script>alert(1)</script>", "name": "</title><script>alert(1)//"}
     result.info.corpus["name"] = "</script><img src=x>"

@@ -11,7 +11,8 @@ VOID = {"meta", "input", "br", "hr"}
 # All that a page is made of; anything else in it got there through a hole.
 KNOWN = VOID | set(
     "html head title style body a nav ul li main header h1 h2 h3 p noscript section details summary small dl dt dd div "
-    "button pre code figure figcaption b script span table caption thead tbody tr th td bdi svg image path".split()
+    "button pre code figure figcaption b script span table caption thead tbody tr th td bdi svg image path "
+    "select option label output".split()
 )
 
 

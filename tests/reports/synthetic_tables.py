@@ -149,6 +149,26 @@ def coordinates_rows(findings: list[dict[str, object]], stack: str) -> list[dict
     return rows
 
 
+def strip(tokens: list[str], n_layers: int, n_dims: int, massive: float = 9000.0) -> dict[str, np.ndarray]:
+    """Two texts, the second the first two tokens of the first; a spike on the first token of each from layer 2 on."""
+    rng, both = np.random.default_rng(0), [*tokens, *tokens[:2]]
+    shape = (2, n_layers, len(both))
+    value, dim = rng.normal(size=shape).astype(np.float32), rng.integers(0, n_dims, shape).astype(np.int32)
+    value[0, 2:, [0, len(tokens)]], dim[0, 2:, [0, len(tokens)]] = -massive, 7
+    value[1, 0], dim[1, 0] = np.nan, -1
+    return {
+        "value": value,
+        "dim": dim,
+        "median": np.full((*shape[:2], 2), 0.6, np.float32),
+        "tokens": np.array(both, dtype=str),
+        "position": np.array([*range(len(tokens)), 0, 1]),
+        "text": np.array([0] * len(tokens) + [1, 1]),
+        "points": np.array(["resid_post", "mlp_out"]),
+        "layers": np.arange(n_layers),
+        "stack": np.array(""),
+    }
+
+
 def portrait(
     tokens: list[str], n_dims: int, layers: tuple[int, ...], spikes: list[tuple[int, int, float]]
 ) -> dict[str, np.ndarray]:

@@ -40,6 +40,7 @@ from massact.stats.neighbours import NeighbourCosines
 from massact.stats.patch_columns import PatchColumns
 from massact.stats.positions import MagnitudesAt, PositionMoments
 from massact.stats.shares import AttentionShares
+from massact.stats.token_peaks import TokenPeaks
 from massact.training.monitor import AttentionSums, HiddenSums
 from tests.stats import test_gram as gram
 from tests.stats import test_groups as groups
@@ -64,6 +65,18 @@ def check_token_max(result: Any, stream: list[Seen]) -> None:
         positions_T, max_T = result.tokens(i)
         np.testing.assert_array_equal(positions_T, seen.positions_T)
         np.testing.assert_array_equal(max_T, seen.h_TD.double().abs().amax(1).numpy())
+
+
+def check_token_peaks(result: Any, stream: list[Seen]) -> None:
+    for i, seen in enumerate(stream):
+        h_TD = seen.h_TD.double().numpy()
+        np.testing.assert_array_equal(result.positions[i], seen.positions_T)
+        for token_D, value, dim in zip(h_TD, result.value[i], result.dim[i], strict=True):
+            known = [(abs(v), -d) for d, v in enumerate(token_D) if np.isfinite(v)]
+            assert dim == (-max(known)[1] if known else -1)
+            assert value == token_D[dim] if known else np.isnan(value)
+        sizes = sorted(abs(v) for v in h_TD.ravel() if np.isfinite(v))
+        np.testing.assert_array_equal(result.median[i], sizes[(len(sizes) - 1) // 2] if sizes else np.nan)
 
 
 def check_keep(result: Any, stream: list[Seen]) -> None:
@@ -296,6 +309,7 @@ CASES: dict[str, Case] = {
     ),
     "dims": basic(DimMoments, check_dims),
     "token max": basic(TokenMax, check_token_max),
+    "token peaks": Case(TokenPeaks, check_token_peaks, spoilt_stream),
     "keep": basic(Keep, check_keep),
     "ranks": basic(Ranks, check_ranks),
     **{

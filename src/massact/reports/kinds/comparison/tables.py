@@ -54,7 +54,7 @@ def brief(c: Comparison) -> list[Section]:
     models = ("label", *(["criterion"] if len(rules) > 1 else []), *SCANNED, *EXPLAINED)
     made = [
         narrow(table, f"Activations and attention{of}; ratio: |h| / median{told}", {n: HEADS[n] for n in models}),
-        deltas(c),
+        narrow(deltas(c), "Difference from the first run, and in percent of it"),
         _seeds(c),
         narrow(places(c), "Clusters of each run, the largest first"),
         *_layers(c),
@@ -117,8 +117,14 @@ def deltas(c: Comparison) -> Table | None:
         here = [of.get((stack, dim, where), math.nan) for of in clusters]
         rows.append([visible(f"{stack} dim {dim} at {where}".strip()), *(_delta(here[0], value) for value in here[1:])])
     rows = [row for row in rows if set(row[1:]) != {"-"}]
-    heads = ("<", *(f">{_name(other['label'])}" for other in others))
-    return grid(f"Difference from {_name(first['label'])}, and in percent of it", heads, rows)
+    if not rows:
+        return None
+    here, *there = zip(*rows, strict=True)
+    change = f"how much greater it is than in {visible(first['label'])}, and in percent of the value there"
+    columns = [Column("of", "what is compared; of a dim and class of tokens its largest cluster", here, here, False)]
+    names = [_name(other["label"]) for other in others]
+    columns += [Column(name, change, said, said, True) for name, said in zip(names, there, strict=True)]
+    return Table(f"Difference from {_name(first['label'])}, and in percent of it", columns, len(rows), [], True)
 
 
 def _delta(one: float, other: float, whole: bool = False) -> str:
