@@ -119,9 +119,9 @@ def deltas(c: Comparison) -> Table | None:
     rows = [row for row in rows if set(row[1:]) != {"-"}]
     if not rows:
         return None
-    first_column, *there = zip(*rows, strict=True)
+    these, *there = zip(*rows, strict=True)
     change = f"how much greater it is than in {visible(first['label'])}, and in percent of the value there"
-    columns = [Column("of", "what is compared; of a dim and class of tokens its largest cluster", first_column, first_column, False)]
+    columns = [Column("of", "what is compared; of a dim and class of tokens its largest cluster", these, these, False)]
     names = [_name(other["label"]) for other in others]
     columns += [Column(name, change, said, said, True) for name, said in zip(names, there, strict=True)]
     return Table(f"Difference from {_name(first['label'])}, and in percent of it", columns, len(rows), [], True)
