@@ -1,17 +1,23 @@
-"""Write docs/reference.md and docs/errors.md from the code. A test fails when they are stale.
+"""Write the pages that are made of the code (`PAGES` at the end). A test fails when they are stale.
 
-python docs/generate.py                  # also the tables of docs/reproduce.md and docs/architecture.md
-python docs/generate.py --reproduce      # and what it says of the embedded model, measured anew
+python docs/generate.py
+python docs/generate.py --figures        # also the pictures of the gallery, from the runs that the tests keep
+python docs/generate.py --reproduce      # also what reproduce.md says of the embedded model, measured anew
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import math
+import re
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
+from PIL import Image
 from typer.testing import CliRunner
 
 from massact import trace
@@ -19,23 +25,28 @@ from massact.classics import CLASSICS
 from massact.cli import app
 from massact.corpora import PRESETS, Preset
 from massact.interventions.edit_names import edits
-from massact.records.kinds import tables
+from massact.records.kinds import kinds
+from massact.records.kinds.comparison import TABLES as COMPARED
+from massact.records.kinds.comparison import open_compared
 from massact.records.kinds.reproduction import Reproduction
 from massact.records.sites import POINTS
-from massact.reports import claim_in_words, findings_in_words
+from massact.records.tables import Columns
+from massact.reports import READINGS, claim_in_words, compare, findings_in_words
+from massact.reports.contents import contents_of
+from massact.reports.panels import Sheet, caption_of, parts_in
+from massact.reports.render.markup import md
 from massact.reproductions import ENTRIES, KNOWN, PUBLISHED, reproduce
 from massact.scans.criteria import criteria
 from massact.variants.registry import variants
 from massact.verbs import verbs
 
-PAGE = Path(__file__).parent / "reference.md"
-REPRODUCE = Path(__file__).parent / "reproduce.md"
-ARCHITECTURE = Path(__file__).parent / "architecture.md"
-ERRORS_PAGE = Path(__file__).parent / "errors.md"
-SOURCE = Path(__file__).parents[1] / "src" / "massact"
+DOCS = Path(__file__).parent
+TESTS = DOCS.parent / "tests"
+SOURCE = DOCS.parent / "src" / "massact"
 
-FILES = """
-## Tables of a run
+FILES = """# Tables of a run
+
+Made by `python docs/generate.py` from the code; a test fails when it is stale.
 
 Every table is a parquet file, which anything reads:
 
@@ -45,7 +56,7 @@ polars.read_parquet("runs/demo/layers.parquet")
 duckdb.sql("select layer, top1, ratio from 'runs/demo/layers.parquet' where ratio > 1000")
 ```
 
-What a column means stands below, and in the file itself, as metadata of its field:
+What a column means stands on the pages below, and in the file itself, as metadata of its field:
 
 ```python
 pyarrow.parquet.read_schema("runs/demo/layers.parquet").field("ratio").metadata[b"description"]
@@ -139,8 +150,8 @@ def _documents(preset: Preset) -> str:
     return f"the first {preset.first:,}" if preset.first else "all"
 
 
-def page() -> str:
-    """The whole page."""
+def reference_page() -> str:
+    """Criteria, clusters, edits, classic works, variants, sites, corpora."""
     out = [TOP]
     out += table(
         ["name", "finds", "rule", "constants", "source"],
@@ -170,11 +181,7 @@ def page() -> str:
     )
     out += [SITES]
     out += table(["point", "what it is"], [[f"`{k}`", v] for k, v in POINTS.items()])
-    out += [FILES]
-    for name, columns in tables().items():
-        out += [f"### {name}.parquet", ""]
-        out += table(["column", "type", "meaning"], [[f"`{c}`", t, m] for c, (t, m) in columns.items()]) + [""]
-    out += ["## Named corpora", ""]
+    out += ["", "## Named corpora", ""]
     out += table(
         ["name", "data set", "split", "documents", "joined by", "special tokens"],
         [
@@ -189,9 +196,48 @@ def page() -> str:
             for n, p in PRESETS.items()
         ],
     )
-    out += ["", "## Command line", ""]
+    return "\n".join(out) + "\n"
+
+
+def _tables() -> dict[str, dict[str, Columns]]:
+    """The tables of each verb."""
+    found: dict[str, dict[str, Columns]] = {}
+    for kind in kinds().values():
+        found.setdefault(kind.VERB, {}).update(kind.TABLES)
+    return {verb: of for verb, of in {**found, "compare": COMPARED}.items() if of}
+
+
+def tables_page() -> str:
+    """Which tables there are, with the pages of their columns."""
+    rows = [
+        [
+            f"[{verb}](tables/{page_name(verb)}.md)",
+            ", ".join(f"[{name}](tables/{page_name(verb)}.md#{name}parquet)" for name in of),
+        ]
+        for verb, of in _tables().items()
+    ]
+    return "\n".join([FILES, *table(["of", "tables"], rows)]) + "\n"
+
+
+def columns_page(verb: str) -> str:
+    """The columns of the tables of a verb."""
+    out = [
+        f"# Tables of {verb}",
+        "",
+        "Made by `python docs/generate.py` from the code ([all tables](../tables.md)).",
+        "",
+    ]
+    for name, columns in _tables()[verb].items():
+        out += [f"## {name}.parquet", ""]
+        out += table(["column", "type", "meaning"], [[f"`{c}`", t, m] for c, (t, m) in columns.items()]) + [""]
+    return "\n".join(out)
+
+
+def command_line_page() -> str:
+    """The help of every verb."""
+    out = ["# Command line", "", "Made by `python docs/generate.py` from the code; a test fails when it is stale.", ""]
     for arguments in ((), *((verb,) for verb in (*verbs(), "compare", "show", "report"))):
-        out += ["```text", help_of(*arguments), "```", ""]
+        out += [f"## {' '.join(('massact', *arguments))}", "", "```text", help_of(*arguments), "```", ""]
     return "\n".join(out)
 
 
@@ -235,7 +281,7 @@ def between(text: str, mark: str, lines: list[str]) -> str:
 
 def reproduce_page() -> str:
     """reproduce.md with today's entries; what was measured stays as it is."""
-    return between(REPRODUCE.read_text(encoding="utf-8"), "experiments", experiments())
+    return between((DOCS / "reproduce.md").read_text(encoding="utf-8"), "experiments", experiments())
 
 
 def rooms() -> list[str]:
@@ -254,8 +300,13 @@ def rooms() -> list[str]:
 
 def architecture_page() -> str:
     """architecture.md with today's rooms."""
-    return between(ARCHITECTURE.read_text(encoding="utf-8"), "rooms", rooms())
+    return between((DOCS / "architecture.md").read_text(encoding="utf-8"), "rooms", rooms())
 
+
+GALLERY = """# Gallery
+
+Every figure that a run directory or a report can have, and how to read it. Made by `python docs/generate.py`, of the
+small runs that the tests keep: of one's own runs a verb draws them into `figures/`, and `massact report` on a page."""
 
 ERRORS_TOP = """# Errors
 
@@ -318,15 +369,75 @@ def errors_page() -> str:
         if rows:
             out += ["", f"## {room.name}/", ""]
             out += table(["class", "what", "why", "what to do"], [list(r) for r in sorted(rows, key=lambda r: r[1:])])
-    return "\n".join(line.replace("<", "&lt;") for line in out) + "\n"
+    return "\n".join(line.replace("<", "&lt;").replace("[", "\\[") for line in out) + "\n"
+
+
+@cache
+def gallery() -> dict[tuple[str, str], Sheet]:
+    """Every figure that the runs of the tests have: verb and name, and the sheet of the newest run that has it."""
+    sys.path.insert(0, str(TESTS / "reports"))
+    import pictured_run
+
+    kept = [place for place in sorted((TESTS / "golden").iterdir()) if re.fullmatch(r"[a-z]+_\d+", place.name)]
+    runs = [result for place in kept for result in contents_of(place).results.values()]
+    compared = compare(open_compared([TESTS / "golden" / name for name in ("explained_6", "folded_1")]))
+    found: dict[tuple[str, str], Sheet] = {}
+    for result in [pictured_run.scan(), compared, *runs]:
+        for name, make in READINGS[result.KIND].figures.items():
+            if parts_in(sheet := make(result)):
+                found[getattr(result, "VERB", "compare"), name] = sheet
+    return found
+
+
+def gallery_page() -> str:
+    """Each figure: what it is of, what to see in it, and a picture."""
+    out = [GALLERY]
+    shown = gallery()
+    for verb in dict.fromkeys(verb for verb, _ in shown):
+        out += ["", f"## {verb}"]
+        for (of, name), sheet in shown.items():
+            if of == verb:
+                out += ["", f"### {name}", "", f"![{name}](figures/gallery/{picture(verb, name)})", ""]
+                out += [" ".join(md(text) for text in caption_of(part)) for part in parts_in(sheet)[:1]]
+    return "\n".join(out).rstrip() + "\n"
+
+
+def picture(verb: str, name: str) -> str:
+    return f"{page_name(verb)}-{name}.png"
+
+
+def page_name(verb: str) -> str:
+    """A verb, or a kind of run, as a file is called."""
+    return verb.replace(" ", "-")
+
+
+def draw_gallery() -> None:
+    """The pictures, small."""
+    from massact.reports.render.figures import png_of, shown_figure
+
+    (DOCS / "figures" / "gallery").mkdir(exist_ok=True)
+    for key, sheet in gallery().items():
+        with Image.open(io.BytesIO(png_of(shown_figure(sheet), dpi=75))) as drawn:
+            small = drawn.convert("RGB").quantize(64)
+            small.save(DOCS / "figures" / "gallery" / picture(*key), optimize=True)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference.md": reference_page, "tables.md": tables_page, "command-line.md": command_line_page,
+    "errors.md": errors_page, "gallery.md": gallery_page, "reproduce.md": reproduce_page,
+    "architecture.md": architecture_page,
+    **{f"tables/{page_name(verb)}.md": partial(columns_page, verb) for verb in _tables()},
+}  # fmt: skip
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    ERRORS_PAGE.write_text(errors_page(), encoding="utf-8")
-    REPRODUCE.write_text(reproduce_page(), encoding="utf-8")
-    ARCHITECTURE.write_text(architecture_page(), encoding="utf-8")
+    if "--figures" in sys.argv:
+        draw_gallery()
+    (DOCS / "tables").mkdir(exist_ok=True)
+    for file, make in PAGES.items():
+        (DOCS / file).write_text(make(), encoding="utf-8")
     if "--reproduce" in sys.argv:  # a minute: measure what the page says of the embedded model
         with tempfile.TemporaryDirectory() as place:
             found = outcome(reproduce(out=Path(place) / "run"))
+        REPRODUCE = DOCS / "reproduce.md"
         REPRODUCE.write_text(between(REPRODUCE.read_text(encoding="utf-8"), "outcome", found), encoding="utf-8")

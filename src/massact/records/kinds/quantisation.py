@@ -115,9 +115,10 @@ class Quantisation(Result):
 
     Args:
         info: what was asked and how.
-        quantised: one row per scheme and metric; remedies: what each remedy saves; quantised_sites: errors of every
-        block
-            and site, in two columns; guilty_sites: the loss as the worst sites stay in full precision. See `TABLES`.
+        quantised: one row per scheme and metric. See `TABLES`.
+        remedies: what each remedy saves.
+        quantised_sites: errors of every block and site, in two columns.
+        guilty_sites: the loss as the worst sites stay in full precision.
     """
 
     KIND: ClassVar[str] = "quantisation"
