@@ -58,7 +58,8 @@ def zero(target: Meant) -> Edit:
     Args:
         target: a scan: its largest cluster at its onset, as `intervene` edits it; or the place itself. All edits here
             take the same. A bare table of findings has neither near misses nor the length of the sequences: what its
-            clusters are is judged without them.
+            clusters are is judged without them. A scan has no tokenizer, so that the delimiters known here are those
+            that findings are on; `intervene` tells all delimiters of its texts from other tokens.
     """
     return _of(target, "zero", lambda h_BTD, batch: 0.0)
 
