@@ -25,10 +25,15 @@ from tests.facts import tells
 from tests.families import build
 from tests.interventions.test_paired import tokens
 
-RNG = np.random.default_rng(0)
 N = 12
-BASE, TARGETS = RNG.normal(3, 0.5, N), RNG.integers(20, 300, N).astype(float)
-HURT = RNG.normal(0.4, 0.05, N)  # nats that zero costs each sequence
+_DRAW = np.random.default_rng(0)  # of these three alone: what tests draw is the same in any order
+BASE, TARGETS = _DRAW.normal(3, 0.5, N), _DRAW.integers(20, 300, N).astype(float)
+HURT = _DRAW.normal(0.4, 0.05, N)  # nats that zero costs each sequence
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(1)
 
 
 def paired(**edits: dict[str, np.ndarray]) -> Paired:
@@ -58,8 +63,8 @@ def test_a_perplexity_has_the_interval_of_its_logarithm() -> None:
     assert row["delta_nats"] == pytest.approx(nats) and row["verdict"] == "harmful" and np.isnan(row["n_needed"])
 
 
-def test_a_share_of_the_damage_of_zero() -> None:
-    noise = RNG.normal(0, 1e-4, N)
+def test_a_share_of_the_damage_of_zero(rng: np.random.Generator) -> None:
+    noise = rng.normal(0, 1e-4, N)
     made = paired(zero={"nll": BASE + HURT}, mean={"nll": BASE + 0.25 * HURT}, random={"nll": BASE + noise})
     share = effects(made, "mean")["perplexity"].share
     assert (share.estimate, share.low, share.high) == pytest.approx((0.25, 0.25, 0.25))
@@ -150,10 +155,10 @@ def test_rows_of_older_runs_are_judged_by_the_same_rule() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ stars and groups
-def test_stars_of_what_moves_one_way_only_are_beyond_the_control() -> None:
+def test_stars_of_what_moves_one_way_only_are_beyond_the_control(rng: np.random.Generator) -> None:
     """KL is never below zero, so its interval never holds it: random control and mean are as far from it."""
-    tiny = np.abs(RNG.normal(1e-5, 1e-6, N))
-    kl = {"zero": HURT, "mean": tiny + RNG.normal(0, 1e-6, N), "random": tiny, "less": 0.5 * tiny}
+    tiny = np.abs(rng.normal(1e-5, 1e-6, N))
+    kl = {"zero": HURT, "mean": tiny + rng.normal(0, 1e-6, N), "random": tiny, "less": 0.5 * tiny}
     edits = {name: {"nll": BASE + 1e-3, "kl": x} for name, x in kl.items()}
     rows = {r["edit"]: r for r in effect_rows(paired(**edits)) if r["metric"] == "kl"}
     assert all(r["ci_low"] > 0 for r in rows.values())  # type: ignore[operator]
@@ -194,8 +199,8 @@ def test_groups_differ_only_where_the_interval_of_their_difference_says_so() -> 
     assert worst_of(few) == {}, "three sequences are no group to compare"
 
 
-def test_words_tell_what_is_missing() -> None:
-    rows = effect_rows(paired(mean={"nll": BASE + RNG.normal(0, 0.03, N)}))
+def test_words_tell_what_is_missing(rng: np.random.Generator) -> None:
+    rows = effect_rows(paired(mean={"nll": BASE + rng.normal(0, 0.03, N)}))
     (sentence,) = [s for s in effects_in_words(result(rows)) if s.startswith("mean (")]
     n = next(r["n_needed"] for r in rows if r["metric"] == "perplexity")
     assert tells([sentence], "not settled", int(float(str(n))))
@@ -207,9 +212,9 @@ def test_words_tell_what_is_missing() -> None:
 
 
 @pytest.mark.parametrize("name", ["{} 5@other", "{}, 3 layers"])
-def test_an_edit_is_compared_with_zero_and_control_of_its_own(name: str) -> None:
+def test_an_edit_is_compared_with_zero_and_control_of_its_own(name: str, rng: np.random.Generator) -> None:
     """Not with those of another cluster, which change other entries, another number of them."""
-    noise = RNG.normal(0, 0.001, N)
+    noise = rng.normal(0, 0.001, N)
     own = {name.format(w): {"nll": BASE + x} for w, x in (("zero", HURT), ("mean", 0.25 * HURT), ("random", noise))}
     main: dict[str, dict[str, np.ndarray]] = {w: {"nll": BASE + 100 * HURT} for w in ("zero", "random")}
     kl = {
