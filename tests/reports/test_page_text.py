@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from test_trajectory import growing
 
 from massact.records.errors import UserError
+from massact.records.figure_files import FORMATS, STYLES, formats_of
 from massact.records.tables import read_table
 from massact.reports import report
-from massact.reports.panels import STYLES
 from massact.reports.parts import shown_value
 from massact.reports.render.markup import environment, figure_text, inlined_json, md, prose, tex
 from massact.reports.spelling import HIDDEN
@@ -146,10 +146,24 @@ def test_by_the_command_line(
     assert massact(monkeypatch, "report", str(tmp_path / "nowhere")) == 2
 
 
-def test_an_unknown_format_of_figures_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+def test_an_unknown_format_of_figures_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="format 'gif'"):
         report(synthetic.massive(), tmp_path / "x.html", figures=["gif"])
-    assert not (tmp_path / "figures").exists()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("text", "named"), [
+    ("none", ()), ("png", ("png",)), ("svg, png,svg", ("svg", "png")), (",".join(FORMATS), tuple(FORMATS)),
+])  # fmt: skip
+def test_formats_of_figures_are_named_with_commas(text: str, named: tuple[str, ...]) -> None:
+    assert formats_of(text) == Inputs.of({"figures": text}).formats() == named
+
+
+@pytest.mark.parametrize("text", ["", "png,", "png,none", "PNG", "png svg"])
+def test_what_is_no_format_of_figures(text: str) -> None:
+    for read in (formats_of, lambda text: Inputs.of({"figures": text})):
+        with pytest.raises(UserError):
+            read(text)
 
 
 def test_every_verb_takes_the_styles_that_figures_have_and_no_other() -> None:

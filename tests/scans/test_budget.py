@@ -10,6 +10,7 @@ import massact as ma
 from massact.corpora import corpus
 from massact.models import Model
 from massact.positions import ready_corpus
+from massact.records.runinfo import duration
 from massact.scans import budget
 from massact.scans.budget import within_a_minute
 from massact.scans.job import Text
@@ -74,3 +75,11 @@ def test_the_command_scans_what_fits_and_goes_on_with_as_much(
     assert scan.info.config["n_sequences"] == 4 and set(scan.findings["sequence"]) <= {0, 1, 2, 3}
     assert "4 of 32" in capsys.readouterr().err
     assert run(monkeypatch, "scan", "--seq-len", "64", "--out", str(out), "--resume", "--quiet") == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (100, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (9000, "2.5 h")],
+)
+def test_how_long_a_run_takes_is_told_in_one_unit(seconds: float, said: str) -> None:
+    assert duration(seconds) == said

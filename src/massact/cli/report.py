@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from massact.records.errors import UserError
+from massact.records.figure_files import formats_of
 
 
 def report(
@@ -21,8 +22,8 @@ def report(
         typer.Option("--format", help="html, md, latex (the main tables) or card (a model card: YAML and Markdown)."),
     ] = "html",
     figures: Annotated[
-        str, typer.Option(help="Also the figures, into figures/ beside the file, with commas: png,svg,pdf.")
-    ] = "",
+        str, typer.Option(help="Also the figures, into figures/ beside the file, with commas: png,svg,pdf; or none.")
+    ] = "none",
     style: Annotated[
         str, typer.Option(help="Of the page and the figures: paper, or lecture (large type, 16:9).")
     ] = "paper",
@@ -48,7 +49,7 @@ def report(
         if kind != "html":
             raise UserError("--push-to-hub sends the page and the model card.", do="Leave out --format.")
         check_repository(push_to_hub)
-    formats = [name.strip() for name in figures.split(",") if name.strip() not in ("", "none")]
+    formats = formats_of(figures)
     path = write_report(list(runs), out, kind, formats, style)
     size = path.stat().st_size
     typer.echo(f"Written: {path} ({f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.1f} kB'})")

@@ -144,6 +144,13 @@ def jsonable(value: Any) -> Any:
     return value
 
 
+def duration(seconds: float) -> str:
+    """'50 s', '3 min', '2.5 h': less than one and a half of a unit is told in the smaller one."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on."""
     found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from massact.records.disk import write_atomic
 from massact.records.errors import UserError, near
+from massact.records.figure_files import check_formats, check_style
 from massact.records.kinds.comparison import Comparison, labels_of, open_compared
 from massact.records.user_files import refuse_special
 from massact.reports.contents import Contents, contents_of
@@ -17,7 +18,6 @@ from massact.reports.kinds import reading_of
 from massact.reports.kinds.comparison.table import compare
 from massact.reports.model_cards import model_card
 from massact.reports.pages import Page, page_of, page_of_several
-from massact.reports.panels import STYLES
 from massact.reports.render.html import html
 from massact.reports.render.latex import latex
 from massact.reports.render.markdown import markdown
@@ -59,8 +59,8 @@ def report(
     """
     if kind not in FORMATS:
         raise UserError(f"No format {kind!r}.", do=near(kind, FORMATS))
-    if style not in STYLES:
-        raise UserError(f"No style {style!r}.", do=near(style, STYLES))
+    check_style(style)
+    check_formats(figures)
     given, opened = _opened(runs)
     comparison = _compared(given) if len(opened) > 1 else None
     path = _place(opened, out, FORMATS[kind][0])

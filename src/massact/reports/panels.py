@@ -306,9 +306,6 @@ class Sheet:
         return bool(self.parts)
 
 
-STYLES = ("paper", "lecture")  # as wide as a page; slides of 16 to 9 with large type, one for each part
-
-
 def slides_of(sheet: Sheet) -> list[Sheet]:
     """A sheet for each of its parts, and for each scene, the large one first; of two scales the log one."""
     made: list[Drawn] = []

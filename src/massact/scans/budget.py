@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from massact.models import Model
+from massact.records.runinfo import duration
 from massact.scans.job import Text
 from massact.verbs.scan import ScanConfig
 
@@ -45,13 +46,6 @@ def within_a_minute(
     fits = max(LEAST, int(seconds / each))
     if fits >= n:
         return text, config
-    say(f"Scanning {fits} of {n} sequences, about {spoken(fits * each)} on this CPU; all of them would take "
-        f"{spoken(n * each)}: --n-sequences {n}.")  # fmt: skip
+    say(f"Scanning {fits} of {n} sequences, about {duration(fits * each)} on this CPU; all of them would take "
+        f"{duration(n * each)}: --n-sequences {n}.")  # fmt: skip
     return replace(text, ready=corpus.head(fits)), config.changed(n_sequences=fits)
-
-
-def spoken(seconds: float) -> str:
-    """'50 s', '3 min', '2.5 h'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -7,11 +7,10 @@ from typing import Any
 
 from pydantic import field_validator
 
-from massact.records.errors import UserError, near
+from massact.records.errors import UserError
+from massact.records.figure_files import check_style, formats_of
 from massact.verbs.options import Options, Preprocess, option
 
-FORMATS = ("png", "svg", "pdf")
-STYLES = ("paper", "lecture")
 CODE = "Run code that comes with the model."
 PICKLE = "Read .bin weights, with weights_only=True."
 GGUF = "Name of a GGUF file in the folder or repository that MODEL names."
@@ -34,11 +33,7 @@ class Inputs(Options):
     @field_validator("figures")
     @classmethod
     def _formats(cls, figures: str) -> str:
-        for name in () if figures == "none" else figures.split(","):
-            if name.strip() not in FORMATS:
-                raise UserError(
-                    f"No figures in the format {name.strip()!r}.", do=near(name.strip(), [*FORMATS, "none"])
-                )
+        formats_of(figures)
         return figures
 
     style: str = option("paper", "Of the figures: paper, or lecture (slides of 16:9 with large type).", last=True)
@@ -46,13 +41,12 @@ class Inputs(Options):
     @field_validator("style")
     @classmethod
     def _style(cls, style: str) -> str:
-        if style not in STYLES:
-            raise UserError(f"No style {style!r}.", do=near(style, STYLES))
+        check_style(style)
         return style
 
     def formats(self) -> tuple[str, ...]:
         """Of the figures."""
-        return () if self.figures == "none" else tuple(dict.fromkeys(name.strip() for name in self.figures.split(",")))
+        return formats_of(self.figures)
 
 
 class Loading(Inputs):

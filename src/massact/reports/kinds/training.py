@@ -8,6 +8,7 @@ import pandas as pd
 
 from massact.records.kinds.training import Trained
 from massact.records.rules import WORDS
+from massact.records.runinfo import duration
 from massact.reports.kinds.trajectory.steps import heat_over_steps
 from massact.reports.panels import Axis, Color, Line, Panel, column
 from massact.reports.parts import Part, Section, Words, grid, parts_of, table_of
@@ -25,7 +26,7 @@ def training_in_words(t: Trained) -> list[str]:
     if losses:
         what = "images" if "n_images" in t.info.corpus else "tokens"
         words.append(
-            f"{_count(losses.get('step'))} steps, {_count(losses.get('tokens'))} {what} in {_time(t.info.wall_s)}; "
+            f"{_count(losses.get('step'))} steps, {_count(losses.get('tokens'))} {what} in {duration(t.info.wall_s)}; "
             f"loss {number(losses.get('train_loss'))} nats, held out {number(losses.get('eval_loss'))}."
         )
     if t.info.error:
@@ -51,11 +52,6 @@ def _count(x: object) -> str:
 
 def _real(x: object) -> bool:
     return isinstance(x, float) and math.isfinite(x)
-
-
-def _time(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def section(t: Trained) -> Section:

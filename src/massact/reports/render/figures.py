@@ -12,20 +12,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from massact.records.disk import leftovers, write_atomic
-from massact.records.errors import UserError, near
-from massact.reports.panels import STYLES, Sheet, slides_of
+from massact.records.errors import UserError
+from massact.records.figure_files import FORMATS, check_formats, check_style
+from massact.reports.panels import Sheet, slides_of
 from massact.reports.render.lettering import style
 from massact.reports.render.sheets import figure_of
 
 DPI = 160
 SLIDE = (6.4, 3.6)  # inches: letters of the usual size are large on it
 SLIDE_WIDTH = 1920  # pixels
-
-# No dates and no versions: the same result gives the same bytes.
-METADATA: dict[str, dict[str, None]] = {
-    "png": {"Software": None}, "svg": {"Date": None, "Creator": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}  # fmt: skip
 
 
 class ShownFigure(Figure):
@@ -47,7 +42,7 @@ def png_of(figure: Figure, dpi: int = DPI) -> bytes:
     """The bytes of a PNG file of a figure."""
     out = io.BytesIO()
     with style():
-        FigureCanvasAgg(figure).print_figure(out, format="png", dpi=dpi, facecolor="white", metadata=METADATA["png"])
+        FigureCanvasAgg(figure).print_figure(out, format="png", dpi=dpi, facecolor="white", metadata=FORMATS["png"])
     return out.getvalue()
 
 
@@ -66,11 +61,8 @@ def write_figures(
     Raises:
         UserError: the directory cannot be written, or there is no such format or style.
     """
-    if look not in STYLES:
-        raise UserError(f"No style {look!r}.", do=near(look, STYLES))
-    for kind in formats:
-        if kind not in METADATA:
-            raise UserError(f"No figures in the format {kind!r}.", do=near(kind, METADATA))
+    check_style(look)
+    check_formats(formats)
     if not figures or not formats:
         return []
     folder = Path(directory) / "figures"
@@ -98,7 +90,7 @@ def _forget(folder: Path, name: str, n: int) -> None:
     """Delete slides of an earlier drawing beyond the n that there are now."""
     for path in folder.glob(f"{name}-*.*"):
         number = path.stem.removeprefix(f"{name}-")
-        if path.suffix[1:] in METADATA and number.isdecimal() and int(number) > max(n, 1):
+        if path.suffix[1:] in FORMATS and number.isdecimal() and int(number) > max(n, 1):
             path.unlink()
 
 
@@ -107,7 +99,7 @@ def _save(figure: Figure, folder: Path, name: str, formats: Sequence[str], dpi: 
     canvas, paths = FigureCanvasAgg(figure), []
     for kind in formats:
         path = folder / f"{name}.{kind}"
-        draw = partial(canvas.print_figure, format=kind, dpi=dpi, facecolor="white", metadata=METADATA[kind])
+        draw = partial(canvas.print_figure, format=kind, dpi=dpi, facecolor="white", metadata=FORMATS[kind])
         write_atomic(path, draw)
         figure.set_layout_engine("none")  # as it was laid out for the first; once more takes as long as to draw it
         paths.append(path)
