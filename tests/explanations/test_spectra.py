@@ -85,9 +85,8 @@ def test_the_gain_of_the_final_norm_is_found() -> None:
         norm = module.transformer.ln_f if name == "gpt2" else module.model.norm
         with torch.no_grad():
             norm.weight.copy_(torch.rand(norm.weight.shape) + 0.2)
-        model, corpus = ma.load(module), ma.corpus(torch.randint(1, 90, (2, T)))
         gain = norm.weight.detach().double().numpy() + (name == "gemma3")
-        found = final_gain(model, corpus, "")
+        found = final_gain(ma.load(module), "")
         assert found is not None
         np.testing.assert_allclose(found, gain, rtol=1e-6)
 
@@ -140,6 +139,12 @@ def test_matrices_of_a_corpus_that_are_too_large_are_left_out_and_said(monkeypat
     model, corpus = ma.load(module), ma.corpus(ids)
     e = ma.explain(model, corpus, ma.scan(model, corpus, **OFF), corpus_spectrum=True)
     assert set(e.spectrum.scope) == {"sequence", "null"} and len(tells(e.info.notes, "one matrix", "not")) == 1
+
+
+def test_spectra_can_be_left_out() -> None:
+    e = planted(spectrum=False)[2]
+    assert not len(e.spectrum) and len(e.collapse) and tells(e.info.notes, "Spectra", "not")
+    assert not tells(story_in_words(e), "Spectrum:")
 
 
 def test_unavailable_numbers_are_not_drawn_nor_told() -> None:

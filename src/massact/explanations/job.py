@@ -223,10 +223,10 @@ class _Job:
             if any("attn_in" in block.places for block in stack.blocks):
                 probes.append(Probe("normed", f"{head}*.attn_in", make))
             probes.append(Probe("hidden", f"{head}*.resid_post", make))
-            corpus, seed = self.config.corpus_spectrum and not too_wide(stack), self.config.seed
-            probes.append(
-                Probe("spectrum", f"{head}*.resid_post", partial(GramStats, self.found[name], corpus, 1, seed))
-            )
+            as_one, seed = self.config.corpus_spectrum and not too_wide(stack), self.config.seed
+            if self.config.spectrum:
+                gram = partial(GramStats, self.found[name], as_one, 1, seed)
+                probes.append(Probe("spectrum", f"{head}*.resid_post", gram))
             last = self._last_with_findings(name)
             if last is not None and not unread(self.model, name):
                 wanted = by_sequence(t for of in self._looked_at(name).values() for t in of)
@@ -307,7 +307,7 @@ class _Job:
                 continue
             h = {t: x for t, x in measured.result("states", site).items() if np.isfinite(x).all() and x.any()}
             states = {group: {t: h[t] for t in of if t in h} for group, of in self._looked_at(name).items()}
-            gain = final_gain(self.model, self.corpus, name)
+            gain = final_gain(self.model, name)
             if gain is None:
                 info.notes.append("The dark subspace is told without the gain of the final norm, which was not found.")
             place: dict[str, object] = {"stack": name, "layer": site.layer}
@@ -329,7 +329,9 @@ class _Job:
             notes.append("The scan has no findings: what is about their tokens is unavailable.")
         if any(p.via == "softmax" for p in self.model.anatomy.attentions.values()):
             notes.append("This model writes its attention out: logits and values are seen, queries and keys are not.")
-        if self.config.corpus_spectrum:
+        if not self.config.spectrum:
+            notes.append("Spectra were not asked for.")
+        elif self.config.corpus_spectrum:
             notes += [why for stack in self.stacks.values() if (why := too_wide(stack))]
         if not self.config.columns:
             notes.append("Mass on every key and entropy were not asked for.")

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from massact.anatomy.projections import sizes_of
-from massact.corpora import Corpus
 from massact.explanations.collapse import Token, gain_of
 from massact.models import Model, matrix_of
 from massact.records.anatomy import Place
@@ -109,11 +108,11 @@ def _share(weakest_DB: np.ndarray, tokens: Mapping[Token, np.ndarray]) -> dict[s
     return {"share": float(share_N.mean()), "share_low": around.low, "share_high": around.high, "n_tokens": len(h_ND)}
 
 
-def final_gain(model: Model, corpus: Corpus, stack: str) -> np.ndarray | None:
+def final_gain(model: Model, stack: str) -> np.ndarray | None:
     """The gain (D,) of the norm whose output the unembedding reads; None where no module's output is what it reads.
 
-    Found by looking: one pass of one sequence, of which the modules with a scale of the width of the stream that are
-    in no block are compared with what the unembedding is given, at the last token.
+    Found by looking: one pass of the short input that the model was proved on. Of the modules with a scale of the width
+    of the stream that are in no block each is compared with what the unembedding is given, at the last token.
     """
     head, of = _head(model), model.anatomy.stack(stack)
     inside = {block.module for block in of.blocks}
@@ -135,7 +134,7 @@ def final_gain(model: Model, corpus: Corpus, stack: str) -> np.ndarray | None:
     taps = [(place, lambda x, name=name: keep(name, x)) for name, place in places.items()]
     with torch.inference_mode(), tapped(model.module, taps, stop=True) as state, suppress(AllSeen):
         state.begin()
-        model.run(next(iter(corpus.batches(1))).inputs, places=list(places.values()))
+        model.run(dict(model.example), places=list(places.values()))
     for name in reversed(candidates):
         if "" in seen and name in seen and torch.cosine_similarity(seen[name], seen[""], dim=0) > 1 - ALIKE:
             return gain_of(model.module.get_submodule(name), of.d_model)

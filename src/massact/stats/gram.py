@@ -6,6 +6,7 @@ Shapes: T tokens, D dims, N = min(T, D), S sets of tokens, M metrics.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Self
@@ -80,28 +81,23 @@ class GramStats:
         check_2d(h_TD)
         x_TD = h_TD.detach()
         x_TD = (x_TD.cpu() if x_TD.device.type == "mps" else x_TD).double()  # no eigenvalues there
-        left = sorted(set(rows_at(where, len(x_TD), self.chosen.get(where.sequence, ()))))
-        kept_T = torch.ones(len(x_TD), dtype=torch.bool)
+        T, D = x_TD.shape
+        left = sorted(set(rows_at(where, T, self.chosen.get(where.sequence, ()))))
+        kept_T = torch.ones(T, dtype=torch.bool)
         kept_T[left] = False
-        kept_T = kept_T.to(x_TD.device)
-        finite_T = x_TD.isfinite().all(1)
-        x_TD = torch.where(finite_T[:, None], x_TD, 0.0)
-        values_SM = torch.stack(_spectra(x_TD, kept_T))
+        seen = _Tokens(x_TD, kept_T.to(x_TD.device)) if T <= D else _Dims(x_TD, kept_T.to(x_TD.device))
+        values_SM = seen.spectra()
         null_SM = torch.full_like(values_SM, torch.nan)
-        if where.sequence < self.n_null:
-            null_SM = torch.stack(_spectra(self._random(x_TD, where.sequence), kept_T))
-        fine_S1 = torch.stack([finite_T.all(), *((finite_T | ~kept_T).all(),) * 2])[:, None]
+        if where.sequence < self.n_null and T:
+            null_SM = seen.random(_directions(T, D, self.seed, where.sequence).to(x_TD)).spectra()
+        whole = seen.finite_T.all()
+        fine_S1 = torch.stack([whole, *((seen.finite_T | ~seen.kept_T).all(),) * 2])[:, None]
         numbers = [torch.where(fine_S1, x, torch.nan).flatten() for x in (values_SM, null_SM)]
-        bound = _bound(x_TD, left)
-        enough = finite_T.all() & (len(x_TD) >= LEAST[0])
-        row = torch.cat([*numbers, torch.where(enough, bound, torch.nan)])
+        bound = seen.bound(left) if T >= LEAST[0] else x_TD.new_full((len(BOUND),), torch.nan)
+        row = torch.cat([*numbers, torch.where(whole, bound, torch.nan)])
         self._rows.append(_Row(where.sequence, len(left), row))
         if self.corpus:
-            self._add(x_TD, kept_T, left, finite_T.all())
-
-    def _random(self, x_TD: Tensor, sequence: int) -> Tensor:
-        """Directions without any structure, as long as the tokens are."""
-        return x_TD.norm(dim=1)[:, None] * _directions(*x_TD.shape, self.seed, sequence).to(x_TD)
+            self._add(torch.where(seen.finite_T[:, None], x_TD, 0.0), seen.kept_T, left, whole)
 
     def _add(self, x_TD: Tensor, kept_T: Tensor, left: Sequence[int], fine: Tensor) -> None:
         rest_TD = torch.where(kept_T[:, None], x_TD, 0.0)
@@ -189,50 +185,102 @@ def _directions(T: int, D: int, seed: int, sequence: int) -> Tensor:
     return x_TD / x_TD.norm(dim=1, keepdim=True)
 
 
-def _spectra(x_TD: Tensor, kept_T: Tensor) -> list[Tensor]:
-    """(M,) of each set; NaN where it has too few tokens."""
-    T, D = x_TD.shape
-    if not T:
-        return [x_TD.new_full((len(METRICS),), torch.nan)] * len(SETS)
-    n = kept_T.sum()
-    sets = _of_tokens(x_TD, kept_T, n) if T <= D else _of_dims(x_TD, kept_T, n)
-    counts = (torch.full_like(n, T), n, n)
-    return [
-        torch.where(count >= least, torch.cat([_moments(gram), cosine[None]]), torch.nan)
-        for (gram, cosine), count, least in zip(sets, counts, LEAST, strict=True)
-    ]
+class _Tokens:
+    """A sequence of no more tokens than dims, as X X^T: rows of zeros add eigenvalues of zero.
+
+    Args:
+        x_TD: float64; kept_T: which tokens are not chosen.
+    """
+
+    def __init__(self, x_TD: Tensor, kept_T: Tensor) -> None:
+        self.kept_T, self.n = kept_T, kept_T.sum()
+        self._hold(x_TD @ x_TD.T)
+
+    def _hold(self, gram_TT: Tensor) -> None:
+        self.finite_T = gram_TT.diagonal().isfinite()  # what is not finite is not so in its own square either
+        self.gram_TT = torch.where(self.finite_T[:, None] & self.finite_T, gram_TT, 0.0)
+        self.squares_T = self.gram_TT.diagonal().clamp(min=0)
+
+    def random(self, unit_TD: Tensor) -> _Tokens:
+        """Other directions for tokens of these norms."""
+        other = copy(self)
+        norm_T = self.squares_T.sqrt()
+        other._hold(norm_T[:, None] * (unit_TD @ unit_TD.T) * norm_T)
+        return other
+
+    def spectra(self) -> Tensor:
+        """(S, M); NaN where a set has too few tokens."""
+        if not len(self.kept_T):
+            return self.gram_TT.new_full((len(SETS), len(METRICS)), torch.nan)
+        counts = (torch.full_like(self.n, len(self.kept_T)), self.n, self.n)
+        return torch.stack([
+            torch.where(count >= least, torch.cat([_moments(gram), cosine[None]]), torch.nan)
+            for (gram, cosine), count, least in zip(self.sets(), counts, LEAST, strict=True)
+        ])  # fmt: skip
+
+    def sets(self) -> list[tuple[Tensor, Tensor]]:
+        """The Gram matrix of each set, and the mean cosine of pairs."""
+        both_TT, n = self.kept_T[:, None] & self.kept_T, self.n.clamp(min=1)
+        rest_TT = torch.where(both_TT, self.gram_TT, 0.0)
+        mean_T = rest_TT.sum(0) / n  # x_i . mean
+        centred_TT = torch.where(both_TT, rest_TT - mean_T - mean_T[:, None] + mean_T.sum() / n, 0.0)
+        made = []
+        for gram in (self.gram_TT, rest_TT, centred_TT):
+            norm_T = gram.diagonal().clamp(min=0).sqrt()
+            weight_T = torch.where(norm_T > 0, 1 / norm_T, 0.0)
+            made.append((gram, _mean_cosine(weight_T @ gram @ weight_T, norm_T)))
+        return made
+
+    def along(self, first: Tensor) -> Tensor:
+        """(x_i . v)^2 (T,), v the direction of one token."""
+        return self.gram_TT.index_select(0, first)[0].square() / self.squares_T[first]
+
+    def bound(self, chosen: Sequence[int]) -> Tensor:
+        """(c + alpha) / (c + 1), c and alpha of the longest of the chosen tokens, or of all."""
+        among = torch.tensor(list(chosen) or list(range(len(self.kept_T))), device=self.kept_T.device)
+        first = among[self.squares_T[among].argmax(0, keepdim=True)]
+        # The sum without the first token, not the whole less it: beside a massive token the rest is small.
+        others_T = torch.arange(len(self.kept_T), device=self.kept_T.device) != first
+        rest = torch.where(others_T, self.squares_T, 0.0).sum()
+        alpha = torch.where(others_T, self.along(first), 0.0).sum() / rest
+        c = self.squares_T[first][0] / rest
+        return torch.where(rest > 0, torch.stack([(c + alpha) / (c + 1), c, alpha]), torch.nan)
 
 
-def _of_tokens(x_TD: Tensor, kept_T: Tensor, n: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """X X^T of each set and the mean cosine of pairs, all from that of all tokens: rows of zeros add zeros."""
-    both_TT = kept_T[:, None] & kept_T
-    gram_TT = x_TD @ x_TD.T
-    rest_TT = torch.where(both_TT, gram_TT, 0.0)
-    mean_T = rest_TT.sum(0) / n.clamp(min=1)  # x_i . mean
-    centred_TT = rest_TT - mean_T - mean_T[:, None] + mean_T.sum() / n.clamp(min=1)
-    grams = (gram_TT, rest_TT, torch.where(both_TT, centred_TT, 0.0))
-    made = []
-    for gram in grams:
-        norm_T = gram.diagonal().clamp(min=0).sqrt()
-        weight_T = torch.where(norm_T > 0, 1 / norm_T, 0.0)
-        made.append((gram, _mean_cosine(weight_T @ gram @ weight_T, norm_T)))
-    return made
+class _Dims(_Tokens):
+    """A sequence of more tokens than dims, as X^T X."""
 
+    def __init__(self, x_TD: Tensor, kept_T: Tensor) -> None:
+        self.kept_T, self.n = kept_T, kept_T.sum()
+        self._hold(x_TD)
 
-def _of_dims(x_TD: Tensor, kept_T: Tensor, n: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """X^T X of each set and the mean cosine of pairs: where there are more tokens than dims."""
-    kept_T1 = kept_T[:, None]
-    rest_TD = torch.where(kept_T1, x_TD, 0.0)
-    massive_TD = torch.where(kept_T1, 0.0, x_TD)
-    centred_TD = torch.where(kept_T1, rest_TD - rest_TD.sum(0) / n.clamp(min=1), 0.0)
-    rest_DD = rest_TD.T @ rest_TD
-    grams = (rest_DD + massive_TD.T @ massive_TD, rest_DD, centred_TD.T @ centred_TD)
-    made = []
-    for gram, rows_TD in zip(grams, (x_TD, rest_TD, centred_TD), strict=True):
-        norm_T = rows_TD.norm(dim=1)
-        unit_TD = rows_TD / torch.where(norm_T > 0, norm_T, 1.0)[:, None]
-        made.append((gram, _mean_cosine(unit_TD.sum(0).square().sum(), norm_T)))
-    return made
+    def _hold(self, x_TD: Tensor) -> None:
+        self.finite_T = x_TD.isfinite().all(1)
+        self.x_TD = torch.where(self.finite_T[:, None], x_TD, 0.0)
+        self.squares_T = self.x_TD.square().sum(1)
+
+    def random(self, unit_TD: Tensor) -> _Tokens:
+        other = copy(self)
+        other._hold(self.squares_T.sqrt()[:, None] * unit_TD)
+        return other
+
+    def sets(self) -> list[tuple[Tensor, Tensor]]:
+        kept_T1 = self.kept_T[:, None]
+        rest_TD = torch.where(kept_T1, self.x_TD, 0.0)
+        massive_TD = torch.where(kept_T1, 0.0, self.x_TD)
+        centred_TD = torch.where(kept_T1, rest_TD - rest_TD.sum(0) / self.n.clamp(min=1), 0.0)
+        rest_DD = rest_TD.T @ rest_TD
+        grams = (rest_DD + massive_TD.T @ massive_TD, rest_DD, centred_TD.T @ centred_TD)
+        made = []
+        for gram, rows_TD in zip(grams, (self.x_TD, rest_TD, centred_TD), strict=True):
+            norm_T = rows_TD.norm(dim=1)
+            unit_TD = rows_TD / torch.where(norm_T > 0, norm_T, 1.0)[:, None]
+            made.append((gram, _mean_cosine(unit_TD.sum(0).square().sum(), norm_T)))
+        return made
+
+    def along(self, first: Tensor) -> Tensor:
+        v_D = self.x_TD.index_select(0, first)[0] / self.squares_T[first].sqrt()
+        return (self.x_TD @ v_D).square()
 
 
 def _moments(gram_NN: Tensor) -> Tensor:
@@ -247,20 +295,3 @@ def _mean_cosine(square: Tensor, norm_T: Tensor) -> Tensor:
     """Of all pairs of rows that are not zero, from |sum of their unit vectors|^2; NaN below two."""
     n = (norm_T > 0).sum()
     return torch.where(n > 1, (square - n) / (n * (n - 1)), torch.nan)
-
-
-def _bound(x_TD: Tensor, chosen: Sequence[int]) -> Tensor:
-    """(c + alpha) / (c + 1), c and alpha of the longest of the chosen tokens, or of all."""
-    if not len(x_TD):
-        return x_TD.new_full((len(BOUND),), torch.nan)
-    squares_T = x_TD.square().sum(1)
-    among = torch.tensor(list(chosen) or list(range(len(x_TD))), device=x_TD.device)
-    first = among[squares_T[among].argmax()]
-    along_T = (x_TD @ (x_TD[first] / squares_T[first].sqrt())).square()
-    # The sums without the first token, not total - first: beside a massive token the rest is small.
-    others_T = torch.arange(len(x_TD), device=x_TD.device) != first
-    rest = torch.where(others_T, squares_T, 0.0).sum()
-    alpha = torch.where(others_T, along_T, 0.0).sum() / rest
-    c = squares_T[first] / rest
-    bound = (c + alpha) / (c + 1)
-    return torch.where(rest > 0, torch.stack([bound, c, alpha]), torch.nan)

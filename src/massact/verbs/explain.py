@@ -12,6 +12,7 @@ from massact.verbs.inputs import OfScan
 from massact.verbs.options import BatchSize, Options, option
 from massact.verbs.verb import Verb
 
+SPECTRUM = "Also the singular values of every sequence's hidden states: three times min(T, D)^3 for each layer."
 AS_ONE = "Also the spectrum of all sequences as one matrix: a D x D matrix for every layer."
 ALL_KEYS = "Also the mass on every key and the entropy: one more call of the attention kernel."
 
@@ -27,6 +28,7 @@ class ExplainConfig(Options):
 
     n_sequences: int | None = option(None, "Sequences, from the start; nothing: all.", least=1)
     columns: bool = option(True, ALL_KEYS, "--all-keys/--no-all-keys")
+    spectrum: bool = option(True, SPECTRUM, "--spectrum/--no-spectrum")
     corpus_spectrum: bool = option(False, AS_ONE, "--corpus-spectrum/--no-corpus-spectrum")
     eps: float = option(SINK, "A key is a sink of a head if its mean mass exceeds this.")
     seed: int = option(0, "Seed of the random tokens that results are compared with.")
