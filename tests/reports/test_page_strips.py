@@ -22,8 +22,8 @@ import synthetic_tables
 from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.tables import read_table
 from massact.reports import compare, report
-from massact.reports.kinds.comparison.tables import deltas
-from massact.reports.parts import MOST_ROWS, MOST_SAVED, table_of
+from massact.reports.kinds.comparison.tables import deltas, differences, layer_deltas
+from massact.reports.parts import MOST_ROWS, MOST_SAVED, UNAVAILABLE, table_of
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,16 @@ def page(run: Path) -> read_page.Page:
 def strips(page: read_page.Page) -> list[tuple[read_page.Element, dict[str, Any]]]:
     boxes = [e for e in page.every if e.attributes.get("class") == "strip"]
     return [(box, json.loads(box.all("script")[0].text)) for box in boxes]
+
+
+def saved_tables(page: read_page.Page) -> dict[str, pd.DataFrame]:
+    """Caption -> what is saved of a table of the run."""
+    saved = {}
+    for box in (e for e in page.every if str(e.attributes.get("class")) == "table"):
+        for packed in (s.text for s in box.all("script") if s.attributes.get("class") == "whole"):
+            raw = gzip.decompress(base64.b64decode(packed))
+            saved[box.all("caption")[0].text] = pd.read_csv(io.BytesIO(raw), keep_default_na=False, na_values=[""])
+    return saved
 
 
 def test_a_strip_holds_the_numbers_of_the_run(run: Path, page: read_page.Page) -> None:
@@ -77,13 +87,7 @@ def test_a_run_without_a_strip_has_no_such_section(tmp_path: Path) -> None:
 
 
 def test_every_table_can_be_saved_as_it_lies_in_the_run(run: Path, page: read_page.Page) -> None:
-    saved = {}
-    for box in (e for e in page.every if str(e.attributes.get("class")) == "table"):
-        packed = [s.text for s in box.all("script") if s.attributes.get("class") == "whole"]
-        if packed:
-            raw = gzip.decompress(base64.b64decode(packed[0]))
-            saved[box.all("caption")[0].text] = pd.read_csv(io.BytesIO(raw), keep_default_na=False, na_values=[""])
-    (findings,) = [t for name, t in saved.items() if name.startswith("Findings")]
+    (findings,) = [t for name, t in saved_tables(page).items() if name.startswith("Findings")]
     kept = read_table(run, "findings")
     assert len(findings) == len(kept) > MOST_ROWS  # more than are shown
     kept = kept.sort_values("magnitude", ascending=False, kind="stable")
@@ -118,13 +122,59 @@ def test_differences_are_of_the_numbers_of_the_runs(tmp_path: Path) -> None:
     c = compared.write(tmp_path / "c", None, synthetic.quiet())
     made = deltas(compare(open_compared([a, b, c])))
     assert made is not None
-    rows = dict(zip(made.columns[0].shown, zip(*(col.shown for col in made.columns[1:]), strict=True), strict=True))
+    place = {of: i for i, of in enumerate(made.columns[0].values)}
+    bigger, percent, quiet, _ = made.columns[1:]
     largest = read_table(a, "clusters").iloc[0]
-    bigger, _ = rows[f"dim {largest['dim']} at {largest['position_class']}"]
-    change, percent = bigger.split(" ")
-    assert math.isclose(float(change.replace(",", "")), 0.25 * largest["mean"], rel_tol=1e-3)
-    assert percent == "(+25.0%)"
-    assert rows["onset layer"] == ("+0", "-")  # the quiet one has none: not a difference of zero
+    row = place[f"dim {largest['dim']} at {largest['position_class']}"]
+    assert math.isclose(bigger.values[row], 0.25 * largest["mean"], rel_tol=1e-12)  # every digit, for a file
+    assert math.isclose(percent.values[row], 25.0, rel_tol=1e-9) and percent.shown[row] == "+25.0%"
+    assert bigger.shown[row].startswith("-" if largest["mean"] < 0 else "+")
+    onset = place["onset layer"]
+    assert (bigger.values[onset], bigger.shown[onset]) == (0.0, "+0")
+    assert math.isnan(quiet.values[onset])  # it has none: not a difference of zero
+    assert quiet.shown[onset] == percent.shown[onset] == UNAVAILABLE  # nor a percent of a layer's number
+
+
+def test_the_sign_and_the_percent_are_of_the_size_of_the_first() -> None:
+    rows = [("a", [-4.0, -5.0, math.inf], False), ("b", [0.0, 2.0, 0.0], False), ("c", [math.nan, 1.0, 2.0], False)]
+    made = differences("x", ["one", "two", "three"], rows, "y")
+    assert made is not None
+    values = [list(column.values) for column in made.columns]
+    assert values[0] == ["a", "b"]  # of the third nothing is known
+    np.testing.assert_array_equal(values[1:], [[-1.0, 2.0], [-25.0, math.nan], [math.nan, 0.0], [math.nan, math.nan]])
+
+
+def test_layers_and_edits_differ_by_their_numbers(tmp_path: Path) -> None:
+    runs = []
+    for name, factor in (("a", 1.0), ("b", 1.25)):
+        compared.write(tmp_path / name, None, changed(synthetic.massive(), factor))
+        edits = hostile_run.intervention(["zero", "mean"])
+        edits.effects["delta"] *= factor
+        edits.save(tmp_path / name)
+        runs.append(tmp_path / name)
+    made = read_page.read(report(runs, tmp_path / "both.html").read_text(encoding="utf-8"))
+    read_page.check(made)
+
+    def numbers(caption: str, column: str) -> list[float]:
+        return [float(str(cell.attributes["data-v"])) for cell in made.table(caption)[column]]
+
+    top1 = read_table(runs[0], "layers")["top1"].to_numpy()
+    np.testing.assert_allclose(numbers("Largest |h|", "b"), 0.25 * top1, rtol=1e-9)
+    np.testing.assert_allclose(numbers("Largest |h|", "b (%)"), 25.0, rtol=1e-9)
+    np.testing.assert_allclose(numbers("What edits do", "b"), [0.25 * 5.0, 0.25 * 0.001], rtol=1e-9)
+    effects = saved_tables(made)["Effects of every edit, run by run"]
+    assert effects["label"].tolist() == ["a", "a", "b", "b"]  # rows of two runs can be told apart in the file
+    assert [c.attributes["data-v"] for c in made.table("Clusters of each run")["dim"]][0].isdigit()  # type: ignore[union-attr]
+
+
+def test_runs_of_other_layers_have_no_difference_by_layer(tmp_path: Path) -> None:
+    from massact.records.kinds.comparison import open_compared
+
+    a, b = synthetic.massive(), synthetic.massive()
+    b.layers = b.layers[b.layers["layer"] < 5].reset_index(drop=True)
+    paths = [compared.write(tmp_path / name, None, made) for name, made in (("a", a), ("b", b))]
+    assert layer_deltas(compare(open_compared(paths))) is None
+    assert layer_deltas(compare(open_compared([paths[0], compared.write(tmp_path / "c", None, a)]))) is not None
 
 
 def test_runs_that_are_alike_do_not_differ(tmp_path: Path) -> None:
@@ -133,4 +183,4 @@ def test_runs_that_are_alike_do_not_differ(tmp_path: Path) -> None:
     a = compared.write(tmp_path / "a", None, synthetic.massive())
     b = compared.write(tmp_path / "b", None, synthetic.massive())
     made = deltas(compare(open_compared([a, b])))
-    assert made is not None and {said.split(" ")[0] for said in made.columns[1].shown} <= {"+0", "0"}
+    assert made is not None and set(made.columns[1].values) == {0.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,11 +13,11 @@ from massact.records.kinds.intervention import Intervention
 from massact.records.tables import columns_of, frame
 from massact.reports.contents import Contents
 from massact.reports.kinds.comparison import figures
-from massact.reports.kinds.comparison.tables import deltas, places, side_by_side
+from massact.reports.kinds.comparison.tables import deltas, differences, layer_deltas, places, side_by_side
 from massact.reports.kinds.comparison.words import told
 from massact.reports.kinds.intervention import effects_panel, main_metric, margin_of, with_verdicts
 from massact.reports.panels import parts_in
-from massact.reports.parts import Column, Part, Section, Table, Words, parts_of, said_where_empty, table_of
+from massact.reports.parts import MOST_SAVED, Column, Part, Section, Table, Words, parts_of, said_where_empty, table_of
 from massact.reports.spelling import visible
 
 MOST_SCENES = 6
@@ -45,6 +46,7 @@ def layers(runs: Sequence[Contents], c: Comparison) -> Section | None:
     parts += figures.sinks(c, labels)
     parts.append(table_of("compare_layers", rows, "Layers of every run", ("label", "stack", "site", "layer", "top1",
                           "top2", "top3", "median", "mass_first", "slot_mass"), most=1000))  # fmt: skip
+    parts.append(layer_deltas(c))
     return Section("layers", "Layers", parts_of(*parts))
 
 
@@ -64,7 +66,7 @@ def interventions(runs: Sequence[Contents], c: Comparison) -> Section | None:
     """What the edits of each run do to its main metric, in one table, and with intervals."""
     found = [(visible(held.label), made) for held in runs if (made := held.of(Intervention)) is not None]
     done = [(label, with_verdicts(made.effects, margin_of(made))) for label, made in found]
-    parts: list[Part | None] = [_effects(done)]
+    parts: list[Part | None] = [_effects(done), _effect_deltas(done)]
     for (label, rows), (_, made) in zip(done, found, strict=True):
         parts += [
             effects_panel(rows, label, margin_of(made)),
@@ -88,7 +90,22 @@ def _effects(done: Sequence[tuple[str, pd.DataFrame]]) -> Table | None:
     if made is None:
         return None
     label = Column("label", columns_of("compare")["label"][1], labels[:600], labels[:600], False)
-    return replace(made, columns=[label, *made.columns])
+    whole = both.assign(label=labels).head(MOST_SAVED)
+    return replace(made, columns=[label, *made.columns], whole=whole[["label", *both]])
+
+
+def _effect_deltas(done: Sequence[tuple[str, pd.DataFrame]]) -> Table | None:
+    """How what an edit does differs from what it does in the first run, of edits and metrics that both have."""
+    by = []
+    for _, effects in done:
+        mine = effects[(effects["metric"] == main_metric(effects)) & (effects["group"] == "all")]
+        by.append(mine.drop_duplicates(["stack", "edit"]).set_index(["stack", "edit", "metric"])["delta"])
+    rows = [
+        (visible(" ".join(filter(None, at))), [of.get(at, math.nan) for of in by], False)
+        for at in (by[0].index if by else ())
+    ]
+    meaning = "the edit and the metric whose change by it is compared"
+    return differences("What edits do: difference", [name for name, _ in done], rows, meaning)
 
 
 def sections(runs: Sequence[Contents], c: Comparison) -> list[Section]:

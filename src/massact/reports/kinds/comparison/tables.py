@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
-
-import pandas as pd
 
 from massact.records.kinds.comparison import Comparison
 from massact.records.tables import columns_of
@@ -54,7 +53,7 @@ def brief(c: Comparison) -> list[Section]:
     models = ("label", *(["criterion"] if len(rules) > 1 else []), *SCANNED, *EXPLAINED)
     made = [
         narrow(table, f"Activations and attention{of}; ratio: |h| / median{told}", {n: HEADS[n] for n in models}),
-        narrow(deltas(c), "Difference from the first run, and in percent of it"),
+        deltas(c),
         _seeds(c),
         narrow(places(c), "Clusters of each run, the largest first"),
         *_layers(c),
@@ -106,34 +105,74 @@ def side_by_side(c: Comparison, row: str, title: str) -> Table | None:
 
 def deltas(c: Comparison) -> Table | None:
     """How every other run differs from the first: in its numbers, and in the value of each cluster that both have."""
-    first, *others = c.compare[c.compare["row"] == "run"].to_dict("records")
+    runs = c.compare[c.compare["row"] == "run"].to_dict("records")
     clusters = [_largest(run) for run in c.runs]
-    rows = []
+    rows: list[tuple[str, Sequence[float], bool]] = []
     for column in (*TRAINED, *SCANNED, *EXPLAINED):
         if column not in ("massive", "steps", "tokens"):
-            cells = [_delta(first[column], other[column], whole=column == "onset") for other in others]
-            rows.append([HEADS[column].replace("\n", " "), *cells])
+            rows.append((HEADS[column].replace("\n", " "), [run[column] for run in runs], column == "onset"))
     for stack, dim, where in list(clusters[0])[:MOST_CLUSTERS]:
         here = [of.get((stack, dim, where), math.nan) for of in clusters]
-        rows.append([visible(f"{stack} dim {dim} at {where}".strip()), *(_delta(here[0], value) for value in here[1:])])
-    rows = [row for row in rows if set(row[1:]) != {"-"}]
-    if not rows:
+        rows.append((visible(f"{stack} dim {dim} at {where}".strip()), here, False))
+    meaning = "what is compared; of a dim and class of tokens its largest cluster"
+    return differences("Difference", [run["label"] for run in runs], rows, meaning)
+
+
+def layer_deltas(c: Comparison) -> Table | None:
+    """How the largest |h| of every layer differs from that of the first run, where all have the same layers."""
+    rows = c.compare_layers[c.compare_layers["row"] == "run"].drop_duplicates(["label", "stack", "site", "layer"])
+    labels = list(dict.fromkeys(rows["label"]))
+    by = [rows[rows["label"] == label].set_index(["stack", "site", "layer"])["top1"] for label in labels]
+    if len(by) < 2 or any(set(of.index) != set(by[0].index) for of in by):
         return None
-    these, *there = zip(*rows, strict=True)
-    change = f"how much greater it is than in {visible(first['label'])}, and in percent of the value there"
-    columns = [Column("of", "what is compared; of a dim and class of tokens its largest cluster", these, these, False)]
-    names = [_name(other["label"]) for other in others]
-    columns += [Column(name, change, said, said, True) for name, said in zip(names, there, strict=True)]
-    return Table(f"Difference from {_name(first['label'])}, and in percent of it", columns, len(rows), [], True)
+    several = len({at[:2] for at in by[0].index}) > 1
+    told = [
+        (visible(f"{f'{stack} {site} '.lstrip() if several else ''}layer {layer}"), [of[at] for of in by], False)
+        for at in by[0].index
+        for stack, site, layer in [at]
+    ]
+    made = differences("Largest |h| of each layer: difference", labels, told, "the layer, mean over sequences")
+    return replace(made, open=False) if made is not None else None
 
 
-def _delta(one: float, other: float, whole: bool = False) -> str:
-    """'+12.3 (+4.5%)'; '-' where one of the two is not known."""
+def differences(
+    title: str, labels: Sequence[str], rows: Sequence[tuple[str, Sequence[float], bool]], meaning: str
+) -> Table | None:
+    """Values of several runs less those of the first, and in percent of its size; None where none are known.
+
+    Args:
+        labels: of the runs, R. meaning: what the rows are.
+        rows: what each is of, its values (R), and whether they are whole numbers that name something: no percent.
+    """
+    made = [(of, [_delta(values[0], value) for value in values[1:]], whole) for of, values, whole in rows]
+    made = [row for row in made if not all(math.isnan(change) for change, _ in row[1])]
+    if not made or len(labels) < 2:
+        return None
+    first, names = _name(labels[0]), [_name(label) for label in labels[1:]]
+    these = [of for of, _, _ in made]
+    columns = [Column("of", meaning, these, these, False)]
+    for i, name in enumerate(names):
+        changes = [cells[i][0] for _, cells, _ in made]
+        shares = [math.nan if whole else cells[i][1] for _, cells, whole in made]
+        said = [_signed(x, whole) for x, (_, _, whole) in zip(changes, made, strict=True)]
+        told = [UNAVAILABLE if math.isnan(x) else f"{x:+,.1f}%" for x in shares]
+        columns.append(Column(name, f"how much greater it is than in {first}", changes, said, True))
+        columns.append(Column(f"{name} (%)", f"the same in percent of the size in {first}", shares, told, True))
+    return Table(f"{title} from {first}, and in percent of it", columns, len(made), [], True, abreast=2)
+
+
+def _delta(one: float, other: float) -> tuple[float, float]:
+    """How much greater the other is, and in percent of the size of the first; NaN where that is not known."""
+    one, other = float(one), float(other)
     if not (math.isfinite(one) and math.isfinite(other)):
-        return "-"
-    change = other - one
-    said = f"{change:+,.0f}" if whole else ("+" if change >= 0 else "") + cell(change)
-    return said if whole or not one else f"{said} ({change / abs(one):+.1%})"
+        return math.nan, math.nan
+    return other - one, 100 * (other - one) / abs(one) if one else math.nan
+
+
+def _signed(change: float, whole: bool) -> str:
+    if math.isnan(change):
+        return UNAVAILABLE
+    return f"{change:+,.0f}" if whole else ("+" if change >= 0 else "") + cell(change)
 
 
 def _largest(run: Any) -> dict[tuple[str, int, str], float]:
@@ -151,14 +190,15 @@ def _views(run: Any) -> Sequence[Any]:
 
 def places(c: Comparison) -> Table | None:
     """The largest clusters of every run and stack."""
-    rows = [
-        (visible(f"{run.label} {view.label}".strip()), *_cluster(row))
+    named = [
+        (visible(f"{run.label} {view.label}".strip()), row)
         for run in c.runs
         for view in _views(run)
-        for _, row in view.clusters.head(MOST_CLUSTERS).iterrows()
+        for row in view.clusters.head(MOST_CLUSTERS).to_dict("records")
     ]
-    if not rows:
+    if not named:
         return None
+    rows, found = [(name, *_cluster(row)) for name, row in named], [row for _, row in named]
     heads = (
         ("run", "which"),
         ("what", "massive activation (few tokens), outlier feature (many tokens), hump (near the threshold)"),
@@ -169,14 +209,16 @@ def places(c: Comparison) -> Table | None:
         ("share", "of the sequences"),
         ("tokens", "the most frequent first"),
     )
+    exact = {name: [row[name] for row in found] for name in ("dim", "mean", "share")}
+    exact["value"] = exact.pop("mean")
     columns = [
-        Column(name, meaning, list(cells), list(cells), False)
+        Column(name, meaning, exact.get(name, list(cells)), list(cells), name in exact)
         for (name, meaning), cells in zip(heads, zip(*rows, strict=True), strict=True)
     ]
     return Table("Clusters of each run, the largest first", columns, len(rows), [], True)
 
 
-def _cluster(row: pd.Series) -> tuple[str, ...]:
+def _cluster(row: Mapping[str, Any]) -> tuple[str, ...]:
     tokens = token_list(row["tokens"])[:MOST_PLACES]
     left = int(row["n_tokens"]) - len(tokens)
     return (
