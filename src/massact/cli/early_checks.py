@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from massact.records.presets import PRESETS
 from massact.records.reachability import check_on_hub
 
 
@@ -25,14 +26,17 @@ def check_names(inputs: Any, scan: Any) -> None:
     for one in (model, getattr(inputs, "against", None)):
         if isinstance(one, str) and (name := name_on_hub(one)):
             check_on_hub(name)
-    corpus = getattr(inputs, "corpus", None)
-    if isinstance(corpus, str) and (name := name_on_hub(corpus)) and _of_a_data_set(name):
-        check_on_hub(name.partition(":")[0], "dataset")
+    for text in (getattr(inputs, "corpus", None), getattr(inputs, "evaluate_on", None)):
+        if isinstance(text, str) and (name := data_set_meant(text)):
+            check_on_hub(name, "dataset")
 
 
-def _of_a_data_set(name: str) -> bool:
-    """Whether a corpus can only be a data set; a name without owner may be one of ours, what ends in .csv is a path."""
-    return "/" in name and not os.path.splitext(name)[1] and not any(map(str.isspace, name))
+def data_set_meant(corpus: str) -> str:
+    """The name on the Hub of a corpus that can only be a data set; "" where it can be anything else, as x.csv can."""
+    if corpus in PRESETS:
+        return PRESETS[corpus].dataset
+    name = name_on_hub(corpus)
+    return "" if os.path.splitext(name)[1] or any(map(str.isspace, name)) else name.partition(":")[0]
 
 
 def name_on_hub(spec: str) -> str:

@@ -14,10 +14,10 @@ from massact.corpora.image_files import Pictures, read_csv
 from massact.corpora.image_source import ImageSource
 from massact.corpora.modalities import Modalities
 from massact.corpora.pairs import PairSource
-from massact.corpora.presets import PRESETS, Preset
 from massact.corpora.readiness import check_preprocess, ready
 from massact.corpora.recordings import Prompt
 from massact.corpora.sources import AnySource, Source, corpus, corpus_again
+from massact.records.presets import PRESETS, Preset
 
 __all__ = [
     "PADDING", "PRESETS", "AnySource", "AudioSource", "Batch", "Corpus", "ImageSource", "Modalities", "Origin",

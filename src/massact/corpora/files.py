@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from massact.corpora.plain_files import read_text
-from massact.corpora.presets import named_corpora
 from massact.corpora.text_tables import TABLE_SUFFIXES, is_table, table_texts
 from massact.records.errors import UserError, near
+from massact.records.presets import named_corpora
 from massact.records.user_files import refuse_special
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson")

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from massact.corpora.presets import PRESETS, Preset, named_corpora
 from massact.records.errors import UserError, causes, class_and_line
+from massact.records.presets import PRESETS, Preset, named_corpora
 from massact.records.reachability import check_on_hub
 
 # How much of a data set without a protocol is read: its first documents, enough for any scan.

@@ -20,12 +20,12 @@ from massact.corpora.image_source import ImageSource
 from massact.corpora.packing import DEFAULT_SEQUENCES, Request, pack_prompts, pack_windows
 from massact.corpora.pairs import PairSource, pairs_of
 from massact.corpora.preprocessing import checked
-from massact.corpora.presets import PRESETS
 from massact.corpora.readiness import Reader, Wish
 from massact.corpora.recordings import is_sound, recordings_of
 from massact.corpora.tensors import from_ids, from_tensors
 from massact.corpora.text_tables import is_table
 from massact.records.errors import UserError
+from massact.records.presets import PRESETS
 
 EMBEDDED_BREAK = "\n* * *\n"
 

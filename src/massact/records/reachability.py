@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from massact.records.errors import UserError, first_line
+from massact.records.presets import named_corpora
 
 PATIENCE_S = 2.0  # or what HF_HUB_ETAG_TIMEOUT says, by which the Hub's library goes too
 
@@ -44,8 +45,9 @@ def check_on_hub(name: str, kind: str = "model", cache: str | os.PathLike[str] |
     why = "" if constants.HF_HUB_OFFLINE else unreachable(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE or why:
         offline = " (offline mode is on)" if constants.HF_HUB_OFFLINE else ""
+        named = "" if kind == "model" or "/" in name else f" {named_corpora(name)}"
         raise UserError(f"{what} is neither a local folder nor in the cache, and the Hub cannot be reached{offline}.",
-                        why, "Check the name and the network, or give a local folder.")  # fmt: skip
+                        why, f"Check the name and the network, or give a local folder.{named}")  # fmt: skip
 
 
 def _cached(name: str, kind: str, hub: Path, home: Path) -> bool:
