@@ -6,7 +6,8 @@ writes carry something from token to token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -101,9 +102,8 @@ def discover(model: nn.Module, inputs: dict[str, Any], blocks: Iterable[str] | N
                 leave_out(path, calls, error)
                 continue
         inside = lists_inside(watch, path) if blocks is None else []
-        if inside and (
-            (any(map(_is_stage, read)) and _add(watch, inside, params)) or _hold_blocks(watch, inside, params)
-        ):
+        stages = any(map(_is_stage, read))
+        if any(stages or all(map(_is_whole, theirs)) for theirs in _read_lists(watch, inside, params)):
             candidates = inside + candidates
             continue
         try:
@@ -243,28 +243,16 @@ def _is_stage(block: Block) -> bool:
     return "mlp_out_2" in block.places and any(mixes(point) and point.endswith("_2") for point in block.places)
 
 
-def _add(watch: Watch, lists: list[Listed], params: dict[int, str]) -> bool:
-    """Whether the children of some of these lists add to a stream: sublayers that stand in a list only write to it."""
-    for _, calls in lists:
-        try:
-            for i, call in enumerate(calls):
-                read_block(watch, call, i + 1, params)
-            return True
-        except ProofError:
-            continue
-    return False
+def _is_whole(block: Block) -> bool:
+    """Whether it has attention and an MLP of its own."""
+    return "mlp_out" in block.places and any(map(mixes, block.places))
 
 
-def _hold_blocks(watch: Watch, lists: list[Listed], params: dict[int, str]) -> bool:
-    """Whether there are lists of whole blocks among these: each with attention and an MLP of its own."""
+def _read_lists(watch: Watch, lists: list[Listed], params: dict[int, str]) -> Iterator[list[Block]]:
+    """The lists whose children add to a stream, as blocks: sublayers that stand in a list only write to it."""
     for _, calls in lists:
-        try:
-            read = [read_block(watch, call, i + 1, params) for i, call in enumerate(calls)]
-        except ProofError:
-            continue
-        if all("mlp_out" in block.places and any(map(mixes, block.places)) for block in read):
-            return True
-    return False
+        with suppress(ProofError):
+            yield [read_block(watch, call, i + 1, params) for i, call in enumerate(calls)]
 
 
 def _check_few(blocks: list[Block]) -> None:
