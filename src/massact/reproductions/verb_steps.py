@@ -108,7 +108,7 @@ class Work:
             self._loaded = given if isinstance(given, Model) else load(given, **(self.loading | again))
             self.progress("load", 1, 1)
             if self.target is not None:
-                check_weights(self._loaded, self.target)
+                self._loaded = check_weights(self._loaded, self.target)
         return self._loaded
 
     def source(self) -> Corpus | AnySource:
@@ -173,6 +173,7 @@ class Work:
         if isinstance(source, Source):
             asked.setdefault("bos", "never")  # as the paper
         self._scan = scan(self.loaded(), source, out=self.out, resume=there, progress=self.progress, **asked)
+        self._loaded = replace(self.loaded(), scanned=self._scan)
         kept = (self.out / "run.json").read_bytes() == before
         if not kept or not (self.out / "reproduce.json").is_file():
             self.keep(self._scan, self.out)

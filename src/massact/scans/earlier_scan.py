@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from massact.positions import ready_corpus
 from massact.records.adapter_states import difference
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
-from massact.scans.job import Progress, Text, named, scan, scan_text, source_of
+from massact.scans.job import Progress, Text, named, scan_text, source_of
 from massact.verbs.scan import ScanConfig
 
 
@@ -44,10 +44,14 @@ class Reopened:
 
 def scanned_corpus(model: Model, corpus: Any, result: ScanResult) -> Corpus:
     """A corpus made ready by the options of a scan; None makes it again from the scan's record."""
-    asked = ScanConfig.of({k: v for k, v in result.info.config.items() if k in ScanConfig.model_fields})
     source = corpus_again(result.info.corpus, result.info.config.get("corpus")) if corpus is None else corpus
     source = source if isinstance(source, Corpus | AnySource) else _named_corpus(source, result)
-    return ready_corpus(model, source, asked)
+    return ready_corpus(model, source, _asked(result))
+
+
+def _asked(result: ScanResult) -> ScanConfig:
+    """The options of a scan."""
+    return ScanConfig.of({k: v for k, v in result.info.config.items() if k in ScanConfig.model_fields})
 
 
 def _named_corpus(corpus: Any, result: ScanResult) -> Corpus | AnySource:
@@ -57,12 +61,14 @@ def _named_corpus(corpus: Any, result: ScanResult) -> Corpus | AnySource:
     return make_corpus(corpus, text_column=None if plain else column)
 
 
-def check_weights(model: Model, result: ScanResult) -> None:
-    """Refuse another model than the one that was scanned.
+def check_weights(model: Model, result: ScanResult) -> Model:
+    """The model, known as that of a scan: it is hashed once, not by every verb that takes what this gives.
 
     Raises:
-        UserError: its weights have another hash.
+        UserError: its weights have another hash than those that were scanned.
     """
+    if model.scanned is result:
+        return model
     info = model.info()
     ours, theirs = info.weights_sha256, result.info.model.get("weights_sha256")
     other = difference(info.adapters, result.info.model.get("adapters"))
@@ -75,6 +81,7 @@ def check_weights(model: Model, result: ScanResult) -> None:
             f"Its weights have the hash {ours[:12]}..., those of the scan {str(theirs)[:12]}...",
             "Give the scanned model, or scan this one first.",
         )
+    return replace(model, scanned=result)
 
 
 def check_text(corpus: Corpus, result: ScanResult) -> None:
@@ -102,8 +109,7 @@ def scanned_inputs(model: Any, corpus: Any, result: ScanResult) -> tuple[Model, 
     Raises:
         UserError: they are not those of the scan.
     """
-    loaded = model if isinstance(model, Model) else load(model)
-    check_weights(loaded, result)
+    loaded = check_weights(model if isinstance(model, Model) else load(model), result)
     ready = scanned_corpus(loaded, corpus, result)
     check_text(ready, result)
     return loaded, ready
@@ -143,16 +149,15 @@ def reopen(
         options=load_options,
     )
     say("load", 1, 1)
-    check_weights(loaded, result)
+    loaded = check_weights(loaded, result)
     ready = scanned_corpus(loaded, source, result)
     if corpus is None or ready.sha256 == info.corpus.get("sha256"):
         check_text(ready, result)
         return Reopened(loaded, ready, result)
-    left_out = ("null", "bos_contrast", "rank_sequences", "corpus")
-    again = {k: v for k, v in info.config.items() if k not in left_out}
-    anew = scan(loaded, source, progress=progress, null=False, bos_contrast=False, rank_sequences=0, **again)
+    asked = _asked(result).changed(null=False, bos_contrast=False, rank_sequences=0)
+    anew = scan_text(loaded, Text(source, ready, None), asked, progress=progress)
     note = f"{ready.name} is not the corpus of this run: it was scanned anew, by the same rule."
-    return Reopened(loaded, ready, anew, [note])
+    return Reopened(replace(loaded, scanned=anew), ready, anew, [note])
 
 
 def scan_first(
@@ -180,4 +185,4 @@ def scan_first(
     loaded = load(target, device=device, options=load_options)
     text = Text(source, ready_corpus(loaded, source, config), named(corpus))
     result = scan_text(loaded, text, config, progress=progress)
-    return Reopened(loaded, scanned_corpus(loaded, source, result), result)
+    return Reopened(replace(loaded, scanned=result), text.ready, result)
