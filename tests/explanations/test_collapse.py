@@ -118,13 +118,20 @@ def test_what_no_norm_makes_is_none() -> None:
 
 # ------------------------------------------------------------------------------------------ end to end, planted
 @cache
-def planted(name: str, gain: float | None = None, n: int = N) -> tuple[nn.Module, torch.Tensor, Explanation]:
-    """A random model whose embedding of token 0 has one large entry; every norm's gain there is as given."""
+def planted(
+    name: str, gain: float | None = None, n: int = N, alike: bool = False
+) -> tuple[nn.Module, torch.Tensor, Explanation]:
+    """A random model whose embeddings of first tokens have one large entry; every norm's gain there is as given.
+
+    Args:
+        alike: whether all sequences begin with one token; else each with its own.
+    """
     module = build(name, seed=3)
     ids = torch.randint(1, 99, (n, T), generator=torch.Generator().manual_seed(4))
-    ids[:, 0] = 0
+    ids[ids < N] += 20
+    ids[:, 0] = 0 if alike else torch.arange(n)
     with torch.no_grad():
-        module.get_input_embeddings().weight[0, DIM] = 900.0
+        module.get_input_embeddings().weight[:N, DIM] = 900.0
         for path, part in module.named_modules():
             if "norm" in path or "ln_" in path:
                 part.weight.copy_(torch.rand(part.weight.shape) * 0.5 + 0.1)
@@ -219,6 +226,16 @@ def test_too_few_sequences_have_no_bound_and_one_sentence() -> None:
     notes = tells(e.info.notes, "bound", "unavailable", 2)
     assert len(notes) == 1
     assert tells(story_in_words(e), "Norm collapse", "not known")
+
+
+def test_tokens_that_are_one_vector_already_have_no_bound_and_one_sentence() -> None:
+    """Only the first token is massive, the same in every sequence, and sees itself alone: one state."""
+    e = planted("llama", alike=True)[2]
+    rows = e.collapse
+    assert set(rows.n_tokens) == {N} and set(rows.n_checked) == {1}
+    assert rows[["bound", "min_cosine", "bound_dim", "min_cosine_before"]].isna().all(axis=None)
+    assert rows.onehot.notna().all() and len(tells(e.info.notes, "bound", "one vector")) == 1
+    assert tells(story_in_words(e), "Norm collapse", "one vector")
 
 
 def test_no_findings_have_no_rows_and_no_sentence() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import massact as ma
-from massact.explanations.targets import N_OTHERS, counts, positions_of, targets
+from massact.explanations.targets import N_OTHERS, counts, main_findings, positions_of, targets
 from massact.records.kinds.explanation import Explanation
 from tests.families import build
 
@@ -128,3 +128,15 @@ def test_clusters_without_findings_in_the_first_sequences_are_named() -> None:
         notes = ma.explain(model, x, scan, n_sequences=n).info.notes
         missed = [note for note in notes if note.startswith("Not accounted")]
         assert any("7@start" in note for note in missed) == named and not any("5@start" in note for note in missed)
+
+
+def test_tokens_of_an_outlier_feature_are_no_massive_tokens() -> None:
+    """Beside a massive activation of the first token a dim that is large at many: only the former is left out."""
+    labels = {"label": ["massive activation", "outlier feature"], "stack": "", "site": "resid_post", "dim": [7, 3],
+              "position_class": ["start", "other"], "n_findings": [4, 40]}  # fmt: skip
+    rows = [(0, 0, 7, "start"), (0, 3, 3, "other"), (1, 0, 7, "start"), (1, 5, 3, "other")]
+    found = pd.DataFrame(rows, columns=["sequence", "pos", "dim", "position_class"]).assign(stack="", site="resid_post")
+    kept = main_findings(found, pd.DataFrame(labels))
+    assert positions_of(kept, 2) == {0: [0], 1: [0]}
+    assert positions_of(main_findings(found, pd.DataFrame(labels).iloc[::-1]), 2) == {0: [3], 1: [5]}
+    assert not len(main_findings(found, pd.DataFrame(labels).iloc[:0]))

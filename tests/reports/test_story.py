@@ -185,7 +185,7 @@ def test_the_numbers_of_the_tables_are_told() -> None:
         "4 no-op", "4 between", "4 broadcast", "37% of it to its own key",
         "holds 76% of the squared norm", "75% to 77%; 98% before", "below 0.9998 (random tokens: 0.79)",
         "0.9993 by the mean direction", "0.52 by the dim alone", "off in layers 2-4 (|gain| of rank 31 of 32)",
-        "of layer 4 takes it away", "99.2% of sqrt(D) |g|",
+        "takes it away in layer 4", "99.2% of sqrt(D) |g|",
         "effective rank of 1.07", "tokens 15.6", "mean off 68.5", "valley of layers 1-4 is one token", "at least 99%",
         "norms have 99.2%", "0.52 with these tokens and 0.52 without",
         "83% of the squared norm", "without that gain 2.6%",

@@ -33,6 +33,8 @@ from massact.trace import Measurements, Probe, unchanged
 MOST_TOKENS = 32  # of one class, spread over the sequences: whole rows of d_model are kept at every norm
 HOLDS_MOST, OFF = 0.5, 0.01  # one-hot shares: a dim that holds most of a token, and one that is switched off
 LARGE = 1e4  # beside it the eps of a norm is nothing
+LEAST = 4  # sequences: two of each half
+SAME = 1e-6  # relative: two states that rounding alone tells apart
 TOLERANCE = 1e-4  # relative, of what a norm makes of the stream to what was measured; in 16 bits eight roundings
 
 Token = tuple[int, int]  # (sequence, position)
@@ -58,6 +60,7 @@ def collapsing(
     """The largest coordinate of every stack and class of positions, with its tokens, one a sequence in turn.
 
     Args:
+        coordinates: the largest first.
         random: stack -> sequence -> positions of random ordinary tokens.
     """
     first: dict[tuple[str, str], Coordinate] = {}
@@ -222,9 +225,10 @@ def collapse_table(
                          "of the residual stream.")  # fmt: skip
         elif all(np.isnan(float(r["bound"])) for r in made):  # type: ignore[arg-type]
             n = len({s for s, _ in g.tokens})
-            notes.append(f"The bound on cosines of {what} is unavailable: it takes a direction from one half of the "
-                         f"sequences and two tokens of the other; {n:,} of them ha{'s' if n == 1 else 've'} "
-                         "these tokens.")  # fmt: skip
+            why = ("it takes a direction from one half of the sequences and two tokens of the other; "
+                   f"{n:,} of them ha{'s' if n == 1 else 've'} these tokens") if n < LEAST else (
+                   "in all sequences these tokens are one vector before the norm already")  # fmt: skip
+            notes.append(f"The bound on cosines of {what} is unavailable: {why}.")
     return frame("collapse", rows), list(dict.fromkeys(notes))
 
 
@@ -275,7 +279,7 @@ def _numbers(
     onehot = float(np.mean(behind)) if massive else np.nan
     one_D = np.zeros((1, D))
     one_D[0, j] = sign
-    checked = _checked(massive)
+    checked = _checked(massive, x)
     x_checked = norm.centred(np.stack([x[t] for t in checked])) if checked else np.zeros((0, D))
     image_D = norm.of(one_D)[0]
     return {
@@ -285,9 +289,9 @@ def _numbers(
         "onehot_low": around.low if around else np.nan, "onehot_high": around.high if around else np.nan,
         "onehot_random": float(np.mean(_shares(norm, x, random, j, True))) if random else np.nan,
         "min_cosine_before": least_cosine(x_checked), "bound_before": cosine_bound(x_checked, norm.centred(one_D)[0]),
-        **dict(zip(("min_cosine", "bound"), _halves(y, massive), strict=True)),
+        **dict(zip(("min_cosine", "bound"), _halves(x, y, massive), strict=True)),
         "bound_dim": cosine_bound(np.stack([y[t] for t in checked]), image_D) if checked else np.nan,
-        **dict(zip(("min_cosine_random", "bound_random"), _halves(y, random), strict=True)),
+        **dict(zip(("min_cosine_random", "bound_random"), _halves(x, y, random), strict=True)),
         "entry": float(max((abs(y[t][j]) for t in massive), default=np.nan)),
         "entry_bound": float(D**0.5 * gain[j] + abs(norm.bias_D[j])),
         "role": role_of(onehot_before, onehot), "n_tokens": len(massive), "n_checked": len(checked),
@@ -312,16 +316,26 @@ def _shares(norm: Norm, x: Mapping[Token, np.ndarray], tokens: Sequence[Token], 
     return shares
 
 
-def _checked(tokens: Sequence[Token]) -> list[Token]:
-    """Those of every second sequence that has any: the half on which a direction of the other half is checked."""
-    order = {s: i for i, s in enumerate(sorted({s for s, _ in tokens}))}
-    return [t for t in tokens if order[t[0]] % 2]
+def _checked(tokens: Sequence[Token], x: Mapping[Token, np.ndarray]) -> list[Token]:
+    """Those of every second sequence that has any: the half on which a direction of the other half is checked.
+
+    Tokens that are one vector before the norm, as the first of all sequences is with a BOS, count once: that the norm
+    gives one vector of them says nothing.
+    """
+    order, kept = {s: i for i, s in enumerate(sorted({s for s, _ in tokens}))}, list[Token]()
+    for t in tokens:
+        new = all(np.linalg.norm(x[t] - x[k]) > SAME * np.linalg.norm(x[t]) for k in kept)
+        kept += [t] if order[t[0]] % 2 and new else []
+    return kept
 
 
-def _halves(y: Mapping[Token, np.ndarray], tokens: Sequence[Token]) -> tuple[float, float]:
+def _halves(
+    x: Mapping[Token, np.ndarray], y: Mapping[Token, np.ndarray], tokens: Sequence[Token]
+) -> tuple[float, float]:
     """The least cosine of two tokens of the checked half, and its bound by the mean direction of the other half."""
-    checked = _checked(tokens)
-    fitted = [t for t in tokens if t not in set(checked)]
+    checked = _checked(tokens, x)
+    halved = {s: i % 2 for i, s in enumerate(sorted({s for s, _ in tokens}))}
+    fitted = [t for t in tokens if not halved[t[0]]]
     if len(checked) < 2:
         return np.nan, np.nan
     y_ND, fit_ND = (np.stack([y[t] for t in of]) for of in (checked, fitted))

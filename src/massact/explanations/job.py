@@ -28,13 +28,13 @@ from massact.explanations.neurons import neurons_table
 from massact.explanations.patch_attention import share_probes, shares_table
 from massact.explanations.spectra import spectrum_table, too_wide
 from massact.explanations.states import chosen_tokens, states_table
-from massact.explanations.targets import counts, positions_of, reading_blocks, targets
+from massact.explanations.targets import counts, main_findings, positions_of, reading_blocks, targets
 from massact.explanations.unembedding import dark_rows, final_gain, reads_head, unread
 from massact.explanations.weights import norm_weights_table
 from massact.explanations.writers import MOST_COORDINATES, Coordinate, coordinates_of, write_probes, writers_table
 from massact.models import Model, projection_of, with_attention_for
 from massact.positions import layout_of, tokens_of
-from massact.records.clusters import keys_of, passing
+from massact.records.clusters import KEYS, keys_of, passing
 from massact.records.errors import WorkError
 from massact.records.kinds.explanation import ExplainInfo, Explanation
 from massact.records.kinds.scan import ScanResult
@@ -134,7 +134,11 @@ class _Job:
             name: targets(self.found[name], self.near[name], self._kept(name), self.config.seed) for name in self.stacks
         }
         coordinates = coordinates_of(self.scan.findings, self.scan.clusters, n)
-        self.collapsing = collapsing(coordinates, {name: t.random for name, t in self.targets.items()})
+        main = main_findings(self.scan.findings, self.scan.clusters)
+        self.massive = {name: positions_of(main[main["stack"] == name], n) for name in self.stacks}
+        places = set(main[KEYS].itertuples(index=False, name=None))
+        chosen = [c for c in coordinates if (c.stack, c.site, c.dim, c.position_class) in places]
+        self.collapsing = collapsing(chosen, {name: t.random for name, t in self.targets.items()})
         return coordinates
 
     def run(self) -> Explanation:
@@ -225,7 +229,7 @@ class _Job:
             probes.append(Probe("hidden", f"{head}*.resid_post", make))
             as_one, seed = self.config.corpus_spectrum and not too_wide(stack), self.config.seed
             if self.config.spectrum:
-                gram = partial(GramStats, self.found[name], as_one, 1, seed)
+                gram = partial(GramStats, self.massive[name], as_one, 1, seed)
                 probes.append(Probe("spectrum", f"{head}*.resid_post", gram))
             last = self._last_with_findings(name)
             if last is not None and not unread(self.model, name):
@@ -249,7 +253,7 @@ class _Job:
         reading = reading_blocks(self.scan.findings, self.scan.clusters)
         _check_parts(heads, self.model)
         grams = {site: measured.result("spectrum", site) for site in measured.sites("spectrum")}
-        spectra, notes = spectrum_table(grams, self.found)
+        spectra, notes = spectrum_table(grams, self.massive)
         info.notes += notes
         return Explanation(
             info,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from massact.records.clusters import passing
+from massact.records.clusters import KEYS, passing
 from massact.stats.heads import Targets
 
 N_OTHERS = 32  # ordinary tokens of one sequence
@@ -18,6 +18,17 @@ def positions_of(rows: pd.DataFrame, n_sequences: int) -> dict[int, list[int]]:
     known = rows[(rows.sequence >= 0) & (rows.pos >= 0) & (rows.sequence < n_sequences)]
     places = known[["sequence", "pos"]].drop_duplicates().sort_values(["sequence", "pos"])
     return {int(s): [int(p) for p in mine.pos] for s, mine in places.groupby("sequence")}
+
+
+def main_findings(findings: pd.DataFrame, clusters: pd.DataFrame) -> pd.DataFrame:
+    """The findings of the largest cluster of each stack and of those that are called as it is.
+
+    Beside a massive activation of few tokens an outlier feature has findings on most tokens: these are no massive
+    tokens, and without them little would be left of a sequence.
+    """
+    having = passing(clusters)
+    mine = having[having["label"] == having.groupby("stack")["label"].transform("first")]
+    return findings.merge(mine[KEYS].drop_duplicates(), on=KEYS)
 
 
 def targets(

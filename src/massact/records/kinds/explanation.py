@@ -214,7 +214,8 @@ TABLES: dict[str, Columns] = {
         "role": ("string", "on (onehot >= 0.5), dimmed, or off (below 0.01) where onehot_before >= 0.5; else empty"),
         "removes": ("bool", "what reads this norm takes the massive activation away (role down in writers)"),
         "n_tokens": ("int64", "massive tokens of one sign at that dim, at most 32"),
-        "n_checked": ("int64", "of them in the half that is checked"),
+        "n_checked": ("int64", "of them in the half that is checked; those that are one vector before the norm count "
+                      "once"),
         "n_random": ("int64", "random tokens"),
         "n_sequences": ("int64", "sequences with these tokens"),
         "error": ("float64", "how far what was measured behind the norm is from what its module makes of the stream, "

@@ -15,6 +15,7 @@ from massact.reports.spelling import between, counted, listed, number, percent, 
 
 READS = {"attn_in": "attention", "mlp_in": "the MLP", "cross_attn_in": "cross-attention"}
 LOOKS = ((Color.BLUE, "circle"), (Color.ORANGE, "square"), (Color.GREEN, "triangle-up"), (Color.PURPLE, "diamond"))
+FEW = 4  # sequences: below it no half has two of these tokens
 NORM = Color.MUTED, "", "dot"
 
 
@@ -58,7 +59,9 @@ def _first(what: str, rows: pd.DataFrame) -> str:
         f"the gain{null})"
     )
     if math.isnan(real(row["min_cosine"])):
-        return f"{told}; how alike two of them are is not known: too few sequences have them."
+        one = int(row["n_sequences"]) >= FEW and int(row["n_checked"]) == 1
+        why = "before the norm they are one vector already" if one else "too few sequences have them"
+        return f"{told}; how alike the norm makes two of them is not known: {why}."
     bounds = [
         f"{number(row['bound'], 4)} by the mean direction of the other half of the sequences"
         if not math.isnan(real(row["bound"])) else "",
@@ -73,7 +76,9 @@ def _first(what: str, rows: pd.DataFrame) -> str:
 
 
 def _around(low: object, high: object) -> str:
-    return "" if math.isnan(real(low)) else f"95% interval over sequences {percent(low)} to {percent(high)}; "
+    if math.isnan(real(low)) or percent(low) == percent(high):
+        return ""
+    return f"95% interval over sequences {percent(low)} to {percent(high)}; "
 
 
 def _entries(what: str, rows: pd.DataFrame) -> str:
@@ -97,9 +102,9 @@ def _roles(what: str, rows: pd.DataFrame) -> str:
                 told.append(f"{words} in {spanned('layer', [int(x) for x in at['layer']])}{_ranked(at)}")
         if told:
             parts.append(f"{norm_words(norm)} {listed(told)}")
-    for at, row in rows[rows["removes"]].iterrows():
-        where = f"{norm_words(row['norm'])} of layer {int(row['layer'])}"
-        parts.append(f"what reads {where} takes it away{_ranked(rows.loc[[at]])}")
+    for norm, taken in rows[rows["removes"]].groupby("norm", sort=False):
+        where = spanned("layer", [int(x) for x in taken["layer"]])
+        parts.append(f"what reads {norm_words(norm)} takes it away in {where}{_ranked(taken)}")
     if not parts:
         return ""
     text = "; ".join(parts)
