@@ -10,19 +10,13 @@ import pandas as pd
 
 from massact.records.kinds.explanation import Explanation
 from massact.records.kinds.scan import ScanResult
-from massact.reproductions.attention_claims import ALIKE_IN_ALL, BIASED, CONCENTRATING, LOOKING, SPARSE
+from massact.reproductions.attention_claims import ALIKE_IN_ALL, BIASED, CONCENTRATING, LOOKING, SPARSE, explained
 from massact.reproductions.entries import Entry, Finished, Nothing, Row, at, massive, row
 
 STAGES = {"hidden": "hidden state", "normed": "after the norm", "q": "queries", "k": "keys", "v": "values"}
 DECOMPOSED = {"constancy": "|u - mean| / |mean|", "cosine": "mean of pairs", "energy_share": "share"}
 IN_MASSIVE = "share of |x|^2 in the massive dims"
 GROUPS = {"findings": "massive tokens", "random": "random tokens", "others": "other tokens"}
-
-
-def _explained(f: Finished) -> Explanation:
-    if f.explanation is None:
-        raise Nothing("It was not explained.")
-    return f.explanation
 
 
 def logits(f: Finished) -> list[Row]:
@@ -63,7 +57,7 @@ def _mapped(prompt: str, scan: ScanResult, explanation: Explanation) -> list[Row
 
 def concentration(f: Finished) -> list[Row]:
     """E14: attention on the massive tokens in every layer, beside as many random ones."""
-    axes, rows = _explained(f).axes, []
+    axes, rows = explained(f).axes, []
     if not len(axes):
         raise Nothing("The attention of this model is not seen; the notes of the explanation say why.")
     some = bool(axes["concentration"].notna().any())
@@ -131,7 +125,7 @@ def stages(f: Finished) -> list[Row]:
 
 def similarity(f: Finished) -> list[Row]:
     """E16: how alike the massive tokens are after the norm and as queries, keys and values, beside others."""
-    explanation, rows = _explained(f), []
+    explanation, rows = explained(f), []
     for stack, layer in _reading(f.scan, explanation):
         for r in at(explanation.trajectory, stack=stack, layer=layer).itertuples():
             place = f"{STAGES[str(r.stage)]}, {GROUPS[str(r.group)]}"
@@ -148,7 +142,7 @@ def similarity(f: Finished) -> list[Row]:
 
 def decomposition(f: Finished) -> list[Row]:
     """E17: what the massive tokens add to the output of attention, and whether it is a constant."""
-    explanation, rows = _explained(f), []
+    explanation, rows = explained(f), []
     for s in massive(f.scan):
         mine = at(explanation.decomposition, stack=s.stack, part="concat")
         after = mine[mine["layer"] > (s.onset or 0)]["layer"]

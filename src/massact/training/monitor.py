@@ -31,6 +31,7 @@ from massact.records.rules import massive
 from massact.records.tables import frame
 from massact.stats import Dynamics, fit_dynamics
 from massact.stats.attention_call import Attended
+from massact.stats.dims import sum_dtype
 from massact.stats.protocol import Where, to_numpy
 from massact.trace import Probe, Seen, observing, unchanged
 from massact.trace.compilation import compiled_parts
@@ -341,7 +342,7 @@ class _Sums:
     def add(self, numbers: list[Tensor]) -> None:
         """One sequence more; nothing synchronises."""
         new = torch.stack([x.float() if x.dtype != torch.float64 else x for x in numbers])
-        self._add(1, torch.cat([new, new.new_ones(1)]).to(_wide(new.device)))
+        self._add(1, torch.cat([new, new.new_ones(1)]).to(sum_dtype(new.device)))
 
     def _add(self, n: int, sums: Tensor) -> None:
         self.n += n
@@ -394,10 +395,6 @@ class AttentionSums(_Sums):
             norm_KS = torch.linalg.vector_norm(a.v_KSF, dim=-1, dtype=torch.float32)
             drain = (norm_KS[:, 0] / norm_KS[:, 1:].mean(1)).mean()
         self.add([mass, drain])
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def alarms_as_dicts(alarms: list[Alarm]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from massact.records.kinds.intervention import Intervention
+from massact.records.kinds.quantisation import Quantisation
 from massact.records.verdicts import (
     CONTROL,
     HARMFUL,
@@ -63,7 +64,7 @@ def verdict(row: pd.Series, margin: float = MARGIN) -> str:
     return verdict_of(row, margin)
 
 
-def margin_of(e: Intervention) -> float:
+def margin_of(e: Intervention | Quantisation) -> float:
     """The margin that a run was judged by."""
     margin = real(e.info.config.get("margin"))
     return margin if margin >= 0 else MARGIN

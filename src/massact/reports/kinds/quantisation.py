@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from massact.records.kinds.quantisation import EXPORT, Quantisation
-from massact.records.verdicts import HARMFUL, HARMLESS, HELPFUL, LEAST, MARGIN, OPEN, UNTESTED, judged
+from massact.records.verdicts import HARMFUL, HARMLESS, HELPFUL, LEAST, OPEN, UNTESTED, judged
+from massact.reports.kinds.intervention import margin_of
 from massact.reports.panels import (
     Color,
     Heat,
@@ -39,12 +40,6 @@ MOST_GUILTY, MOST_ADVICE, MOST_LINES = 6, 4, 4
 def losses(q: Quantisation) -> pd.DataFrame:
     """The row of every scheme that is about its loss."""
     return q.quantised[q.quantised["metric"] == "nll"].reset_index(drop=True)
-
-
-def margin_of(q: Quantisation) -> float:
-    """The margin that a run was judged by."""
-    margin = real(q.info.config.get("margin"))
-    return margin if margin >= 0 else MARGIN
 
 
 def in_words(q: Quantisation) -> list[str]:
