@@ -23,7 +23,11 @@ from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.tables import read_table
 from massact.reports import compare, report
 from massact.reports.kinds.comparison.tables import deltas, differences, layer_deltas
+from massact.reports.panels import Axis, Panel, Points
 from massact.reports.parts import MOST_ROWS, MOST_SAVED, UNAVAILABLE, table_of
+from massact.reports.render.charts import chart
+from massact.reports.spelling import number
+from massact.scans.strip import TOKENS
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +188,68 @@ def test_runs_that_are_alike_do_not_differ(tmp_path: Path) -> None:
     b = compared.write(tmp_path / "b", None, synthetic.massive())
     made = deltas(compare(open_compared([a, b])))
     assert made is not None and set(made.columns[1].values) == {0.0}
+
+
+def test_what_an_intervention_found_stands_in_the_answer(tmp_path: Path) -> None:
+    for result in (synthetic.massive(), synthetic.quiet()):
+        run = compared.write(tmp_path / f"run{len(result.findings)}", None, result)
+        made = hostile_run.intervention(["mean"])
+        made.save(run)
+        page = read_page.read(report(run).read_text(encoding="utf-8"))
+        (answer,) = [s for s in page.root.all("section") if s.attributes["id"] == "answer"]
+        row = made.effects[made.effects["group"] == "all"].iloc[0]
+        assert number(row["baseline"]) in answer.text and number(row["edited"]) in answer.text
+
+
+def test_a_run_without_a_strip_says_why(tmp_path: Path) -> None:
+    """Another reason where the run is old, where its positions are no tokens, and where nothing is finite."""
+    old, image, broken = (synthetic.massive() for _ in range(3))
+    for result in (old, image):
+        result.strip = {}
+    image.info.corpus = {**image.info.corpus, "source": {"kind": "images"}}
+    values = np.full((2, 3, 4), np.nan, np.float32)
+    broken.strip = synthetic_tables.strip(["a", "b"], 3, 8) | {"value": values}
+    said = []
+    for result in (old, image, broken):
+        made = read_page.read(report(result, tmp_path / "page.html").read_text(encoding="utf-8"))
+        said += [s.text for s in made.root.all("section") if s.attributes["id"] == "text"]
+    assert len(set(said)) == 3 and all("navailable" in text for text in said)
+
+
+def test_what_a_strip_leaves_out_is_said(run: Path, tmp_path: Path) -> None:
+    result = open_run(run)
+    result.info.corpus = {**result.info.corpus, "n_sequences": 77, "n_tokens": 123_456}
+    made = read_page.read(report(result, tmp_path / "page.html").read_text(encoding="utf-8"))
+    (section,) = [s for s in made.root.all("section") if s.attributes["id"] == "text"]
+    first = int((result.strip["text"] == 0).sum())
+    assert all(told in section.text for told in (f"{first} tokens", "77 sequences", "123,456"))
+
+
+def test_a_strip_of_a_deep_model_is_small(tmp_path: Path) -> None:
+    """The most that a scan keeps: two whole texts, of 126 layers at four points."""
+    n, points, layers = 2 * TOKENS, 4, 127
+    rng = np.random.default_rng(0)
+    kept = {
+        "value": rng.normal(0, 1e3, (points, layers, n)).astype(np.float32),
+        "dim": rng.integers(0, 16_384, (points, layers, n)).astype(np.int32),
+        "median": np.ones((points, layers, 2), np.float32),
+        "tokens": np.array([f" token{i}" for i in range(n)]),
+        "position": np.tile(np.arange(TOKENS), 2),
+        "text": np.repeat([0, 1], TOKENS),
+        "points": np.array([f"point_{i}" for i in range(points)]),
+        "layers": np.arange(layers),
+        "stack": np.array(""),
+    }
+    sizes = []
+    for strip in ({}, kept):
+        result = synthetic.massive()
+        result.strip = strip
+        sizes.append(len(report(result, tmp_path / "page.html").read_bytes()))
+    assert sizes[1] - sizes[0] < 3e6
+
+
+def test_words_at_dots_point_into_the_panel() -> None:
+    values = np.array([-90.0, 0.0, 95.0])
+    points = Points(values, range(3), ["--s1"] * 3, ["circle"] * 3, values, values, ["x"] * 3, ["x"] * 3)
+    (trace,) = chart(Panel("x", [points], Axis(limits=(-100, 100))))["data"]
+    assert [side.split()[1] for side in trace["textposition"]] == ["right", "center", "left"]

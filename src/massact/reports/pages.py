@@ -61,10 +61,14 @@ def answer_of(run: Contents) -> Section | None:
         return None
     reading, result = reading_of(run.leads), run.results[run.leads]
     words = reading.words(result)
-    if run.scan is not None and (alone := opening(run.scan)) and words[: len(alone)] == alone:
+    if run.scan is not None:
         there = [(kind.KIND, run.of(kind)) for kind in (Intervention, Quantisation)]
         told = ["" if one is None else reading_of(kind).in_brief(one) for kind, one in there]
-        words = [*opening(run.scan, *told), *words[len(alone) :]]
+        alone = opening(run.scan)
+        if alone and words[: len(alone)] == alone:
+            words = [*opening(run.scan, *told), *words[len(alone) :]]
+        elif run.leads == run.scan.KIND:  # what was measured of it stands there too
+            words = [*words[:1], *filter(None, told), *words[1:]]
     return Section("answer", "Answer", [Words(words, True), *reading.definition(result)])
 
 

@@ -194,6 +194,8 @@ def table_of(
     notes = []
     if len(rows) > most:
         notes.append(f"{most:,} of {len(rows):,} rows; all are in {name}.parquet.")
+    if len(rows) > MOST_SAVED:
+        notes.append(f"Saved as CSV: the first {MOST_SAVED:,} rows.")
     if same:
         notes.append(f"The same in every row: {listed(same)}.")
     if missing:

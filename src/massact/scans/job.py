@@ -395,9 +395,13 @@ class _Job:
             text = prompt_corpus(self.model, self.corpus, self.config.prompt, self.config.bos or "auto")
             result.ranks = ranks_table(self.model, self.corpus, text, seen, answer, self.config.rank_sequences)
             result.portrait = portrait(self.model, text, answer)
-            result.strip = strip(self.model, [text, self.corpus], str(result.portrait["stack"]))
         except MassactError as error:
             result.info.notes.append(f"No portrait: {error.what} {error.why}".strip())
+        else:
+            try:
+                result.strip = strip(self.model, [text, self.corpus], str(result.portrait["stack"]))
+            except MassactError as error:
+                result.info.notes.append(f"No strip of the text: {error.what} {error.why}".strip())
         self.progress("portrait", 1, 1)
 
 

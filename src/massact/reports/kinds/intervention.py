@@ -99,14 +99,15 @@ def _main_rows(e: Intervention) -> pd.DataFrame:
     return e.effects[(e.effects["metric"] == main_metric(e.effects)) & (e.effects["group"] == "all")]
 
 
-def zero_in_brief(e: Intervention) -> str:
-    """What happens without them, in a sentence; "" where they were not set to zero."""
+def without_in_brief(e: Intervention) -> str:
+    """What happens without them, in a sentence: set to zero, else under the first edit; "" where nothing was edited."""
     rows = _main_rows(e)
-    zero = rows[rows["edit"] == "zero"]
-    if not len(zero):
+    zero = rows[rows["edit"] == ZERO]
+    if not len(rows):
         return ""
-    row = zero.iloc[0]
-    return f"Set to zero, {_spaced(row['metric'])} goes from {_change(row)}: {verdict(row, margin_of(e))}."
+    row = (zero if len(zero) else rows).iloc[0]
+    how = "Set to zero" if len(zero) else f"Under the edit {visible(row['edit'])}"
+    return f"{how}, {_spaced(row['metric'])} goes from {_change(row)}: {verdict(row, margin_of(e))}."
 
 
 def _judged(row: pd.Series, rows: pd.DataFrame, margin: float) -> str:
@@ -344,4 +345,4 @@ def _starred(row: pd.Series) -> str:
 
 
 READING = Reading(effects_in_words, (section,), brief, figures={"effects": draw_effects}, table="effects",
-                  in_brief=zero_in_brief)  # fmt: skip
+                  in_brief=without_in_brief)  # fmt: skip

@@ -137,6 +137,13 @@ def _reach(values: Any, low: Any, high: Any) -> dict[str, Any]:
     return {"type": "data", "symmetric": False, **ends, "color": "--muted", "thickness": 1.4}
 
 
+def _side(place: float, axis: Axis) -> str:
+    """Where words at a point stand, so that they stay within a panel that is narrow, too."""
+    low, high = (_placed(end, axis) for end in axis.limits or (0.0, 0.0))
+    share = (place - low) / (high - low) if high > low else 0.5
+    return f"top {'left' if share > 2 / 3 else 'right' if share < 1 / 3 else 'center'}"
+
+
 def _points(points: Points, panel: Panel) -> list[dict[str, Any]]:
     """Dots with their intervals at their places; what hovers has the values themselves."""
     marker = {"size": 9, "color": list(points.colors), "symbol": list(points.symbols)}
@@ -144,7 +151,8 @@ def _points(points: Points, panel: Panel) -> list[dict[str, Any]]:
     trace: dict[str, Any] = {"type": "scatter", "mode": "markers", "x": drawable(x), "y": list(points.y)}
     trace["marker"] = marker
     if points.told:
-        trace |= {"mode": "markers+text", "text": _said(points.told), "textposition": "top center", "cliponaxis": False}
+        sides = [_side(place, panel.x) for place in x]
+        trace |= {"mode": "markers+text", "text": _said(points.told), "textposition": sides, "cliponaxis": False}
     trace |= {"hovertext": _said(points.said), "customdata": drawable(points.x)}
     trace["hovertemplate"] = "%{hovertext}<br>change %{customdata:+.4~g}<extra></extra>"
     return [trace | {"error_x": _reach(x, low, high)}]

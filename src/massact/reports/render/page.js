@@ -24,10 +24,13 @@
     return typeof value === "number" && GROWS.includes(key) ? GROWTH * value : value;
   }
 
-  function axis(given, quiet) {
+  // Where there is no room for the title of an axis it breaks behind a semicolon (not that of an entity).
+  function axis(given, quiet, narrow) {
+    const title = { ...(given || {}).title };
+    if (narrow && title.text) title.text = title.text.replace(/(?<!&[#\w]+); /g, ";<br>");
     return {
       gridcolor: color("--grid"), zerolinecolor: color("--rule"), linecolor: color("--rule"), automargin: true,
-      ...quiet, ...given, title: { font: { size: 12 }, standoff: 8, ...(given || {}).title },
+      ...quiet, ...given, title: { font: { size: 12 }, standoff: 8, ...title },
     };
   }
 
@@ -55,7 +58,7 @@
         activebgcolor: color("--accent"), bordercolor: color("--rule"), font: { size: 12, color: color("--ink") } }));
       return { ...base, margin: { l: 0, r: 0, t: touch ? 0 : 30, b: 0 }, scene, sliders, showlegend: false };
     }
-    return { ...base, ...given, showlegend: named, xaxis: axis(given.xaxis), yaxis: axis(given.yaxis) };
+    return { ...base, ...given, showlegend: named, xaxis: axis(given.xaxis, {}, figure.plot.clientWidth < 480), yaxis: axis(given.yaxis) };
   }
 
   const touch = matchMedia("(pointer: coarse)").matches;
@@ -98,6 +101,11 @@
   // Strips of text ----------------------------------------------------------------------------------------------
   const spelled = (v) => v.toLocaleString("en-US", { maximumSignificantDigits: 4 });
 
+  const channels = (name) => color(name).match(/[\da-f]{2}/gi).map((pair) => parseInt(pair, 16));
+  const light = (rgb) => rgb.map((v) => ((v / 255 + 0.055) / 1.055) ** 2.4).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+
+  const TURN = 0.179;  // on lighter grounds black stands out more than white: both are 4.58 to 1 there
+
   function strip(box) {
     const given = JSON.parse(box.querySelector("script").textContent);
     const [point, layer, told, ramp] = ["select", "input", ".told", ".ramp"].map((s) => box.querySelector(s));
@@ -106,14 +114,17 @@
     let at = 0;
     point.value = box.dataset.point;
 
+    // What is unavailable has no colour of the scale.
     function paint() {
-      const known = given.values[point.value].flat().filter((v) => v).map(Math.abs), turn = Number(color("--turn"));
-      const low = Math.min(...known, 1e30), high = Math.max(...known, 0), values = here("values");
+      const known = given.values[point.value].flat().filter((v) => v).map(Math.abs), values = here("values");
+      const low = known.reduce((a, v) => Math.min(a, v), Infinity), high = known.reduce((a, v) => Math.max(a, v), 0);
+      const heat = [0, 1, 2, 3].map((i) => channels("--heat" + i));
       tokens.forEach(({ element }, i) => {
-        const size = Math.abs(values[i] || 0), level = size && high > low ? Math.log(size / low) / Math.log(high / low) : 0;
-        const step = Math.min(2, Math.floor(level * 3));
-        element.style.background = `color-mix(in srgb, var(--heat${step + 1}) ${100 * (level * 3 - step)}%, var(--heat${step}))`;
-        element.style.color = `var(--${level > turn ? "paper" : "ink"})`;
+        const size = Math.abs(values[i] || 0), level = size && high > low ? (3 * Math.log(size / low)) / Math.log(high / low) : 0;
+        const step = Math.min(2, Math.floor(level)), mixed = heat[step].map((v, k) => v + (level - step) * (heat[step + 1][k] - v));
+        element.classList.toggle("na", values[i] === null);
+        element.style.background = values[i] === null ? "none" : `rgb(${mixed.map(Math.round).join(" ")})`;
+        element.style.color = values[i] === null ? "" : light(mixed) > TURN ? "#000" : "#fff";
       });
       box.querySelector("output").textContent = given.layers[layer.value];
       ramp.textContent = known.length ? `|h| from ${spelled(low)} to ${spelled(high)}, log scale` : "unavailable here";
@@ -206,7 +217,7 @@
     if (button.matches(".copy")) copy(button.closest("details").querySelector("code").textContent, button);
   });
   document.addEventListener("input", (event) => {
-    if (!event.target.matches(".tools input")) return;
+    if (!event.target.matches(".table .tools input")) return;
     const box = event.target.closest(".table"), wanted = event.target.value.toLowerCase();
     const rows = [...box.querySelector("table").tBodies[0].rows];
     rows.forEach((row) => { row.hidden = !row.textContent.toLowerCase().includes(wanted); });

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from massact.records.kinds.scan import ScanResult
+from massact.reports.kinds.scan.portrait import nouns
 from massact.reports.parts import TOKEN_LIMIT, Section, Strip, Words
 from massact.reports.render.markup import cut
-from massact.reports.spelling import visible
+from massact.reports.spelling import counted, listed, visible
 
 SEES = (
     "Each token is coloured by the greatest |h| of all dims of its hidden state, on one log scale for all layers of a "
@@ -17,10 +20,10 @@ SEES += "with the arrow keys, for its dim, value and ratio to the median."
 
 
 def text_strip(scan: ScanResult) -> Section | None:
-    """The text of the prompt and the beginning of the corpus; None for a run without them."""
+    """The text of the prompt and the beginning of the corpus; of a run without them why; None of one without layers."""
     kept = scan.strip
     if not kept or not np.isfinite(kept["value"]).any():
-        return None
+        return _section(Words([f"Unavailable: {_why(scan)}."])) if len(scan.layers) else None
     size = np.where(np.isfinite(kept["value"]), np.abs(kept["value"]), -1.0)
     point, layer, _ = np.unravel_index(int(size[:1].argmax()), size.shape)
     tokens = [cut(visible(str(token)), TOKEN_LIMIT) for token in kept["tokens"]]
@@ -40,5 +43,31 @@ def text_strip(scan: ScanResult) -> Section | None:
         kept["median"],
         (int(point), int(layer)),
     )
-    said = f"The prompt of the scan, and the first {len(texts[-1]):,} tokens of its first sequence."
-    return Section("text", "Token by token", [made, *[Words([said])] * (len(texts) > 1)])
+    return _section(made, Words(_left_out(scan, [len(text) for text in texts])))
+
+
+def _section(*parts: Strip | Words) -> Section:
+    return Section("text", "Token by token", parts)
+
+
+def _why(scan: ScanResult) -> str:
+    """Why there is no text to show."""
+    of = nouns(scan)
+    if scan.strip:
+        return "none of the values is finite"
+    if of.position != "token":
+        return f"the scan read {of.plural()}, not tokens of a text"
+    return "the run does not hold it, as those of older versions do not; scan again"
+
+
+def _left_out(scan: ScanResult, lengths: Sequence[int]) -> list[str]:
+    """Which texts these are, and what of the scan they leave out."""
+    names = ["The prompt of the scan"] * (len(lengths) > 1) + ["the beginning of its first sequence"]
+    told = [f"{name} ({counted(n, 'token')})" for name, n in zip(names, lengths, strict=False)]
+    said = [f"{(text := ' and '.join(told))[:1].upper()}{text[1:]}; of each token only its greatest |h|."]
+    corpus = scan.info.corpus or {}
+    n, total = corpus.get("n_sequences"), corpus.get("n_tokens")
+    if isinstance(n, int) and isinstance(total, int):
+        said.append(f"Not shown: the rest of the {counted(n, 'sequence')} of {total:,} tokens that were scanned.")
+    stacks = [visible(str(name)) for name in dict.fromkeys(scan.layers["stack"]) if name != str(scan.strip["stack"])]
+    return said + [f"Not shown either: {listed(stacks)}."] * bool(stacks)
