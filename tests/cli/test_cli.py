@@ -59,7 +59,8 @@ def test_scan_show_and_json_say_the_same(
     printed = capsys.readouterr().out
     assert {p.name for p in out.iterdir()} == {
         "run.json", "layers.parquet", "findings.parquet", "near_misses.parquet", "coordinates.parquet",
-        "clusters.parquet", "criteria.parquet", "dims.parquet", "ranks.parquet", "portrait.npz", "figures"}  # fmt: skip
+        "clusters.parquet", "criteria.parquet", "dims.parquet", "ranks.parquet", "portrait.npz", "strip.npz",
+        "figures"}  # fmt: skip
     assert {p.suffix for p in (out / "figures").iterdir()} == {".png"}
     assert run(monkeypatch, "show", str(out)) == 0
     shown = capsys.readouterr().out

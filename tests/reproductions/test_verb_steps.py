@@ -24,7 +24,7 @@ from tests.interventions.test_registers import classifier
 
 QUICK: Any = {"null": False}
 SCAN = {"run.json", "layers.parquet", "findings.parquet", "near_misses.parquet", "coordinates.parquet", "dims.parquet",
-        "ranks.parquet", "clusters.parquet", "criteria.parquet", "portrait.npz"}  # fmt: skip
+        "ranks.parquet", "clusters.parquet", "criteria.parquet", "portrait.npz", "strip.npz"}  # fmt: skip
 OURS = {"reproduce.json", "reproduced.parquet", "claims.parquet"}
 
 
