@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +25,7 @@ from massact.records.runinfo import jsonable
 from massact.records.sites import Site
 from massact.records.tables import columns_of
 from massact.reports import story_in_words
-from massact.scans import reopen, scan_first
+from massact.scans import reopen
 from tests.facts import each, tells
 from tests.families import build
 
@@ -229,25 +227,6 @@ def test_another_corpus_is_refused_or_scanned_anew(model: Model, scan: ScanResul
     assert any("scanned anew" in note for note in e.info.notes)
     assert e.info.corpus["sha256"] != scan.info.corpus["sha256"]
     assert set(e.sinks.token) and e.heads.mass_findings.notna().all()
-
-
-def test_a_verb_on_a_scan_hashes_weights_and_makes_its_corpus_once(
-    scan: ScanResult, run_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = {"massact.models.loading.weights_hash": 0, "massact.scans.earlier_scan.ready_corpus": 0}
-    for name in calls:
-        module, _, function = name.rpartition(".")
-        real = getattr(importlib.import_module(module), function)
-
-        def counted(*given: Any, name: str = name, real: Callable[..., Any] = real) -> Any:
-            calls[name] += not isinstance(given[1] if given[1:] else None, Corpus)  # one that is ready stays as it is
-            return real(*given)
-
-        monkeypatch.setattr(name, counted)
-    for opened in (lambda: reopen(ma.open_run(run_dir)), lambda: scan_first(None, None, asked={"n_sequences": 2})):
-        calls |= dict.fromkeys(calls, 0)
-        opened().run(ma.explain)
-        assert set(calls.values()) == {1}
 
 
 # -------------------------------------------------------------------------------------------------------- files

@@ -168,6 +168,12 @@ def test_scan_and_explain_go_on_from_the_folder(made: Made, saved: Path) -> None
         fold(model, corpus, scan)
 
 
+def test_the_folded_model_is_not_the_one_that_was_scanned(made: Made) -> None:
+    _, corpus, scan, done = made
+    with pytest.raises(UserError, match=scan.info.model["weights_sha256"][:12]):
+        ma.explain(done.model, corpus, scan)
+
+
 # -------------------------------------------------------------------------------------------- what is asked for
 def test_a_prefix_of_ones_own(made: Made) -> None:
     model, corpus, scan, done = made

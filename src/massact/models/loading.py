@@ -47,7 +47,6 @@ from massact.models.weight_values import check_finite, n_parameters, vectors_has
 from massact.models.wrappers import says_inputs, unwrapped
 from massact.records.anatomy import Anatomy, Place, Stack
 from massact.records.errors import ProofError, UserError
-from massact.records.kinds.scan import ScanResult
 from massact.records.reachability import check_on_hub
 from massact.records.runinfo import ModelInfo
 from massact.records.weight_types import of_gguf
@@ -77,7 +76,6 @@ class Model:
         asked: options that it was read with.
         taken_off: what was put around the module, and what was done about it, a sentence each; see `unwrapped`.
         compiled: whether torch.compile runs the module or what is around it.
-        scanned: the scan that it was found to be the model of: verbs on that scan do not hash its weights again.
     """
 
     module: nn.Module
@@ -93,7 +91,6 @@ class Model:
     asked: dict[str, Any] = field(default_factory=dict)
     taken_off: list[str] = field(default_factory=list)
     compiled: bool = False
-    scanned: ScanResult | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, {type(self.module).__name__}, {self.anatomy}, {self.dtype}, {self.device})"

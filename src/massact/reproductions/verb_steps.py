@@ -52,7 +52,7 @@ from massact.reproductions.entries import (
     Nothing,
     massive,
 )
-from massact.scans import check_text, check_weights, scan, scanned_corpus
+from massact.scans import Reopened, check_text, check_weights, scan, scanned_corpus
 
 Progress = Callable[[str, int, int], None]
 
@@ -108,7 +108,7 @@ class Work:
             self._loaded = given if isinstance(given, Model) else load(given, **(self.loading | again))
             self.progress("load", 1, 1)
             if self.target is not None:
-                self._loaded = check_weights(self._loaded, self.target)
+                check_weights(self._loaded, self.target)
         return self._loaded
 
     def source(self) -> Corpus | AnySource:
@@ -131,6 +131,10 @@ class Work:
         """The scan, which is there once the step of it is done."""
         assert self._scan is not None
         return self._scan
+
+    def opened(self) -> Reopened:
+        """All three, for a verb on a scan: neither weights nor text are checked again."""
+        return Reopened(self.loaded(), self.text(), self.scan())
 
     # ---- the steps
     def run(self, entries: Iterable[Entry]) -> None:
@@ -173,7 +177,6 @@ class Work:
         if isinstance(source, Source):
             asked.setdefault("bos", "never")  # as the paper
         self._scan = scan(self.loaded(), source, out=self.out, resume=there, progress=self.progress, **asked)
-        self._loaded = replace(self.loaded(), scanned=self._scan)
         kept = (self.out / "run.json").read_bytes() == before
         if not kept or not (self.out / "reproduce.json").is_file():
             self.keep(self._scan, self.out)
@@ -193,8 +196,8 @@ class Work:
         there = Explanation.open(self.out)
         if there is not None and self._same(there.info):
             return "kept"
-        return self._saved(explain(self.loaded(), self.text(), self.scan(), progress=self.progress,
-                                   batch_size=self.options.batch_size, seed=self.options.seed), self.out)  # fmt: skip
+        o = self.options
+        return self._saved(self.opened().run(explain, self.progress, batch_size=o.batch_size, seed=o.seed), self.out)
 
     def _edits(self) -> dict[str, Any]:
         o = self.options
@@ -213,10 +216,9 @@ class Work:
             head = o.head is None or config.get("head") is not None
             if labels and head and set(o.tasks) <= set(config.get("tasks") or ()):
                 return "kept"
-        done = intervene(
-            self.loaded(), self.text(), self.scan(), labels=o.labels, head=o.head, tasks=tuple(o.tasks),
-            task_folder=o.task_folder,
-            limit=o.limit, progress=partial(self.progress, "intervene"), **self._edits(),
+        done = self.opened().run(
+            intervene, partial(self.progress, "intervene"), labels=o.labels, head=o.head, tasks=tuple(o.tasks),
+            task_folder=o.task_folder, limit=o.limit, **self._edits(),
         )  # fmt: skip
         return self._saved(done, self.out)
 
@@ -228,10 +230,8 @@ class Work:
             if self._has(Intervention.open(folder)):
                 states.add("kept")
                 continue
-            done = intervene(
-                self.loaded(), self.text(), self.scan(), evaluate_on=spec,
-                progress=partial(self.progress, f"intervene on {spec}"), **self._edits(),
-            )  # fmt: skip
+            telling = partial(self.progress, f"intervene on {spec}")
+            done = self.opened().run(intervene, telling, evaluate_on=spec, **self._edits())
             states.add(self._saved(done, folder))
         return "done" if "done" in states else "kept"
 
@@ -240,7 +240,7 @@ class Work:
         if there is not None and self._same(there.info) and name in there.info.outcomes:
             return "kept"
         also = tuple(there.info.outcomes) if there is not None else ()  # their tables are written anew with this one
-        done = classics(self.loaded(), self.text(), self.scan(), which=(*also, name), seed=self.options.seed)
+        done = self.opened().run(classics, which=(*also, name), seed=self.options.seed)
         return self._saved(done, self.out)
 
     def _prompts(self) -> str:

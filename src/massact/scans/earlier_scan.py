@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from massact.positions import ready_corpus
 from massact.records.adapter_states import difference
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
+from massact.records.runinfo import ModelInfo
 from massact.scans.job import Progress, Text, named, scan_text, source_of
 from massact.verbs.scan import ScanConfig
 
@@ -37,21 +39,29 @@ class Reopened:
 
     def run(self, job: Callable[..., Any], progress: Callable[..., Any] | None = None, **options: Any) -> Any:
         """Do a verb on it: `job(model, corpus, scan, progress=..., **options)`; its notes go with the result."""
-        done = job(self.model, self.corpus, self.scan, progress=progress, **options)
+        before = _at_work.set(self)
+        try:
+            done = job(self.model, self.corpus, self.scan, progress=progress, **options)
+        finally:
+            _at_work.reset(before)
         done.info.notes += self.notes
         return done
+
+
+# What a verb runs on now: it was checked when it was opened, and a hash of all weights takes long.
+_at_work: ContextVar[Reopened | None] = ContextVar("_at_work", default=None)
+
+
+def _options_of(result: ScanResult) -> ScanConfig:
+    """Those that a scan was made with."""
+    return ScanConfig.of({k: v for k, v in result.info.config.items() if k in ScanConfig.model_fields})
 
 
 def scanned_corpus(model: Model, corpus: Any, result: ScanResult) -> Corpus:
     """A corpus made ready by the options of a scan; None makes it again from the scan's record."""
     source = corpus_again(result.info.corpus, result.info.config.get("corpus")) if corpus is None else corpus
     source = source if isinstance(source, Corpus | AnySource) else _named_corpus(source, result)
-    return ready_corpus(model, source, _asked(result))
-
-
-def _asked(result: ScanResult) -> ScanConfig:
-    """The options of a scan."""
-    return ScanConfig.of({k: v for k, v in result.info.config.items() if k in ScanConfig.model_fields})
+    return ready_corpus(model, source, _options_of(result))
 
 
 def _named_corpus(corpus: Any, result: ScanResult) -> Corpus | AnySource:
@@ -61,14 +71,12 @@ def _named_corpus(corpus: Any, result: ScanResult) -> Corpus | AnySource:
     return make_corpus(corpus, text_column=None if plain else column)
 
 
-def check_weights(model: Model, result: ScanResult) -> Model:
-    """The model, known as that of a scan: it is hashed once, not by every verb that takes what this gives.
+def check_weights(model: Model, result: ScanResult) -> ModelInfo:
+    """Refuse another model than the one that was scanned; gives what a run records of it.
 
     Raises:
-        UserError: its weights have another hash than those that were scanned.
+        UserError: its weights have another hash.
     """
-    if model.scanned is result:
-        return model
     info = model.info()
     ours, theirs = info.weights_sha256, result.info.model.get("weights_sha256")
     other = difference(info.adapters, result.info.model.get("adapters"))
@@ -81,7 +89,7 @@ def check_weights(model: Model, result: ScanResult) -> Model:
             f"Its weights have the hash {ours[:12]}..., those of the scan {str(theirs)[:12]}...",
             "Give the scanned model, or scan this one first.",
         )
-    return replace(model, scanned=result)
+    return info
 
 
 def check_text(corpus: Corpus, result: ScanResult) -> None:
@@ -100,7 +108,7 @@ def check_text(corpus: Corpus, result: ScanResult) -> None:
 
 
 def scanned_inputs(model: Any, corpus: Any, result: ScanResult) -> tuple[Model, Corpus]:
-    """The model and the corpus of a scan, loaded and ready; others are refused.
+    """The model and the corpus of a scan, loaded and ready; others are refused, once in a verb on a saved run.
 
     Args:
         model: loaded, or anything that `load` takes.
@@ -109,7 +117,11 @@ def scanned_inputs(model: Any, corpus: Any, result: ScanResult) -> tuple[Model, 
     Raises:
         UserError: they are not those of the scan.
     """
-    loaded = check_weights(model if isinstance(model, Model) else load(model), result)
+    now = _at_work.get()
+    if now is not None and now.model is model and now.corpus is corpus and now.scan is result:
+        return now.model, now.corpus
+    loaded = model if isinstance(model, Model) else load(model)
+    check_weights(loaded, result)
     ready = scanned_corpus(loaded, corpus, result)
     check_text(ready, result)
     return loaded, ready
@@ -149,15 +161,15 @@ def reopen(
         options=load_options,
     )
     say("load", 1, 1)
-    loaded = check_weights(loaded, result)
+    told = check_weights(loaded, result)
     ready = scanned_corpus(loaded, source, result)
     if corpus is None or ready.sha256 == info.corpus.get("sha256"):
         check_text(ready, result)
         return Reopened(loaded, ready, result)
-    asked = _asked(result).changed(null=False, bos_contrast=False, rank_sequences=0)
-    anew = scan_text(loaded, Text(source, ready, None), asked, progress=progress)
+    config = _options_of(result).changed(null=False, bos_contrast=False, rank_sequences=0)
+    anew = scan_text(loaded, Text(source, ready, named(corpus)), config, progress=progress, told=told)
     note = f"{ready.name} is not the corpus of this run: it was scanned anew, by the same rule."
-    return Reopened(replace(loaded, scanned=anew), ready, anew, [note])
+    return Reopened(loaded, ready, anew, [note])
 
 
 def scan_first(
@@ -185,4 +197,4 @@ def scan_first(
     loaded = load(target, device=device, options=load_options)
     text = Text(source, ready_corpus(loaded, source, config), named(corpus))
     result = scan_text(loaded, text, config, progress=progress)
-    return Reopened(replace(loaded, scanned=result), text.ready, result)
+    return Reopened(loaded, text.ready, result)

@@ -20,7 +20,7 @@ from massact.positions import notes_on_positions, ready_corpus, tokens_of
 from massact.records.answer import Answer
 from massact.records.errors import MassactError, UserError, WorkError
 from massact.records.kinds.scan import ScanResult, open_run
-from massact.records.runinfo import RunInfo, git_state, jsonable
+from massact.records.runinfo import ModelInfo, RunInfo, git_state, jsonable
 from massact.records.sites import Site
 from massact.records.weight_types import packing_in_words
 from massact.scans.criteria import Criterion, Evidence, criterion, sink_dims
@@ -129,8 +129,9 @@ def scan_text(
     progress: Progress | None = None,
     probes: Sequence[Probe] = (),
     spend: bool = False,
+    told: ModelInfo | None = None,
 ) -> ScanResult:
-    """A scan whose corpus was made before, as for several checkpoints of one model; see `scan`."""
+    """A scan whose corpus, and maybe the record of its model (`told`), was made before; see `scan`."""
     rule = criterion(config.criterion)
     thresholds = rule.resolved(config.thresholds)
     source, ready = text.source, text.ready
@@ -144,7 +145,7 @@ def scan_text(
     info = RunInfo(
         "scan",
         config.record() | {"corpus": text.named} | statistics,
-        jsonable(asdict(loaded.info())),
+        jsonable(asdict(told or loaded.info())),
         jsonable(ready.info()),
         rule.as_dict(thresholds),
         device=str(loaded.device),
