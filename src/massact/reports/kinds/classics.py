@@ -12,6 +12,7 @@ from massact.records.kinds.classics import Classics
 from massact.records.verdicts import MARGIN, verdict_of
 from massact.reports import panels
 from massact.reports.kinds.intervention import main_metric, with_verdicts
+from massact.reports.kinds.scan.nouns import in_nouns
 from massact.reports.panels import Axis, Bars, Color, Line, Panel, Sheet
 from massact.reports.parts import Section, Words, parts_of, table_of
 from massact.reports.readings import Reading
@@ -303,4 +304,6 @@ def section(c: Classics) -> Section:
     ))  # fmt: skip
 
 
-READING = Reading(classics_in_words, (section,), figures={"classics": draw_classics}, table="classics")
+READING = Reading(
+    in_nouns(classics_in_words), [in_nouns(section)], figures={"classics": in_nouns(draw_classics)}, table="classics"
+)

@@ -10,6 +10,7 @@ import pandas as pd
 from massact.records.kinds.quantisation import EXPORT, Quantisation
 from massact.records.verdicts import HARMFUL, HARMLESS, HELPFUL, LEAST, OPEN, UNTESTED, judged
 from massact.reports.kinds.intervention import margin_of
+from massact.reports.kinds.scan.nouns import in_nouns
 from massact.reports.panels import (
     Color,
     Heat,
@@ -437,6 +438,7 @@ def _error(value: float) -> str:
 
 
 READING = Reading(
-    in_words, (section,), brief, figures={"quantisation": draw_losses, "quantisation_errors": draw_errors},
+    in_nouns(in_words), [in_nouns(section)], in_nouns(brief),
+    figures={"quantisation": in_nouns(draw_losses), "quantisation_errors": in_nouns(draw_errors)},
     table="quantised", in_brief=cost_in_brief,
 )  # fmt: skip

@@ -14,6 +14,7 @@ from massact.reports.kinds.explanation.collapse import collapse_in_words
 from massact.reports.kinds.explanation.spectrum import dark_in_words, spectrum_in_words
 from massact.reports.kinds.explanation.states import states_in_words
 from massact.reports.kinds.explanation.writer_words import writers_in_words
+from massact.reports.kinds.scan.nouns import in_nouns
 from massact.reports.spelling import (
     counted,
     listed,
@@ -33,6 +34,7 @@ UNIFORM = "; a head that looks at all alike would give {}"
 CAUSES = "Measured side by side: none of these numbers says what causes what."
 
 
+@in_nouns
 def story_in_words(e: Explanation) -> list[str]:
     """Put an explanation into sentences, stack by stack.
 
