@@ -34,7 +34,7 @@ from massact.training import apply_variant
 from tests.families import build
 model = apply_variant(build("llama"), "half")
 told.append([0, "\\n".join(sorted(n for n, _ in model.named_parameters() if "half" in n))])
-print("TOLD" + json.dumps([*told, [0, generate.page()]]))
+print("TOLD" + json.dumps([*told, [0, "\\n".join(make() for make in generate.PAGES.values())]]))
 """
 LINES = (
     "--help",
@@ -115,5 +115,5 @@ def test_a_variant_is_applied(told: tuple[Path, dict[str, tuple[int, str]]]) -> 
 
 def test_all_stand_in_the_reference(told: tuple[Path, dict[str, tuple[int, str]]]) -> None:
     page = told[1]["reference"][1]
-    for said in ("| `loud` |", "| `halve=LAYER` |", "| `half` |", "### counts.parquet", "massact count [OPTIONS]"):
+    for said in ("| `loud` |", "| `halve=LAYER` |", "| `half` |", "# counts.parquet", "massact count [OPTIONS]"):
         assert said in page, said

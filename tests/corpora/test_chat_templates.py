@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 
 import massact as ma
 from massact.corpora import Corpus, Source, corpus
@@ -94,3 +96,29 @@ def test_tokens_have_no_template(model: Model) -> None:
     ids = corpus(["The kettle sings."], tokenizer=model.tokenizer)
     with pytest.raises(UserError, match="chat_template"):
         ma.scan(model, ids, chat_template=True)
+
+
+def test_a_corpus_that_was_given_its_template(model: Model, tmp_path: Path) -> None:
+    """As a scan that is asked for it; the record of the scan says so, for what comes later."""
+    wanted = encoded(corpus(PROMPTS), model)
+    made = corpus(PROMPTS, tokenizer=model.tokenizer, chat_template=True)
+    assert isinstance(made, Corpus) and made.sha256 == wanted.sha256
+    for given in (made, corpus(PROMPTS, chat_template=True)):
+        result = ma.scan(model, given, **OFF)
+        assert result.info.config["chat_template"] is True and result.info.corpus["sha256"] == wanted.sha256
+        assert ma.explain(model, PROMPTS, result).info.corpus["sha256"] == wanted.sha256
+
+
+def test_what_a_corpus_was_given_is_in_the_record_of_its_scan() -> None:
+    model = ma.load()
+    result = ma.scan(model, corpus(seq_len=24, n_sequences=2, bos="never"), **OFF)
+    assert {n: result.info.config[n] for n in ("seq_len", "n_sequences", "bos")} == {
+        "seq_len": 24, "n_sequences": 2, "bos": "never"}  # fmt: skip
+    assert ma.explain(model, None, result).info.corpus["sha256"] == result.info.corpus["sha256"]
+
+
+def test_what_is_no_text_has_no_template(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    for given in (torch.ones(2, 3, dtype=torch.long), {"input_ids": torch.ones(2, 3, dtype=torch.long)}, tmp_path):
+        with pytest.raises(UserError, match="chat_template"):
+            corpus(given, chat_template=True)

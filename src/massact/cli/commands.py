@@ -15,13 +15,13 @@ from typing import Annotated, Any, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from massact.cli.early_checks import check_names
+from massact.cli.early_checks import check_names, is_model, target_of
 from massact.cli.interrupts import told_where_interrupted
 from massact.cli.output import print_result
 from massact.cli.progress import progress_of
-from massact.records.run import check_out
+from massact.records.errors import UserError
 from massact.verbs import Call, Done, OfScan, Options, Verb
-from massact.verbs.inputs import Inputs
+from massact.verbs.inputs import Inputs, ScannedFirst
 from massact.verbs.options import kinds_of, told_of
 from massact.verbs.verb import named
 
@@ -123,30 +123,33 @@ def _scan_of(inputs: Any) -> Any:
     """The scan of the directory that a verb was given; None where it was given a model."""
     from massact.records.kinds.scan import open_run
 
-    run = getattr(inputs, "run", None)
-    if run is None and (target := getattr(inputs, "target", None)) is not None:
-        run = Path(target) if os.path.isfile(Path(target) / "run.json") else None
-        if run is not None:
-            inputs.refuse_those_of_a_model()
-    return None if run is None else open_run(run)
+    if not isinstance(inputs, ScannedFirst) or (target := target_of(inputs)) is None:
+        return None
+    model = is_model(target) if isinstance(inputs, OfScan) else not os.path.isfile(Path(target) / "run.json")
+    if not model:
+        scan = open_run(Path(target))
+        inputs.refuse_those_of_a_model()
+        return scan
+    if isinstance(inputs, OfScan) and inputs.model is not None:
+        raise UserError(
+            f"{target} is a model, and so is {inputs.model}.", do="Give one, or the run directory of a scan first."
+        )
+    return None
 
 
 def _on_scan(call: Call) -> Done:
     """A verb that adds to a scan: its model loaded, its text made again, both checked; a model is scanned first."""
     from massact.scans import reopen, scan_first
 
-    inputs, options = call.inputs, dict(call.options)
+    inputs, options, target = call.inputs, dict(call.options), target_of(call.inputs)
     given = {"device": inputs.device, "load_options": inputs.load_options(), "progress": call.progress}
     if call.scan is not None:
-        out = inputs.run if isinstance(inputs, OfScan) else Path(inputs.target)
+        out = Path(str(target))
         opened = reopen(call.scan, model=inputs.model, corpus=inputs.corpus, **given)
     else:
         out = inputs.out
+        opened = scan_first(target, inputs.corpus, asked=inputs.scan_options(call.options), place=out, **given)
         if out is not None:
-            check_out(out)
-        opened = scan_first(inputs.target, inputs.corpus, asked=inputs.scan_options(call.options), **given)
-        if out is not None:
-            opened.scan.save(out)
             call.keep(opened.scan, out)
         options |= {"n_sequences": None} if "n_sequences" in options else {}  # the scan has no more
     return call.added(opened.run(named(call.verb.job), call.progress, **options), out)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from glob import escape, glob
 from typing import Any
 
 from massact.records.presets import PRESETS
@@ -21,7 +23,7 @@ def check_names(inputs: Any, scan: Any) -> None:
     """
     model = getattr(inputs, "model", None)
     if model is None:
-        model = getattr(inputs, "target", None) if scan is None else scan.info.model.get("id")
+        model = target_of(inputs) if scan is None else scan.info.model.get("id")
         model = model if scan is None or "/" in str(model) else None  # a live one is called by its class
     for one in (model, getattr(inputs, "against", None)):
         if isinstance(one, str) and (name := name_on_hub(one)):
@@ -37,6 +39,25 @@ def data_set_meant(corpus: str) -> str:
         return PRESETS[corpus].dataset
     name = name_on_hub(corpus)
     return "" if os.path.splitext(name)[1] or any(map(str.isspace, name)) else name.partition(":")[0]
+
+
+def target_of(inputs: Any) -> str | None:
+    """The run or the model that a verb of either was given."""
+    target = getattr(inputs, "run", getattr(inputs, "target", None))
+    return None if target is None else str(target)
+
+
+def is_model(spec: str) -> bool:
+    """Whether a name that must be there means a model; what else it means is a run, or what should be one."""
+    inside = partial(os.path.join, spec)
+    if os.path.isdir(spec):
+        named = any(os.path.isfile(inside(name)) for name in ("config.json", "adapter_config.json"))
+        return not os.path.isfile(inside("run.json")) and (named or bool(glob(os.path.join(escape(spec), "*.gguf"))))
+    if os.path.exists(spec):
+        return spec.endswith(".gguf")
+    owner, _, rest = spec.partition("/")
+    of_runs = bool(rest) and os.path.isdir(owner)  # where runs are, not who owns a model
+    return spec == "embedded" or spec.startswith("timm:") or (name_on_hub(spec) != "" and not of_runs)
 
 
 def name_on_hub(spec: str) -> str:

@@ -37,7 +37,7 @@ def how_to_go_on(verb: Verb, given: Mapping[str, Any]) -> str:
     """What an interrupted verb has kept, and what to do next."""
     target, out = given.get("target"), given.get("out")
     place = target if _has_record(target) else out
-    if issubclass(verb.inputs, OfScan):
+    if issubclass(verb.inputs, OfScan) and _has_record(given.get("run")):
         return f"Nothing of it was kept, and the scan in {given.get('run')} is as it was. {AGAIN}"
     if not verb.noun:
         kept = _has_record(out)

@@ -138,6 +138,7 @@ AnySource = Source | ImageSource | PairSource | AudioSource  # what still waits 
 
 def corpus(
     spec: Any = None,
+    /,
     *,
     tokenizer: Any = None,
     seq_len: int | None = None,
@@ -147,6 +148,7 @@ def corpus(
     split: str | None = None,
     text_column: str | None = None,
     preprocess: Mapping[str, Any] | None = None,
+    chat_template: bool = False,
 ) -> AnySource | Corpus:
     """Name or give the inputs to measure on.
 
@@ -168,6 +170,8 @@ def corpus(
         text_column: key or column that holds the text, for JSONL, tables and data sets; None: 'text'.
         preprocess: of images, what is to be other than the model's processor says: {'resize': short side or (H, W),
             'crop': side or (H, W), 'resample': 'bicubic', 'mean': 0.5 or three, 'std': 0.5 or three}.
+        chat_template: of text, whether each prompt, each row of a table, or each window is a user's message in the
+            tokenizer's chat template, see `Source.encode`.
 
     Returns:
         A `Corpus` where the inputs are ready or a tokenizer is given, a `Source` of text, an `ImageSource`, a
@@ -176,7 +180,7 @@ def corpus(
     Raises:
         UserError: what is wrong with the input, why, and what to do.
     """
-    request = Request(seq_len, n_sequences, bos, seed)
+    request = Request(seq_len, n_sequences, bos, seed, chat_template=chat_template)
     written = text_column is not None and isinstance(spec, str | Path) and is_table(Path(spec))  # it says so itself
     sounds = None if written else _sounds(spec, request)
     images = _images(spec, request, preprocess) if sounds is None and not written else None
@@ -195,6 +199,8 @@ def corpus(
         return sounds
     if isinstance(spec, torch.Tensor | np.ndarray | Mapping):
         _no_text_options("given tensors", split, text_column)
+        if chat_template:
+            raise UserError("chat_template was given.", "Token ids are in no template.", "Give the text.")
         if isinstance(spec, Mapping):
             return from_tensors(spec, tokenizer, request)
         return from_ids(spec, tokenizer, request)
@@ -247,7 +253,7 @@ def _sounds(spec: Any, request: Request) -> AudioSource | None:
     found = recordings_of(given)
     if found is None:
         return None
-    _nothing_of_text("recordings", request)
+    _nothing_of_text("It means nothing for recordings.", request)
     name = named(given) if isinstance(given, Path) else "recording" if is_sound(given) else "recordings"
     return AudioSource(name, found, request.n_sequences)
 
@@ -260,10 +266,11 @@ def _file_meant(spec: Path | str) -> Path | None:
     return path if _exists(path) else None
 
 
-def _nothing_of_text(kind: str, request: Request) -> None:
-    for option, value in (("seq_len", request.seq_len), ("bos", None if request.bos == "auto" else request.bos)):
+def _nothing_of_text(why: str, request: Request) -> None:
+    bos, chat = None if request.bos == "auto" else request.bos, request.chat_template or None
+    for option, value in (("seq_len", request.seq_len), ("bos", bos), ("chat_template", chat)):
         if value is not None:
-            raise UserError(f"{option}={value!r} was given.", f"It means nothing for {kind}.", "Leave it out.")
+            raise UserError(f"{option}={value!r} was given.", why, "Leave it out.")
 
 
 def _images(spec: Any, request: Request, preprocess: Mapping[str, Any] | None) -> ImageSource | None:
@@ -278,7 +285,7 @@ def _images(spec: Any, request: Request, preprocess: Mapping[str, Any] | None) -
         pictures, name = pictures_of(spec), "images"
     if pictures is None:
         return None
-    _nothing_of_text("images", request)
+    _nothing_of_text("It means nothing for images.", request)
     return ImageSource(name, pictures, request.n_sequences, checked(preprocess))
 
 
@@ -288,9 +295,7 @@ def _pairs(spec: Any, request: Request, text_column: str | None) -> PairSource |
         return None
     pairs = pairs_of(at_home(spec), request.n_sequences, text_column)
     if pairs is not None:
-        for option, value in (("seq_len", request.seq_len), ("bos", None if request.bos == "auto" else request.bos)):
-            if value is not None:
-                raise UserError(f"{option}={value!r} was given.", "The model's processor says it.", "Leave it out.")
+        _nothing_of_text("The model's processor says it.", request)
     return pairs
 
 

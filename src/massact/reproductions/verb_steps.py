@@ -118,7 +118,7 @@ class Work:
         if self.corpus is None and self.target is not None:
             info = self.target.info
             return corpus_again(info.corpus, info.config.get("corpus"))
-        return make_corpus(self.corpus)
+        return make_corpus(self.corpus, text_column=self.scan_options.get("text_column"))
 
     def text(self) -> Corpus:
         """What was scanned, ready for the model."""
@@ -174,7 +174,7 @@ class Work:
         source, asked = self.source(), dict(self.scan_options)
         earlier = read_info(self.out).config if there else {}
         asked.setdefault("rank_sequences", earlier.get("rank_sequences", RANKED))
-        if isinstance(source, Source):
+        if isinstance(source, Source) and not (asked.get("chat_template") or source.request.chat_template):
             asked.setdefault("bos", "never")  # as the paper
         self._scan = scan(self.loaded(), source, out=self.out, resume=there, progress=self.progress, **asked)
         kept = (self.out / "run.json").read_bytes() == before

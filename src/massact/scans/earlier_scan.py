@@ -17,6 +17,7 @@ from massact.positions import ready_corpus
 from massact.records.adapter_states import difference
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
+from massact.records.run import check_out
 from massact.records.runinfo import ModelInfo
 from massact.scans.job import Progress, Text, named, scan_text, source_of
 from massact.verbs.scan import ScanConfig
@@ -179,6 +180,7 @@ def scan_first(
     asked: dict[str, Any],
     device: str = "auto",
     load_options: dict[str, Any] | None = None,
+    place: Path | None = None,
     progress: Progress | None = None,
 ) -> Reopened:
     """Load a model and scan it, without null and contrast, for a verb that is of a scan.
@@ -187,14 +189,19 @@ def scan_first(
         target: the model, see `load`; corpus: see `scan`.
         asked: options of the scan.
         device, load_options: see `load`.
+        place: run directory that keeps the scan.
         progress: called with (stage, done, in all).
 
     Raises:
         UserError: a bad option, or a corpus that does not fit the model.
     """
+    if place is not None:
+        check_out(place)
     config = ScanConfig.of({"null": False, "bos_contrast": False} | asked)
     source = source_of(corpus, config)
     loaded = load(target, device=device, options=load_options)
     text = Text(source, ready_corpus(loaded, source, config), named(corpus))
     result = scan_text(loaded, text, config, progress=progress)
+    if place is not None:
+        result.save(place)
     return Reopened(loaded, text.ready, result)

@@ -13,7 +13,9 @@ import torch
 
 from massact.corpora import AnySource, Corpus, ImageSource, Source, check_preprocess
 from massact.corpora import corpus as make_corpus
+from massact.corpora.chat_templates import CHAT
 from massact.corpora.first_token import both_ways
+from massact.corpora.packing import Request
 from massact.models import Model, load, random_twin
 from massact.models.gguf_header import gguf_notes
 from massact.positions import notes_on_positions, ready_corpus, tokens_of
@@ -137,6 +139,7 @@ def scan_text(
     source, ready = text.source, text.ready
     if isinstance(source, ImageSource):  # what corpus() was given is an option too, for the verbs that come later
         config = config.changed(preprocess=ready.origin.source["asked"])
+    config = config.changed(**_of_the_text(source, ready, config))
     if config.prompt != PROMPT:
         prompt_corpus(loaded, ready, config.prompt, config.bos or "auto")  # refused now, not after the work
     stacks = reached_stacks(loaded, ready)
@@ -172,6 +175,17 @@ def scan_text(
         raise
     finally:
         saved.release()
+
+
+def _of_the_text(source: Corpus | AnySource, ready: Corpus, config: ScanConfig) -> dict[str, Any]:
+    """What `corpus()` was given of a text and the scan was not: options too, for the verbs that come later."""
+    found: dict[str, Any] = {"chat_template": True} if ready.origin.bos == CHAT else {}
+    if isinstance(source, Source):
+        asked = {name: getattr(source.request, name) for name in ("seq_len", "n_sequences", "bos", "seed")}
+        asked |= {"n_sequences": ready.n_sequences} if asked["n_sequences"] == "all" else {}
+        usual = Request()
+        found |= {n: v for n, v in asked.items() if getattr(config, n) is None and v != getattr(usual, n)}
+    return found
 
 
 def reached_stacks(model: Model, corpus: Corpus) -> tuple[list[str], list[str]]:

@@ -15,6 +15,10 @@ CODE = "Run code that comes with the model."
 PICKLE = "Read .bin weights, with weights_only=True."
 GGUF = "Name of a GGUF file in the folder or repository that MODEL names."
 CORPUS = "Where the scanned text (images, recordings) lies now, or another, which is scanned first (as `scan`)."
+CHAT = (
+    "Each text is a user's message in the chat template of the tokenizer: each row of JSONL, CSV or parquet, or each "
+    "window of a text."
+)
 COLUMN = "Column that holds the text, of JSONL, CSV, parquet and data sets; nothing: text."
 IMAGES = (
     "Of images, where it is to differ from the model's processor: resize=256 (short side) or 224x224, crop=224, "
@@ -68,26 +72,15 @@ class OfModel(Loading):
     gguf_file: str | None = option(None, GGUF, last=True)
 
 
-class OfScan(Loading):
-    """A scanned run, to which results are added."""
+class ScannedFirst(OfModel):
+    """What the scan is given that comes first where a verb is given a model, not a run."""
 
-    run: Path = option(..., "Run directory of a scan; tables and figures are added to it.", argument=True)
-    model: str | None = option(None, "Where the scanned model lies now; nothing: where the scan had it.", argument=True)
-    corpus: str | None = option(None, CORPUS)
-
-
-class OfScanOrModel(OfModel):
-    """A scanned run, to which results are added; or a model, which is scanned first."""
-
-    target: str | None = option(
-        None, "Run directory of a scan, or a model (Hub id or folder), which is scanned first; nothing: the embedded "
-        "model.", argument=True)  # fmt: skip
     out: Path | None = option(None, "Run directory for a model; a run gets its tables added.")
-    model: str | None = option(None, "Where the model of the run lies now.")
     corpus: str | None = option(None, CORPUS)
     preprocess: Preprocess = option({}, IMAGES)
     text_column: str | None = option(None, COLUMN)
     seq_len: int | None = option(None, "Tokens per sequence, for a model.", least=1)
+    chat_template: bool = option(False, f"{CHAT} For a model.")
 
     def refuse_those_of_a_model(self) -> None:
         """Refuse, of a run, what only a model can be given.
@@ -95,13 +88,36 @@ class OfScanOrModel(OfModel):
         Raises:
             UserError: one of them was given.
         """
-        if self.out is not None or self.seq_len is not None or self.preprocess or self.text_column is not None:
+        names = ("out", "seq_len", "preprocess", "text_column", "chat_template", "gguf_file")
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) not in (None, False, {})]
+        if given:
+            are = "are" if len(given) > 1 else "is"
             raise UserError(
-                "--out, --seq-len, --preprocess and --text-column are for a model, not for a run.", do="Leave them out."
+                f"{' and '.join(given)} {are} for a model, not for a run.",
+                "A run has its scan, and what that was made with.",
+                "Leave it out.",
             )
 
     def scan_options(self, options: Any) -> dict[str, Any]:
         """Of the scan that comes first: what was given here, and the verb's own where these mean the same."""
         shared = {name: getattr(options, name) for name in ("n_sequences", "seed") if hasattr(options, name)}
-        ours = {name: getattr(self, name) for name in ("seq_len", "preprocess", "text_column")}
+        ours = {name: getattr(self, name) for name in ("seq_len", "preprocess", "text_column", "chat_template")}
         return ours | shared
+
+
+class OfScan(ScannedFirst):
+    """A scanned run, to which results are added, and where its model lies now; or a model, which is scanned first."""
+
+    run: str = option(
+        ..., "Run directory of a scan, to which tables and figures are added; or a model (Hub id, folder, GGUF file), "
+        "which is scanned first.", argument=True)  # fmt: skip
+    model: str | None = option(None, "Where the scanned model lies now; nothing: where the scan had it.", argument=True)
+
+
+class OfScanOrModel(ScannedFirst):
+    """A scanned run, to which results are added; or a model, which is scanned first."""
+
+    target: str | None = option(
+        None, "Run directory of a scan, or a model (Hub id or folder), which is scanned first; nothing: the embedded "
+        "model.", argument=True)  # fmt: skip
+    model: str | None = option(None, "Where the model of the run lies now.")

@@ -98,9 +98,20 @@ class OnScan(Heads, OfScan):
     evaluate_on: str | None = option(
         None, "Another text for the effects (as --corpus of scan); means stay those of the scanned one."
     )
+    n_sequences: int | None = option(None, "Sequences to scan, for a model.", least=1)
     group: str | None = option(
         None, "Column of the JSONL file --evaluate-on (or --corpus): effects for each of its labels too."
     )
+
+    def refuse_those_of_a_model(self) -> None:
+        """Refuse, of a run, what only a model can be given."""
+        super().refuse_those_of_a_model()
+        if self.n_sequences is not None:
+            raise UserError("--n-sequences is for a model, not for a run.", do="Leave it out.")
+
+    def scan_options(self, options: Any) -> dict[str, Any]:
+        """Of the scan that comes first."""
+        return super().scan_options(options) | {"n_sequences": self.n_sequences}
 
 
 VERB = Verb(

@@ -72,7 +72,8 @@ class Given(Heads, OfScanOrModel):
     def asked(self) -> dict[str, Any]:
         """What was asked of the scan."""
         asked = {"preprocess": self.preprocess, "thresholds": self.threshold, "seq_len": self.seq_len,
-                 "n_sequences": self.n_sequences, "bos": self.bos}  # fmt: skip
+                 "n_sequences": self.n_sequences, "bos": self.bos, "text_column": self.text_column,
+                 "chat_template": self.chat_template}  # fmt: skip
         return {name: value for name, value in asked.items() if value}
 
     def scan_options(self, options: Any) -> dict[str, Any]:

@@ -8,16 +8,12 @@ from typing import ClassVar
 from pydantic import field_validator
 
 from massact.records.errors import UserError
-from massact.verbs.inputs import COLUMN, IMAGES, OfModel
+from massact.verbs.inputs import CHAT, COLUMN, IMAGES, OfModel
 from massact.verbs.options import BatchSize, Options, Preprocess, Thresholds, option
 from massact.verbs.verb import Verb
 
 PROMPT = "The kettle sings. The lamp is low.\n"
 MOST_KEPT = 1 << 16  # of the greatest |h| of one hidden state
-CHAT = (
-    "Each text is a user's message in the chat template of the tokenizer: each row of JSONL, CSV or parquet, or each "
-    "window of a text. With --against of that model alone."
-)
 THRESHOLD = "Override a constant of the criterion: name=value. Can be repeated."
 
 
@@ -36,7 +32,7 @@ class ScanConfig(Options):
     seq_len: int | None = option(None, "Tokens per sequence.", least=1)
     n_sequences: int | None = option(None, "Number of sequences.", least=1)
     bos: str | None = option(None, "auto (as the tokenizer does), always or never (as the paper).", typed="auto")
-    chat_template: bool = option(False, CHAT)
+    chat_template: bool = option(False, f"{CHAT} With --against of that model alone.")
     seed: int | None = option(None, "Seed of everything random.", typed=0)
     batch_size: BatchSize = option("auto", "Sequences per forward pass, or auto.")
     top_k: int = option(16, "Greatest |h| kept per sequence and layer.", least=3)
