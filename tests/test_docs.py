@@ -36,8 +36,9 @@ def test_every_figure_is_in_the_gallery() -> None:
     shown = {(verb, name) for verb, name in generate.gallery()}
     assert all((ROOT / "docs" / "figures" / "gallery" / generate.picture(*key)).is_file() for key in shown)
     known = {name for reading in READINGS.values() for name in reading.figures}
-    # by_input needs sequences told apart by a number, attention_patches a scan of images that was explained
-    assert known - {name for _, name in shown} <= {"by_input", "attention_patches", "compare_losses"}
+    # by_input needs sequences told apart by a number, origins a text that the model wrote, attention_patches a scan of
+    # images that was explained
+    assert known - {name for _, name in shown} <= {"by_input", "origins", "attention_patches", "compare_losses"}
 
 
 def test_architecture_table_is_the_one_that_is_enforced() -> None:

@@ -91,6 +91,8 @@ def finding(
         "token": token,
         "position_class": position_class,
         "modality": "text",
+        "origin": "",
+        "median_so_far": float("nan"),
         "criterion": "sun2024",
         "rank": rank,
     }

@@ -39,6 +39,7 @@ from massact.stats.hits import HitShares, TailCounts
 from massact.stats.neighbours import NeighbourCosines
 from massact.stats.patch_columns import PatchColumns
 from massact.stats.positions import MagnitudesAt, PositionMoments
+from massact.stats.prefix_medians import PrefixMedians
 from massact.stats.shares import AttentionShares
 from massact.stats.token_peaks import TokenPeaks
 from massact.training.monitor import AttentionSums, HiddenSums
@@ -98,6 +99,20 @@ def check_ranks(result: Any, stream: list[Seen]) -> None:
             assert result.value[i, j] == h_TD.reshape(-1)[order_V[rank]]
             assert result.pos[i, j] == seen.positions_T[order_V[rank] // D]
             assert result.dim[i, j] == order_V[rank] % D
+
+
+CHOSEN_TOKENS = {0: (0, 2, 10**6), 1: (1,), 2: ()}
+
+
+def check_prefix_medians(result: Any, stream: list[Seen]) -> None:
+    for seen in stream:
+        wanted = CHOSEN_TOKENS.get(seen.sequence, ())
+        assert list(result[seen.sequence]) == list(wanted)
+        for pos in wanted:
+            size = np.abs(seen.h_TD.float().numpy()[seen.positions_T <= pos])
+            values = np.sort(size[np.isfinite(size)])
+            middle = values[(len(values) - 1) // 2] if len(values) else np.nan
+            np.testing.assert_array_equal(result[seen.sequence][pos], middle)
 
 
 def check_columns(result: Any, stream: list[Seen]) -> None:
@@ -319,6 +334,7 @@ CASES: dict[str, Case] = {
     },
     "groups": Case(lambda: GroupStats(groups.CHOSEN, groups.DIMS), check_groups, grouped_stream),
     "gathered": Case(lambda: Gather(groups.CHOSEN["findings"]), check_gathered, grouped_stream),
+    "prefix medians": Case(lambda: PrefixMedians(CHOSEN_TOKENS), check_prefix_medians, spoilt_stream),
     "gram": Case(lambda: GramStats(gram.CHOSEN, corpus=True), check_gram, dtypes=(torch.float32, torch.float64)),
     "moments": Case(lambda: PositionMoments([1, 3], keep=2), check_moments, of_one_length),
     "magnitudes": Case(lambda: MagnitudesAt(CHOSEN, AMONG), check_magnitudes, of_one_length),

@@ -9,7 +9,7 @@ models, layers, or what is measured.
 """
 
 from massact.corpora.audio_source import AudioSource
-from massact.corpora.batch import PADDING, Batch, Corpus, Origin
+from massact.corpora.batch import GENERATED, PADDING, PROMPT, Batch, Corpus, Origin
 from massact.corpora.image_files import Pictures, read_csv
 from massact.corpora.image_source import ImageSource
 from massact.corpora.modalities import Modalities
@@ -20,7 +20,7 @@ from massact.corpora.sources import AnySource, Source, corpus, corpus_again
 from massact.records.presets import PRESETS, Preset
 
 __all__ = [
-    "PADDING", "PRESETS", "AnySource", "AudioSource", "Batch", "Corpus", "ImageSource", "Modalities", "Origin",
-    "PairSource", "Pictures", "Preset", "Prompt", "Source", "check_preprocess", "corpus",
+    "GENERATED", "PADDING", "PRESETS", "PROMPT", "AnySource", "AudioSource", "Batch", "Corpus", "ImageSource",
+    "Modalities", "Origin", "PairSource", "Pictures", "Preset", "Prompt", "Source", "check_preprocess", "corpus",
     "corpus_again", "read_csv", "ready",
 ]  # fmt: skip

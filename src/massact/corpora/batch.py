@@ -23,6 +23,7 @@ from massact.records.sites import ranges
 
 PositionClass = Literal["start", "delimiter", "padding", "other"]
 PADDING: Final = "padding"
+PROMPT, GENERATED = "prompt", "generated"  # where a token of a text that a model went on with comes from
 Positions: TypeAlias = slice | torch.Tensor | None
 
 
@@ -127,6 +128,7 @@ class Corpus:
             several images a sequence), how many rows each sequence has. Such a corpus is read one sequence at a time,
             since the tower that takes these rows sees those of a whole batch as one sequence.
         modalities: what each position is, as far as a model was asked; None before.
+        prompts: of a text that a model went on with, the tokens of each sequence that it was given; () elsewhere.
     """
 
     name: str
@@ -143,6 +145,7 @@ class Corpus:
     counts: tuple[torch.Tensor, ...] = ()
     ends: tuple[int, ...] | None = None
     own_places: tuple[tuple[str, ...], ...] = ()
+    prompts: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         """Its name and the shapes of its inputs."""
@@ -248,6 +251,10 @@ class Corpus:
         """Return what a position is: text, image, video or audio; empty where it is not known."""
         return "" if self.modalities is None else self.modalities.of(self.token_id(sequence, pos), pos)
 
+    def written_by(self, sequence: int, pos: int) -> str:
+        """Return whether a position is of the prompt or was generated; empty of a text that no model went on with."""
+        return "" if not self.prompts else PROMPT if pos < self.prompts[sequence] else GENERATED
+
     def position_class(self, sequence: int, pos: int) -> PositionClass:
         """Say whether a position is the first that counts, a delimiter, padding, or another one (paper.md 2.1).
 
@@ -297,6 +304,7 @@ class Corpus:
             "counts": tuple(mask[start:stop] for mask in self.counts),
             "ends": None if self.ends is None else self.ends[start:stop],
             "own_places": self.own_places[start:stop],
+            "prompts": self.prompts[start:stop],
             "packed": {name: n[start:stop] for name, n in self.packed.items()},
         }
         if self.mask is None:

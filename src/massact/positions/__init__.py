@@ -6,19 +6,22 @@ holds: where an input is changed, the embedding output (layer 0) moves. Must not
 or what a family of models looks like.
 """
 
+from massact.positions.continuation import continued
 from massact.positions.layout import Layout, image_stack, layout_now, layout_of, places_now, read_layout
 from massact.positions.patch_names import place_names
-from massact.positions.sound import ready_corpus
+from massact.positions.sound import prompts_for, ready_corpus
 from massact.positions.tokens import notes_on_positions, tokens_of
 
 __all__ = [
     "Layout",
+    "continued",
     "image_stack",
     "layout_now",
     "layout_of",
     "notes_on_positions",
     "place_names",
     "places_now",
+    "prompts_for",
     "read_layout",
     "ready_corpus",
     "tokens_of",

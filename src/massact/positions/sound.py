@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from massact.corpora import AnySource, AudioSource, Corpus, ready
+from massact.corpora import AnySource, AudioSource, Corpus, Source, ready
 from massact.corpora.readiness import Wish
 from massact.models import Model
+from massact.positions.continuation import PROMPT_TOKENS, PROMPTS, continued
 from massact.positions.embedding import embedding_outputs
 from massact.positions.frames import framed
 from massact.records.errors import MassactError, UserError, first_line
@@ -23,11 +24,26 @@ from massact.trace import Probe, measure
 def ready_corpus(model: Model, source: Corpus | AnySource, wish: Wish) -> Corpus:
     """A corpus that fits a model, see `massact.corpora.ready`; of recordings also which positions count.
 
+    Where `wish.generate` is a number the model goes on with each sequence by so many tokens, see `continued`.
+
     Padding that the model masks does not count; padding that it attends to counts, and is told apart (`framed`). A
     decoder reads its start tokens, and the transcript where there is one.
     """
+    n, made = getattr(wish, "generate", None), isinstance(source, Corpus) and bool(source.prompts)
+    if n and not made:
+        return continued(model, prompts_for(model, source, wish), n, temperature=wish.temperature, seed=wish.seed or 0)
     corpus = ready(model, source, wish)
     return _placed(model, corpus) if isinstance(source, AudioSource) else corpus
+
+
+def prompts_for(model: Model, source: Corpus | AnySource, wish: Wish) -> Corpus:
+    """What a model goes on with: the sequences of a corpus; of a text, where nobody says, 8 windows of 32 tokens."""
+    if not isinstance(source, Source) or source.prompts:
+        return ready(model, source, wish)
+    if wish.seq_len is None and source.request.seq_len is None:
+        wish = wish.changed(seq_len=PROMPT_TOKENS)
+    corpus, asked = ready(model, source, wish), (wish.n_sequences, source.request.n_sequences)
+    return corpus if asked != (None, None) else corpus.head(min(PROMPTS, corpus.n_sequences))
 
 
 def _placed(model: Model, corpus: Corpus) -> Corpus:

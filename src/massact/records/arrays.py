@@ -18,6 +18,7 @@ STRIP = {"value": "QLN", "dim": "QLN", "median": "QLK", "tokens": "N", "position
 ATTENTION = {"logits": "PTT", "probs": "PTT", "layers": "P", "tokens": "T", "stack": ""}
 IMAGES = {"massive_share": "YX", "massive": "KYX", "norms": "KLYX", "layers": "L", "n_images": "", "stack": "",
           "pictures?": "KHW3", "dim_size?": "KYX", "dim_at?": "2"}  # fmt: skip
+GENERATED = {"ids": "NT", "lengths": "N", "given": "N"}
 WORDS = ("tokens", "stack", "site", "points")
 
 

@@ -50,6 +50,7 @@ COLUMNS: Columns = {
     "per_sequence": ("float64", "tokens of a sequence that have it, mean over all sequences"),
     "token_share": ("float64", "tokens that have that dim large, of any class, over all tokens; NaN: not known"),
     "n_findings": ("int64", "entries that pass the criterion, all its layers"),
+    "n_generated": ("int64", "of those that pass, on tokens that the model generated (--generate)"),
     "n_near": ("int64", "entries that reach half of every threshold, all its layers"),
     "n_tokens": ("int64", "different token strings"),
     "tokens": ("string", "most frequent token strings, as a JSON list"),
@@ -161,7 +162,14 @@ def _sizes(rows: pd.DataFrame, n: int) -> pd.DataFrame:
     return made.assign(
         max=every["magnitude"].max(), ratio=here["ratio"].mean(), share=(here["sequence"].nunique() / n).mask(alone),
         n_findings=every["passes"].sum(), n_near=every["passes"].size() - every["passes"].sum(),
+        n_generated=_generated(rows).groupby(rows["part"]).sum(),
     )  # fmt: skip
+
+
+def _generated(rows: pd.DataFrame) -> pd.Series:
+    """Which entries pass on a token that the model generated; rows of an older run do not say."""
+    origin = rows["origin"] if "origin" in rows else pd.Series("", rows.index)
+    return rows["passes"] & (origin == "generated")
 
 
 def _places(rows: pd.DataFrame) -> pd.DataFrame:

@@ -32,6 +32,9 @@ ADDED_LATER = {
     **dict.fromkeys(("cosine_low", "cosine_high", "n_folds"), math.nan),
     **dict.fromkeys(("mass_diagonal", "mass_diagonal_uniform", "diagonal", "diagonal_uniform"), math.nan),
     "sink_type": "",
+    "origin": "",
+    "median_so_far": math.nan,
+    "n_generated": 0,
 }
 _OF_EFFECTS = ("n_needed", "delta_nats", "nats_low", "nats_high", "share_of_zero", "share_low", "share_high",
                "random_low", "random_high", "gap", "gap_low", "gap_high", "change")  # fmt: skip

@@ -20,7 +20,8 @@ TOKEN_LIMIT = 40
 # Whole numbers that name something: no separators in them, and -1 stands for none.
 NAMES = {"layer", "dim", "pos", "position", "head", "neuron", "expert", "sequence", "token_id", "step", "rank", "seed"}
 # Left out where they are the same in every row; what is not clear from the title is told.
-SAME, TOLD = {"stack", "site", "modality", "mixer", "cluster", "group"}, {"cluster", "group"}
+TOLD = {"cluster", "group", "origin"}
+SAME = {"stack", "site", "modality", "mixer", "median_so_far", *TOLD}
 TOKENS = {"token", "tokens"}
 UNAVAILABLE = "unavailable"
 
@@ -184,7 +185,7 @@ def table_of(
         dtype, meaning = declared[column]
         values = few[column].tolist()
         if column in SAME and len(rows) > 1 and rows[column].fillna("").nunique() == 1:
-            same += [f"{column} {shown_value(column, dtype, values[0])}"] if column in TOLD else []
+            same += [f"{column} {shown_value(column, dtype, values[0])}"] if column in TOLD and values[0] else []
             continue
         if dtype == "float64" and rows[column].isna().all():
             missing.append(column)

@@ -13,7 +13,8 @@ from massact.corpora import AnySource, Corpus, corpus_again
 from massact.corpora import corpus as make_corpus
 from massact.corpora.files import has_columns
 from massact.models import EMBEDDED, Model, load
-from massact.positions import ready_corpus
+from massact.positions import prompts_for, ready_corpus
+from massact.positions.continuation import restored
 from massact.records.adapter_states import difference
 from massact.records.errors import UserError
 from massact.records.kinds.scan import ScanResult
@@ -62,7 +63,13 @@ def scanned_corpus(model: Model, corpus: Any, result: ScanResult) -> Corpus:
     """A corpus made ready by the options of a scan; None makes it again from the scan's record."""
     source = corpus_again(result.info.corpus, result.info.config.get("corpus")) if corpus is None else corpus
     source = source if isinstance(source, Corpus | AnySource) else _named_corpus(source, result)
-    return ready_corpus(model, source, _options_of(result))
+    asked, made = _options_of(result), isinstance(source, Corpus) and bool(source.prompts)
+    if result.generated and not made:  # the text that was scanned, if its prompts are these
+        told = result.info.corpus.get("packing", {}).get("generated", {})
+        text = restored(prompts_for(model, source, asked), result.generated, told)
+        if text is not None:
+            return text
+    return ready_corpus(model, source, asked)
 
 
 def _named_corpus(corpus: Any, result: ScanResult) -> Corpus | AnySource:

@@ -48,6 +48,8 @@ def findings_table(rows: pd.DataFrame, rule: Criterion, texts: Mapping[str, Corp
     data["token"] = [text.token(s, p) if s >= 0 else "" for text, s, p in places]
     data["position_class"] = [text.position_class(s, p) if s >= 0 else "other" for text, s, p in places]
     data["modality"] = [text.modality(s, p) if s >= 0 else "" for text, s, p in places]
+    data["origin"] = [text.written_by(s, p) if s >= 0 else "" for text, s, p in places]
+    data["median_so_far"] = np.nan
     order = ["stack", "site", "layer", "sequence", "rank", "pos", "dim"]
     return frame("findings", data.sort_values(order, kind="stable").to_dict("list"))
 

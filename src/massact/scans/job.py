@@ -19,6 +19,7 @@ from massact.corpora.packing import Request
 from massact.models import Model, load, random_twin
 from massact.models.gguf_header import gguf_notes
 from massact.positions import notes_on_positions, ready_corpus, tokens_of
+from massact.positions.continuation import kept
 from massact.records.answer import Answer
 from massact.records.errors import MassactError, UserError, WorkError
 from massact.records.kinds.scan import ScanResult, open_run
@@ -40,6 +41,7 @@ from massact.scans.image_maps import columns_probe, dim_maps, neighbours_probe, 
 from massact.scans.input_values import by_input_table, values_by
 from massact.scans.layer_columns import LayerColumns, layer_columns
 from massact.scans.length_proof import AtLength, cut_at, prove_at_length, skipped_at
+from massact.scans.origins import medians_so_far, origins_table, with_medians
 from massact.scans.padding import jump_notes, padding_notes
 from massact.scans.prompt import portrait, prompt_corpus, ranks_table
 from massact.scans.resumption import Saved
@@ -266,6 +268,8 @@ class _Job:
         result = ScanResult(info, layers, found, near, coordinates, clusters, seen.dims)
         result.criteria = criteria_table(*every_token(seen, done.hidden, done.spikes), self.rule, self.thresholds)
         result.rises = rises_table(layers, seen.dims, clusters)
+        if self.corpus.prompts:
+            self.tell_apart(result, done.hidden)
         if self.by is not None:
             result.by_input = by_input_table(done.hidden, found, *self.by)
         if self.layout is not None:
@@ -334,6 +338,14 @@ class _Job:
             if top_k >= MOST_KEPT or not self.rule.lacks(seen, self.thresholds, rows, top_k):
                 return Complete(seen, rows, measured, hidden, spikes)
             top_k, stage = min(top_k * 16, MOST_KEPT), f"{stage}, keeping more than {top_k} values"
+
+    def tell_apart(self, result: ScanResult, hidden: dict[Site, HiddenResult]) -> None:
+        """Of a text that the model went on with: its tokens beside those of the prompts, and their medians so far."""
+        listed = pd.concat([result.findings, result.near_misses])
+        medians = medians_so_far(self.model, self.corpus, hidden, listed, self.config.batch_size)
+        result.findings, result.near_misses = (with_medians(t, medians) for t in (result.findings, result.near_misses))
+        result.origins = origins_table(self.corpus, hidden, result.findings, medians)
+        result.generated = kept(self.corpus)
 
     # ---- controls
     def null(self, stacks: list[str], info: RunInfo, spend: bool) -> dict[str, Any]:

@@ -40,6 +40,9 @@ def run(call: Call) -> Done:
     if given.revisions is not None or given.checkpoints:
         if given.revision is not None or (given.revisions is not None and given.checkpoints):
             raise UserError("--revision, --revisions and --checkpoints exclude each other.", do="Give one of them.")
+        if call.options.generate is not None:
+            raise UserError("--generate is for one model.", "Every checkpoint would read a text of its own, and their "
+                            "numbers could not be compared.", "Leave it out, or scan each on its own.")  # fmt: skip
         if given.out is None:
             raise UserError("A scan of several checkpoints needs a directory.", do="Add --out DIR.")
         return _scan_all(call, loading)

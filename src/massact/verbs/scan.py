@@ -14,6 +14,10 @@ from massact.verbs.verb import Verb
 
 PROMPT = "The kettle sings. The lamp is low.\n"
 MOST_KEPT = 1 << 16  # of the greatest |h| of one hidden state
+GENERATE = (
+    "Let the model go on with each sequence by so many tokens, and scan both; `origin` tells them apart. Of a text 8 "
+    "prompts of 32 tokens, unless --n-sequences and --seq-len say more."
+)
 THRESHOLD = "Override a constant of the criterion: name=value. Can be repeated."
 
 
@@ -33,6 +37,9 @@ class ScanConfig(Options):
     n_sequences: int | None = option(None, "Number of sequences.", least=1)
     bos: str | None = option(None, "auto (as the tokenizer does), always or never (as the paper).", typed="auto")
     chat_template: bool = option(False, f"{CHAT} With --against of that model alone.")
+    generate: int | None = option(None, GENERATE, least=1)
+    temperature: float = option(0.0, "Of --generate: 0 takes the likeliest token, more draws from softmax(z / T).",
+                                least=0)  # fmt: skip
     seed: int | None = option(None, "Seed of everything random.", typed=0)
     batch_size: BatchSize = option("auto", "Sequences per forward pass, or auto.")
     top_k: int = option(16, "Greatest |h| kept per sequence and layer.", least=3)

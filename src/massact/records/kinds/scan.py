@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from massact.records.arrays import IMAGES, PORTRAIT, STRIP
+from massact.records.arrays import GENERATED, IMAGES, PORTRAIT, STRIP
 from massact.records.clusters import COLUMNS as CLUSTERS
 from massact.records.clusters import clusters_table
 from massact.records.errors import UserError
@@ -71,6 +71,8 @@ TABLES: dict[str, Columns] = {
         "modality": ("string", "of the token: text, image, video or audio; empty where it is not known"),
         "criterion": ("string", "name of the rule"),
         "rank": ("int64", "rank of the magnitude in that hidden state, 1 is the greatest"),
+        "origin": ("string", "prompt or generated, of a text that the model went on with (--generate); else empty"),
+        "median_so_far": ("float64", "median |h| of that hidden state up to this token, of such a text; else NaN"),
     },
     "near_misses": {},
     "coordinates": {
@@ -177,6 +179,27 @@ PATCHES: dict[str, Columns] = {
 }
 
 
+ORIGINS: dict[str, Columns] = {
+    "origins": {
+        "stack": ("string", "name of the stack"),
+        "site": ("string", "point of the hidden state"),
+        "layer": ("int64", "layer; -1: all of them, the greatest of any, and massive at any"),
+        "origin": ("string", "prompt (the control) or generated"),
+        "position_class": ("string", "start, delimiter, other, or behind (the latter two: all but the first token)"),
+        "n_tokens": ("int64", "tokens of it, all sequences"),
+        "n_sequences": ("int64", "sequences that have any"),
+        "max": ("float64", "greatest |h| of them in a sequence, mean over sequences"),
+        "max_low": ("float64", "its 95 % interval over sequences"),
+        "max_high": ("float64", "its upper end"),
+        "greatest": ("float64", "greatest |h| of them in any sequence"),
+        "ratio": ("float64", "greatest |h| of a sequence over its median, greatest over sequences"),
+        "ratio_so_far": ("float64", "the same over the median up to that token; NaN where no token was looked at"),
+        "n_massive": ("int64", "tokens of them with a finding at this layer"),
+        "share": ("float64", "share of those sequences with such a token"),
+        "share_low": ("float64", "its 95 % interval (Wilson)"),
+        "share_high": ("float64", "its upper end"),
+    },
+}
 BY_INPUT: dict[str, Columns] = {
     "by_input": {
         "input": ("string", "what sequences are told apart by: a timestep, the share of masked tokens"),
@@ -211,6 +234,8 @@ class ScanResult(Result):
         rises: table, of models whose layers mix tokens in several ways: where clusters rise, what is kept of them.
         patch_norms, patch_cosines: tables, of image models only.
         by_input: table, where sequences were told apart by a number.
+        origins: table, of a text that the model went on with: its tokens beside those of the prompts.
+        generated: that text: "ids" (N, T), "lengths" (N,) of it and, of these, what was "given" (N,).
         images: of image models, what their patches are and how large: "massive_share" (Y, X), share of the
             "n_images" with a finding on that patch; of the first K images "massive" (K, Y, X), "norms" (K, L, Y, X) at
             "layers", "dim_size" (K, Y, X), |h| at "dim_at", the (layer, dim) of the largest finding on a patch (NaN
@@ -222,13 +247,14 @@ class ScanResult(Result):
     VERB: ClassVar[str] = "scan"
     FILE: ClassVar[str] = "run.json"
     INFO: ClassVar[type[Any]] = RunInfo
-    TABLES: ClassVar = TABLES | CRITERIA | RISES | PATCHES | BY_INPUT
-    SOME: ClassVar[frozenset[str]] = frozenset({*PATCHES, *CRITERIA, *RISES, *BY_INPUT, "clusters"})
+    TABLES: ClassVar = TABLES | CRITERIA | RISES | PATCHES | BY_INPUT | ORIGINS
+    SOME: ClassVar[frozenset[str]] = frozenset({*PATCHES, *CRITERIA, *RISES, *BY_INPUT, *ORIGINS, "clusters"})
     UNTOLD: ClassVar[frozenset[str]] = frozenset({"dims", "patch_norms"})
     ARRAYS: ClassVar = {
         "portrait": ("portrait.npz", PORTRAIT),
         "strip": ("strip.npz", STRIP),
         "images": ("images.npz", IMAGES),
+        "generated": ("generated.npz", GENERATED),
     }
     ALONE: ClassVar[bool] = True
     AGAIN: ClassVar[str] = "Scan again, with --resume where it did not finish."
@@ -248,8 +274,10 @@ class ScanResult(Result):
     patch_norms: pd.DataFrame = table("patch_norms")
     patch_cosines: pd.DataFrame = table("patch_cosines")
     by_input: pd.DataFrame = table("by_input")
+    origins: pd.DataFrame = table("origins")
     strip: dict[str, np.ndarray] = field(default_factory=dict)
     images: dict[str, np.ndarray] = field(default_factory=dict)
+    generated: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """A run of an older version has no clusters: they are made of what it lists."""

@@ -6,6 +6,7 @@ from massact.reports.kinds.scan.census import draw_census
 from massact.reports.kinds.scan.cluster_curves import draw_clusters
 from massact.reports.kinds.scan.curves import draw_headroom, draw_layers, draw_norms
 from massact.reports.kinds.scan.images import PATCH_FIGURES
+from massact.reports.kinds.scan.origins import draw_origins, origins
 from massact.reports.kinds.scan.portrait import draw_magnitudes
 from massact.reports.kinds.scan.text_strip import text_strip
 from massact.reports.kinds.scan.words import answer_in_words
@@ -18,6 +19,7 @@ READING = Reading(
         text_strip,
         sections.where,
         by_input,
+        origins,
         criteria.criteria,
         images.patches,
         sections.portrait,
@@ -34,6 +36,7 @@ READING = Reading(
         "headroom": draw_headroom,
         "norms": draw_norms,
         "by_input": draw_by_input,
+        "origins": draw_origins,
         **PATCH_FIGURES,
     },
     table="clusters",

@@ -16,6 +16,7 @@ from massact.reports.kinds.scan.by_input import by_input_in_words
 from massact.reports.kinds.scan.cluster_words import CLASSES, clusters_in_words
 from massact.reports.kinds.scan.criteria import disagreement
 from massact.reports.kinds.scan.opening import opening
+from massact.reports.kinds.scan.origins import origins_in_words
 from massact.reports.kinds.scan.rises import mixers_in_words
 from massact.reports.kinds.scan.streams import line, sets_of
 from massact.reports.kinds.scan.views import FORMATS, Rule, StackView, answer_of, model_name, rule_of, views
@@ -61,6 +62,7 @@ def answer_in_words(result: ScanResult) -> list[str]:
         told.append((view.label, [s for s in rules if any(s in sentences for _, sentences in told)]))
     first = opening(result)
     said = [*first, _headline(result, rule, stacks, bool(first)), *said_once(told), *by_input_in_words(result)]
+    said += origins_in_words(result)
     if any(v.n_sequences for v in stacks) and not any(_nonfinite(v) for v in stacks):
         said.append("All measured values are finite.")
     return said + _null(answer.null, result) + _bos(answer.bos) + noted(result.info.notes)
