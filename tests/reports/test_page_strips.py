@@ -22,9 +22,12 @@ import synthetic_tables
 from massact.records.kinds.scan import ScanResult, open_run
 from massact.records.tables import read_table
 from massact.reports import compare, report
+from massact.reports.contents import contents_of
 from massact.reports.kinds.comparison.tables import deltas, differences, layer_deltas
+from massact.reports.kinds.scan.text_strip import MOST_VALUES
+from massact.reports.pages import sections_of
 from massact.reports.panels import Axis, Panel, Points
-from massact.reports.parts import MOST_ROWS, MOST_SAVED, UNAVAILABLE, table_of
+from massact.reports.parts import MOST_ROWS, MOST_SAVED, UNAVAILABLE, Strip, Words, table_of
 from massact.reports.render.charts import chart
 from massact.reports.spelling import number
 from massact.scans.strip import TOKENS
@@ -78,7 +81,7 @@ def test_tokens_of_a_strip_are_text(run: Path, page: read_page.Page) -> None:
     assert [int(str(s.attributes["data-p"])) for s in shown] == kept["position"].tolist()
     assert all([c.name for c in span.children] == ["bdi"] and len(span.text) < 80 for span in shown)  # type: ignore[union-attr]
     plain = [(span.text, str(token)) for span, token in zip(shown, kept["tokens"], strict=True)]
-    assert all(a == b for a, b in plain if b.isascii() and b.isprintable() and len(b) <= 40 and "\\" not in b)
+    assert all(a == b for a, b in plain if b and b.isascii() and b.isprintable() and len(b) <= 40 and "\\" not in b)
 
 
 def test_a_run_without_a_strip_has_no_such_section(tmp_path: Path) -> None:
@@ -88,6 +91,29 @@ def test_a_run_without_a_strip_has_no_such_section(tmp_path: Path) -> None:
         made = read_page.read(report(result, tmp_path / "page.html").read_text(encoding="utf-8"))
         read_page.check(made)
         assert not strips(made)
+
+
+def test_a_strip_of_very_many_layers_is_bounded() -> None:
+    result = synthetic.massive()
+    result.strip = kept = synthetic_tables.strip([f"t{i}" for i in range(120)], 700, 8)
+    (section,) = [s for s in sections_of(contents_of(result)) if s.id == "text"]
+    (strip,) = [part for part in section.parts if isinstance(part, Strip)]
+    n_first, n_second = (len(text) for text in strip.texts)
+    assert strip.values.size <= MOST_VALUES and strip.values.shape == (2, 700, n_first + n_second) and n_second == 2
+    np.testing.assert_array_equal(strip.values[..., :n_first], kept["value"][..., :n_first])
+    np.testing.assert_array_equal(strip.values[..., n_first:], kept["value"][..., 120:])  # the second text's own
+    np.testing.assert_array_equal(strip.dims[..., n_first:], kept["dim"][..., 120:])
+    (words,) = [part for part in section.parts if isinstance(part, Words)]
+    assert str(120 - n_first) in " ".join(words.sentences)  # how many are left out
+
+
+def test_a_token_without_a_letter_can_be_pointed_at(tmp_path: Path) -> None:
+    result = synthetic.massive()
+    result.strip = synthetic_tables.strip(["a", "", "\u202e", "\u200b"], 3, 8)
+    made = read_page.read(report(result, tmp_path / "page.html").read_text(encoding="utf-8"))
+    lines = [line for line in made.root.all("p") if line.attributes.get("class") == "tokens"]
+    shown = [span.text for line in lines for span in line.all("span")]
+    assert len(shown) == 6 and all(text.strip() and text.isprintable() for text in shown)
 
 
 def test_every_table_can_be_saved_as_it_lies_in_the_run(run: Path, page: read_page.Page) -> None:

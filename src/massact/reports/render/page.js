@@ -54,7 +54,10 @@
       const side = { gridcolor: color("--grid"), zerolinecolor: color("--rule"), color: color("--muted"),
         showbackground: false, showspikes: false };
       for (const name of ["xaxis", "yaxis", "zaxis"]) scene[name] = { ...side, ...scene[name] };
-      const sliders = (given.sliders || []).map((slider) => ({ ...slider, pad: { l: 40, r: 40, t: 8, b: 4 }, bgcolor: color("--rule"),
+      // On a narrow page the camera stands further off: all three sides stay within the picture.
+      const { eye } = scene.camera, far = Math.max(1, Math.min(1.6, 600 / (figure.plot.clientWidth || 600)));
+      scene.camera = { ...scene.camera, eye: { x: eye.x * far, y: eye.y * far, z: eye.z * far } };
+      const sliders = (given.sliders || []).map((slider) => ({ ...slider, pad: { l: 40, r: 40, t: 8, b: 12 }, bgcolor: color("--rule"),
         activebgcolor: color("--accent"), bordercolor: color("--rule"), font: { size: 12, color: color("--ink") } }));
       return { ...base, margin: { l: 0, r: 0, t: touch ? 0 : 30, b: 0 }, scene, sliders, showlegend: false };
     }

@@ -17,6 +17,8 @@ SEES = (
 )
 SEES += "point: move the slider to see at which layer a token turns massive, and which do not. Point at a token, or go "
 SEES += "with the arrow keys, for its dim, value and ratio to the median."
+MOST_VALUES = 2**17  # of a strip, about a megabyte of a page
+NO_TOKEN = "(no token)"  # an empty one would be nothing to point at
 
 
 def text_strip(scan: ScanResult) -> Section | None:
@@ -24,13 +26,13 @@ def text_strip(scan: ScanResult) -> Section | None:
     kept = scan.strip
     if not kept or not np.isfinite(kept["value"]).any():
         return _section(Words([f"Unavailable: {_why(scan)}."])) if len(scan.layers) else None
-    size = np.where(np.isfinite(kept["value"]), np.abs(kept["value"]), -1.0)
-    point, layer, _ = np.unravel_index(int(size[:1].argmax()), size.shape)
-    tokens = [cut(visible(str(token)), TOKEN_LIMIT) for token in kept["tokens"]]
-    texts = [
-        [(tokens[i], int(kept["position"][i])) for i in np.flatnonzero(kept["text"] == k)]
-        for k in range(kept["median"].shape[2])
-    ]
+    value, n_texts = kept["value"], kept["median"].shape[2]
+    most = max(1, MOST_VALUES // (value.shape[0] * value.shape[1] * n_texts))
+    at = [np.flatnonzero(kept["text"] == k)[:most] for k in range(n_texts)]
+    seen = np.concatenate(at)
+    size = np.where(np.isfinite(value[:1, :, seen]), np.abs(value[:1, :, seen]), -1.0)
+    point, layer, _ = np.unravel_index(int(size.argmax()), size.shape)
+    texts = [[(_shown(str(kept["tokens"][i])), int(kept["position"][i])) for i in of] for of in at]
     stack = visible(str(kept["stack"]))
     made = Strip(
         f"{stack + ': ' if stack else ''}Greatest |h| of each token",
@@ -38,12 +40,19 @@ def text_strip(scan: ScanResult) -> Section | None:
         texts,
         [visible(str(name)) for name in kept["points"]],
         [int(of) for of in kept["layers"]],
-        kept["value"],
-        kept["dim"],
+        value[:, :, seen],
+        kept["dim"][:, :, seen],
         kept["median"],
         (int(point), int(layer)),
     )
-    return _section(made, Words(_left_out(scan, [len(text) for text in texts])))
+    said = _left_out(scan, [len(text) for text in texts])
+    if n_cut := value.shape[2] - len(seen):
+        said.append(f"Not shown for its size: {counted(n_cut, 'token')} more that the run holds in strip.npz.")
+    return _section(made, Words(said))
+
+
+def _shown(token: str) -> str:
+    return cut(visible(token), TOKEN_LIMIT) or NO_TOKEN
 
 
 def _section(*parts: Strip | Words) -> Section:
