@@ -52,7 +52,10 @@ class Sidecar:
         """
         model = {k: scan.model.get(k) for k in ("id", "name", "weights_sha256")}
         model |= {"streams": scan.model["streams"]} if scan.model.get("streams") else {}
-        read = {"name": corpus.name, "sha256": corpus.sha256, "n_sequences": n_sequences}
+        source = scan.corpus.get("source")
+        read = {"name": corpus.name, "sha256": corpus.sha256, "n_sequences": n_sequences,
+                "kind": scan.corpus.get("kind"),
+                "source": {"kind": source.get("kind")} if isinstance(source, dict) else None}  # fmt: skip
         return cls(config=config, model=model, corpus=read, git=git_state(), **more)
 
 

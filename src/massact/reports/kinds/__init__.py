@@ -15,10 +15,11 @@ from massact.records.errors import UserError
 from massact.records.extensions import modules_in
 from massact.reports.kinds import foreign
 from massact.reports.readings import Reading
+from massact.reports.vocabulary import spoken
 
 # Each file (or folder) is called as the kind that it reads; what `foreign` reads is a kind of another package.
 READINGS: dict[str, Reading] = {
-    name: module.READING for name, module in modules_in(sys.modules[__name__]).items() if module is not foreign
+    name: spoken(module.READING) for name, module in modules_in(sys.modules[__name__]).items() if module is not foreign
 }
 
 

@@ -49,10 +49,10 @@ def nouns_of(corpus: Mapping[str, Any] | None, tokens: Iterable[Any] = ()) -> No
     record = corpus or {}
     source = record.get("source")
     kind = source.get("kind") if isinstance(source, Mapping) else None
-    if kind not in OF_SOURCES and record.get("kind") == "tensors":
+    if kind not in OF_SOURCES and record.get("kind") in ("tensors", None):
         names = [str(token) for token in tokens]
         kind = next((of for start, of in OF_NAMES.items() if any(name.startswith(start) for name in names)), None)
-        return OF_SOURCES.get(str(kind), Nouns("sequence", "position"))
+        return OF_SOURCES.get(str(kind), Nouns("sequence", "position") if record.get("kind") else Nouns())
     return OF_SOURCES.get(str(kind), Nouns())
 
 
