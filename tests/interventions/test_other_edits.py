@@ -63,4 +63,4 @@ def test_it_stands_in_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs"))
     import generate
 
-    assert re.search(r"(?m)^\| `shift=N` \| .*\(another package\) \|$", generate.page())
+    assert re.search(r"(?m)^\| `shift=N` \| .*\(another package\) \|$", generate.reference_page())

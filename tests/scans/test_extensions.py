@@ -56,7 +56,7 @@ def test_it_stands_in_the_reference_and_is_told_where_a_name_is_wrong(
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs"))
     import generate
 
-    row = next(line for line in generate.page().splitlines() if line.startswith("| `loud` |"))
+    row = next(line for line in generate.reference_page().splitlines() if line.startswith("| `loud` |"))
     assert "times x median" in row and "times = 3" in row and "another package" in row
     done = CliRunner().invoke(app, ["scan", "--criterion", "lod"])
     assert "loud" in done.output + str(done.exception)

@@ -52,7 +52,10 @@ def ready(model: Reader, source: Any, wish: Wish) -> Corpus:
         UserError: no tokenizer, another modality, or ids and lengths that the model does not take.
     """
     check_preprocess(source, wish.preprocess)
-    text = getattr(source, "prompts", None) is not None or getattr(getattr(source, "origin", None), "bos", "") == CHAT
+    text = (
+        isinstance(getattr(source, "prompts", None), bool)
+        or getattr(getattr(source, "origin", None), "bos", "") == CHAT
+    )
     if wish.chat_template and not text:
         raise UserError("chat_template was given.", "The corpus is no text that waits for its tokens.", "Leave it out.")
     corpus, accepted = source.ready(model, wish), model.inputs_accepted()

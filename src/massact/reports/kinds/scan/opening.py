@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from massact.records.clusters import MASSIVE
@@ -36,10 +38,11 @@ def _what(scan: ScanResult, view: StackView, cluster: pd.Series) -> str:
     width = widths.get(view.stack) if isinstance(widths, dict) else None
     of = f" of {width:,}" if isinstance(width, int) else ""
     inside = f" in {view.label}" if view.label else ""
-    n = round(real(cluster["share"]) * view.n_sequences)
+    share = real(cluster["share"])
+    often = f"{round(share * view.n_sequences):,} of " if math.isfinite(share) else "some of "
     return (
         f"Yes: {name} has massive activations{inside}: dim {int(cluster['dim'])}{of} is about "
-        f"{signed(cluster['mean'])} {where} in {n:,} of {counted(view.n_sequences, 'sequence')}, "
+        f"{signed(cluster['mean'])} {where} in {often}{counted(view.n_sequences, 'sequence')}, "
         f"{number(cluster['ratio'])} times a typical value, from layer {int(cluster['onset'])} to "
         f"{int(cluster['offset'])} of {view.n_layers}."
     )

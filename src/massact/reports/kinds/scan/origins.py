@@ -90,7 +90,8 @@ def _sizes(rows: pd.DataFrame, view: StackView) -> list[str]:
 
 def draw_origins(result: ScanResult) -> Sheet | None:
     """The greatest |h| of every layer, of first tokens, of the prompts' others, of generated ones; None of others."""
-    return Sheet(_panels(result), named(result)) if len(result.origins) else None
+    made = _panels(result)
+    return Sheet(made, named(result)) if made else None
 
 
 def _panels(scan: ScanResult) -> list[Panel]:
